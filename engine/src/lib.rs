@@ -1,0 +1,1 @@
+//! What is mapped for DMA and how it gets there.

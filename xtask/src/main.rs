@@ -1,0 +1,3 @@
+//! Builds, tests and proves vfio-fast.
+
+fn main() {}
