@@ -1,0 +1,188 @@
+//! Addresses and ranges: what a device sees ([`Iova`]), what the host sees ([`HostVa`]), and the page sizes between them.
+//!
+//! The two address spaces are separate types without arithmetic operators: the only ways to move inside one are the
+//! checked methods below, so an IOVA can never be used where a host address is meant and no sum can wrap unnoticed.
+
+use std::fmt;
+
+/// An I/O virtual address in bytes: what a device puts on the bus.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Iova(pub u64);
+
+/// A host virtual address in bytes, of memory its owner has agreed to hand to a device.
+///
+/// Outside this crate the only constructor is [`crate::sys::hva::host_va`], whose contract is what makes a mapping safe.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostVa(u64);
+
+impl HostVa {
+    /// Wraps a raw address. The caller vouches for the contract of [`crate::sys::hva::host_va`].
+    pub(crate) const fn from_raw(address: u64) -> Self {
+        Self(address)
+    }
+
+    /// The raw address in bytes.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// This address moved up by `bytes`; `None` past the end of the address space.
+    pub fn checked_add(self, bytes: u64) -> Option<Self> {
+        self.0.checked_add(bytes).map(Self)
+    }
+}
+
+/// A non-empty range of IOVAs with an inclusive last byte, so that the very end of the 64-bit space can be named.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IovaRange {
+    start: u64,
+    last: u64,
+}
+
+impl IovaRange {
+    /// The whole 64-bit space: the one range whose length does not fit 64 bits.
+    pub const ALL: Self = Self { start: 0, last: u64::MAX };
+
+    /// `length` bytes from `start`; `None` if empty or if the last byte would lie past 2^64 - 1.
+    pub fn new(start: Iova, length: u64) -> Option<Self> {
+        let last = start.0.checked_add(length.checked_sub(1)?)?;
+        Some(Self { start: start.0, last })
+    }
+
+    /// From `start` to the inclusive `last`; `None` if `last` lies before `start`.
+    pub fn from_bounds(start: u64, last: u64) -> Option<Self> {
+        (start <= last).then_some(Self { start, last })
+    }
+
+    /// The first byte.
+    pub const fn start(self) -> u64 {
+        self.start
+    }
+
+    /// The last byte, inclusive.
+    pub const fn last(self) -> u64 {
+        self.last
+    }
+
+    /// The length in bytes. Exact for every range but [`IovaRange::ALL`], where it saturates at `u64::MAX`.
+    pub const fn length(self) -> u64 {
+        (self.last - self.start).saturating_add(1)
+    }
+
+    /// Whether every byte of `other` is in this range.
+    pub const fn contains(self, other: Self) -> bool {
+        self.start <= other.start && other.last <= self.last
+    }
+
+    /// Whether the two ranges share a byte.
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.start <= other.last && other.start <= self.last
+    }
+
+    /// The bytes both ranges share.
+    pub fn intersection(self, other: Self) -> Option<Self> {
+        Self::from_bounds(self.start.max(other.start), self.last.min(other.last))
+    }
+
+    /// What of this range lies before and after `hole`.
+    pub fn without(self, hole: Self) -> (Option<Self>, Option<Self>) {
+        if !self.overlaps(hole) {
+            return if self.last < hole.start { (Some(self), None) } else { (None, Some(self)) };
+        }
+        let before = hole.start.checked_sub(1).and_then(|last| Self::from_bounds(self.start, last));
+        let after = hole.last.checked_add(1).and_then(|start| Self::from_bounds(start, self.last));
+        (before, after)
+    }
+}
+
+impl fmt::Debug for Iova {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Debug for HostVa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Display for IovaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{:#x}, {:#x}]", self.start, self.last)
+    }
+}
+
+impl fmt::Debug for IovaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A bitmap of supported IOMMU page sizes, bit n standing for 2^n bytes (VFIO's `iova_pgsizes`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PageSizes(u64);
+
+impl PageSizes {
+    /// 4 KiB pages only: the least any IOMMU driver offers.
+    pub const FOUR_KIB: Self = Self(0x1000);
+
+    /// A bitmap as the kernel reports it. An empty one, or one with nothing below 4 KiB pages, is read as 4 KiB only.
+    pub fn from_bitmap(bitmap: u64) -> Self {
+        // Sizes below the CPU's page are of no use: the kernel pins whole pages.
+        let usable = bitmap & !0xfff;
+        if usable == 0 { Self::FOUR_KIB } else { Self(usable) }
+    }
+
+    /// The bitmap.
+    pub const fn bitmap(self) -> u64 {
+        self.0
+    }
+
+    /// The smallest page in bytes: the unit every address and length must be a multiple of.
+    pub const fn smallest(self) -> u64 {
+        1 << self.0.trailing_zeros()
+    }
+}
+
+impl fmt::Debug for PageSizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_reach_both_ends_of_the_space() {
+        let top = IovaRange::new(Iova(u64::MAX - 0xfff), 0x1000).unwrap();
+        assert_eq!(top.last(), u64::MAX);
+        assert_eq!(top.length(), 0x1000);
+        assert_eq!(IovaRange::new(Iova(u64::MAX - 0xfff), 0x1001), None);
+        assert_eq!(IovaRange::new(Iova(0), 0), None);
+        assert_eq!(IovaRange::new(Iova(0), u64::MAX).unwrap().last(), u64::MAX - 1);
+        assert_eq!(IovaRange::ALL.length(), u64::MAX);
+    }
+
+    #[test]
+    fn a_hole_leaves_what_is_outside_it() {
+        let range = |a, b| IovaRange::from_bounds(a, b).unwrap();
+        assert_eq!(range(10, 19).without(range(12, 13)), (Some(range(10, 11)), Some(range(14, 19))));
+        assert_eq!(range(10, 19).without(range(0, 13)), (None, Some(range(14, 19))));
+        assert_eq!(range(10, 19).without(range(15, 30)), (Some(range(10, 14)), None));
+        assert_eq!(range(10, 19).without(range(0, 30)), (None, None));
+        assert_eq!(range(10, 19).without(range(20, 30)), (Some(range(10, 19)), None));
+        assert_eq!(range(10, 19).without(range(0, 9)), (None, Some(range(10, 19))));
+        assert_eq!(IovaRange::ALL.without(range(0, u64::MAX)), (None, None));
+    }
+
+    #[test]
+    fn page_sizes_never_promise_less_than_a_cpu_page() {
+        assert_eq!(PageSizes::from_bitmap(0x4020_1000).smallest(), 0x1000);
+        assert_eq!(PageSizes::from_bitmap(0x1).smallest(), 0x1000);
+        assert_eq!(PageSizes::from_bitmap(0).smallest(), 0x1000);
+        assert_eq!(PageSizes::from_bitmap(0x2001_0000).smallest(), 0x10000);
+    }
+}

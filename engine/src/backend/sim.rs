@@ -1,0 +1,1 @@
+//! An executable model of type1v2.

@@ -1,0 +1,1 @@
+//! The kernel's type1 driver.

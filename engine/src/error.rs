@@ -1,0 +1,222 @@
+//! Errors that name the operation, the numbers and the knob.
+
+use std::fmt;
+
+use crate::addr::{HostVa, IovaRange};
+
+/// A kernel error number, kept as it came: the kernel may answer values this crate has no name for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+#[allow(missing_docs, reason = "the names are errno(3)'s")]
+impl Errno {
+    pub const EIO: Self = Self(libc::EIO);
+    pub const ENOMEM: Self = Self(libc::ENOMEM);
+    pub const EFAULT: Self = Self(libc::EFAULT);
+    pub const EBUSY: Self = Self(libc::EBUSY);
+    pub const EEXIST: Self = Self(libc::EEXIST);
+    pub const EINVAL: Self = Self(libc::EINVAL);
+    pub const ENOSPC: Self = Self(libc::ENOSPC);
+    pub const EHWPOISON: Self = Self(libc::EHWPOISON);
+    pub const ENOTRECOVERABLE: Self = Self(libc::ENOTRECOVERABLE);
+
+    /// The calling thread's errno.
+    pub fn last() -> Self {
+        Self(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Errno({})", self.0)
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&std::io::Error::from_raw_os_error(self.0), f)
+    }
+}
+
+/// Which operation failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Op {
+    /// Opening the backend.
+    Open,
+    /// Checking arguments, state or limits: no mapping was touched.
+    Check,
+    /// Mapping an entry.
+    Map,
+    /// Unmapping entries.
+    Unmap,
+    /// Asking the kernel what it offers.
+    Info,
+}
+
+/// Why it failed, with the numbers a person needs to act on it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// The kernel said so and there is nothing to add.
+    Kernel,
+    /// An address or length is not a multiple of the smallest IOMMU page.
+    Misaligned {
+        /// The value at fault.
+        value: u64,
+        /// The page size in bytes.
+        page: u64,
+    },
+    /// A length of zero, or a range that runs past the end of its address space.
+    BadRange,
+    /// The range overlaps a wanted region.
+    Overlap {
+        /// That region's range.
+        with: IovaRange,
+    },
+    /// An unmap would cut a region that was declared exact.
+    CutsExact {
+        /// That region's range.
+        region: IovaRange,
+    },
+    /// More memory would be pinned than RLIMIT_MEMLOCK allows. Bytes.
+    Memlock {
+        /// What this transaction pins on top of what is locked.
+        needed: u64,
+        /// VmLck before it.
+        locked: u64,
+        /// RLIMIT_MEMLOCK.
+        limit: u64,
+    },
+    /// More kernel entries would be held than the container has left.
+    Entries {
+        /// Entries this transaction adds.
+        needed: u64,
+        /// Entries the container has left.
+        available: u64,
+    },
+    /// A RAM region lies outside what the IOMMU can translate.
+    OutsideIova {
+        /// The valid ranges.
+        valid: Vec<IovaRange>,
+    },
+    /// The kernel unmapped another number of bytes than the table holds: somebody else changed the container.
+    ByteCount {
+        /// Bytes the table held.
+        expected: u64,
+        /// Bytes the kernel answered.
+        got: u64,
+    },
+    /// A transaction is open already, or none is.
+    Transaction {
+        /// Whether one is open.
+        open: bool,
+    },
+    /// The handle does not know any more what the kernel holds.
+    Poisoned {
+        /// What went wrong then.
+        cause: String,
+    },
+    /// Any other broken rule, in words.
+    Other(&'static str),
+}
+
+/// A failed operation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Error {
+    /// What was tried.
+    pub op: Op,
+    /// What the kernel answered, or what it would have answered.
+    pub errno: Errno,
+    /// On which IOVAs, if on any.
+    pub range: Option<IovaRange>,
+    /// At which host address, if at any.
+    pub hva: Option<HostVa>,
+    /// The rest.
+    pub why: Why,
+}
+
+/// What this crate's fallible functions return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A failed check that involved no kernel call.
+    pub fn check(errno: Errno, range: Option<IovaRange>, why: Why) -> Self {
+        Self { op: Op::Check, errno, range, hva: None, why }
+    }
+
+    /// The amount that was needed and the amount there was: bytes for memlock, entries for `dma_avail`.
+    pub fn needed_and_available(&self) -> Option<(u64, u64)> {
+        match self.why {
+            Why::Memlock { needed, locked, limit } => Some((locked.saturating_add(needed), limit)),
+            Why::Entries { needed, available } => Some((needed, available)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = match self.op {
+            Op::Open => "Opening the container",
+            Op::Check => "Checking",
+            Op::Map => "Mapping",
+            Op::Unmap => "Unmapping",
+            Op::Info => "Asking the container for its limits",
+        };
+        write!(f, "{verb}")?;
+        if let Some(range) = self.range {
+            write!(f, " IOVA {range} ({} bytes)", range.length())?;
+        }
+        if let Some(hva) = self.hva {
+            write!(f, " at host address {hva:?}")?;
+        }
+        write!(f, " failed: {}", self.errno)?;
+        match &self.why {
+            Why::Kernel => Ok(()),
+            Why::Misaligned { value, page } => {
+                write!(f, ": {value:#x} is not a multiple of the smallest IOMMU page, {page} bytes")
+            }
+            Why::BadRange => {
+                write!(f, ": the length is zero or the range runs past the end of the address space")
+            }
+            Why::Overlap { with } => {
+                write!(f, ": it overlaps the region at {with}, which must be unmapped first")
+            }
+            Why::CutsExact { region } => {
+                write!(f, ": the range cuts the exact region at {region}, which can only be unmapped whole")
+            }
+            Why::Memlock { needed, locked, limit } => write!(
+                f,
+                ": pinning needs {} bytes of locked memory ({needed} on top of {locked} locked now), RLIMIT_MEMLOCK \
+                 allows {limit}: raise it (`ulimit -l`, LimitMEMLOCK=, <memtune>/<hard_limit>) or grant CAP_IPC_LOCK",
+                locked.saturating_add(*needed)
+            ),
+            Why::Entries { needed, available } => write!(
+                f,
+                ": {needed} mappings are needed and the container has {available} left: raise the module parameter \
+                 vfio_iommu_type1.dma_entry_limit, or map larger blocks"
+            ),
+            Why::OutsideIova { valid } => {
+                write!(f, ": the IOMMU can only translate")?;
+                for range in valid {
+                    write!(f, " {range}")?;
+                }
+                write!(f, ": a smaller guest address space or an IOMMU with more address bits is needed")
+            }
+            Why::ByteCount { expected, got } => write!(
+                f,
+                ": the kernel unmapped {got} bytes where {expected} were mapped: something else changed this container"
+            ),
+            Why::Transaction { open: true } => write!(f, ": a transaction is open already"),
+            Why::Transaction { open: false } => write!(f, ": no transaction is open"),
+            Why::Poisoned { cause } => {
+                write!(
+                    f,
+                    ": what is mapped is not known any more since this failed: {cause}; only closing is left"
+                )
+            }
+            Why::Other(text) => write!(f, ": {text}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

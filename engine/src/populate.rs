@@ -1,0 +1,1 @@
+//! Faulting memory in on many threads before it is mapped.

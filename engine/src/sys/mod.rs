@@ -1,0 +1,1 @@
+//! The kernel: every system call of the engine, and all of its unsafe code.
