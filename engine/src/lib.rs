@@ -1,11 +1,31 @@
 //! What is mapped for DMA and how it gets there.
 //!
 //! The caller declares the regions a device shall reach; the engine keeps a table of the entries the kernel holds and, at
-//! each commit, executes only the difference.
+//! each commit, executes only the difference. Modules import downwards only:
+//!
+//! | floor | modules | may |
+//! |---|---|---|
+//! | 0 | [`addr`], [`region`], [`error`], [`log`], [`stats`] | compute |
+//! | 1 | [`grid`], [`table`], [`wanted`], [`plan`] | compute: no I/O, no clock, no lock |
+//! | 2 | [`sys`], [`backend`], [`populate`], [`preflight`] | call the kernel |
+//! | 3 | [`execute`] | run a plan |
+//! | 4 | [`engine`] | lock |
 
 pub mod addr;
 pub mod backend;
+pub mod engine;
 pub mod error;
+pub mod execute;
+pub mod grid;
+pub mod log;
+pub mod plan;
 pub mod populate;
+pub mod preflight;
 pub mod region;
+pub mod stats;
 pub mod sys;
+pub mod table;
+pub mod wanted;
+
+pub use engine::{Config, Engine, Info, Outcome};
+pub use error::{Errno, Error, Result};

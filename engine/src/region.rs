@@ -63,3 +63,14 @@ impl Region {
         Some(Self { range: part, hva: self.hva_at(part.start()), ..*self })
     }
 }
+
+/// One entry to be put into the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapping {
+    /// Where the device sees it.
+    pub range: IovaRange,
+    /// Host address of the first byte.
+    pub hva: HostVa,
+    /// What the device may do.
+    pub perm: Perm,
+}

@@ -2,23 +2,12 @@
 
 use std::fmt;
 
-use crate::addr::{HostVa, IovaRange, PageSizes};
+use crate::addr::{IovaRange, PageSizes};
 use crate::error::{Errno, Result};
-use crate::region::Perm;
+pub use crate::region::Mapping;
 
 pub mod sim;
 pub mod type1;
-
-/// One entry to be put into the kernel.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Mapping {
-    /// Where the device sees it.
-    pub range: IovaRange,
-    /// Host address of the first byte.
-    pub hva: HostVa,
-    /// What the device may do.
-    pub perm: Perm,
-}
 
 /// What a backend can hold, as it stood at open.
 #[derive(Clone, PartialEq, Eq, Debug)]

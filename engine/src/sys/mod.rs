@@ -1,1 +1,3 @@
 //! The kernel: every system call of the engine, and all of its unsafe code.
+
+pub mod hva;

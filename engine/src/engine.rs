@@ -1,0 +1,475 @@
+//! Transactions: what a caller wants, committed as a difference, taken back as a whole.
+
+use std::fmt::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::addr::{Iova, IovaRange};
+use crate::backend::{Backend, Limits, Memlock};
+use crate::error::{Errno, Error, Op, Result, Why};
+use crate::execute::{Done, Executor, Refusal};
+use crate::grid::Grid;
+use crate::log::{Level, Log};
+use crate::plan::{self, Plan};
+use crate::populate::{self, Piece};
+use crate::preflight;
+use crate::region::{Kind, Perm, Region};
+use crate::stats::Stats;
+use crate::table::{Entry, MapTable};
+use crate::wanted::WantedSet;
+
+/// How an engine works.
+#[derive(Debug)]
+pub struct Config {
+    /// Bytes of the largest kernel entry; see [`Grid`].
+    pub entry_size: u64,
+    /// Most threads to fault memory in with; 0: one per allowed CPU.
+    pub threads: usize,
+    /// Where messages go.
+    pub log: Log,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { entry_size: Grid::DEFAULT_ENTRY, threads: 0, log: Log::none() }
+    }
+}
+
+/// What one commit did.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Map calls.
+    pub map_calls: u64,
+    /// Bytes mapped.
+    pub map_bytes: u64,
+    /// Unmap calls.
+    pub unmap_calls: u64,
+    /// Bytes unmapped.
+    pub unmap_bytes: u64,
+    /// Entries that were touched and left in place.
+    pub kept_entries: u64,
+    /// Their bytes.
+    pub kept_bytes: u64,
+    /// Device regions the kernel refused: no peer-to-peer with them.
+    pub refusals: Vec<Refusal>,
+    /// Wall time.
+    pub duration: Duration,
+}
+
+/// What an engine works with.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// The backend's limits, as they stood at open.
+    pub limits: Limits,
+    /// How much may be pinned, now.
+    pub memlock: Memlock,
+    /// Bytes of the largest entry.
+    pub entry_size: u64,
+    /// Entries left.
+    pub entries_left: Option<u64>,
+    /// Most threads a commit may fault memory in with.
+    pub threads: usize,
+    /// Whether a transaction is open.
+    pub in_transaction: bool,
+    /// Whether the engine is poisoned.
+    pub poisoned: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    wanted: WantedSet,
+    table: MapTable,
+    in_transaction: bool,
+    poison: Option<String>,
+}
+
+/// Owns what is mapped in one container. Any thread may call any method; calls serialise.
+#[derive(Debug)]
+pub struct Engine {
+    backend: Box<dyn Backend>,
+    limits: Limits,
+    grid: Grid,
+    threads: usize,
+    log: Log,
+    state: Mutex<State>,
+    // Apart from the state, so that reading statistics never waits for a commit.
+    stats: Mutex<Stats>,
+}
+
+impl Engine {
+    /// An engine over an empty `backend`. No thread is started.
+    pub fn new(backend: Box<dyn Backend>, config: Config) -> Result<Self> {
+        let grid = Grid::new(config.entry_size).ok_or_else(|| {
+            let why = Why::Other("the entry size must be a power of two of at least 2 MiB");
+            Error { op: Op::Open, ..Error::check(Errno::EINVAL, None, why) }
+        })?;
+        let limits = backend.limits()?;
+        let (threads, log) = (config.threads, config.log);
+        Ok(Self { backend, limits, grid, threads, log, state: Mutex::default(), stats: Mutex::default() })
+    }
+
+    /// Opens a transaction: until [`Engine::commit`], regions are only noted.
+    pub fn begin(&self) -> Result<()> {
+        let mut state = self.healthy()?;
+        if state.in_transaction {
+            return Err(Error::check(Errno::EBUSY, None, Why::Transaction { open: true }));
+        }
+        state.in_transaction = true;
+        Ok(())
+    }
+
+    /// Wants a region. Outside a transaction it is mapped when this returns.
+    pub fn map_region(&self, region: Region) -> Result<()> {
+        let range = region.range;
+        let refused =
+            |errno, why| Err(Error { hva: Some(region.hva), ..Error::check(errno, Some(range), why) });
+        let page = self.limits.page_sizes.smallest();
+        // Of an aligned length, the last byte's low bits are all set.
+        let length = range.last().wrapping_add(1).wrapping_sub(range.start());
+        if let Some(value) =
+            [range.start(), length, region.hva.raw()].into_iter().find(|v| v & (page - 1) != 0)
+        {
+            return refused(Errno::EINVAL, Why::Misaligned { value, page });
+        }
+        if range == IovaRange::ALL || region.hva.checked_add(range.length() - 1).is_none() {
+            return refused(Errno::EINVAL, Why::BadRange);
+        }
+        let mut state = self.healthy()?;
+        if let Err(with) = state.wanted.insert(region) {
+            return refused(Errno::EEXIST, Why::Overlap { with });
+        }
+        if state.in_transaction {
+            return Ok(());
+        }
+        let outcome = self.settle(&mut state)?;
+        // With nobody to read an outcome, a refusal is this call's error.
+        let Some(refusal) = outcome.refusals.first() else { return Ok(()) };
+        // The kernel holds nothing of it, so forgetting it leaves nothing to do.
+        let forgotten = state.wanted.remove(range);
+        debug_assert!(forgotten.is_ok());
+        state.wanted.accept();
+        self.note_state(&state);
+        let (range, hva) = (Some(refusal.entry.range), Some(refusal.entry.hva));
+        Err(Error { op: Op::Map, errno: refusal.errno, range, hva, why: Why::Kernel })
+    }
+
+    /// Does not want anything at `range` any more; answers how many wanted bytes that took away. Outside a transaction they
+    /// are unmapped when this returns.
+    pub fn unmap(&self, range: IovaRange) -> Result<u64> {
+        let page = self.limits.page_sizes.smallest();
+        let end = range.last().wrapping_add(1);
+        if let Some(value) = [range.start(), end].into_iter().find(|value| value & (page - 1) != 0) {
+            return Err(Error::check(Errno::EINVAL, Some(range), Why::Misaligned { value, page }));
+        }
+        let mut state = self.healthy()?;
+        let bytes = state
+            .wanted
+            .remove(range)
+            .map_err(|region| Error::check(Errno::EINVAL, Some(range), Why::CutsExact { region }))?;
+        if !state.in_transaction {
+            self.settle(&mut state)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Makes the kernel hold what is wanted, or, if that fails, what was wanted before less what the transaction unmapped.
+    /// The transaction is over either way.
+    pub fn commit(&self) -> Result<Outcome> {
+        let mut state = self.in_transaction()?;
+        state.in_transaction = false;
+        self.settle(&mut state)
+    }
+
+    /// Forgets the open transaction.
+    pub fn abort(&self) -> Result<()> {
+        let mut state = self.in_transaction()?;
+        state.in_transaction = false;
+        state.wanted.revert();
+        Ok(())
+    }
+
+    /// What was done so far. Never waits for a commit.
+    pub fn stats(&self) -> Stats {
+        *self.stats_mut()
+    }
+
+    /// What the engine works with.
+    pub fn info(&self) -> Info {
+        let state = self.state();
+        Info {
+            limits: self.limits.clone(),
+            memlock: self.backend.memlock(),
+            entry_size: self.grid.entry_size(),
+            entries_left: self.limits.entries.map(|entries| entries.saturating_sub(state.table.len())),
+            threads: self.threads(),
+            in_transaction: state.in_transaction,
+            poisoned: state.poison.is_some(),
+        }
+    }
+
+    /// What is wanted, ascending.
+    pub fn regions(&self) -> Vec<Region> {
+        self.state().wanted.iter().map(|wanted| wanted.region).collect()
+    }
+
+    /// What the engine believes the kernel to hold, ascending.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.state().table.iter().copied().collect()
+    }
+
+    /// Declares that the table can no longer be trusted, for example after a panic. Only closing is left.
+    pub fn poison(&self, cause: &str) {
+        self.set_poison(&mut self.state(), cause.to_owned());
+    }
+
+    /// Unmaps whatever is still mapped. A poisoned engine does not know what that is and empties the whole container.
+    pub fn close(self) -> Result<()> {
+        self.empty()
+    }
+
+    fn empty(&self) -> Result<()> {
+        let mut state = self.state();
+        if state.poison.take().is_some() {
+            state.table = MapTable::default();
+            let halves =
+                [IovaRange::from_bounds(0, u64::MAX >> 1), IovaRange::from_bounds(1 << 63, u64::MAX)];
+            let mut emptied = Ok(());
+            for range in halves.into_iter().flatten() {
+                let unmapped = self.backend.unmap(range).map_err(|errno| {
+                    let (range, hva, why) = (Some(range), None, Why::Kernel);
+                    Error { op: Op::Unmap, errno, range, hva, why }
+                });
+                emptied = emptied.and(unmapped.map(drop));
+            }
+            return emptied;
+        }
+        state.wanted = WantedSet::default();
+        let Ok(plan) = plan::plan(&state.wanted, &state.table, &[IovaRange::ALL], self.grid, None) else {
+            return Ok(()); // Without a capacity there is always room.
+        };
+        let State { table, wanted, .. } = &mut *state;
+        let mut executor = Executor { backend: &*self.backend, table, done: Done::default() };
+        let emptied = executor.run(&plan, wanted);
+        let done = executor.done;
+        self.note_done(&done);
+        self.note_state(&state);
+        emptied
+    }
+
+    /// Plans and executes what the open transaction touched.
+    fn settle(&self, state: &mut State) -> Result<Outcome> {
+        let start = Instant::now();
+        if state.wanted.touched().is_empty() {
+            state.wanted.accept();
+            self.stats_mut().empty_commits += 1;
+            return Ok(Outcome::default());
+        }
+        let mut scope = state.wanted.touched().to_vec();
+        let mut outcome = Outcome::default();
+        match self.attempt(state, &mut scope, &mut outcome) {
+            Ok(()) => state.wanted.accept(),
+            Err(error) => {
+                self.log.write(Level::Error, format_args!("{error}"));
+                self.take_back(state, &scope, &error);
+                let mut stats = self.stats_mut();
+                stats.failed_commits += 1;
+                drop(stats);
+                self.note_state(state);
+                return Err(error);
+            }
+        }
+        outcome.duration = start.elapsed();
+        let mut stats = self.stats_mut();
+        stats.commits += 1;
+        stats.kept_entries += outcome.kept_entries;
+        stats.kept_bytes += outcome.kept_bytes;
+        stats.device_failures += outcome.refusals.len() as u64;
+        drop(stats);
+        self.note_state(state);
+        Ok(outcome)
+    }
+
+    /// One try at making the kernel hold what is wanted. `scope` grows to everything that may have changed.
+    fn attempt(&self, state: &mut State, scope: &mut Vec<IovaRange>, outcome: &mut Outcome) -> Result<()> {
+        let planning = Instant::now();
+        let planned = plan::plan(&state.wanted, &state.table, scope, self.grid, self.limits.entries);
+        let checked = planned
+            .map_err(|room| {
+                let why = Why::Entries { needed: room.needed, available: room.available };
+                Error::check(Errno::ENOSPC, None, why)
+            })
+            .and_then(|plan| {
+                scope.clone_from(&plan.scope);
+                preflight::check(&plan, &self.limits, || self.backend.memlock()).map(|()| plan)
+            });
+        let mut stats = self.stats_mut();
+        stats.plan_ns += nanoseconds(planning.elapsed());
+        stats.preflight_refusals += u64::from(checked.is_err());
+        drop(stats);
+        let mut plan = checked?;
+
+        // Before the unmaps: what is unmapped only to be cut anew is out of the device's reach for as short as can be.
+        self.populate(state, &mut plan);
+
+        let State { table, wanted, .. } = state;
+        let mut executor = Executor { backend: &*self.backend, table, done: Done::default() };
+        let run = executor.run(&plan, wanted);
+        let done = executor.done;
+        self.note_done(&done);
+        for refusal in &done.refusals {
+            self.log.write(
+                Level::Warn,
+                format_args!(
+                    "Mapping device memory at IOVA {} failed: {}: no peer-to-peer with it",
+                    refusal.region, refusal.errno
+                ),
+            );
+        }
+        outcome.map_calls = done.map_calls;
+        outcome.map_bytes = done.map_bytes;
+        outcome.unmap_calls = done.unmap_calls;
+        outcome.unmap_bytes = done.unmap_bytes;
+        outcome.kept_entries = plan.kept_entries;
+        outcome.kept_bytes = plan.kept_bytes;
+        outcome.refusals = done.refusals;
+        run
+    }
+
+    /// After a failure: makes the kernel hold what was wanted before, less what the transaction unmapped.
+    fn take_back(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
+        state.wanted.revert_additions();
+        self.stats_mut().undo_runs += 1;
+        let State { table, wanted, .. } = state;
+        let undone = plan::plan(wanted, table, scope, self.grid, None).map(|plan| {
+            let mut executor = Executor { backend: &*self.backend, table, done: Done::default() };
+            let run = executor.run(&plan, wanted);
+            self.note_done(&executor.done);
+            run
+        });
+        if let Ok(Err(second)) = undone {
+            let mut cause = error.to_string();
+            // Writing to a string cannot fail.
+            let _ = write!(cause, "; and taking it back failed: {second}");
+            self.set_poison(state, cause);
+        }
+    }
+
+    /// Faults in what will be mapped. Never an error: what is not faulted in here is faulted in by the map call.
+    fn populate(&self, state: &mut State, plan: &mut Plan) {
+        if !self.backend.wants_populate() {
+            return;
+        }
+        let indices: Vec<usize> =
+            (0..plan.maps.len()).filter(|index| plan.maps[*index].kind == Kind::Ram).collect();
+        let pieces: Vec<Piece> = indices
+            .iter()
+            .map(|index| {
+                let entry = &plan.maps[*index];
+                Piece { hva: entry.hva, bytes: entry.range.length(), writable: entry.perm == Perm::ReadWrite }
+            })
+            .collect();
+        let report = populate::populate(&pieces, self.threads());
+        for piece in &report.device_pieces {
+            let entry = &mut plan.maps[indices[*piece]];
+            entry.kind = Kind::Device;
+            state.wanted.reclassify_as_device(entry.range);
+            self.log.write(
+                Level::Info,
+                format_args!(
+                    "The memory at {:?} (IOVA {}) is device memory: not faulted in",
+                    entry.hva, entry.range
+                ),
+            );
+        }
+        let mut stats = self.stats_mut();
+        stats.populate_ns += nanoseconds(report.duration);
+        stats.populate_calls += report.calls;
+        stats.populate_bytes += report.bytes;
+        stats.populate_skipped += report.skipped_bytes;
+        stats.populate_einval += report.einval;
+        stats.populate_efault += report.efault;
+        stats.populate_enomem += report.enomem;
+        stats.populate_ehwpoison += report.ehwpoison;
+        stats.populate_other += report.other;
+        stats.thread_fallbacks += report.thread_fallbacks;
+        stats.threads_peak = stats.threads_peak.max(report.threads);
+    }
+
+    fn threads(&self) -> usize {
+        populate::allowed_threads(self.threads)
+    }
+
+    fn note_done(&self, done: &Done) {
+        let mut stats = self.stats_mut();
+        stats.map_calls += done.map_calls;
+        stats.map_bytes += done.map_bytes;
+        stats.map_ns += nanoseconds(done.map_time);
+        stats.unmap_calls += done.unmap_calls;
+        stats.unmap_bytes += done.unmap_bytes;
+        stats.unmap_ns += nanoseconds(done.unmap_time);
+    }
+
+    fn note_state(&self, state: &State) {
+        let totals = state.table.totals();
+        let mut stats = self.stats_mut();
+        stats.regions = state.wanted.len();
+        stats.wanted_bytes = state.wanted.bytes();
+        stats.entries = state.table.len();
+        stats.mapped_bytes = totals.bytes;
+        stats.congruent_2m_bytes = totals.congruent_2m;
+        stats.congruent_1g_bytes = totals.congruent_1g;
+    }
+
+    fn set_poison(&self, state: &mut State, cause: String) {
+        self.log.write(Level::Error, format_args!("What is mapped is not known any more: {cause}"));
+        state.in_transaction = false;
+        state.poison.get_or_insert(cause);
+    }
+
+    // A panic while a lock is held is told through `poison`, by whoever catches it; the data behind the lock is not worse
+    // than the panic itself.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stats_mut(&self) -> MutexGuard<'_, Stats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn healthy(&self) -> Result<MutexGuard<'_, State>> {
+        let state = self.state();
+        match &state.poison {
+            None => Ok(state),
+            Some(cause) => {
+                let why = Why::Poisoned { cause: cause.clone() };
+                Err(Error::check(Errno::ENOTRECOVERABLE, None, why))
+            }
+        }
+    }
+
+    fn in_transaction(&self) -> Result<MutexGuard<'_, State>> {
+        let state = self.healthy()?;
+        if state.in_transaction {
+            Ok(state)
+        } else {
+            Err(Error::check(Errno::EINVAL, None, Why::Transaction { open: false }))
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Err(error) = self.empty() {
+            self.log.write(Level::Error, format_args!("{error}"));
+        }
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A range from a start and a length, as most interfaces give it.
+pub fn range(iova: u64, length: u64) -> Result<IovaRange> {
+    IovaRange::new(Iova(iova), length).ok_or_else(|| Error::check(Errno::EINVAL, None, Why::BadRange))
+}

@@ -1,0 +1,101 @@
+//! Where kernel entries may begin and end.
+//!
+//! Entries are cut at 1 MiB and at every multiple of the entry size. The first cut is there because a PC's firmware opens
+//! and closes the shadow memory below 1 MiB again and again, and each time the flat view joins or parts with all of the RAM
+//! above it; the others bound how long one ioctl holds the container's lock and keep superpages whole.
+
+use crate::addr::IovaRange;
+
+const MIB: u64 = 1 << 20;
+
+/// A set of cut points. Copyable, pure arithmetic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Grid {
+    entry_size: u64,
+}
+
+impl Grid {
+    /// The least entry size: below a 2 MiB superpage a cut would cost page-table levels.
+    pub const LEAST_ENTRY: u64 = 2 * MIB;
+    /// What is used when the caller has no wish: 65,535 such entries are 64 TiB.
+    pub const DEFAULT_ENTRY: u64 = 1 << 30;
+
+    /// A grid with cuts at 1 MiB and each multiple of `entry_size`; `None` unless that is a power of two of at least
+    /// [`Grid::LEAST_ENTRY`].
+    pub fn new(entry_size: u64) -> Option<Self> {
+        (entry_size.is_power_of_two() && entry_size >= Self::LEAST_ENTRY).then_some(Self { entry_size })
+    }
+
+    /// The entry size in bytes.
+    pub const fn entry_size(self) -> u64 {
+        self.entry_size
+    }
+
+    /// The grid with entries twice as large; `None` at the end of the address space.
+    pub fn coarser(self) -> Option<Self> {
+        self.entry_size.checked_mul(2).map(|entry_size| Self { entry_size })
+    }
+
+    /// The last byte of the grid cell that `address` lies in.
+    fn cell_last(self, address: u64) -> u64 {
+        if address < MIB { MIB - 1 } else { address | (self.entry_size - 1) }
+    }
+
+    /// `range` cut into pieces, none of which crosses a cut point.
+    pub fn pieces(self, range: IovaRange) -> impl Iterator<Item = IovaRange> {
+        let mut rest = Some(range);
+        std::iter::from_fn(move || {
+            let range = rest?;
+            let last = self.cell_last(range.start()).min(range.last());
+            rest = last.checked_add(1).and_then(|start| IovaRange::from_bounds(start, range.last()));
+            IovaRange::from_bounds(range.start(), last)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Iova;
+
+    fn cut(grid: Grid, start: u64, length: u64) -> Vec<(u64, u64)> {
+        grid.pieces(IovaRange::new(Iova(start), length).unwrap()).map(|p| (p.start(), p.length())).collect()
+    }
+
+    #[test]
+    fn cuts_at_1_mib_and_at_multiples() {
+        let grid = Grid::new(Grid::DEFAULT_ENTRY).unwrap();
+        assert_eq!(cut(grid, 0, 0xa0000), [(0, 0xa0000)]);
+        assert_eq!(
+            cut(grid, 0xc0000, (2 << 30) - 0xc0000),
+            [(0xc0000, 0x40000), (MIB, (1 << 30) - MIB), (1 << 30, 1 << 30)]
+        );
+        assert_eq!(cut(grid, 4 << 30, 1 << 30), [(4 << 30, 1 << 30)]);
+        assert_eq!(
+            cut(grid, (4 << 30) + 0x1000, 1 << 30),
+            [((4 << 30) + 0x1000, (1 << 30) - 0x1000), (5 << 30, 0x1000)]
+        );
+    }
+
+    #[test]
+    fn reaches_the_last_page() {
+        let grid = Grid::new(Grid::DEFAULT_ENTRY).unwrap();
+        assert_eq!(cut(grid, u64::MAX - 0xfff, 0x1000), [(u64::MAX - 0xfff, 0x1000)]);
+        let last_two_cells = cut(grid, u64::MAX - (1 << 30) - 0xfff, (1 << 30) + 0x1000);
+        assert_eq!(
+            last_two_cells,
+            [(u64::MAX - (1 << 30) - 0xfff, 0x1000), (u64::MAX - (1 << 30) + 1, 1 << 30)]
+        );
+    }
+
+    #[test]
+    fn only_powers_of_two_of_a_superpage_or_more() {
+        assert!(Grid::new(0).is_none());
+        assert!(Grid::new(MIB).is_none());
+        assert!(Grid::new(3 * MIB).is_none());
+        assert!(Grid::new(2 * MIB).is_some());
+        let coarsest = std::iter::successors(Grid::new(2 * MIB), |grid| grid.coarser()).last().unwrap();
+        assert_eq!(coarsest.entry_size(), 1 << 63);
+        assert_eq!(cut(coarsest, MIB, u64::MAX - MIB).len(), 2);
+    }
+}

@@ -1,0 +1,210 @@
+//! The difference between what is wanted and what the kernel holds.
+
+use crate::addr::{HostVa, IovaRange};
+use crate::grid::Grid;
+use crate::region::{Kind, Region};
+use crate::table::{Entry, MapTable};
+use crate::wanted::{Wanted, WantedSet};
+
+/// Adjacent entries taken away by one ioctl: enough to save calls, few enough to bound how long one call holds the lock.
+const MOST_ENTRIES_PER_UNMAP: u64 = 64;
+
+/// One unmap call: a range of whole, adjacent entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unmap {
+    /// What is unmapped.
+    pub range: IovaRange,
+    /// How many entries that is.
+    pub entries: u64,
+    /// Bytes of it that count against memlock.
+    pub ram_bytes: u64,
+}
+
+/// What to do, in the order of the lists: first all unmaps, then all maps.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plan {
+    /// Entries to take away.
+    pub unmaps: Vec<Unmap>,
+    /// Entries to put in.
+    pub maps: Vec<Entry>,
+    /// Entries the transaction touched that stay as they are.
+    pub kept_entries: u64,
+    /// Their bytes.
+    pub kept_bytes: u64,
+    /// Everything the plan may change: what was touched, and every entry it unmaps.
+    pub scope: Vec<IovaRange>,
+}
+
+/// More entries are needed than the container can hold, on the coarsest grid.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoRoom {
+    /// Entries the plan adds.
+    pub needed: u64,
+    /// Entries left once the plan's unmaps are done.
+    pub available: u64,
+}
+
+/// Computes what makes `table` hold `wanted`, looking only where `touched` says something may have changed.
+///
+/// An entry that is still wholly wanted is kept wherever it begins and ends: what is kept needs no new pin and leaves no gap
+/// in which a device cannot reach its memory. The grid decides only where new entries are cut, and is made coarser only if
+/// `capacity`, the number of entries the container can hold in all, would not suffice.
+pub fn plan(
+    wanted: &WantedSet,
+    table: &MapTable,
+    touched: &[IovaRange],
+    grid: Grid,
+    capacity: Option<u64>,
+) -> Result<Plan, NoRoom> {
+    let mut plan = Plan::default();
+    if touched.is_empty() {
+        return Ok(plan);
+    }
+    let mut kept = Vec::new();
+    let mut gone = Vec::new();
+    let mut seen = None;
+    for range in merged(touched.to_vec()) {
+        // An entry that reaches into two ranges is met twice, one right after the other.
+        for entry in table
+            .overlapping(range)
+            .filter(|entry| seen.replace(entry.range.start()) != Some(entry.range.start()))
+        {
+            if wanted.covers(entry) { kept.push(entry.range) } else { gone.push(entry) }
+        }
+    }
+    plan.kept_entries = kept.len() as u64;
+    plan.kept_bytes = kept.iter().fold(0, |sum, range| sum.saturating_add(range.length()));
+    plan.scope = merged(touched.iter().copied().chain(gone.iter().map(|entry| entry.range)).collect());
+    plan.unmaps = grouped(&gone);
+
+    let runs = missing_runs(wanted, &plan.scope, &kept);
+    let remaining = table.len() - gone.len() as u64;
+    let mut grid = grid;
+    loop {
+        plan.maps = runs.iter().flat_map(|run| run.entries(grid)).collect();
+        let Some(capacity) = capacity else { return Ok(plan) };
+        let needed = plan.maps.len() as u64;
+        let available = capacity.saturating_sub(remaining);
+        if needed <= available {
+            return Ok(plan);
+        }
+        grid = grid.coarser().filter(|_| needed > runs.len() as u64).ok_or(NoRoom { needed, available })?;
+    }
+}
+
+/// A stretch of wanted memory that may lie in one entry, if the grid allows.
+struct Run {
+    entry: Entry,
+    exact: bool,
+}
+
+impl Run {
+    fn new(wanted: &Wanted, part: Region) -> Self {
+        let entry = Entry {
+            range: part.range,
+            hva: part.hva,
+            perm: part.perm,
+            kind: part.kind,
+            backing: part.backing,
+            generation: wanted.generation,
+        };
+        Self { entry, exact: part.exact }
+    }
+
+    fn entries(&self, grid: Grid) -> impl Iterator<Item = Entry> {
+        // One piece for an exact run: a cell that spans the whole space.
+        let whole = self.exact.then_some(self.entry.range);
+        let pieces = whole.into_iter().chain(grid.pieces(self.entry.range).filter(move |_| whole.is_none()));
+        pieces.map(|range| {
+            let offset = range.start() - self.entry.range.start();
+            Entry { range, hva: HostVa::from_raw(self.entry.hva.raw().wrapping_add(offset)), ..self.entry }
+        })
+    }
+}
+
+/// What is wanted inside `scope` and not covered by a kept entry, neighbours joined.
+fn missing_runs(wanted: &WantedSet, scope: &[IovaRange], kept: &[IovaRange]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    // The region whose end the last run reaches, if it reaches it.
+    let mut open: Option<Wanted> = None;
+    for range in scope {
+        for wanted in wanted.overlapping(*range) {
+            if wanted.refused {
+                open = None;
+                continue;
+            }
+            let Some(inside) = wanted.region.range.intersection(*range) else { continue };
+            for hole in holes(inside, kept) {
+                let Some(part) = wanted.region.clip(hole) else { continue };
+                let joined = open
+                    .take()
+                    .filter(|previous| {
+                        part.range.start() == wanted.region.range.start() && previous.joins(wanted)
+                    })
+                    .and_then(|_| runs.last_mut())
+                    .and_then(|run| {
+                        let range = IovaRange::from_bounds(run.entry.range.start(), part.range.last())?;
+                        run.entry.range = range;
+                        Some(())
+                    });
+                if joined.is_none() {
+                    runs.push(Run::new(wanted, part));
+                }
+                open = (part.range.last() == wanted.region.range.last()).then_some(*wanted);
+            }
+        }
+    }
+    runs
+}
+
+/// What of `range` no kept entry covers. `kept` is ascending and disjoint.
+fn holes(range: IovaRange, kept: &[IovaRange]) -> Vec<IovaRange> {
+    let mut holes = Vec::new();
+    let mut rest = Some(range);
+    let first = kept.partition_point(|entry| entry.last() < range.start());
+    for entry in kept[first..].iter().take_while(|entry| entry.start() <= range.last()) {
+        let Some(open) = rest else { break };
+        let (before, after) = open.without(*entry);
+        holes.extend(before);
+        rest = after;
+    }
+    holes.extend(rest);
+    holes
+}
+
+/// Entries to take away, adjacent ones in one call up to the bound.
+fn grouped(gone: &[&Entry]) -> Vec<Unmap> {
+    let mut unmaps: Vec<Unmap> = Vec::new();
+    for entry in gone {
+        let ram_bytes = if entry.kind == Kind::Ram { entry.range.length() } else { 0 };
+        if let Some(last) = unmaps.last_mut()
+            && last.entries < MOST_ENTRIES_PER_UNMAP
+            && last.range.last().checked_add(1) == Some(entry.range.start())
+            && let Some(range) = IovaRange::from_bounds(last.range.start(), entry.range.last())
+            // The whole space has a length that no unmap call can name.
+            && range != IovaRange::ALL
+        {
+            *last = Unmap { range, entries: last.entries + 1, ram_bytes: last.ram_bytes + ram_bytes };
+        } else {
+            unmaps.push(Unmap { range: entry.range, entries: 1, ram_bytes });
+        }
+    }
+    unmaps
+}
+
+/// Sorted, with overlapping and adjacent ranges made one.
+fn merged(mut ranges: Vec<IovaRange>) -> Vec<IovaRange> {
+    ranges.sort_unstable();
+    let mut out: Vec<IovaRange> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match out.last_mut() {
+            Some(last) if last.last().checked_add(1).is_none_or(|next| range.start() <= next) => {
+                if let Some(joined) = IovaRange::from_bounds(last.start(), last.last().max(range.last())) {
+                    *last = joined;
+                }
+            }
+            _ => out.push(range),
+        }
+    }
+    out
+}

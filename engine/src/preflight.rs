@@ -1,0 +1,40 @@
+//! What can be known to fail before anything is touched.
+
+use crate::addr::IovaRange;
+use crate::backend::{Limits, Memlock};
+use crate::error::{Errno, Error, Op, Result, Why};
+use crate::plan::Plan;
+use crate::region::Kind;
+
+/// Refuses a plan the kernel would refuse half-way: too much memory pinned, or RAM where the IOMMU cannot translate.
+///
+/// Device memory is not checked: it is not counted, and what the kernel refuses of it is not an error.
+pub fn check(plan: &Plan, limits: &Limits, memlock: impl FnOnce() -> Memlock) -> Result<()> {
+    let ram = || plan.maps.iter().filter(|entry| entry.kind == Kind::Ram);
+    if !limits.iova_ranges.is_empty() {
+        let translatable = |range: IovaRange| limits.iova_ranges.iter().any(|valid| valid.contains(range));
+        if let Some(entry) = ram().find(|entry| !translatable(entry.range)) {
+            let why = Why::OutsideIova { valid: limits.iova_ranges.clone() };
+            let error = Error::check(Errno::EINVAL, Some(entry.range), why);
+            return Err(Error { hva: Some(entry.hva), ..error });
+        }
+    }
+    let pinned = ram().fold(0u64, |sum, entry| sum.saturating_add(entry.range.length()));
+    let unpinned = plan.unmaps.iter().fold(0u64, |sum, unmap| sum.saturating_add(unmap.ram_bytes));
+    let needed = pinned.saturating_sub(unpinned);
+    if needed == 0 {
+        return Ok(());
+    }
+    let Memlock { locked, limit: Some(limit) } = memlock() else { return Ok(()) };
+    if locked.saturating_add(needed) <= limit {
+        return Ok(());
+    }
+    let first = ram().next();
+    Err(Error {
+        op: Op::Check,
+        errno: Errno::ENOMEM,
+        range: first.map(|entry| entry.range),
+        hva: first.map(|entry| entry.hva),
+        why: Why::Memlock { needed, locked, limit },
+    })
+}

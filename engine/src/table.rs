@@ -1,0 +1,185 @@
+//! The entries the kernel holds, as far as this engine put them there.
+
+use std::collections::BTreeMap;
+
+use crate::addr::{HostVa, IovaRange};
+use crate::region::{Backing, Kind, Mapping, Perm};
+
+/// Which `map_region` call an exact entry belongs to; [`Generation::SHARED`] for everything that may be joined and cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// Not exact.
+    pub const SHARED: Self = Self(0);
+}
+
+/// One entry of the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Where the device sees it.
+    pub range: IovaRange,
+    /// Host address of its first byte.
+    pub hva: HostVa,
+    /// What the device may do.
+    pub perm: Perm,
+    /// RAM or device memory.
+    pub kind: Kind,
+    /// Whose memory it is.
+    pub backing: Backing,
+    /// Exact entries carry the generation of their region.
+    pub generation: Generation,
+}
+
+// The table of a 64 TiB guest has 65,535 entries: they must stay small.
+const _: () = assert!(size_of::<(u64, Entry)>() <= 128);
+
+impl Entry {
+    /// What the backend needs to know of it.
+    pub fn mapping(&self) -> Mapping {
+        Mapping { range: self.range, hva: self.hva, perm: self.perm }
+    }
+
+    /// Whether the IOVA and the host address agree modulo `page`, a power of two: only then can a superpage of that size map it.
+    fn congruent(&self, page: u64) -> bool {
+        (self.range.start() ^ self.hva.raw()) & (page - 1) == 0
+    }
+}
+
+/// Sums over the table, kept as entries come and go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Totals {
+    /// Bytes mapped.
+    pub bytes: u64,
+    /// Bytes whose IOVA and host address agree modulo 2 MiB.
+    pub congruent_2m: u64,
+    /// Bytes whose IOVA and host address agree modulo 1 GiB.
+    pub congruent_1g: u64,
+}
+
+/// The table: disjoint entries by IOVA.
+#[derive(Clone, Debug, Default)]
+pub struct MapTable {
+    entries: BTreeMap<u64, Entry>,
+    totals: Totals,
+}
+
+impl MapTable {
+    /// How many entries the kernel holds.
+    pub fn len(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    /// Whether nothing is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The sums.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// All entries, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
+    /// The entries that share a byte with `range`, ascending.
+    pub fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = &Entry> {
+        let first = self
+            .entries
+            .range(..=range.start())
+            .next_back()
+            .filter(|(_, entry)| entry.range.overlaps(range))
+            .map_or(range.start(), |(start, _)| *start);
+        self.entries.range(first..=range.last()).map(|(_, entry)| entry)
+    }
+
+    /// Records an entry the kernel took.
+    pub fn insert(&mut self, entry: Entry) {
+        debug_assert!(self.overlapping(entry.range).next().is_none(), "the kernel refuses overlaps");
+        self.count(&entry, u64::wrapping_add);
+        self.entries.insert(entry.range.start(), entry);
+    }
+
+    /// Forgets every entry wholly inside `range`: the kernel let go of them.
+    pub fn remove_within(&mut self, range: IovaRange) {
+        let gone: Vec<Entry> =
+            self.overlapping(range).filter(|entry| range.contains(entry.range)).copied().collect();
+        for entry in gone {
+            self.count(&entry, u64::wrapping_sub);
+            self.entries.remove(&entry.range.start());
+        }
+    }
+
+    fn count(&mut self, entry: &Entry, add: fn(u64, u64) -> u64) {
+        let bytes = entry.range.length();
+        self.totals.bytes = add(self.totals.bytes, bytes);
+        if entry.congruent(1 << 21) {
+            self.totals.congruent_2m = add(self.totals.congruent_2m, bytes);
+        }
+        if entry.congruent(1 << 30) {
+            self.totals.congruent_1g = add(self.totals.congruent_1g, bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Iova;
+
+    fn entry(start: u64, length: u64, hva: u64) -> Entry {
+        Entry {
+            range: IovaRange::new(Iova(start), length).unwrap(),
+            hva: HostVa::from_raw(hva),
+            perm: Perm::ReadWrite,
+            kind: Kind::Ram,
+            backing: Backing(1),
+            generation: Generation::SHARED,
+        }
+    }
+
+    #[test]
+    fn finds_what_overlaps_from_either_side() {
+        let mut table = MapTable::default();
+        for start in [0x1000, 0x3000, 0x5000] {
+            table.insert(entry(start, 0x1000, start));
+        }
+        let starts = |a, b| -> Vec<u64> {
+            table.overlapping(IovaRange::from_bounds(a, b).unwrap()).map(|e| e.range.start()).collect()
+        };
+        assert_eq!(starts(0, 0xfff), []);
+        assert_eq!(starts(0x1fff, 0x3000), [0x1000, 0x3000]);
+        assert_eq!(starts(0x2000, 0x2fff), []);
+        assert_eq!(starts(0, u64::MAX), [0x1000, 0x3000, 0x5000]);
+    }
+
+    #[test]
+    fn totals_follow_the_entries() {
+        let mut table = MapTable::default();
+        table.insert(entry(1 << 30, 1 << 30, 7 << 30));
+        table.insert(entry(2 << 30, 1 << 21, (9 << 30) + (1 << 21)));
+        table.insert(entry(0, 0x1000, 0x5000));
+        assert_eq!(
+            table.totals(),
+            Totals {
+                bytes: (1 << 30) + (1 << 21) + 0x1000,
+                congruent_2m: (1 << 30) + (1 << 21),
+                congruent_1g: 1 << 30
+            }
+        );
+        table.remove_within(IovaRange::ALL);
+        assert_eq!(table.totals(), Totals::default());
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn removing_spares_what_is_only_cut() {
+        let mut table = MapTable::default();
+        table.insert(entry(0x1000, 0x2000, 0));
+        table.remove_within(IovaRange::from_bounds(0, 0x1fff).unwrap());
+        assert_eq!(table.len(), 1);
+    }
+}

@@ -1,0 +1,230 @@
+//! What the caller wants mapped, with a journal so that a transaction can be taken back.
+
+use std::collections::BTreeMap;
+
+use crate::addr::IovaRange;
+use crate::region::{Kind, Region};
+use crate::table::{Entry, Generation};
+
+/// A region the caller asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wanted {
+    /// The region, or what later unmaps left of it.
+    pub region: Region,
+    /// Which `map_region` call an exact region came with.
+    pub generation: Generation,
+    /// Device memory the kernel refused: the caller was told, and it is not tried again until it is mapped anew.
+    pub refused: bool,
+}
+
+impl Wanted {
+    /// Whether the entry's bytes are this region's, as far as they lie in it.
+    fn agrees_with(&self, entry: &Entry, shared: IovaRange) -> bool {
+        let region = &self.region;
+        !self.refused
+            && region.perm == entry.perm
+            && region.kind == entry.kind
+            && region.backing == entry.backing
+            && self.generation == entry.generation
+            && region.hva_at(shared.start()).raw()
+                == entry.hva.raw().wrapping_add(shared.start() - entry.range.start())
+    }
+
+    /// Whether one entry may cover the end of this region and the beginning of `next`, its neighbour.
+    pub fn joins(&self, next: &Self) -> bool {
+        let (a, b) = (&self.region, &next.region);
+        !a.exact
+            && !b.exact
+            && a.kind == Kind::Ram
+            && b.kind == Kind::Ram
+            && a.backing == b.backing
+            && a.backing != crate::region::Backing::UNKNOWN
+            && a.perm == b.perm
+            && a.range.last().checked_add(1) == Some(b.range.start())
+            && a.hva.checked_add(a.range.length()) == Some(b.hva)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Inserted(IovaRange),
+    Removed(Wanted),
+}
+
+/// The wanted set and its open transaction, if one is.
+#[derive(Debug, Default)]
+pub struct WantedSet {
+    regions: BTreeMap<u64, Wanted>,
+    bytes: u64,
+    generations: u64,
+    journal: Vec<Change>,
+    touched: Vec<IovaRange>,
+    unmapped: Vec<IovaRange>,
+}
+
+impl WantedSet {
+    /// How many regions are wanted.
+    pub fn len(&self) -> u64 {
+        self.regions.len() as u64
+    }
+
+    /// Whether nothing is wanted.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// How many bytes are wanted.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// All wanted regions, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = &Wanted> {
+        self.regions.values()
+    }
+
+    /// The wanted regions that share a byte with `range`, ascending.
+    pub fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = &Wanted> {
+        let first = self
+            .regions
+            .range(..=range.start())
+            .next_back()
+            .filter(|(_, wanted)| wanted.region.range.overlaps(range))
+            .map_or(range.start(), |(start, _)| *start);
+        self.regions.range(first..=range.last()).map(|(_, wanted)| wanted)
+    }
+
+    /// Whether every byte of `entry` is still wanted just as it is mapped.
+    pub fn covers(&self, entry: &Entry) -> bool {
+        let mut previous: Option<&Wanted> = None;
+        for wanted in self.overlapping(entry.range) {
+            let region = &wanted.region;
+            let Some(shared) = region.range.intersection(entry.range) else { return false };
+            if !wanted.agrees_with(entry, shared) || (region.exact && region.range != entry.range) {
+                return false;
+            }
+            let contiguous = match previous {
+                None => region.range.start() <= entry.range.start(),
+                Some(previous) => previous.joins(wanted),
+            };
+            if !contiguous {
+                return false;
+            }
+            previous = Some(wanted);
+        }
+        previous.is_some_and(|last| last.region.range.last() >= entry.range.last())
+    }
+
+    /// Adds a region; answers the range it overlaps if it does.
+    pub fn insert(&mut self, region: Region) -> Result<(), IovaRange> {
+        if let Some(other) = self.overlapping(region.range).next() {
+            return Err(other.region.range);
+        }
+        let generation = if region.exact {
+            self.generations += 1;
+            Generation(self.generations)
+        } else {
+            Generation::SHARED
+        };
+        self.put(Wanted { region, generation, refused: false });
+        self.touched.push(region.range);
+        Ok(())
+    }
+
+    /// Takes `range` out; answers how many bytes that were, or the exact region the range would cut.
+    pub fn remove(&mut self, range: IovaRange) -> Result<u64, IovaRange> {
+        let affected: Vec<Wanted> = self.overlapping(range).copied().collect();
+        if let Some(cut) = affected.iter().find(|w| w.region.exact && !range.contains(w.region.range)) {
+            return Err(cut.region.range);
+        }
+        let mut bytes = 0u64;
+        for wanted in affected {
+            let whole = wanted.region.range;
+            let Some(gone) = whole.intersection(range) else { continue };
+            self.take(&wanted);
+            let (before, after) = whole.without(range);
+            for rest in [before, after].into_iter().flatten() {
+                if let Some(region) = wanted.region.clip(rest) {
+                    self.put(Wanted { region, ..wanted });
+                }
+            }
+            self.touched.push(gone);
+            bytes = bytes.saturating_add(gone.length());
+        }
+        self.unmapped.push(range);
+        Ok(bytes)
+    }
+
+    /// Marks the device region that holds `iova` as refused by the kernel.
+    pub fn refuse(&mut self, iova: u64) {
+        if let Some((_, wanted)) = self.regions.range_mut(..=iova).next_back() {
+            wanted.refused = true;
+        }
+    }
+
+    /// Treats the regions that share a byte with `range` as device memory from now on.
+    pub fn reclassify_as_device(&mut self, range: IovaRange) {
+        let starts: Vec<u64> = self.overlapping(range).map(|wanted| wanted.region.range.start()).collect();
+        for start in starts {
+            if let Some(wanted) = self.regions.get_mut(&start) {
+                wanted.region.kind = Kind::Device;
+            }
+        }
+    }
+
+    /// The ranges the open transaction touched, in the order it did.
+    pub fn touched(&self) -> &[IovaRange] {
+        &self.touched
+    }
+
+    /// Accepts the transaction: what it did can no longer be taken back.
+    pub fn accept(&mut self) {
+        self.journal.clear();
+        self.touched.clear();
+        self.unmapped.clear();
+    }
+
+    /// Takes back everything the transaction did.
+    pub fn revert(&mut self) {
+        while let Some(change) = self.journal.pop() {
+            match change {
+                Change::Inserted(range) => {
+                    if self.regions.remove(&range.start()).is_some() {
+                        self.bytes = self.bytes.wrapping_sub(range.length());
+                    }
+                }
+                Change::Removed(wanted) => {
+                    self.bytes = self.bytes.wrapping_add(wanted.region.range.length());
+                    self.regions.insert(wanted.region.range.start(), wanted);
+                }
+            }
+        }
+        self.accept();
+    }
+
+    /// Takes back what the transaction added and keeps what it unmapped: what a failed commit leaves.
+    pub fn revert_additions(&mut self) {
+        let unmapped = std::mem::take(&mut self.unmapped);
+        self.revert();
+        for range in unmapped {
+            // Each of these succeeded on a superset of what is here now, so none can cut an exact region.
+            let removed = self.remove(range);
+            debug_assert!(removed.is_ok());
+        }
+        self.accept();
+    }
+
+    fn put(&mut self, wanted: Wanted) {
+        let range = wanted.region.range;
+        self.bytes = self.bytes.wrapping_add(range.length());
+        self.regions.insert(range.start(), wanted);
+        self.journal.push(Change::Inserted(range));
+    }
+
+    fn take(&mut self, wanted: &Wanted) {
+        let range = wanted.region.range;
+        self.bytes = self.bytes.wrapping_sub(range.length());
+        self.regions.remove(&range.start());
+        self.journal.push(Change::Removed(*wanted));
+    }
+}
