@@ -1,0 +1,278 @@
+//! The promises of the engine, one by one, on the model: limits, device memory, exact regions, the grid, and what a PC's
+//! firmware does to memory.
+
+mod common;
+
+use common::hva;
+use vfio_fast_engine::addr::{Iova, IovaRange};
+use vfio_fast_engine::backend::sim::{Call, Sim, SimConfig};
+use vfio_fast_engine::error::{Op, Why};
+use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
+use vfio_fast_engine::{Config, Engine, Errno};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const RAM: u64 = 0x7f00_0000_0000;
+
+fn range(start: u64, length: u64) -> IovaRange {
+    IovaRange::new(Iova(start), length).unwrap()
+}
+
+/// RAM whose host address follows its IOVA.
+fn ram(start: u64, length: u64) -> Region {
+    Region {
+        range: range(start, length),
+        hva: hva(RAM + (start & (GIB * 1024 - 1))),
+        perm: Perm::ReadWrite,
+        kind: Kind::Ram,
+        backing: Backing(1),
+        exact: false,
+    }
+}
+
+fn open(config: SimConfig) -> (Engine, Sim) {
+    let sim = Sim::new(config);
+    (Engine::new(Box::new(sim.clone()), Config::default()).unwrap(), sim)
+}
+
+fn transact(
+    engine: &Engine,
+    unmaps: &[IovaRange],
+    maps: &[Region],
+) -> Result<vfio_fast_engine::Outcome, vfio_fast_engine::Error> {
+    engine.begin().unwrap();
+    for range in unmaps {
+        engine.unmap(*range).unwrap();
+    }
+    for region in maps {
+        engine.map_region(*region).unwrap();
+    }
+    engine.commit()
+}
+
+fn held(sim: &Sim) -> Vec<(u64, u64)> {
+    sim.mappings().iter().map(|mapping| (mapping.range.start(), mapping.range.length())).collect()
+}
+
+#[test]
+fn opening_and_closing_shadow_memory_never_touches_high_ram() {
+    let (engine, sim) = open(SimConfig::default());
+    let rom = |start, length| Region { perm: Perm::Read, ..ram(start, length) };
+    // What SeaBIOS makes of the first 2 GiB: closed, open for shadowing, all writable, locked.
+    let closed = [ram(0, 640 * KIB), rom(0xc0000, 256 * KIB), ram(MIB, 2 * GIB - MIB), ram(4 * GIB, GIB)];
+    let open =
+        [ram(0, 640 * KIB), rom(0xc0000, 192 * KIB), ram(0xf0000, 2 * GIB - 0xf0000), ram(4 * GIB, GIB)];
+    let writable = [ram(0, 640 * KIB), ram(0xc0000, 2 * GIB - 0xc0000), ram(4 * GIB, GIB)];
+    transact(&engine, &[], &closed).unwrap();
+    let mut now: &[Region] = &closed;
+    for next in [&open[..], &writable, &closed, &open, &writable, &closed] {
+        let ranges: Vec<IovaRange> = now.iter().map(|region| region.range).collect();
+        let outcome = transact(&engine, &ranges, next).unwrap();
+        assert!(outcome.map_bytes <= MIB && outcome.unmap_bytes <= MIB, "{outcome:?}");
+        now = next;
+    }
+    assert_eq!(held(&sim).last_chunk(), Some(&[(MIB, GIB - MIB), (GIB, GIB), (4 * GIB, GIB)]));
+    let stats = engine.stats();
+    let amplification = stats.map_bytes as f64 / stats.wanted_bytes as f64;
+    assert!(amplification < 1.001, "{amplification}");
+}
+
+#[test]
+fn what_is_opened_and_closed_inside_an_entry_is_cut_off_once() {
+    let (engine, _sim) = open(SimConfig::default());
+    let (tseg, below) = (range(2 * GIB - 16 * MIB, 16 * MIB), ram(MIB, 2 * GIB - 17 * MIB));
+    transact(&engine, &[], &[ram(MIB, 2 * GIB - MIB)]).unwrap();
+    let first = transact(&engine, &[ram(MIB, 2 * GIB - MIB).range], &[below]).unwrap();
+    assert_eq!((first.unmap_bytes, first.map_bytes), (GIB, GIB - 16 * MIB));
+    for _ in 0..3 {
+        let opened = transact(&engine, &[below.range], &[ram(MIB, 2 * GIB - MIB)]).unwrap();
+        assert_eq!((opened.unmap_bytes, opened.map_bytes), (0, 16 * MIB));
+        let closed = transact(&engine, &[ram(MIB, 2 * GIB - MIB).range], &[below]).unwrap();
+        assert_eq!((closed.unmap_bytes, closed.map_bytes), (16 * MIB, 0));
+    }
+    assert_eq!(engine.unmap(tseg).unwrap(), 0);
+}
+
+#[test]
+fn a_commit_that_changes_nothing_makes_no_call() {
+    let (engine, sim) = open(SimConfig::default());
+    transact(&engine, &[], &[ram(0, 4 * GIB)]).unwrap();
+    let calls = sim.calls().len();
+    transact(&engine, &[], &[]).unwrap();
+    let outcome = transact(&engine, &[range(0, 4 * GIB)], &[ram(0, 4 * GIB)]).unwrap();
+    assert_eq!((outcome.kept_entries, outcome.kept_bytes), (5, 4 * GIB));
+    assert_eq!(sim.calls().len(), calls);
+    assert_eq!(engine.stats().empty_commits, 1);
+}
+
+#[test]
+fn neighbours_join_only_if_they_are_one_object() {
+    let (engine, sim) = open(SimConfig::default());
+    let other = Region { backing: Backing(2), ..ram(GIB + 8 * MIB, 4 * MIB) };
+    let unknown = Region { backing: Backing::UNKNOWN, ..ram(GIB + 12 * MIB, 4 * MIB) };
+    let unknown_too = Region { backing: Backing::UNKNOWN, ..ram(GIB + 16 * MIB, 4 * MIB) };
+    transact(&engine, &[], &[ram(GIB, 4 * MIB), ram(GIB + 4 * MIB, 4 * MIB), other, unknown, unknown_too])
+        .unwrap();
+    let lengths: Vec<u64> = held(&sim).iter().map(|(_, length)| length / MIB).collect();
+    assert_eq!(lengths, [8, 4, 4, 4]);
+    // And what was joined can be unmapped apart: the rest is mapped anew.
+    assert_eq!(engine.unmap(range(GIB, 4 * MIB)).unwrap(), 4 * MIB);
+    assert_eq!(held(&sim)[0], (GIB + 4 * MIB, 4 * MIB));
+}
+
+#[test]
+fn exact_regions_are_one_entry_and_always_really_mapped() {
+    let (engine, sim) = open(SimConfig::default());
+    let exact = Region { exact: true, ..ram(MIB / 2, 3 * GIB) };
+    let neighbour = Region { exact: true, ..ram(MIB / 2 + 3 * GIB, 2 * MIB) };
+    transact(&engine, &[], &[exact, neighbour]).unwrap();
+    assert_eq!(held(&sim), [(MIB / 2, 3 * GIB), (MIB / 2 + 3 * GIB, 2 * MIB)]);
+    let error = engine.unmap(range(MIB / 2, MIB)).unwrap_err();
+    assert_eq!((error.errno, error.why), (Errno::EINVAL, Why::CutsExact { region: exact.range }));
+    let outcome = transact(&engine, &[exact.range], &[exact]).unwrap();
+    assert_eq!((outcome.unmap_bytes, outcome.map_bytes), (3 * GIB, 3 * GIB));
+}
+
+#[test]
+fn too_little_memlock_is_told_with_numbers_and_touches_nothing() {
+    for memlock_told in [true, false] {
+        let limit = Some(GIB);
+        let (engine, sim) = open(SimConfig { memlock_limit: limit, memlock_told, ..SimConfig::default() });
+        transact(&engine, &[], &[ram(0, 512 * MIB)]).unwrap();
+        let error = transact(&engine, &[], &[ram(4 * GIB, GIB)]).unwrap_err();
+        assert_eq!(error.errno, Errno::ENOMEM);
+        assert_eq!(sim.locked(), 512 * MIB);
+        if memlock_told {
+            assert_eq!(error.needed_and_available(), Some((GIB + 512 * MIB, GIB)));
+            let text = error.to_string();
+            assert!(
+                text.contains("1610612736") && text.contains("1073741824") && text.contains("ulimit -l"),
+                "{text}"
+            );
+            assert_eq!(engine.stats().preflight_refusals, 1);
+        }
+        // What a transaction gives up counts: half a GiB goes, a whole one comes.
+        transact(&engine, &[range(0, 512 * MIB)], &[ram(4 * GIB, GIB)]).unwrap();
+        assert_eq!(sim.locked(), GIB);
+    }
+}
+
+#[test]
+fn the_grid_gets_coarser_only_when_entries_run_out() {
+    let (engine, sim) = open(SimConfig { dma_avail: 10, ..SimConfig::default() });
+    transact(&engine, &[], &[ram(0, 4 * GIB)]).unwrap();
+    assert_eq!(held(&sim).len(), 5);
+    transact(&engine, &[], &[ram(64 * GIB, 16 * GIB)]).unwrap();
+    assert_eq!(held(&sim).len(), 9, "four entries of 4 GiB beside the five old ones");
+    let exact = |start| Region { exact: true, ..ram(start, 4 * KIB) };
+    let error = transact(&engine, &[], &[exact(128 * GIB), exact(129 * GIB)]).unwrap_err();
+    assert_eq!((error.errno, error.needed_and_available()), (Errno::ENOSPC, Some((2, 1))));
+    assert!(error.to_string().contains("dma_entry_limit"));
+    assert_eq!(held(&sim).len(), 9);
+}
+
+#[test]
+fn ram_the_iommu_cannot_translate_is_refused_before_anything_is_touched() {
+    let valid = vec![range(0, 0xfee0_0000), range(0xfef0_0000, (1 << 39) - 0xfef0_0000)];
+    let (engine, sim) = open(SimConfig { iova_ranges: valid, ..SimConfig::default() });
+    let error = transact(&engine, &[], &[ram(0, GIB), ram(1 << 39, GIB)]).unwrap_err();
+    assert_eq!((error.op, error.errno, error.range), (Op::Check, Errno::EINVAL, Some(range(1 << 39, GIB))));
+    assert!(error.to_string().contains("[0x0, 0xfedfffff] [0xfef00000, 0x7fffffffff]"), "{error}");
+    assert!(sim.calls().is_empty());
+}
+
+#[test]
+fn device_memory_that_cannot_be_mapped_is_told_and_not_tried_again() {
+    let bar_hva = 0x6000_0000_0000;
+    let (engine, sim) =
+        open(SimConfig { unmappable: vec![(bar_hva + GIB, bar_hva + 2 * GIB)], ..SimConfig::default() });
+    let bar = Region { kind: Kind::Device, hva: hva(bar_hva), backing: Backing(9), ..ram(64 * GIB, 4 * GIB) };
+    let outcome = transact(&engine, &[], &[ram(0, GIB), bar]).unwrap();
+    assert_eq!(outcome.refusals.len(), 1);
+    assert_eq!((outcome.refusals[0].region, outcome.refusals[0].errno), (bar.range, Errno::EFAULT));
+    assert_eq!(held(&sim), [(0, MIB), (MIB, GIB - MIB)], "the first GiB of the BAR was taken back");
+    let calls = sim.calls().len();
+    transact(&engine, &[range(0, MIB)], &[ram(0, MIB)]).unwrap();
+    assert_eq!(sim.calls().len(), calls);
+    assert_eq!(engine.unmap(bar.range).unwrap(), 4 * GIB);
+    sim.reconfigure(|config| config.unmappable.clear());
+    assert!(transact(&engine, &[], &[bar]).unwrap().refusals.is_empty());
+    // Alone, without an outcome to put it in, the refusal is the call's error and nothing is wanted.
+    engine.unmap(bar.range).unwrap();
+    sim.reconfigure(|config| config.unmappable = vec![(bar_hva, u64::MAX)]);
+    assert_eq!(engine.map_region(bar).unwrap_err().errno, Errno::EFAULT);
+    assert_eq!(engine.regions().len(), 2);
+}
+
+#[test]
+fn arguments_are_checked_at_once() {
+    let (engine, sim) = open(SimConfig::default());
+    let page = 4 * KIB;
+    let bad = |region: Region| engine.map_region(region).unwrap_err();
+    assert_eq!(bad(ram(0x800, page)).why, Why::Misaligned { value: 0x800, page });
+    assert_eq!(bad(ram(0, 0x1800)).why, Why::Misaligned { value: 0x1800, page });
+    assert_eq!(
+        bad(Region { hva: hva(RAM + 1), ..ram(0, page) }).why,
+        Why::Misaligned { value: RAM + 1, page }
+    );
+    assert_eq!(bad(Region { hva: hva(u64::MAX - 0xfff), ..ram(0, 2 * page) }).why, Why::BadRange);
+    assert_eq!(engine.unmap(range(0x800, page)).unwrap_err().errno, Errno::EINVAL);
+    assert_eq!(engine.commit().unwrap_err().why, Why::Transaction { open: false });
+    engine.begin().unwrap();
+    assert_eq!(engine.begin().unwrap_err().errno, Errno::EBUSY);
+    engine.map_region(ram(0, 2 * page)).unwrap();
+    let overlap = engine.map_region(ram(page, page)).unwrap_err();
+    assert_eq!((overlap.errno, overlap.why), (Errno::EEXIST, Why::Overlap { with: range(0, 2 * page) }));
+    engine.abort().unwrap();
+    assert_eq!(engine.unmap(range(0, GIB)).unwrap(), 0, "nothing there: fine, and no call");
+    assert!(sim.calls().is_empty());
+}
+
+#[test]
+fn the_last_page_of_the_space_can_be_mapped_and_unmapped() {
+    let (engine, sim) = open(SimConfig::default());
+    let top = ram(u64::MAX - 0xfff, 0x1000);
+    engine.map_region(Region { hva: hva(RAM), ..top }).unwrap();
+    engine.map_region(Region { hva: hva(RAM + 0x1000), ..ram(0, 0x1000) }).unwrap();
+    assert_eq!(held(&sim), [(0, 0x1000), (u64::MAX - 0xfff, 0x1000)]);
+    assert_eq!(engine.unmap(top.range).unwrap(), 0x1000);
+    assert_eq!(held(&sim), [(0, 0x1000)]);
+}
+
+#[test]
+fn unmaps_are_joined_but_bounded() {
+    let (engine, sim) = open(SimConfig::default());
+    transact(&engine, &[], &[ram(GIB, 256 * GIB)]).unwrap();
+    let calls = sim.calls().len();
+    engine.unmap(range(GIB, 256 * GIB)).unwrap();
+    let unmaps: Vec<u64> = sim.calls()[calls..]
+        .iter()
+        .map(|call| match call {
+            Call::Unmap(range) => range.length() / GIB,
+            Call::Map(_) => panic!("a map while unmapping"),
+        })
+        .collect();
+    assert_eq!(unmaps, [64; 4]);
+}
+
+#[test]
+fn a_panic_in_a_call_leaves_a_handle_that_only_closes() {
+    let (engine, sim) = open(SimConfig { panic_nth: Some(2), ..SimConfig::default() });
+    let result =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.map_region(ram(0, 4 * GIB))));
+    assert!(result.is_err());
+    engine.poison("a panic");
+    assert_eq!(engine.begin().unwrap_err().errno, Errno::ENOTRECOVERABLE);
+    assert!(!sim.mappings().is_empty());
+    engine.close().unwrap();
+    assert!(sim.mappings().is_empty(), "closing a poisoned handle empties the container");
+}
+
+#[test]
+fn congruence_is_reported() {
+    let (engine, _sim) = open(SimConfig::default());
+    transact(&engine, &[], &[Region { hva: hva(RAM + 2 * MIB), ..ram(4 * GIB, GIB) }]).unwrap();
+    let stats = engine.stats();
+    assert_eq!((stats.congruent_2m_bytes, stats.congruent_1g_bytes), (GIB, 0));
+}
