@@ -1,57 +1,209 @@
 //! Faulting memory in on many threads before it is mapped.
-// API skeleton for the engine; the real body comes with sys (this file is replaced as a whole).
+//!
+//! A type1 container pins on one thread, under one lock, and most of that time goes into finding and clearing pages that
+//! were never touched. Made present beforehand, on every CPU at once, they are only pinned. This is an optimisation and
+//! nothing else: whatever goes wrong here is counted and left to the map call, which does the same work slower or knows
+//! the right error.
 
-use std::time::Duration;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
 
 use crate::addr::HostVa;
+use crate::error::Errno;
+use crate::sys::madvise::{self, Access};
+use crate::sys::{thread, vma};
 
-/// A stretch of host memory that is about to be mapped.
-#[derive(Clone, Copy, Debug)]
+/// Bytes faulted in by one call. A multiple of every PMD, and chunks begin and end on multiples of it, so no huge page
+/// is ever shared by two threads; small enough that the last chunk does not keep one thread busy while the others wait.
+pub const CHUNK: u64 = 64 << 20;
+
+/// Below so many bytes a thread costs more than it brings.
+const ALONE_BELOW: u64 = 4 << 20;
+
+/// A contiguous piece of host memory that is about to be mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Piece {
-    /// Its first byte.
+    /// Its first byte; page aligned.
     pub hva: HostVa,
-    /// Its length.
+    /// Its length in bytes; a multiple of the page.
     pub bytes: u64,
-    /// Whether the device may write.
+    /// Whether the device may write: then pages are made writable now and not at the pin.
     pub writable: bool,
 }
 
-/// What faulting in did, and what it left to the map call.
-#[derive(Clone, Debug, Default)]
+/// What [`populate`] did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Report {
-    /// madvise calls that succeeded.
+    /// Calls into the kernel, whatever they answered.
     pub calls: u64,
-    /// Bytes they faulted in.
+    /// Bytes made present, or found so.
     pub bytes: u64,
-    /// Bytes left to the map call.
+    /// Bytes in chunks that were left to the map call, for one of the five reasons below.
     pub skipped_bytes: u64,
-    /// Chunks that answered EINVAL.
+    /// Chunks that answered EINVAL: a kernel before 5.14, a special mapping, or one without the permission.
     pub einval: u64,
-    /// Chunks that answered EFAULT.
+    /// Chunks that answered EFAULT: an access would raise SIGBUS, as behind the end of a file.
     pub efault: u64,
-    /// Chunks that answered ENOMEM.
+    /// Chunks that answered ENOMEM: not mapped, or no memory left.
     pub enomem: u64,
-    /// Chunks that answered EHWPOISON.
+    /// Chunks that answered EHWPOISON: a broken page.
     pub ehwpoison: u64,
     /// Chunks that answered anything else.
     pub other: u64,
-    /// Threads that worked, the caller's included.
+    /// Threads that worked, the calling one included.
     pub threads: u64,
     /// Threads that could not be started.
     pub thread_fallbacks: u64,
-    /// Indices of the pieces that turned out to be device memory.
+    /// Indices, ascending, of the pieces that turned out to be device memory. Nothing is wrong with them: of the numbers
+    /// above they are in `calls` only.
     pub device_pieces: Vec<usize>,
-    /// From the first to the last byte.
+    /// Wall time.
     pub duration: Duration,
 }
 
-/// Threads a commit may use: `most`, or one per allowed CPU if that is less or `most` is 0.
+impl Report {
+    fn left_to_the_map(&mut self, bytes: u64, errno: Errno) {
+        self.skipped_bytes += bytes;
+        *match errno {
+            Errno::EINVAL => &mut self.einval,
+            Errno::EFAULT => &mut self.efault,
+            Errno::ENOMEM => &mut self.enomem,
+            Errno::EHWPOISON => &mut self.ehwpoison,
+            _ => &mut self.other,
+        } += 1;
+    }
+
+    /// Adds what one thread did.
+    fn add(&mut self, done: &Self) {
+        self.calls += done.calls;
+        self.bytes += done.bytes;
+        self.skipped_bytes += done.skipped_bytes;
+        self.einval += done.einval;
+        self.efault += done.efault;
+        self.enomem += done.enomem;
+        self.ehwpoison += done.ehwpoison;
+        self.other += done.other;
+        self.threads += 1;
+    }
+}
+
+/// How many threads may work at once: one per CPU that the calling thread may run on (affinity mask) and is given time
+/// on (cgroup quota), at most `most` of them unless that is 0.
 pub fn allowed_threads(most: usize) -> usize {
-    let allowed = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let allowed = available_parallelism().map_or(1, NonZeroUsize::get);
     if most == 0 { allowed } else { most.min(allowed) }
 }
 
-/// Faults `pieces` in with up to `threads` threads.
-pub fn populate(_pieces: &[Piece], _threads: usize) -> Report {
-    Report::default()
+/// Makes `pieces` present on up to `threads` threads, the calling one included, as far as that is possible.
+///
+/// No other thread is left when this returns.
+pub fn populate(pieces: &[Piece], threads: usize) -> Report {
+    in_chunks(pieces, threads, CHUNK)
+}
+
+fn in_chunks(pieces: &[Piece], threads: usize, chunk: u64) -> Report {
+    let started = Instant::now();
+    let queue = Queue::new(pieces, chunk);
+    if queue.chunks == 0 {
+        return Report::default();
+    }
+    let total = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.bytes));
+    let useful = if total < ALONE_BELOW { 1 } else { usize::try_from(queue.chunks).unwrap_or(usize::MAX) };
+    let report = Mutex::new(Report::default());
+    let refused = thread::run(threads.min(useful).saturating_sub(1), || {
+        let done = queue.work();
+        report.lock().unwrap_or_else(PoisonError::into_inner).add(&done);
+    });
+    let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.thread_fallbacks = refused as u64;
+    report.device_pieces = queue.device_pieces();
+    report.duration = started.elapsed();
+    report
+}
+
+/// The work, cut into chunks that threads take one after the other: how long one takes is not known beforehand (what is
+/// present already costs nothing, huge pages cost less), so none is dealt out in advance.
+struct Queue<'a> {
+    pieces: &'a [Piece],
+    chunk: u64,
+    /// For each piece, how many chunks come before its first.
+    first: Vec<u64>,
+    /// For each piece, whether it is device memory, once that has been asked.
+    device: Vec<OnceLock<bool>>,
+    chunks: u64,
+    next: AtomicU64,
+}
+
+impl<'a> Queue<'a> {
+    fn new(pieces: &'a [Piece], chunk: u64) -> Self {
+        let mut chunks = 0;
+        let mut first = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            first.push(chunks);
+            chunks += chunks_of(piece, chunk);
+        }
+        let device = pieces.iter().map(|_| OnceLock::new()).collect();
+        Self { pieces, chunk, first, device, chunks, next: AtomicU64::new(0) }
+    }
+
+    /// Takes chunks until there are none left.
+    fn work(&self) -> Report {
+        let mut done = Report::default();
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            if number >= self.chunks {
+                return done;
+            }
+            // The last piece that starts at or before this chunk; empty pieces start where their successor does.
+            let index = self.first.partition_point(|&first| first <= number) - 1;
+            let piece = &self.pieces[index];
+            // Chunks of a piece that is known to be device memory would all be answered alike.
+            if self.device[index].get() == Some(&true) {
+                continue;
+            }
+            let (hva, bytes) = chunk_of(piece, self.chunk, number - self.first[index]);
+            let access = if piece.writable { Access::Write } else { Access::Read };
+            done.calls += 1;
+            match madvise::populate(hva, bytes, access) {
+                Ok(()) => done.bytes += bytes,
+                Err(Errno::EINVAL) if self.is_device(index) => {}
+                Err(errno) => done.left_to_the_map(bytes, errno),
+            }
+        }
+    }
+
+    /// Whether piece `index` is device memory: looked up once, on the first EINVAL.
+    fn is_device(&self, index: usize) -> bool {
+        let piece = &self.pieces[index];
+        // Where the flags cannot be read nothing is known, and unknown memory is the map call's to judge.
+        *self.device[index].get_or_init(|| vma::is_device(piece.hva, piece.bytes).unwrap_or(false))
+    }
+
+    fn device_pieces(&self) -> Vec<usize> {
+        let known = self.device.iter().enumerate();
+        known.filter(|(_, device)| device.get() == Some(&true)).map(|(index, _)| index).collect()
+    }
+}
+
+/// The last byte of a piece that is not empty. A piece that runs past the end of the address space ends there: no such
+/// memory exists and the kernel will say so.
+fn last_byte(piece: &Piece) -> Option<u64> {
+    piece.bytes.checked_sub(1).map(|more| piece.hva.raw().saturating_add(more))
+}
+
+/// How many multiples of `chunk` a piece has bytes between.
+fn chunks_of(piece: &Piece, chunk: u64) -> u64 {
+    last_byte(piece).map_or(0, |last| last / chunk - piece.hva.raw() / chunk + 1)
+}
+
+/// Chunk `number` of a piece: what lies between two neighbouring multiples of `chunk`.
+fn chunk_of(piece: &Piece, chunk: u64, number: u64) -> (HostVa, u64) {
+    let start = piece.hva.raw();
+    let floor = (start / chunk + number) * chunk;
+    let begin = floor.max(start);
+    let end = floor.saturating_add(chunk - 1).min(last_byte(piece).unwrap_or(start));
+    (HostVa::from_raw(begin), end - begin + 1)
 }

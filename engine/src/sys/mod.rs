@@ -1,3 +1,11 @@
 //! The kernel: every system call of the engine, and all of its unsafe code.
+//!
+//! One noun, one file; each module that needs unsafe says so itself, and nothing above this module may.
 
 pub mod hva;
+pub(crate) mod ioctl;
+pub(crate) mod madvise;
+pub mod process;
+pub mod thread;
+pub(crate) mod type1_info;
+pub(crate) mod vma;

@@ -1,0 +1,113 @@
+//! Facts about this process: how much it may lock, and its file descriptors.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::mem::MaybeUninit;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use crate::backend::Memlock;
+use crate::error::Errno;
+
+/// Bit of the effective capability set that lifts RLIMIT_MEMLOCK (CAP_IPC_LOCK in `linux/capability.h`).
+const CAP_IPC_LOCK: u32 = 14;
+
+/// The lowest descriptor a duplicate may get: 0 to 2 are what programs print to.
+const LOWEST_FD: libc::c_int = 3;
+
+/// A duplicate of `fd` that this process does not pass on to programs it executes.
+///
+/// Takes a bare number because it comes from a C caller: a closed or negative one is EBADF.
+pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: F_DUPFD_CLOEXEC reads and writes no memory, and a number that is no open file is answered with EBADF.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, LOWEST_FD) };
+    if copy < 0 {
+        return Err(Errno::last());
+    }
+    // SAFETY: the kernel has just made this descriptor for us (it is not negative), so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// How much memory this process has locked and may lock, as the calling thread's capabilities stand.
+///
+/// What cannot be found out reads as "nothing locked" and "no limit": the kernel has the last word anyway, and a guess
+/// here must not refuse what it would allow.
+pub fn memlock() -> Memlock {
+    // Capabilities belong to threads, so this asks for the calling thread's: it is the one that will map.
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let status = Status::parse(&status);
+    let limit = if status.may_lock_any { None } else { memlock_limit() };
+    Memlock { locked: status.locked, limit }
+}
+
+/// RLIMIT_MEMLOCK in bytes, `None` for infinity.
+fn memlock_limit() -> Option<u64> {
+    let mut limit = MaybeUninit::<libc::rlimit>::uninit();
+    // SAFETY: `limit` is writable for one rlimit, which is all the call writes.
+    if unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, limit.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: the call succeeded, so it has written the struct.
+    let limit = unsafe { limit.assume_init() };
+    (limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// The lines of /proc/.../status that matter here.
+#[derive(PartialEq, Eq, Debug)]
+struct Status {
+    /// VmLck in bytes.
+    locked: u64,
+    /// CAP_IPC_LOCK is effective, or nothing is known of it.
+    may_lock_any: bool,
+}
+
+impl Status {
+    fn parse(text: &str) -> Self {
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let locked = field("VmLck:")
+            .and_then(|value| value.strip_suffix("kB"))
+            .and_then(|kib| kib.trim().parse::<u64>().ok())
+            .map_or(0, |kib| kib.saturating_mul(1024));
+        let may_lock_any = field("CapEff:")
+            .and_then(|hex| u64::from_str_radix(hex, 16).ok())
+            .is_none_or(|set| set >> CAP_IPC_LOCK & 1 == 1);
+        Self { locked, may_lock_any }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn status_is_read_in_kib_and_hex() {
+        let text = "Name:\tx\nVmPeak:\t 9 kB\nVmLck:\t    1028 kB\nCapInh:\t0000000000004000\nCapEff:\t0000000000003fff\n";
+        assert_eq!(Status::parse(text), Status { locked: 1028 * 1024, may_lock_any: false });
+        let text = "VmLck:\t       0 kB\nCapEff:\t0000000000004000\n";
+        assert_eq!(Status::parse(text), Status { locked: 0, may_lock_any: true });
+    }
+
+    #[test]
+    fn what_cannot_be_read_refuses_nothing() {
+        let unknown = Status { locked: 0, may_lock_any: true };
+        assert_eq!(Status::parse(""), unknown);
+        assert_eq!(Status::parse("VmLck: many\nCapEff: zz\n"), unknown);
+        assert_eq!(Status::parse("VmLck:\t-1 kB\n"), unknown);
+        let huge = Status::parse("VmLck:\t18446744073709551615 kB\n");
+        assert_eq!(huge.locked, u64::MAX);
+    }
+
+    #[test]
+    fn a_duplicate_is_a_new_close_on_exec_descriptor() {
+        let file = fs::File::open("/proc/self/status").unwrap();
+        let copy = duplicate(file.as_raw_fd()).unwrap();
+        assert!(copy.as_raw_fd() >= LOWEST_FD);
+        assert_ne!(copy.as_raw_fd(), file.as_raw_fd());
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", copy.as_raw_fd())).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        let flags = i32::from_str_radix(flags, 8).unwrap();
+        assert_eq!(flags & libc::O_CLOEXEC, libc::O_CLOEXEC);
+        assert_eq!(duplicate(-1).unwrap_err(), Errno(libc::EBADF));
+    }
+}

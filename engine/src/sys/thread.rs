@@ -1,0 +1,90 @@
+//! Worker threads that exist for one piece of work and that no signal ever reaches.
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::panic::resume_unwind;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use crate::error::Errno;
+
+/// Bytes of stack per worker. A host program that locks all its future memory pays for every byte of it, and a worker's
+/// deepest call is a read of /proc.
+const STACK: usize = 256 * 1024;
+
+/// Runs `work` on the calling thread and on up to `extra` workers at once, and returns when all of them are done.
+///
+/// `work` must share out what there is to do by itself and must get all of it done even if it only runs on the calling
+/// thread, for that is what happens when no worker can be started. Answers how many workers could not be. The workers inherit the calling thread's CPU
+/// affinity and memory policy, take no signal, and none is left when this returns; a panic in one of them is passed on.
+pub fn run(extra: usize, work: impl Fn() + Sync) -> usize {
+    let mut refused = 0;
+    // A new thread's stack is an mmap, which has to wait for page faults that are being served: were the first worker
+    // let loose at once, the second would start after it has faulted in its first chunk. So they wait for each other.
+    let gate = Mutex::new(());
+    thread::scope(|scope| {
+        let mut workers = Vec::new();
+        if extra > 0 {
+            let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+            // What is blocked when a thread is created is blocked in it from its first instruction.
+            let blocked = SignalsBlocked::all();
+            for number in 1..=extra {
+                let worker = || {
+                    drop(gate.lock().unwrap_or_else(PoisonError::into_inner));
+                    work();
+                };
+                let builder = thread::Builder::new().name(format!("vfio-fast-{number}")).stack_size(STACK);
+                match blocked.as_ref().map(|_| builder.spawn_scoped(scope, worker)) {
+                    Ok(Ok(handle)) => workers.push(handle),
+                    // A refusal will not be different for the next one: a sandbox or RLIMIT_NPROC stands behind it.
+                    Ok(Err(_)) | Err(_) => {
+                        refused = extra - workers.len();
+                        break;
+                    }
+                }
+            }
+            drop(blocked);
+            drop(closed);
+        }
+        work();
+        for worker in workers {
+            // The scope would only wait for the work's end; this waits for the thread's.
+            if let Err(panic) = worker.join() {
+                resume_unwind(panic);
+            }
+        }
+    });
+    refused
+}
+
+/// All signals are blocked in the calling thread while this lives.
+struct SignalsBlocked {
+    before: libc::sigset_t,
+    /// The mask belongs to the thread that made this, which therefore has to be the one that drops it.
+    not_send: PhantomData<*const ()>,
+}
+
+impl SignalsBlocked {
+    fn all() -> Result<Self, Errno> {
+        let mut every = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: `every` is writable for one sigset_t.
+        unsafe { libc::sigfillset(every.as_mut_ptr()) };
+        let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: `every` was filled above and is only read, `before` is writable for one sigset_t.
+        let error = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, every.as_ptr(), before.as_mut_ptr()) };
+        if error != 0 {
+            return Err(Errno(error));
+        }
+        // SAFETY: the call succeeded, so it has written the previous mask.
+        Ok(Self { before: unsafe { before.assume_init() }, not_send: PhantomData })
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: `before` is a mask the kernel gave us and is only read; a null old-mask pointer asks for nothing.
+        // The call can only fail for an invalid first argument, and this one is a constant.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
+    }
+}

@@ -1,0 +1,153 @@
+//! Whether host memory is device memory, as the kernel's own mapping flags tell.
+//!
+//! The flags are only to be had from /proc/self/smaps, which the kernel writes while it walks the page tables of every
+//! mapping it lists: that costs milliseconds per GiB of memory in front of the one that is asked about. So this is
+//! consulted only after populating has answered EINVAL (which it always does for device memory), and reading stops at
+//! the first mapping that settles the question.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+
+use crate::addr::HostVa;
+
+/// One page: reading ahead any further would make the kernel walk mappings nobody asked about.
+const READ_AHEAD: usize = 4096;
+
+/// Whether all of the `bytes` bytes at `hva` are mapped to device memory.
+///
+/// "All" because a region is treated as a whole: one that is device memory only in part has RAM that must not be
+/// forgotten, and the map ioctl decides about the rest.
+pub(crate) fn is_device(hva: HostVa, bytes: u64) -> io::Result<bool> {
+    let Some(last) = bytes.checked_sub(1).and_then(|more| hva.raw().checked_add(more)) else {
+        return Ok(false);
+    };
+    let smaps = BufReader::with_capacity(READ_AHEAD, File::open("/proc/self/smaps")?);
+    all_device(smaps, hva.raw(), last)
+}
+
+/// Whether every byte from `start` to the inclusive `last` lies in a mapping of `smaps` that is marked as I/O (`io`,
+/// VM_IO) or as bare page frames (`pf`, VM_PFNMAP).
+fn all_device(mut smaps: impl BufRead, start: u64, last: u64) -> io::Result<bool> {
+    // The first byte that no mapping has been seen for yet, and the end of the mapping being read if it covers it.
+    let mut next = start;
+    let mut covering: Option<u64> = None;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if smaps.read_until(b'\n', &mut line)? == 0 {
+            return Ok(false);
+        }
+        if let Some((begin, end)) = header(&line) {
+            // Mappings come in address order: one past the byte that was looked for means a hole there, and one that
+            // covered it but ended without flags cannot be called device memory.
+            if covering.is_some() || begin > next {
+                return Ok(false);
+            }
+            covering = (next < end).then_some(end);
+        } else if let (Some(end), Some(flags)) = (covering, line.strip_prefix(b"VmFlags:")) {
+            let device = flags.split(u8::is_ascii_whitespace).any(|flag| flag == b"io" || flag == b"pf");
+            if !device {
+                return Ok(false);
+            }
+            if end > last {
+                return Ok(true);
+            }
+            next = end;
+            covering = None;
+        }
+    }
+}
+
+/// The bounds of the mapping a header line introduces (`begin-end perms offset dev inode path`, end exclusive), `None`
+/// for any other line.
+fn header(line: &[u8]) -> Option<(u64, u64)> {
+    let bounds = line.split(|&byte| byte == b' ').next()?;
+    let (begin, end) = std::str::from_utf8(bounds).ok()?.split_once('-')?;
+    Some((u64::from_str_radix(begin, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two ordinary mappings, a BAR of two VMAs in one piece, a hole, a mapping of I/O memory without page frames,
+    /// directly followed by ordinary memory, and a mapping whose flags the kernel does not tell.
+    const SMAPS: &str = "\
+00400000-00401000 r--p 00000000 fe:00 1234                       /opt/a-b c/VmFlags: io
+Size:                  4 kB
+THPeligible:           0
+VmFlags: rd mr mw me sd
+7f0000000000-7f0000200000 rw-p 00000000 00:00 0
+Rss:                2048 kB
+VmFlags: rd wr mr mw me ac sd iopf pfio
+7f0000200000-7f0000300000 rw-s 10000000 00:0d 5                  /dev/vfio/12
+VmFlags: rd wr sh mr mw me ms io pf dd de
+7f0000300000-7f0000400000 rw-s 10100000 00:0d 5                  /dev/vfio/12
+VmFlags: rd wr sh mr mw me ms pf dd
+7f0000500000-7f0000501000 rw-s 00000000 00:06 9                  /dev/x
+VmFlags: rd io
+7f0000501000-7f0000502000 rw-p 00000000 00:00 0
+VmFlags: rd wr
+7f0000600000-7f0000601000 rw-p 00000000 00:00 0
+Rss:                   0 kB
+7f0000700000-7f0000701000 r--p 00000000 00:00 0                  [vvar]
+VmFlags: rd mr io pf\n";
+
+    fn device(start: u64, last: u64) -> bool {
+        all_device(SMAPS.as_bytes(), start, last).unwrap()
+    }
+
+    #[test]
+    fn device_mappings_are_told_from_memory() {
+        assert!(!device(0x40_0000, 0x40_0fff), "a file, whatever its name says");
+        assert!(!device(0x7f00_0000_0000, 0x7f00_001f_ffff), "memory, though its flags contain the letters");
+        assert!(device(0x7f00_0020_0000, 0x7f00_002f_ffff), "the first mapping of a BAR");
+        assert!(device(0x7f00_0030_0000, 0x7f00_0030_0fff), "pf alone");
+        assert!(device(0x7f00_0050_0000, 0x7f00_0050_0fff), "io alone");
+        assert!(device(0x7f00_0070_0000, 0x7f00_0070_0fff), "the last mapping of all");
+    }
+
+    #[test]
+    fn a_range_is_device_memory_only_as_a_whole() {
+        assert!(device(0x7f00_0020_0000, 0x7f00_003f_ffff), "two mappings side by side");
+        assert!(!device(0x7f00_001f_f000, 0x7f00_0020_0fff), "starts in memory");
+        assert!(!device(0x7f00_0030_0000, 0x7f00_0040_0fff), "runs into a hole");
+        assert!(!device(0x7f00_0050_0000, 0x7f00_0050_1fff), "runs into memory");
+        assert!(!device(0x7f00_0040_0000, 0x7f00_0040_0fff), "is a hole");
+        assert!(!device(0x7f00_0060_0000, 0x7f00_0060_0fff), "has no flags");
+        assert!(!device(0x7f00_0070_1000, u64::MAX), "lies behind everything");
+        assert!(!device(0, 0xfff), "lies before everything");
+        assert!(!all_device(&b""[..], 0, 1).unwrap());
+    }
+
+    #[test]
+    fn reading_stops_where_the_question_is_settled() {
+        struct Watched<'a>(&'a [u8]);
+        impl io::Read for Watched<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                // One line at a time, as if the kernel had to walk page tables for each.
+                let line = self.0.iter().position(|&byte| byte == b'\n').map_or(self.0.len(), |end| end + 1);
+                self.0.read_exact(&mut buffer[..line])?;
+                Ok(line)
+            }
+        }
+        let mut watched = Watched(SMAPS.as_bytes());
+        assert!(all_device(BufReader::new(&mut watched), 0x7f00_0020_0000, 0x7f00_0020_0fff).unwrap());
+        assert!(watched.0.starts_with(b"7f0000300000-"), "{:?}", str::from_utf8(watched.0));
+    }
+
+    #[test]
+    fn this_process_maps_device_memory_and_memory() {
+        // The kernel maps its time data into every process as bare page frames.
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let vvar =
+            maps.lines().find(|line| line.ends_with("[vvar]")).expect("a [vvar] mapping in this process");
+        let (begin, end) = header(vvar.as_bytes()).unwrap();
+        assert!(is_device(HostVa::from_raw(begin), end - begin).unwrap());
+        let ordinary = Box::new(1u8);
+        let address = std::ptr::from_ref::<u8>(&ordinary) as u64;
+        assert!(!is_device(HostVa::from_raw(address), 1).unwrap());
+        assert!(!is_device(HostVa::from_raw(u64::MAX), 2).unwrap());
+        assert!(!is_device(HostVa::from_raw(begin), 0).unwrap());
+    }
+}
