@@ -122,6 +122,16 @@ fn neighbours_join_only_if_they_are_one_object() {
 }
 
 #[test]
+fn the_same_address_of_another_object_is_mapped_anew() {
+    let (engine, sim) = open(SimConfig::default());
+    transact(&engine, &[], &[ram(GIB, GIB)]).unwrap();
+    let replaced = Region { backing: Backing(2), ..ram(GIB, GIB) };
+    let outcome = transact(&engine, &[replaced.range], &[replaced]).unwrap();
+    assert_eq!((outcome.unmap_bytes, outcome.map_bytes), (GIB, GIB), "other pages may lie behind it");
+    assert_eq!(sim.calls().len(), 3);
+}
+
+#[test]
 fn exact_regions_are_one_entry_and_always_really_mapped() {
     let (engine, sim) = open(SimConfig::default());
     let exact = Region { exact: true, ..ram(MIB / 2, 3 * GIB) };
