@@ -205,7 +205,9 @@ fn device_memory_that_cannot_be_mapped_is_told_and_not_tried_again() {
     let calls = sim.calls().len();
     transact(&engine, &[range(0, MIB)], &[ram(0, MIB)]).unwrap();
     assert_eq!(sim.calls().len(), calls);
-    assert_eq!(engine.unmap(bar.range).unwrap(), 4 * GIB);
+    assert_eq!(engine.unmap(range(67 * GIB, GIB)).unwrap(), GIB);
+    assert_eq!(sim.calls().len(), calls, "what is left of a refused region is not tried either");
+    assert_eq!(engine.unmap(bar.range).unwrap(), 3 * GIB);
     sim.reconfigure(|config| config.unmappable.clear());
     assert!(transact(&engine, &[], &[bar]).unwrap().refusals.is_empty());
     // Alone, without an outcome to put it in, the refusal is the call's error and nothing is wanted.
