@@ -56,7 +56,7 @@ impl Executor<'_> {
     ///
     /// A failed unmap does not stop the other unmaps, but no map follows it. The first map that fails for anything but device
     /// memory stops the run. The table then says how far it came.
-    pub fn run(&mut self, plan: &Plan, wanted: &mut WantedSet) -> Result<()> {
+    pub fn run(&mut self, plan: &Plan, wanted: &WantedSet) -> Result<()> {
         self.clear(&plan.unmaps)?;
         let mut rest = plan.maps.as_slice();
         while let Some((entry, tail)) = rest.split_first() {
@@ -91,14 +91,14 @@ impl Executor<'_> {
         first
     }
 
-    /// A region is mapped whole or not at all: takes back what of it is mapped and marks it.
-    fn refuse(&mut self, entry: &Entry, errno: Errno, wanted: &mut WantedSet) -> Result<IovaRange> {
+    /// A region is mapped whole or not at all: takes back what of it is mapped. It stays wanted, and since plans look only
+    /// where something was touched, it is not tried again until the caller maps it anew.
+    fn refuse(&mut self, entry: &Entry, errno: Errno, wanted: &WantedSet) -> Result<IovaRange> {
         let region = wanted.overlapping(entry.range).next().map_or(entry.range, |wanted| wanted.region.range);
         let mapped: Vec<IovaRange> = self.table.overlapping(region).map(|entry| entry.range).collect();
         for range in mapped {
             self.unmap(&Unmap { range, entries: 1, ram_bytes: 0 })?;
         }
-        wanted.refuse(entry.range.start());
         self.done.refusals.push(Refusal { region, entry: *entry, errno });
         Ok(region)
     }

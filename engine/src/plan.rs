@@ -129,10 +129,6 @@ fn missing_runs(wanted: &WantedSet, scope: &[IovaRange], kept: &[IovaRange]) -> 
     let mut open: Option<Wanted> = None;
     for range in scope {
         for wanted in wanted.overlapping(*range) {
-            if wanted.refused {
-                open = None;
-                continue;
-            }
             let Some(inside) = wanted.region.range.intersection(*range) else { continue };
             for hole in holes(inside, kept) {
                 let Some(part) = wanted.region.clip(hole) else { continue };

@@ -13,16 +13,13 @@ pub struct Wanted {
     pub region: Region,
     /// Which `map_region` call an exact region came with.
     pub generation: Generation,
-    /// Device memory the kernel refused: the caller was told, and it is not tried again until it is mapped anew.
-    pub refused: bool,
 }
 
 impl Wanted {
     /// Whether the entry's bytes are this region's, as far as they lie in it.
     fn agrees_with(&self, entry: &Entry, shared: IovaRange) -> bool {
         let region = &self.region;
-        !self.refused
-            && region.perm == entry.perm
+        region.perm == entry.perm
             && region.kind == entry.kind
             && region.backing == entry.backing
             && self.generation == entry.generation
@@ -126,7 +123,7 @@ impl WantedSet {
         } else {
             Generation::SHARED
         };
-        self.put(Wanted { region, generation, refused: false });
+        self.put(Wanted { region, generation });
         self.touched.push(region.range);
         Ok(())
     }
@@ -153,13 +150,6 @@ impl WantedSet {
         }
         self.unmapped.push(range);
         Ok(bytes)
-    }
-
-    /// Marks the device region that holds `iova` as refused by the kernel.
-    pub fn refuse(&mut self, iova: u64) {
-        if let Some((_, wanted)) = self.regions.range_mut(..=iova).next_back() {
-            wanted.refused = true;
-        }
     }
 
     /// Treats the regions that share a byte with `range` as device memory from now on.

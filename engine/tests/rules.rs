@@ -107,6 +107,19 @@ fn a_commit_that_changes_nothing_makes_no_call() {
 }
 
 #[test]
+fn what_is_kept_between_new_neighbours_is_left_out() {
+    for (kept, first, second) in [(4, (0, 4), (4, 12)), (4, (0, 8), (8, 12))] {
+        let (engine, sim) = open(SimConfig::default());
+        let piece = |from: u64, to: u64| ram(GIB + from * MIB, (to - from) * MIB);
+        engine.map_region(piece(kept, kept + 4)).unwrap();
+        let maps = [piece(first.0, first.1), piece(second.0, second.1)];
+        let outcome = transact(&engine, &[range(GIB, 12 * MIB)], &maps).unwrap();
+        assert_eq!((outcome.kept_bytes, outcome.map_bytes, outcome.unmap_bytes), (4 * MIB, 8 * MIB, 0));
+        assert_eq!(held(&sim), [(GIB, 4 * MIB), (GIB + 4 * MIB, 4 * MIB), (GIB + 8 * MIB, 4 * MIB)]);
+    }
+}
+
+#[test]
 fn neighbours_join_only_if_they_are_one_object() {
     let (engine, sim) = open(SimConfig::default());
     let other = Region { backing: Backing(2), ..ram(GIB + 8 * MIB, 4 * MIB) };
