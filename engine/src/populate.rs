@@ -207,3 +207,101 @@ fn chunk_of(piece: &Piece, chunk: u64, number: u64) -> (HostVa, u64) {
     let end = floor.saturating_add(chunk - 1).min(last_byte(piece).unwrap_or(start));
     (HostVa::from_raw(begin), end - begin + 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PMD: u64 = 2 << 20;
+
+    fn piece(start: u64, bytes: u64) -> Piece {
+        Piece { hva: HostVa::from_raw(start), bytes, writable: true }
+    }
+
+    /// Every chunk of `piece`, as (start, bytes).
+    fn chunks(piece: &Piece, chunk: u64) -> Vec<(u64, u64)> {
+        (0..chunks_of(piece, chunk))
+            .map(|number| chunk_of(piece, chunk, number))
+            .map(|(hva, bytes)| (hva.raw(), bytes))
+            .collect()
+    }
+
+    #[test]
+    fn chunks_begin_and_end_on_multiples() {
+        assert_eq!(CHUNK % PMD, 0);
+        assert_eq!(chunks(&piece(0, 0), PMD), []);
+        assert_eq!(chunks(&piece(PMD - 0x1000, 0x1000), PMD), [(PMD - 0x1000, 0x1000)]);
+        assert_eq!(
+            chunks(&piece(PMD - 0x1000, PMD + 0x3000), PMD),
+            [(PMD - 0x1000, 0x1000), (PMD, PMD), (2 * PMD, 0x2000)]
+        );
+        assert_eq!(chunks(&piece(PMD, 2 * PMD), PMD), [(PMD, PMD), (2 * PMD, PMD)]);
+        // The very end of the address space, and beyond.
+        let top = u64::MAX - PMD + 1;
+        assert_eq!(chunks(&piece(top - 0x1000, PMD + 0x1000), PMD), [(top - 0x1000, 0x1000), (top, PMD)]);
+        assert_eq!(chunks(&piece(u64::MAX - 0xfff, u64::MAX), PMD), [(u64::MAX - 0xfff, 0x1000)]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn chunks_cover_every_byte_once(
+            sizes in prop::collection::vec((0u64..1 << 32, 0u64..64), 0..20),
+            chunk_pmds in 1u64..40,
+        ) {
+            let chunk = chunk_pmds * PMD;
+            let pieces: Vec<Piece> =
+                sizes.iter().map(|&(start, pages)| piece(start & !0xfff, pages * 0x71000)).collect();
+            let queue = Queue::new(&pieces, chunk);
+            let mut total = 0;
+            for (index, piece) in pieces.iter().enumerate() {
+                prop_assert_eq!(queue.first[index], total);
+                let mut next = piece.hva.raw();
+                for (start, bytes) in chunks(piece, chunk) {
+                    prop_assert_eq!(start, next);
+                    prop_assert!(bytes > 0 && start / chunk == (start + bytes - 1) / chunk);
+                    next = start + bytes;
+                    total += 1;
+                }
+                prop_assert_eq!(next, piece.hva.raw() + piece.bytes);
+            }
+            prop_assert_eq!(queue.chunks, total);
+        }
+    }
+
+    #[test]
+    fn whatever_goes_wrong_is_counted_under_its_name() {
+        // The first pages of the address space are never mapped (vm.mmap_min_addr), nor is its upper half.
+        let report = in_chunks(&[piece(0, 0x1000), piece(1 << 63, 3 * PMD)], 1, PMD);
+        assert_eq!((report.calls, report.bytes, report.enomem), (4, 0, 4));
+        assert_eq!(report.skipped_bytes, 0x1000 + 3 * PMD);
+        let mut report = Report::default();
+        for errno in [libc::EINVAL, libc::EFAULT, libc::ENOMEM, libc::EHWPOISON, libc::EINTR, libc::EINTR] {
+            report.left_to_the_map(0x1000, Errno(errno));
+        }
+        let counted = [report.einval, report.efault, report.enomem, report.ehwpoison, report.other];
+        assert_eq!((counted, report.skipped_bytes), ([1, 1, 1, 1, 2], 0x6000));
+    }
+
+    #[test]
+    fn threads_are_bounded_by_what_there_is_to_do() {
+        let threads = |pieces: &[Piece], threads| in_chunks(pieces, threads, PMD).threads;
+        assert_eq!(threads(&[], 8), 0);
+        assert_eq!(threads(&[piece(0, 0), piece(PMD, 0)], 8), 0);
+        assert_eq!(threads(&[piece(0, ALONE_BELOW - 0x1000)], 8), 1, "two chunks, but small");
+        assert_eq!(threads(&[piece(0, ALONE_BELOW)], 8), 2, "two chunks");
+        assert_eq!(threads(&[piece(0, 8 * PMD)], 3), 3);
+        assert_eq!(threads(&[piece(0, 8 * PMD)], 0), 1, "the calling thread always works");
+    }
+
+    #[test]
+    fn the_callers_number_of_threads_is_an_upper_bound() {
+        let cpus = available_parallelism().unwrap().get();
+        assert_eq!(allowed_threads(0), cpus);
+        assert_eq!(allowed_threads(1), 1);
+        assert_eq!(allowed_threads(cpus + 7), cpus);
+    }
+}

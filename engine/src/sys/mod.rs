@@ -5,7 +5,7 @@
 pub mod hva;
 pub(crate) mod ioctl;
 pub(crate) mod madvise;
-pub mod process;
-pub mod thread;
+pub(crate) mod process;
+pub(crate) mod thread;
 pub(crate) mod type1_info;
 pub(crate) mod vma;

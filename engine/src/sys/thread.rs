@@ -13,11 +13,12 @@ use crate::error::Errno;
 /// deepest call is a read of /proc.
 const STACK: usize = 256 * 1024;
 
-/// Runs `work` on the calling thread and on up to `extra` workers at once, and returns when all of them are done.
+/// Runs `work` on the calling thread and on up to `extra` workers at once, returns when all of them are done, and
+/// answers how many workers could not be started.
 ///
-/// `work` must share out what there is to do by itself and must get all of it done even if it only runs on the calling
-/// thread, for that is what happens when no worker can be started. Answers how many workers could not be. The workers inherit the calling thread's CPU
-/// affinity and memory policy, take no signal, and none is left when this returns; a panic in one of them is passed on.
+/// `work` must share out what there is to do by itself, and must get all of it done even if only the calling thread runs
+/// it. The workers inherit the calling thread's CPU affinity and memory policy, take no signal, and none is left when
+/// this returns; a panic in one of them is passed on.
 pub fn run(extra: usize, work: impl Fn() + Sync) -> usize {
     let mut refused = 0;
     // A new thread's stack is an mmap, which has to wait for page faults that are being served: were the first worker
@@ -86,5 +87,63 @@ impl Drop for SignalsBlocked {
         // SAFETY: `before` is a mask the kernel gave us and is only read; a null old-mask pointer asks for nothing.
         // The call can only fail for an invalid first argument, and this one is a constant.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::panic::catch_unwind;
+    use std::sync::Barrier;
+
+    use super::*;
+
+    /// A line of the calling thread's /proc status.
+    fn own_status(field: &str) -> String {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        status.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn workers_have_names_and_take_no_signals() {
+        let caller = own_status("Name:");
+        let mask = own_status("SigBlk:");
+        let seen = Mutex::new(Vec::new());
+        // Nobody leaves before all are there: otherwise one could do everything while the others start.
+        let all_there = Barrier::new(4);
+        let refused = run(3, || {
+            all_there.wait();
+            seen.lock().unwrap().push((own_status("Name:"), own_status("SigBlk:")));
+        });
+        assert_eq!(refused, 0);
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort();
+        let own = seen.iter().position(|(name, _)| *name == caller).expect("the calling thread works too");
+        assert_eq!(seen.remove(own).1, mask, "the calling thread works with its own mask");
+        assert_eq!(own_status("SigBlk:"), mask);
+        // All 64 but SIGKILL (9), SIGSTOP (19) and the two the C library keeps for itself (32, 33): bit n is signal n+1.
+        let every = format!("{:016x}", !(1u64 << 8 | 1 << 18 | 0b11 << 31));
+        for (number, (name, blocked)) in (1..).zip(&seen) {
+            assert_eq!((name, blocked), (&format!("vfio-fast-{number}"), &every));
+        }
+        assert_eq!(seen.len(), 3);
+    }
+
+    #[test]
+    fn alone_is_alone() {
+        let caller = thread::current().id();
+        let runs = Mutex::new(Vec::new());
+        assert_eq!(run(0, || runs.lock().unwrap().push(thread::current().id())), 0);
+        assert_eq!(runs.into_inner().unwrap(), [caller]);
+    }
+
+    #[test]
+    fn a_panicking_worker_is_not_lost() {
+        let mask = own_status("SigBlk:");
+        let caller = thread::current().id();
+        let panic = catch_unwind(|| run(2, || assert_eq!(thread::current().id(), caller, "worker down")))
+            .unwrap_err();
+        assert!(panic.downcast::<String>().unwrap().contains("worker down"));
+        assert_eq!(own_status("SigBlk:"), mask);
     }
 }

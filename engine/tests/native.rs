@@ -1,0 +1,312 @@
+//! Populating real memory: what the kernel of this machine makes of it.
+#![allow(unsafe_code, reason = "the memory these tests hand to the engine is mapped by hand")]
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use memfd::MemfdOptions;
+use vfio_fast_engine::populate::{self, CHUNK, Piece, Report};
+use vfio_fast_engine::sys::hva::host_va;
+
+const PAGE: usize = 4096;
+const MIB: usize = 1 << 20;
+
+/// These tests look at this process's threads, so they run one at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A mapping made by hand.
+struct Memory {
+    address: *mut libc::c_void,
+    length: usize,
+}
+
+impl Memory {
+    fn anonymous(length: usize, protection: libc::c_int) -> Self {
+        Self::new(length, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+    }
+
+    fn of(file: &File, length: usize, protection: libc::c_int) -> Self {
+        Self::new(length, protection, libc::MAP_SHARED, file.as_raw_fd())
+    }
+
+    fn new(length: usize, protection: libc::c_int, flags: libc::c_int, fd: libc::c_int) -> Self {
+        let flags = flags | libc::MAP_NORESERVE;
+        // SAFETY: without MAP_FIXED a mapping replaces nothing.
+        let address = unsafe { libc::mmap(ptr::null_mut(), length, protection, flags, fd, 0) };
+        assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+        Self { address, length }
+    }
+
+    fn start(&self) -> u64 {
+        self.address as u64
+    }
+
+    /// `bytes` bytes from `offset` on.
+    fn piece(&self, offset: usize, bytes: usize, writable: bool) -> Piece {
+        piece(self.start() + offset as u64, bytes as u64, writable)
+    }
+
+    fn whole(&self, writable: bool) -> Piece {
+        self.piece(0, self.length, writable)
+    }
+
+    /// Keeps huge pages away, so that every page is populated for itself.
+    fn small_pages(self) -> Self {
+        // SAFETY: the range is this mapping's, and the advice changes no byte of it.
+        // A kernel that has no huge pages refuses it.
+        let _ = unsafe { libc::madvise(self.address, self.length, libc::MADV_NOHUGEPAGE) };
+        self
+    }
+
+    fn protect(&self, offset: usize, length: usize, protection: libc::c_int) {
+        assert!(offset + length <= self.length);
+        // SAFETY: the range is inside this mapping, which nobody holds a reference into.
+        let result = unsafe { libc::mprotect(self.address.wrapping_byte_add(offset), length, protection) };
+        assert_eq!(result, 0);
+    }
+
+    fn punch(&self, offset: usize, length: usize) {
+        assert!(offset + length <= self.length);
+        // SAFETY: the range is inside this mapping, which nobody holds a reference into.
+        let result = unsafe { libc::munmap(self.address.wrapping_byte_add(offset), length) };
+        assert_eq!(result, 0);
+    }
+
+    /// How many of its pages are present.
+    fn resident(&self) -> usize {
+        let mut pages = vec![0u8; self.length / PAGE];
+        // SAFETY: the vector has a byte for every page of this mapping.
+        let result = unsafe { libc::mincore(self.address, self.length, pages.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        pages.iter().filter(|&&page| page & 1 == 1).count()
+    }
+
+    fn byte(&self, offset: usize) -> *mut u8 {
+        assert!(offset < self.length);
+        self.address.cast::<u8>().wrapping_add(offset)
+    }
+
+    fn read(&self, offset: usize) -> u8 {
+        // SAFETY: the byte is inside this readable mapping.
+        unsafe { self.byte(offset).read_volatile() }
+    }
+
+    fn write(&self, offset: usize, value: u8) {
+        // SAFETY: the byte is inside this writable mapping, which nobody holds a reference into.
+        unsafe { self.byte(offset).write_volatile(value) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the range is this mapping's (holes in it are fine), and nobody holds a reference into it.
+        unsafe { libc::munmap(self.address, self.length) };
+    }
+}
+
+fn piece(start: u64, bytes: u64, writable: bool) -> Piece {
+    // SAFETY: no device is given this memory: it is only populated, while the mapping lives.
+    let hva = unsafe { host_va(start) };
+    Piece { hva, bytes, writable }
+}
+
+fn memfd(length: usize) -> File {
+    let file = MemfdOptions::default().create("native-test").unwrap().into_file();
+    file.set_len(length as u64).unwrap();
+    file
+}
+
+/// What a populate answers that met no obstacle.
+fn all_well(calls: u64, bytes: usize, threads: u64, report: &Report) -> Report {
+    Report { calls, bytes: bytes as u64, threads, duration: report.duration, ..Report::default() }
+}
+
+/// Multiples of the chunk size that begin inside the mapping, and one for its head.
+fn chunks(memory: &Memory) -> u64 {
+    let last = memory.start() + memory.length as u64 - 1;
+    last / CHUNK - memory.start() / CHUNK + 1
+}
+
+const READ: libc::c_int = libc::PROT_READ;
+const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+
+#[test]
+fn anonymous_memory_is_present_and_zero() {
+    let _alone = alone();
+    let memory = Memory::anonymous(3 * MIB, READ_WRITE).small_pages();
+    assert_eq!(memory.resident(), 0);
+    let report = populate::populate(&[memory.whole(true)], 8);
+    assert_eq!(report, all_well(chunks(&memory), 3 * MIB, 1, &report));
+    assert_eq!(memory.resident(), 3 * MIB / PAGE);
+    assert_eq!((memory.read(0), memory.read(3 * MIB - 1)), (0, 0));
+    assert!(report.duration > Duration::ZERO);
+}
+
+#[test]
+fn what_is_in_memory_stays_as_it_is() {
+    let _alone = alone();
+    let memory = Memory::anonymous(2 * MIB, READ_WRITE);
+    memory.write(0, 1);
+    memory.write(MIB + 5, 2);
+    for writable in [true, false] {
+        populate::populate(&[memory.whole(writable)], 1);
+        assert_eq!((memory.read(0), memory.read(1), memory.read(MIB + 5)), (1, 0, 2));
+    }
+}
+
+#[test]
+fn only_the_piece_is_populated() {
+    let _alone = alone();
+    let memory = Memory::anonymous(2 * MIB, READ_WRITE).small_pages();
+    populate::populate(&[memory.piece(MIB, 3 * PAGE, true), memory.piece(0, PAGE, true)], 1);
+    assert_eq!(memory.resident(), 4);
+}
+
+#[test]
+fn a_memfd_gets_its_pages() {
+    let _alone = alone();
+    for writable in [true, false] {
+        let file = memfd(8 * MIB);
+        let memory = Memory::of(&file, 8 * MIB, READ_WRITE);
+        assert_eq!(file.metadata().unwrap().blocks(), 0);
+        let report = populate::populate(&[memory.whole(writable)], 2);
+        assert_eq!(report.bytes, 8 * MIB as u64);
+        assert_eq!(file.metadata().unwrap().blocks() * 512, 8 * MIB as u64);
+        assert_eq!(memory.resident(), 8 * MIB / PAGE);
+    }
+}
+
+#[test]
+fn read_only_memory_is_read() {
+    let _alone = alone();
+    let file = memfd(MIB);
+    let memory = Memory::of(&file, MIB, READ);
+    let report = populate::populate(&[memory.whole(false)], 1);
+    assert_eq!(report, all_well(chunks(&memory), MIB, 1, &report));
+    assert_eq!(memory.resident(), MIB / PAGE);
+}
+
+#[test]
+fn memory_without_the_permission_is_left_to_the_map() {
+    let _alone = alone();
+    // Read-only memory that is asked for writing, and memory that may not be touched at all: neither is device memory.
+    let read_only = Memory::anonymous(MIB, READ);
+    let none = Memory::anonymous(MIB, libc::PROT_NONE);
+    let pieces = [read_only.whole(true), none.whole(true), none.whole(false)];
+    let report = populate::populate(&pieces, 1);
+    let calls = chunks(&read_only) + 2 * chunks(&none);
+    let refused = Report { einval: calls, skipped_bytes: 3 * MIB as u64, ..all_well(calls, 0, 1, &report) };
+    assert_eq!(report, refused);
+    assert_eq!((read_only.resident(), none.resident()), (0, 0));
+}
+
+#[test]
+fn a_hole_costs_its_chunk_and_no_other() {
+    let _alone = alone();
+    let chunk = usize::try_from(CHUNK).unwrap();
+    let memory = Memory::anonymous(4 * chunk, READ_WRITE).small_pages();
+    let head = 2 * PAGE;
+    let first = (memory.start() + head as u64).next_multiple_of(CHUNK);
+    let first = usize::try_from(first - memory.start()).unwrap();
+    // One page into the first whole chunk there is no memory, and one page into the second it is forbidden.
+    memory.punch(first + PAGE, PAGE);
+    memory.protect(first + chunk + PAGE, PAGE, libc::PROT_NONE);
+    let tail = 4 * PAGE;
+    let report = populate::populate(&[memory.piece(first - head, head + 2 * chunk + tail, false)], 1);
+    let holes =
+        Report { enomem: 1, einval: 1, skipped_bytes: 2 * CHUNK, ..all_well(4, head + tail, 1, &report) };
+    assert_eq!(report, holes);
+}
+
+#[test]
+fn behind_the_end_of_a_file_is_an_error_and_not_a_signal() {
+    let _alone = alone();
+    let file = memfd(MIB);
+    let memory = Memory::of(&file, 2 * MIB, READ_WRITE);
+    let report = populate::populate(&[memory.piece(0, MIB, true), memory.piece(MIB, MIB, true)], 1);
+    assert_eq!((report.bytes, report.skipped_bytes), (MIB as u64, MIB as u64));
+    assert!(report.efault > 0);
+    assert_eq!(report.efault + 1, report.calls);
+}
+
+#[test]
+fn missing_huge_pages_are_an_error_and_not_a_signal() {
+    let _alone = alone();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
+    let free = fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    let free = free.expect("a kernel with 2 MiB huge pages");
+    let free: usize = free.trim().parse().unwrap();
+    // More than there are, of which the first ones exist.
+    let memory = Memory::new((free + 2) * 2 * MIB, READ_WRITE, flags, -1);
+    let report = populate::populate(&[memory.whole(true)], 1);
+    assert!(report.efault + report.enomem > 0, "{report:?}");
+    assert_eq!(report.bytes + report.skipped_bytes, memory.length as u64);
+}
+
+#[test]
+fn device_memory_is_recognised_once_and_left_alone() {
+    let _alone = alone();
+    // The kernel maps its time data into every process as bare page frames, which is what a BAR is too.
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let bounds = maps.lines().find(|line| line.ends_with("[vvar]")).expect("a [vvar] mapping");
+    let (begin, end) = bounds.split(' ').next().unwrap().split_once('-').unwrap();
+    let begin = u64::from_str_radix(begin, 16).unwrap();
+    let end = u64::from_str_radix(end, 16).unwrap();
+    let memory = Memory::anonymous(MIB, READ_WRITE).small_pages();
+    let pieces =
+        [memory.piece(0, PAGE, true), piece(begin, end - begin, false), memory.piece(PAGE, PAGE, true)];
+    let report = populate::populate(&pieces, 1);
+    let expected = Report { device_pieces: vec![1], ..all_well(3, 2 * PAGE, 1, &report) };
+    assert_eq!(report, expected);
+    // A piece that is device memory only in part is not called so.
+    let report = populate::populate(&[piece(begin - PAGE as u64, end - begin + PAGE as u64, false)], 1);
+    assert_eq!((report.device_pieces.len(), report.bytes), (0, 0));
+}
+
+#[test]
+fn calls_are_counted_and_shared_by_threads_that_end() {
+    let _alone = alone();
+    let length = 5 * usize::try_from(CHUNK).unwrap() + PAGE;
+    // Zero pages only: this is about calls, not about memory.
+    let memory = Memory::anonymous(length, READ);
+    for threads in [1, 2, 3] {
+        let report = populate::populate(&[memory.whole(false)], threads);
+        assert_eq!(report, all_well(chunks(&memory), length, threads as u64, &report));
+        assert!((6..=7).contains(&report.calls));
+        assert_no_workers();
+    }
+    assert_eq!(memory.resident(), length / PAGE);
+}
+
+#[test]
+fn small_jobs_start_no_thread() {
+    let _alone = alone();
+    let memory = Memory::anonymous(4 * MIB, READ_WRITE);
+    // A thousand pages, each a piece of its own.
+    let pieces: Vec<Piece> = (0..1000).map(|page| memory.piece(page * PAGE, PAGE, true)).collect();
+    let report = populate::populate(&pieces, 8);
+    assert_eq!(report, all_well(1000, 1000 * PAGE, 1, &report));
+    assert_eq!(populate::populate(&[], 8), Report::default());
+}
+
+/// No thread of the engine's is left. A thread that was joined may be listed a moment longer, so this looks again.
+fn assert_no_workers() {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let tasks = fs::read_dir("/proc/self/task").unwrap();
+        let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        let workers: Vec<String> = names.filter(|name| name.starts_with("vfio-fast-")).collect();
+        if workers.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "still running: {workers:?}");
+        std::thread::yield_now();
+    }
+}
