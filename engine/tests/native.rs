@@ -2,8 +2,9 @@
 #![allow(unsafe_code, reason = "the memory these tests hand to the engine is mapped by hand")]
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -294,6 +295,77 @@ fn small_jobs_start_no_thread() {
     let report = populate::populate(&pieces, 8);
     assert_eq!(report, all_well(1000, 1000 * PAGE, 1, &report));
     assert_eq!(populate::populate(&[], 8), Report::default());
+}
+
+#[test]
+fn refused_threads_are_counted_and_the_work_gets_done() {
+    let _alone = alone();
+    const CHILD: &str = "NATIVE_TEST_WITHOUT_MEMORY_FOR_STACKS";
+    if std::env::var_os(CHILD).is_none() {
+        // In a process of its own, for the limit stays.
+        let name = "refused_threads_are_counted_and_the_work_gets_done";
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--test-threads=1"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let length = 3 * usize::try_from(CHUNK).unwrap();
+    let memory = Memory::anonymous(length, READ);
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let kib: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();
+    // Room for small allocations, not for a thread's stack.
+    let limit = kib * 1024 + 128 * 1024;
+    let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+    // SAFETY: `limit` is a whole rlimit, and only read.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+    let report = populate::populate(&[memory.whole(false)], 3);
+    let expected = Report { thread_fallbacks: 2, ..all_well(chunks(&memory), length, 1, &report) };
+    assert_eq!(report, expected);
+}
+
+#[test]
+fn a_broken_page_is_an_error_and_not_a_signal() {
+    let _alone = alone();
+    let memory = Memory::anonymous(2 * MIB, READ_WRITE).small_pages();
+    let poisoner = poison(&memory, MIB, PAGE);
+    let report = populate::populate(&[memory.piece(MIB, PAGE, true), memory.piece(MIB, PAGE, false)], 1);
+    let broken = Report { ehwpoison: 2, skipped_bytes: 2 * PAGE as u64, ..all_well(2, 0, 1, &report) };
+    assert_eq!(report, broken);
+    drop(poisoner);
+}
+
+/// Makes the kernel treat a part of `memory` as if its hardware were broken, as it is told by a hypervisor that moves a
+/// guest with broken pages (UFFDIO_POISON, Linux 6.6), until the descriptor is closed.
+fn poison(memory: &Memory, offset: usize, length: usize) -> OwnedFd {
+    const USER_MODE_ONLY: libc::c_int = 1;
+    const API: libc::c_ulong = 0xc018_aa3f;
+    const REGISTER: libc::c_ulong = 0xc020_aa00;
+    const POISON: libc::c_ulong = 0xc020_aa08;
+    let start = memory.start() + offset as u64;
+    // SAFETY: the call takes no pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | USER_MODE_ONLY) };
+    let fd = i32::try_from(fd).unwrap();
+    assert!(fd >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
+    // SAFETY: the kernel has just made this descriptor for us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // struct uffdio_api { api, features, ioctls }, uffdio_register and uffdio_poison { start, len, mode, answer }.
+    let feature_poison = 1 << 14;
+    let missing = 1;
+    for (request, mut argument) in [
+        (API, [0xaa, feature_poison, 0, 0]),
+        (REGISTER, [start, length as u64, missing, 0]),
+        (POISON, [start, length as u64, 0, 0]),
+    ] {
+        // SAFETY: the argument is at least as long as each of these structs, and the memory is only ever populated.
+        let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request, argument.as_mut_ptr()) };
+        assert_eq!(answer, 0, "{request:#x}: {}", std::io::Error::last_os_error());
+    }
+    fd
 }
 
 /// No thread of the engine's is left. A thread that was joined may be listed a moment longer, so this looks again.

@@ -33,7 +33,14 @@ impl Type1 {
         if version != API_VERSION {
             return Err(failed(Errno::EINVAL, Why::Other("the container speaks an unknown version of VFIO")));
         }
-        let page = read_limits(&container)?.page_sizes.smallest();
+        let limits = read_limits(&container).map_err(|error| match error.errno {
+            // All that a container without an IOMMU type ever answers.
+            Errno::EINVAL => {
+                failed(Errno::EINVAL, Why::Other("the container has no group or no IOMMU type set"))
+            }
+            _ => error,
+        })?;
+        let page = limits.page_sizes.smallest();
         Ok(Self { container, page })
     }
 }

@@ -4,12 +4,16 @@
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 
 use crate::backend::Memlock;
 use crate::error::Errno;
 
 /// Bit of the effective capability set that lifts RLIMIT_MEMLOCK (CAP_IPC_LOCK in `linux/capability.h`).
 const CAP_IPC_LOCK: u32 = 14;
+
+/// Inode number of the user namespace that everything starts in (PROC_USER_INIT_INO in the kernel, never changed).
+const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
 
 /// The lowest descriptor a duplicate may get: 0 to 2 are what programs print to.
 const LOWEST_FD: libc::c_int = 3;
@@ -32,10 +36,11 @@ pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
 /// What cannot be found out reads as "nothing locked" and "no limit": the kernel has the last word anyway, and a guess
 /// here must not refuse what it would allow.
 pub fn memlock() -> Memlock {
-    // Capabilities belong to threads, so this asks for the calling thread's: it is the one that will map.
+    // Capabilities and namespaces belong to threads, so this asks for the calling one's: it is the one that will map.
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let namespace = fs::metadata("/proc/thread-self/ns/user").ok().map(|namespace| namespace.ino());
     let status = Status::parse(&status);
-    let limit = if status.may_lock_any { None } else { memlock_limit() };
+    let limit = if status.may_lock_any(namespace) { None } else { memlock_limit() };
     Memlock { locked: status.locked, limit }
 }
 
@@ -56,21 +61,26 @@ fn memlock_limit() -> Option<u64> {
 struct Status {
     /// VmLck in bytes.
     locked: u64,
-    /// CAP_IPC_LOCK is effective, or nothing is known of it.
-    may_lock_any: bool,
+    /// The effective capabilities; all of them if nothing is known.
+    capabilities: u64,
 }
 
 impl Status {
+    /// Whether RLIMIT_MEMLOCK is not enforced on a thread in the user namespace with this inode number.
+    fn may_lock_any(&self, namespace: Option<u64>) -> bool {
+        // The kernel asks for the capability on the host: root of a container's own user namespace has it only there.
+        let on_the_host = namespace.is_none_or(|inode| inode == INITIAL_USER_NAMESPACE);
+        on_the_host && self.capabilities >> CAP_IPC_LOCK & 1 == 1
+    }
+
     fn parse(text: &str) -> Self {
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let locked = field("VmLck:")
             .and_then(|value| value.strip_suffix("kB"))
             .and_then(|kib| kib.trim().parse::<u64>().ok())
             .map_or(0, |kib| kib.saturating_mul(1024));
-        let may_lock_any = field("CapEff:")
-            .and_then(|hex| u64::from_str_radix(hex, 16).ok())
-            .is_none_or(|set| set >> CAP_IPC_LOCK & 1 == 1);
-        Self { locked, may_lock_any }
+        let capabilities = field("CapEff:").and_then(|hex| u64::from_str_radix(hex, 16).ok());
+        Self { locked, capabilities: capabilities.unwrap_or(u64::MAX) }
     }
 }
 
@@ -83,19 +93,25 @@ mod tests {
     #[test]
     fn status_is_read_in_kib_and_hex() {
         let text = "Name:\tx\nVmPeak:\t 9 kB\nVmLck:\t    1028 kB\nCapInh:\t0000000000004000\nCapEff:\t0000000000003fff\n";
-        assert_eq!(Status::parse(text), Status { locked: 1028 * 1024, may_lock_any: false });
-        let text = "VmLck:\t       0 kB\nCapEff:\t0000000000004000\n";
-        assert_eq!(Status::parse(text), Status { locked: 0, may_lock_any: true });
+        assert_eq!(Status::parse(text), Status { locked: 1028 * 1024, capabilities: 0x3fff });
     }
 
     #[test]
     fn what_cannot_be_read_refuses_nothing() {
-        let unknown = Status { locked: 0, may_lock_any: true };
+        let unknown = Status { locked: 0, capabilities: u64::MAX };
         assert_eq!(Status::parse(""), unknown);
         assert_eq!(Status::parse("VmLck: many\nCapEff: zz\n"), unknown);
         assert_eq!(Status::parse("VmLck:\t-1 kB\n"), unknown);
-        let huge = Status::parse("VmLck:\t18446744073709551615 kB\n");
-        assert_eq!(huge.locked, u64::MAX);
+        assert_eq!(Status::parse("VmLck:\t18446744073709551615 kB\n").locked, u64::MAX);
+        assert!(unknown.may_lock_any(None));
+    }
+
+    #[test]
+    fn only_the_hosts_capability_lifts_the_limit() {
+        let may = |capabilities, namespace| Status { locked: 0, capabilities }.may_lock_any(namespace);
+        assert!(may(1 << 14, Some(INITIAL_USER_NAMESPACE)));
+        assert!(!may(!(1 << 14), Some(INITIAL_USER_NAMESPACE)));
+        assert!(!may(1 << 14, Some(0xf000_0000)));
     }
 
     #[test]
