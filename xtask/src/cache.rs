@@ -1,0 +1,226 @@
+//! Finished products under the user's cache directory, each named by the hash of its inputs.
+//!
+//! An entry is a directory that appears by one rename once it is complete: what exists is whole.
+
+use std::env;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest, Sha256};
+
+/// Entries kept per name, newest use first: enough for a few branches side by side.
+const KEPT: usize = 6;
+
+/// One thing a product depends on.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// A string: a version, a command line.
+    Text(&'a str),
+    /// The contents of a file.
+    File(&'a Path),
+    /// The names and contents of everything below a directory.
+    Dir(&'a Path),
+}
+
+/// The cache directory.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+/// One product: perhaps there, perhaps still to be built.
+#[derive(Debug)]
+pub struct Entry {
+    cache: Cache,
+    name: String,
+    key: String,
+}
+
+impl Cache {
+    /// The cache of this user: `$XDG_CACHE_HOME/vfio-fast`, else `~/.cache/vfio-fast`.
+    pub fn open() -> Result<Cache> {
+        let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let base = absolute("XDG_CACHE_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+            .context("Neither XDG_CACHE_HOME nor HOME is set: no place for the cache")?;
+        Cache::at(&base.join("vfio-fast"))
+    }
+
+    /// A cache at a directory of the caller's choice.
+    pub fn at(root: &Path) -> Result<Cache> {
+        for dir in ["locks", "logs", "entries"] {
+            make_dir(&root.join(dir))?;
+        }
+        Ok(Cache { root: root.to_path_buf() })
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The product `name` made from `inputs`: another input, another entry.
+    pub fn entry(&self, name: &str, inputs: &[Input]) -> Result<Entry> {
+        let mut hash = Sha256::new();
+        for input in inputs {
+            feed(&mut hash, *input)?;
+        }
+        let key = hash.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Entry { cache: self.clone(), name: name.to_owned(), key })
+    }
+
+    /// A directory outside the entries, for state that is updated in place. Hold `lock` while writing.
+    pub fn state(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.root.join(name);
+        make_dir(&dir)?;
+        Ok(dir)
+    }
+
+    /// Waits until no other process holds the lock `name`, then holds it until dropped.
+    pub fn lock(&self, name: &str) -> Result<Lock> {
+        let path = self.root.join("locks").join(name);
+        let open = || File::create(&path).with_context(|| format!("Cannot create {}", path.display()));
+        let lock = match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
+            Err((_, Errno::EWOULDBLOCK)) => {
+                eprintln!("    waiting for another run that holds {}", path.display());
+                Flock::lock(open()?, FlockArg::LockExclusive)
+            }
+            other => other,
+        };
+        lock.map(Lock).map_err(|(_, errno)| anyhow!("Cannot lock {}: {errno}", path.display()))
+    }
+
+    /// Removes all but the entries of `name` used last, with their logs.
+    fn prune(&self, name: &str) -> Result<()> {
+        let mut found = Vec::new();
+        for item in fs::read_dir(self.root.join("entries"))? {
+            let item = item?;
+            let file_name = item.file_name().to_string_lossy().into_owned();
+            let key = file_name.strip_prefix(name).and_then(|rest| rest.strip_prefix('@'));
+            if key.is_some_and(|key| !key.contains('.')) {
+                found.push((item.metadata()?.modified()?, file_name));
+            }
+        }
+        found.sort();
+        let surplus = found.len().saturating_sub(KEPT);
+        for (_, stem) in &found[..surplus] {
+            fs::remove_dir_all(self.root.join("entries").join(stem))?;
+            let _ = fs::remove_file(self.root.join("logs").join(format!("{stem}.log")));
+        }
+        Ok(())
+    }
+}
+
+/// A held lock.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "dropping it unlocks")] Flock<File>);
+
+impl Entry {
+    /// Where the finished product is, or will be.
+    pub fn path(&self) -> PathBuf {
+        self.cache.root.join("entries").join(self.stem())
+    }
+
+    /// Where the build of this entry writes its log.
+    pub fn log(&self) -> PathBuf {
+        self.cache.root.join("logs").join(format!("{}.log", self.stem()))
+    }
+
+    /// Whether the product is there.
+    pub fn is_ready(&self) -> bool {
+        self.path().is_dir()
+    }
+
+    /// The finished product; `build` fills an empty directory if it is not there yet.
+    ///
+    /// Whatever ends `build` early (an error, a signal, a crash) leaves no entry.
+    pub fn get_or_build(&self, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let path = self.path();
+        let _lock = self.cache.lock(&self.stem())?;
+        if self.is_ready() {
+            eprintln!("    cached: {}", self.stem());
+            // The time of last use decides what is pruned.
+            File::open(&path)?.set_modified(SystemTime::now())?;
+            return Ok(path);
+        }
+        let partial = path.with_file_name(format!("{}.partial", self.stem()));
+        remove_dir(&partial)?;
+        make_dir(&partial)?;
+        if let Err(error) = build(&partial) {
+            remove_dir(&partial)?;
+            return Err(error);
+        }
+        fs::rename(&partial, &path).with_context(|| format!("Cannot publish {}", path.display()))?;
+        self.cache.prune(&self.name)?;
+        Ok(path)
+    }
+
+    fn stem(&self) -> String {
+        format!("{}@{}", self.name, self.key)
+    }
+}
+
+/// Feeds one input, framed by its kind and length so that no two lists of inputs collide.
+fn feed(hash: &mut Sha256, input: Input) -> Result<()> {
+    match input {
+        Input::Text(text) => frame(hash, b"text", text.as_bytes()),
+        Input::File(path) => {
+            let bytes = fs::read(path).with_context(|| format!("Cannot read {}", path.display()))?;
+            frame(hash, b"file", &bytes);
+        }
+        Input::Dir(path) => feed_dir(hash, path)?,
+    }
+    Ok(())
+}
+
+fn feed_dir(hash: &mut Sha256, dir: &Path) -> Result<()> {
+    let describe = || format!("Cannot read {}", dir.display());
+    let mut items =
+        fs::read_dir(dir).and_then(|items| items.collect::<io::Result<Vec<_>>>()).with_context(describe)?;
+    items.sort_by_key(fs::DirEntry::file_name);
+    frame(hash, b"dir", &(items.len() as u64).to_le_bytes());
+    for item in items {
+        frame(hash, b"name", item.file_name().as_encoded_bytes());
+        let meta = item.metadata().with_context(describe)?;
+        if meta.is_dir() {
+            feed_dir(hash, &item.path())?;
+        } else if meta.is_symlink() {
+            let to = fs::read_link(item.path()).with_context(describe)?;
+            frame(hash, b"link", to.as_os_str().as_encoded_bytes());
+        } else {
+            let executable = meta.permissions().mode() & 0o111 != 0;
+            frame(hash, b"exec", &[u8::from(executable)]);
+            feed(hash, Input::File(&item.path()))?;
+        }
+    }
+    Ok(())
+}
+
+fn frame(hash: &mut Sha256, kind: &[u8], bytes: &[u8]) {
+    hash.update(kind);
+    hash.update((bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+}
+
+fn make_dir(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("Cannot create {}", dir.display()))
+}
+
+/// Removes a directory tree; one that is not there is fine.
+pub fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("Cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,273 @@
+//! Packages and sources by name from Debian, through a private apt root: the host's apt stays untouched.
+//!
+//! The archive and its key are the host's own; only the suites are ours, so nothing here names a host.
+
+mod sources;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::{Cache, Input, remove_dir};
+use crate::progress::{self, run_logged};
+
+/// The releases packages are taken from.
+const SUITES: &str = "trixie";
+/// An index older than this is fetched again before it is used.
+const INDEX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A private apt root in the cache, with a current index.
+#[derive(Debug)]
+pub struct Debian {
+    cache: Cache,
+    root: PathBuf,
+}
+
+/// A downloaded binary package.
+#[derive(Debug)]
+pub struct Deb {
+    /// Its name in the archive.
+    pub package: String,
+    /// The `.deb` file.
+    pub path: PathBuf,
+}
+
+/// A downloaded source package.
+#[derive(Debug)]
+pub struct Source {
+    /// Its full Debian version.
+    pub version: String,
+    /// The `.dsc` file; what it lists lies beside it.
+    pub dsc: PathBuf,
+}
+
+impl Debian {
+    /// Opens the apt root, fetching the index if there is none or it is old.
+    pub fn open(cache: &Cache) -> Result<Debian> {
+        let debian = Debian { cache: cache.clone(), root: cache.state("apt")? };
+        let _lock = cache.lock("apt")?;
+        for dir in ["lists/partial", "cache/archives/partial", "sources.d"] {
+            fs::create_dir_all(debian.root.join(dir))?;
+        }
+        let mirror = sources::host_mirror(Path::new("/etc"))?;
+        let mut paragraph =
+            format!("Types: deb deb-src\nURIs: {}\nSuites: {SUITES}\nComponents: main\n", mirror.uri);
+        if let Some(key) = mirror.signed_by {
+            paragraph += &format!("Signed-By: {key}\n");
+        }
+        let file = debian.root.join("sources.d/debian.sources");
+        let same = fs::read_to_string(&file).is_ok_and(|old| old == paragraph);
+        fs::write(&file, paragraph)?;
+        let stamp = debian.root.join("index-fetched");
+        let age = fs::metadata(&stamp).and_then(|meta| meta.modified()).ok();
+        let age = age.and_then(|time| SystemTime::now().duration_since(time).ok());
+        if same && age.is_some_and(|age| age < INDEX_AGE) {
+            return Ok(debian);
+        }
+        match debian.fetch_index() {
+            Ok(()) => fs::write(stamp, "")?,
+            // Offline with an index at hand: what is cached still serves.
+            Err(error) if same && age.is_some() => eprintln!("    the old index serves: {error:#}"),
+            Err(error) => return Err(error),
+        }
+        Ok(debian)
+    }
+
+    /// Downloads binary packages, in the order asked for.
+    pub fn fetch_debs(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        packages.iter().map(|package| self.fetch_deb(package)).collect()
+    }
+
+    /// Downloads the newest package named `prefix`, digits and dots, `suffix`.
+    ///
+    /// An index can name versions whose files are gone: the newest that really downloads counts.
+    pub fn fetch_latest(&self, prefix: &str, suffix: &str) -> Result<Deb> {
+        let names = progress::output(self.tool("apt-cache").args(["pkgnames", prefix]))?;
+        let mut last_error = None;
+        for package in newest_first(names.lines(), prefix, suffix) {
+            match self.fetch_deb(package) {
+                Ok(path) => return Ok(Deb { package: package.to_owned(), path }),
+                Err(error) => {
+                    eprintln!("    {package} does not download, trying the one before");
+                    last_error = Some(error);
+                }
+            }
+        }
+        let error = last_error.unwrap_or_else(|| anyhow::anyhow!("the index of {SUITES} has none"));
+        Err(error.context(format!("No package {prefix}*{suffix} could be fetched")))
+    }
+
+    /// Downloads the newest source of `package` whose upstream version begins with `series` and a dot.
+    pub fn fetch_source(&self, package: &str, series: &str) -> Result<Source> {
+        let listed = progress::output(self.tool("apt-cache").args(["showsrc", package]))?;
+        let mut versions: Vec<&str> = listed
+            .lines()
+            .filter_map(|line| line.strip_prefix("Version: "))
+            .filter(|version| in_series(version, series))
+            .collect();
+        versions.sort_by_key(|version| std::cmp::Reverse(natural(version)));
+        versions.dedup();
+        let mut last_error = None;
+        for version in versions {
+            match self.fetch_version(package, version) {
+                Ok(dsc) => return Ok(Source { version: version.to_owned(), dsc }),
+                Err(error) => last_error = Some(error),
+            }
+        }
+        let error = last_error.unwrap_or_else(|| anyhow::anyhow!("the index of {SUITES} has none"));
+        Err(error.context(format!("No source of {package} {series} could be fetched")))
+    }
+
+    fn fetch_deb(&self, package: &str) -> Result<PathBuf> {
+        let dir = self.fetch(package, &["download", package])?;
+        only_file(&dir, "deb")
+    }
+
+    fn fetch_version(&self, package: &str, version: &str) -> Result<PathBuf> {
+        let what = format!("{package}={version}");
+        let dir = self.fetch(&format!("{package}-source"), &["source", "--download-only", &what])?;
+        only_file(&dir, "dsc")
+    }
+
+    /// A directory with what `apt-get` downloads; keyed by the hashes the signed index gives.
+    fn fetch(&self, name: &str, args: &[&str]) -> Result<PathBuf> {
+        let uris = progress::output(self.tool("apt-get").args(args).arg("--print-uris"))?;
+        // 'URI' file size hash: all but the place it comes from.
+        let wanted: Vec<&str> = uris
+            .lines()
+            .filter(|line| line.starts_with('\''))
+            .filter_map(|line| line.split_once("' ").map(|(_, file)| file))
+            .collect();
+        if wanted.is_empty() {
+            bail!("apt-get {} names no file", args.join(" "));
+        }
+        let entry = self.cache.entry(name, &[Input::Text(&wanted.join("\n"))])?;
+        entry.get_or_build(|dir| {
+            let _lock = self.cache.lock("apt")?;
+            progress::step(&format!("Fetch {name}"), &entry.log(), |log| {
+                run_logged(self.tool("apt-get").args(args).current_dir(dir), log)
+            })
+        })
+    }
+
+    fn fetch_index(&self) -> Result<()> {
+        let log = self.root.join("update.log");
+        progress::step("Fetch Debian's package index", &log, |log| {
+            // apt calls a mirror it cannot reach a warning.
+            run_logged(self.tool("apt-get").args(["-o", "APT::Update::Error-Mode=any", "update"]), log)
+        })
+    }
+
+    fn tool(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("LC_ALL", "C").arg("-q");
+        let at = |path: &str| self.root.join(path).display().to_string();
+        let options = [
+            format!("Dir::State::Lists={}", at("lists")),
+            "Dir::State::status=/dev/null".to_owned(),
+            format!("Dir::Cache={}", at("cache")),
+            "Dir::Cache::pkgcache=pkgcache.bin".to_owned(),
+            "Dir::Cache::srcpkgcache=srcpkgcache.bin".to_owned(),
+            "Dir::Etc::sourcelist=/dev/null".to_owned(),
+            format!("Dir::Etc::sourceparts={}", at("sources.d")),
+            // The host's pins and default release are about the host's packages.
+            "Dir::Etc::preferences=/dev/null".to_owned(),
+            "Dir::Etc::preferencesparts=/dev/null".to_owned(),
+            "APT::Default-Release=".to_owned(),
+            "APT::Sandbox::User=root".to_owned(),
+            "Acquire::Languages=none".to_owned(),
+            "Acquire::Retries=3".to_owned(),
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
+        ];
+        for option in options {
+            command.args(["-o", &option]);
+        }
+        command
+    }
+}
+
+/// Unpacks the files of binary packages below `into`.
+pub fn unpack_debs(debs: &[PathBuf], into: &Path, log: &Path) -> Result<()> {
+    fs::create_dir_all(into)?;
+    debs.iter().try_for_each(|deb| run_logged(Command::new("dpkg-deb").arg("-x").arg(deb).arg(into), log))
+}
+
+/// Unpacks a source package, Debian's patches applied, as the directory `into`.
+pub fn unpack_source(source: &Source, into: &Path, log: &Path) -> Result<()> {
+    remove_dir(into)?;
+    // apt has checked the hashes; the uploader's own signature says nothing more.
+    run_logged(Command::new("dpkg-source").args(["--no-check", "-x"]).arg(&source.dsc).arg(into), log)
+}
+
+/// The names that are `prefix`, digits and dots, `suffix`, the highest version first.
+fn newest_first<'a>(names: impl Iterator<Item = &'a str>, prefix: &str, suffix: &str) -> Vec<&'a str> {
+    let matches = |name: &&str| {
+        let middle = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix));
+        middle.is_some_and(|m| !m.is_empty() && m.chars().all(|c| c.is_ascii_digit() || c == '.'))
+    };
+    let mut found: Vec<&str> = names.filter(matches).collect();
+    found.sort_by_key(|name| std::cmp::Reverse(natural(name)));
+    found.dedup();
+    found
+}
+
+/// A sort key that compares runs of digits as numbers.
+fn natural(text: &str) -> Vec<(String, u64)> {
+    let mut key = vec![(String::new(), 0_u64)];
+    let mut in_digits = false;
+    for c in text.chars() {
+        if in_digits && !c.is_ascii_digit() {
+            key.push((String::new(), 0));
+        }
+        in_digits = c.is_ascii_digit();
+        let (word, number) = key.last_mut().expect("begins with one");
+        match c.to_digit(10) {
+            Some(digit) => *number = number.saturating_mul(10).saturating_add(u64::from(digit)),
+            None => word.push(c),
+        }
+    }
+    key
+}
+
+/// Whether a Debian version (`epoch:upstream-revision`) is of an upstream series.
+fn in_series(version: &str, series: &str) -> bool {
+    let upstream = version.split_once(':').map_or(version, |(_, rest)| rest);
+    upstream.strip_prefix(series).is_some_and(|rest| rest.starts_with('.'))
+}
+
+fn only_file(dir: &Path, extension: &str) -> Result<PathBuf> {
+    let items = fs::read_dir(dir).with_context(|| format!("Cannot read {}", dir.display()))?;
+    let mut found = items.flatten().map(|item| item.path());
+    found
+        .find(|path| path.extension().is_some_and(|found| found == extension))
+        .with_context(|| format!("apt-get left no .{extension} in {}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newest_kernel_first() {
+        let names = [
+            "linux-image-6.12.9+deb13-amd64",
+            "linux-image-6.12.107+deb13-amd64",
+            "linux-image-6.12.107+deb13-amd64-unsigned",
+            "linux-image-6.12.107+deb13-rt-amd64",
+            "linux-image-6.12.48+deb13-amd64",
+        ];
+        let found = newest_first(names.into_iter(), "linux-image-6.12.", "+deb13-amd64");
+        assert_eq!(found, [names[1], names[4], names[0]]);
+    }
+
+    #[test]
+    fn series_of_a_version() {
+        assert!(in_series("1:10.0.13+ds-0+deb13u1", "10.0"));
+        assert!(!in_series("1:10.2.2+ds-1", "10.0"));
+        assert!(!in_series("1:10.01+ds-1", "10.0"));
+        assert!(natural("1:10.0.13+ds-0+deb13u1") > natural("1:10.0.8+ds-0+deb13u1"));
+    }
+}

@@ -1,0 +1,52 @@
+//! What a verb tells its caller: 0 done, 1 a check failed, 69 it could not run.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use crate::progress::StepFailed;
+
+/// `EX_UNAVAILABLE`: the machine lacks something, so nothing was proved either way.
+pub const UNAVAILABLE: u8 = 69;
+
+/// The error of a verb that could not run at all; ends the process with 69 instead of 1.
+#[derive(Debug)]
+pub struct CannotRun(pub String);
+
+impl fmt::Display for CannotRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for CannotRun {}
+
+/// The exit code of an error, whichever step it passed through.
+pub fn code_of(error: &anyhow::Error) -> u8 {
+    if error.downcast_ref::<CannotRun>().is_some() { UNAVAILABLE } else { 1 }
+}
+
+/// Prints the error, if any, and turns the result of a verb into the exit code of the process.
+pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    let code = code_of(&error);
+    let verdict = if code == UNAVAILABLE { "cannot run" } else { "error" };
+    // A failed step has printed its own name, log and cause already.
+    if error.downcast_ref::<StepFailed>().is_none() || code == UNAVAILABLE {
+        eprintln!("{verdict}: {error:#}");
+    }
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn cannot_run_survives_context() {
+        let plain = anyhow!("a check failed");
+        assert_eq!(code_of(&plain), 1);
+        let wrapped = Err::<(), _>(CannotRun("no root".into())).context("Install packages").unwrap_err();
+        assert_eq!(code_of(&wrapped), UNAVAILABLE);
+    }
+}

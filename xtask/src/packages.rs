@@ -1,0 +1,93 @@
+//! The Debian packages the build machine needs, in one list, and how they get there.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use anyhow::Result;
+use nix::unistd::geteuid;
+
+use crate::cache::Cache;
+use crate::outcome::CannotRun;
+use crate::progress::{self, run_logged};
+
+/// Everything that is compiled, unpacked or run on the build machine needs no more than these.
+pub const NEEDED: &[&str] = &[
+    // C consumers of the library, and QEMU.
+    "gcc",
+    "g++",
+    "libc6-dev",
+    "pkg-config",
+    "binutils",
+    // QEMU: its build system, its libraries.
+    "bison",
+    "ccache",
+    "flex",
+    "libattr1-dev",
+    "libfdt-dev",
+    "libglib2.0-dev",
+    "libpixman-1-dev",
+    "libslirp-dev",
+    "ninja-build",
+    "python3-venv",
+    "zlib1g-dev",
+    // Sources, patches and images.
+    "cpio",
+    "dpkg-dev",
+    "git",
+    "patch",
+    "xz-utils",
+    "zstd",
+];
+
+/// Installs what is missing; without root or sudo that ends with 69 and the list.
+pub fn ensure(cache: &Cache) -> Result<()> {
+    let missing = missing()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let Some(apt) = apt_get() else {
+        return Err(CannotRun(format!(
+            "neither root nor sudo without a password, and packages are missing. Install them with:\n  \
+             apt-get install --no-install-recommends {}",
+            missing.join(" ")
+        ))
+        .into());
+    };
+    let _lock = cache.lock("packages")?;
+    let log = cache.root().join("logs/packages.log");
+    progress::step(&format!("Install {} Debian packages", missing.len()), &log, |log| {
+        let run = |args: &[&str]| {
+            let mut command = Command::new(apt[0]);
+            command.args(&apt[1..]).args(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]);
+            run_logged(
+                command.args(["-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"]).args(args),
+                log,
+            )
+        };
+        // A fresh machine may have no index, or one whose files are gone.
+        run(&["update"])?;
+        let mut install = vec!["install", "--yes", "--no-install-recommends"];
+        install.extend(&missing);
+        run(&install)
+    })
+}
+
+/// The packages not installed.
+pub fn missing() -> Result<Vec<&'static str>> {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat=${db:Status-Status} ${Package}\n"]);
+    let known = progress::output(&mut query)
+        .map_err(|error| CannotRun(format!("this is no Debian machine: {error:#}")))?;
+    let installed: BTreeSet<&str> =
+        known.lines().filter_map(|line| line.strip_prefix("installed ")).collect();
+    Ok(NEEDED.iter().copied().filter(|package| !installed.contains(package)).collect())
+}
+
+/// How to become root for `env apt-get`: as we are, through sudo, or not at all.
+fn apt_get() -> Option<&'static [&'static str]> {
+    if geteuid().is_root() {
+        return Some(&["nice"]);
+    }
+    let sudo = Command::new("sudo").args(["-n", "true"]).output();
+    sudo.is_ok_and(|output| output.status.success()).then_some(&["sudo", "-n"])
+}
