@@ -81,6 +81,11 @@ impl Debian {
         packages.iter().map(|package| self.fetch_deb(package)).collect()
     }
 
+    /// Downloads the kernel of the outer test machine: Debian stable's own 6.12.
+    pub fn fetch_kernel(&self) -> Result<Deb> {
+        self.fetch_latest("linux-image-6.12.", "+deb13-amd64")
+    }
+
     /// Downloads the newest package named `prefix`, digits and dots, `suffix`.
     ///
     /// An index can name versions whose files are gone: the newest that really downloads counts.

@@ -1,14 +1,20 @@
 //! Builds, tests and proves vfio-fast: `cargo xtask --help`.
 
-#![allow(dead_code, reason = "the verbs that use these modules follow")]
-
 mod cache;
 mod debian;
+mod doctor;
 mod e2e;
+mod exports;
+mod header;
+mod install;
 mod outcome;
 mod packages;
 mod paths;
 mod progress;
+mod qemu;
+mod setup;
+mod test;
+mod tidy;
 
 use std::process::ExitCode;
 
@@ -24,12 +30,31 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Install packages and download sources ahead of time
+    Setup,
+    /// Show what this machine has and what is missing
+    Doctor,
+    /// Write the C header, or check it
+    Header(header::Args),
+    /// Install the library, its header and its pkg-config file
+    Install(install::Args),
+    /// Patch and build QEMU
+    #[command(subcommand)]
+    Qemu(qemu::Args),
+    /// Run every check
+    Test(test::Args),
     /// Run the nested machines and compare stock QEMU with vfio-fast
     E2e(e2e::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::Doctor => doctor::run(),
+        Verb::Header(args) => header::run(&args),
+        Verb::Install(args) => install::run(&args),
+        Verb::Qemu(args) => qemu::run(&args),
+        Verb::Test(args) => test::run(&args),
         Verb::E2e(args) => e2e::run(&args),
     };
     outcome::exit_code(result)

@@ -1,0 +1,115 @@
+//! `cargo xtask install`: the library, its header and its pkg-config file below a prefix.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::paths;
+use crate::progress::{output, run_logged, step};
+
+/// The version of the library, Cargo's: the workspace has one.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Where to install to.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Where the files will be used from
+    #[arg(long, value_name = "DIR")]
+    prefix: PathBuf,
+    /// Put in front of the prefix while copying, for packages
+    #[arg(long, value_name = "DIR")]
+    destdir: Option<PathBuf>,
+}
+
+/// Installs the library.
+pub fn run(args: &Args) -> Result<()> {
+    ensure!(args.prefix.is_absolute(), "--prefix {}: not an absolute path", args.prefix.display());
+    let log = paths::target().join("install.log");
+    let library = step("Build the library", &log, build)?;
+    for file in copy(&library, &args.prefix, args.destdir.as_deref())? {
+        println!("{}", file.display());
+    }
+    Ok(())
+}
+
+/// Installs below a fresh directory, for whoever links against the library in a build or test.
+pub fn into(prefix: &Path, log: &Path) -> Result<()> {
+    crate::cache::remove_dir(prefix)?;
+    copy(&build(log)?, prefix, None).map(drop)
+}
+
+/// What a program compiled against the library depends on: header, pkg-config file, SONAME.
+pub fn interface() -> Result<Vec<String>> {
+    let header = header();
+    let text = fs::read_to_string(&header).with_context(|| format!("Cannot read {}", header.display()))?;
+    Ok(vec![text, pkg_config(Path::new("/usr")), soname()])
+}
+
+/// The name programs ask the loader for; exact before 1.0, when every version may differ.
+pub fn soname() -> String {
+    format!("libvfio_fast.so.{VERSION}")
+}
+
+/// The header of the repository.
+pub fn header() -> PathBuf {
+    paths::root().join("include/vfio_fast.h")
+}
+
+/// Compiles the library as users get it.
+fn build(log: &Path) -> Result<PathBuf> {
+    let mut cargo = Command::new(paths::cargo());
+    cargo.current_dir(paths::root()).args(["build", "--release", "--locked", "--package", "vfio-fast"]);
+    run_logged(&mut cargo, log)?;
+    Ok(paths::target().join("release/libvfio_fast.so"))
+}
+
+fn copy(library: &Path, prefix: &Path, destdir: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let dynamic = output(Command::new("readelf").arg("--dynamic").arg(library))?;
+    let soname = soname();
+    let right =
+        dynamic.lines().any(|line| line.contains("(SONAME)") && line.contains(&format!("[{soname}]")));
+    ensure!(right, "{} does not have the SONAME {soname}", library.display());
+
+    let root = match destdir {
+        Some(destdir) => destdir.join(prefix.strip_prefix("/").unwrap_or(prefix)),
+        None => prefix.to_path_buf(),
+    };
+    let files = ["lib", "lib", "lib/pkgconfig", "include"]
+        .into_iter()
+        .zip([soname.as_str(), "libvfio_fast.so", "vfio_fast.pc", "vfio_fast.h"])
+        .map(|(dir, name)| root.join(dir).join(name))
+        .collect::<Vec<_>>();
+    let [shared, link, pc, include] = files.as_slice() else { unreachable!("four files") };
+    for file in &files {
+        let dir = file.parent().context("a file has a directory")?;
+        fs::create_dir_all(dir).with_context(|| format!("Cannot create {}", dir.display()))?;
+        // A running program may have the old file mapped: it keeps that one.
+        if file.symlink_metadata().is_ok() {
+            fs::remove_file(file).with_context(|| format!("Cannot replace {}", file.display()))?;
+        }
+    }
+    fs::copy(library, shared).with_context(|| format!("Cannot write {}", shared.display()))?;
+    symlink(&soname, link).with_context(|| format!("Cannot write {}", link.display()))?;
+    fs::write(pc, pkg_config(prefix)).with_context(|| format!("Cannot write {}", pc.display()))?;
+    fs::copy(header(), include).with_context(|| format!("Cannot write {}", include.display()))?;
+    Ok(files)
+}
+
+/// The pkg-config file.
+fn pkg_config(prefix: &Path) -> String {
+    format!(
+        "prefix={}\n\
+         libdir=${{prefix}}/lib\n\
+         includedir=${{prefix}}/include\n\
+         \n\
+         Name: vfio_fast\n\
+         Description: Fast DMA mapping for VFIO\n\
+         Version: {VERSION}\n\
+         Libs: -L${{libdir}} -lvfio_fast\n\
+         Cflags: -I${{includedir}}\n",
+        prefix.display()
+    )
+}

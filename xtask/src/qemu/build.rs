@@ -1,0 +1,258 @@
+//! Builds QEMU out of a patched tree; the cache keeps the stripped binaries, ccache the objects.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::series::Series;
+use super::{Kind, SERIES, fetch, patches, target, tree};
+use crate::cache::{Cache, Input, remove_dir};
+use crate::debian::{self, Debian, Source};
+use crate::progress::{output, run_logged, step};
+use crate::{install, packages};
+
+/// The file name of the binary.
+const BINARY: &str = "qemu-system-x86_64";
+
+/// The devices of the test machines; everything else stays out.
+const DEVICES: &str = include_str!("devices.mak");
+
+/// What the test machines need of QEMU, and nothing that would drag a library into their images.
+const CONFIGURE: &[&str] = &[
+    "--target-list=x86_64-softmmu",
+    "--without-default-features",
+    "--without-default-devices",
+    "--with-devices-x86_64=vfio-fast",
+    "--enable-kvm",
+    "--enable-tcg",
+    "--enable-trace-backends=log",
+    "--disable-docs",
+    "--disable-tools",
+    "--disable-guest-agent",
+    "--disable-install-blobs",
+    "--disable-debug-info",
+    "--disable-werror",
+    "--disable-download",
+];
+
+/// Python of the packages we install, whatever other Python comes first in PATH.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// The option our patches add.
+const OPTION: &str = "vfio_fast";
+
+/// The binary of this kind, built unless the cache has it.
+pub fn binary(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
+    packages::ensure(cache)?;
+    let bench = Bench::open(cache)?;
+    let recipe = bench.recipe(kind)?;
+    let inputs: Vec<Input> = recipe.iter().map(|text| Input::Text(text)).collect();
+    let entry = cache.entry(&format!("qemu-{SERIES}-{}", kind.name()), &inputs)?;
+    let dir = entry.get_or_build(|dir| {
+        let _lock = cache.lock("qemu-build")?;
+        step(&format!("Build QEMU ({})", kind.name()), &entry.log(), |log| {
+            let commits = bench.commits(log)?;
+            let commit = if kind == Kind::Stock { &commits[0] } else { &commits[commits.len() - 1] };
+            let objects = Objects::new(&bench, kind)?;
+            objects.build(commit, log)?;
+            run_logged(
+                Command::new("strip").arg("-o").arg(dir.join(BINARY)).arg(objects.dir.join(BINARY)),
+                log,
+            )?;
+            check_linkage(&dir.join(BINARY), kind)?;
+            if keep {
+                eprintln!("    kept: {}", objects.dir.display());
+                return Ok(());
+            }
+            remove_dir(&objects.dir)
+        })
+    })?;
+    Ok(dir.join(BINARY))
+}
+
+/// Proves that every patch applies exactly.
+pub fn check_series(cache: &Cache) -> Result<()> {
+    packages::ensure(cache)?;
+    let bench = Bench::open(cache)?;
+    let _lock = cache.lock("qemu-build")?;
+    let log = super::log("series");
+    step("Apply the patch series", &log, |log| bench.commits(log)).map(drop)
+}
+
+/// Proves that the tree builds after every single patch, with the feature off and, once there, on.
+pub fn check_each_patch(cache: &Cache) -> Result<()> {
+    packages::ensure(cache)?;
+    let bench = Bench::open(cache)?;
+    for kind in [Kind::Off, Kind::On] {
+        let recipe = bench.recipe(kind)?;
+        let inputs: Vec<Input> = recipe.iter().map(|text| Input::Text(text)).collect();
+        let entry = cache.entry(&format!("qemu-{SERIES}-each-{}", kind.name()), &inputs)?;
+        entry.get_or_build(|dir| {
+            let _lock = cache.lock("qemu-build")?;
+            step(&format!("Build QEMU after every patch ({})", kind.name()), &entry.log(), |log| {
+                let commits = bench.commits(log)?;
+                let objects = Objects::new(&bench, kind)?;
+                let mut built = String::new();
+                for commit in &commits[1..] {
+                    if kind == Kind::On && !bench.has_option(commit) {
+                        continue;
+                    }
+                    let subject = tree::subject(&bench.tree, commit)?;
+                    objects.build(commit, log).with_context(|| format!("After the patch `{subject}`"))?;
+                    built += &format!("{subject}\n");
+                }
+                fs::write(dir.join("built"), built)?;
+                remove_dir(&objects.dir)
+            })
+        })?;
+    }
+    Ok(())
+}
+
+/// The place where QEMU is built: a tree of its own, so that the one to work in stays as it is.
+struct Bench {
+    cache: Cache,
+    source: Source,
+    series: Series,
+    meson: Vec<PathBuf>,
+    tree: PathBuf,
+}
+
+impl Bench {
+    fn open(cache: &Cache) -> Result<Bench> {
+        let debian = Debian::open(cache)?;
+        Ok(Bench {
+            cache: cache.clone(),
+            source: fetch(&debian)?,
+            series: Series::open(&patches())?,
+            meson: debian.fetch_debs(&["meson"])?,
+            tree: target().join("build/tree"),
+        })
+    }
+
+    /// Everything the binary depends on.
+    fn recipe(&self, kind: Kind) -> Result<Vec<String>> {
+        let mut recipe = CONFIGURE.iter().map(ToString::to_string).collect::<Vec<_>>();
+        recipe.push(DEVICES.to_owned());
+        recipe.push(fs::read_to_string(&self.source.dsc)?);
+        // The host's compiler and libraries.
+        recipe.push(fs::read_to_string("/etc/debian_version").unwrap_or_default());
+        if kind != Kind::Stock {
+            for patch in &self.series.patches {
+                recipe.push(fs::read_to_string(patch)?);
+            }
+        }
+        if kind == Kind::On {
+            // The C interface, not the code behind it: an edit of the engine rebuilds no QEMU.
+            recipe.extend(install::interface()?);
+        }
+        Ok(recipe)
+    }
+
+    /// Brings the tree to the current series; the commits, base first.
+    fn commits(&self, log: &Path) -> Result<Vec<String>> {
+        tree::prepare(&self.source, &self.tree)?;
+        tree::apply_series(&self.series, &self.tree, log)
+    }
+
+    /// Whether the build system has our option at this commit.
+    fn has_option(&self, commit: &str) -> bool {
+        let options = tree::file_at(&self.tree, commit, "meson_options.txt").unwrap_or_default();
+        options.contains(&format!("option('{OPTION}'"))
+    }
+}
+
+/// One build directory.
+struct Objects<'a> {
+    bench: &'a Bench,
+    kind: Kind,
+    dir: PathBuf,
+}
+
+impl<'a> Objects<'a> {
+    fn new(bench: &'a Bench, kind: Kind) -> Result<Objects<'a>> {
+        let dir = target().join("build").join(kind.name());
+        remove_dir(&dir)?;
+        fs::create_dir_all(&dir)?;
+        Ok(Objects { bench, kind, dir })
+    }
+
+    /// Builds the tree at a commit, configuring first if this is the first commit.
+    fn build(&self, commit: &str, log: &Path) -> Result<()> {
+        tree::checkout(&self.bench.tree, commit, log)?;
+        fs::write(self.bench.tree.join("configs/devices/x86_64-softmmu/vfio-fast.mak"), DEVICES)?;
+        if self.kind == Kind::On && !self.bench.has_option(commit) {
+            bail!("the series adds no option `{OPTION}` to meson_options.txt: nothing to switch on");
+        }
+        if !self.dir.join("build.ninja").exists() {
+            self.configure(log)?;
+        }
+        run_logged(self.command("ninja").arg(BINARY), log)
+    }
+
+    fn configure(&self, log: &Path) -> Result<()> {
+        let python = venv(&self.bench.cache, &self.bench.meson)?;
+        let mut command = self.command("../tree/configure");
+        command.args(CONFIGURE).arg("--cc=ccache gcc").arg(format!("--python={}", python.display()));
+        if self.kind == Kind::On {
+            let prefix = self.dir.with_file_name("prefix");
+            install::into(&prefix, log)?;
+            command.arg("--enable-vfio-fast").env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
+        }
+        let result = run_logged(&mut command, log);
+        if result.is_err()
+            && let Ok(details) = fs::read(self.dir.join("meson-logs/meson-log.txt"))
+        {
+            let mut file = OpenOptions::new().append(true).open(log)?;
+            file.write_all(&details)?;
+        }
+        result
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.dir);
+        command.env("CCACHE_DIR", self.bench.cache.root().join("ccache"));
+        command.env("CCACHE_BASEDIR", target()).env("CCACHE_NOHASHDIR", "1");
+        command.env("CCACHE_MAXSIZE", "1G").env("CCACHE_COMPILERCHECK", "content");
+        command
+    }
+}
+
+/// A Python that has Debian's current meson; the host's own may be too old for QEMU.
+fn venv(cache: &Cache, meson: &[PathBuf]) -> Result<PathBuf> {
+    let version = output(Command::new(PYTHON).arg("--version"))?;
+    let mut inputs = vec![Input::Text(&version)];
+    inputs.extend(meson.iter().map(|deb| Input::File(deb)));
+    let entry = cache.entry("meson", &inputs)?;
+    let log = entry.log();
+    let dir = entry.get_or_build(|dir| {
+        run_logged(Command::new(PYTHON).args(["-m", "venv", "--without-pip"]).arg(dir.join("venv")), &log)?;
+        let unpacked = dir.join("unpacked");
+        debian::unpack_debs(meson, &unpacked, &log)?;
+        let script = "import sysconfig; print(sysconfig.get_paths()['purelib'])";
+        let packages = output(Command::new(dir.join("venv/bin/python3")).args(["-c", script]))?;
+        for item in fs::read_dir(unpacked.join("usr/lib/python3/dist-packages"))? {
+            let item = item?;
+            fs::rename(item.path(), Path::new(packages.trim()).join(item.file_name()))?;
+        }
+        remove_dir(&unpacked)
+    })?;
+    Ok(dir.join("venv/bin/python3"))
+}
+
+/// The binary needs the library exactly if the feature is on.
+fn check_linkage(binary: &Path, kind: Kind) -> Result<()> {
+    let dynamic = output(Command::new("readelf").arg("--dynamic").arg(binary))?;
+    let needs = dynamic.lines().any(|line| line.contains("(NEEDED)") && line.contains("libvfio_fast.so"));
+    ensure!(
+        needs == (kind == Kind::On),
+        "QEMU ({}) {} libvfio_fast.so",
+        kind.name(),
+        if needs { "needs" } else { "lacks" }
+    );
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! `cargo xtask setup`: everything the other verbs fetch or install, ahead of time.
+
+use anyhow::Result;
+
+use crate::cache::Cache;
+use crate::debian::Debian;
+use crate::{packages, qemu};
+
+/// Installs the packages and downloads what the test machines and QEMU are made from.
+pub fn run() -> Result<()> {
+    let cache = Cache::open()?;
+    packages::ensure(&cache)?;
+    let debian = Debian::open(&cache)?;
+    let source = qemu::fetch(&debian)?;
+    println!("QEMU {}: {}", source.version, source.dsc.display());
+    let kernel = debian.fetch_kernel()?;
+    println!("{}: {}", kernel.package, kernel.path.display());
+    println!("ready; the cache is {}", cache.root().display());
+    Ok(())
+}

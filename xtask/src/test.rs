@@ -1,0 +1,162 @@
+//! `cargo xtask test`: every check of the repository, each with its own log and time.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::cache::Cache;
+use crate::outcome::{Told, UNAVAILABLE, code_of};
+use crate::progress::{elapsed, run_logged, step};
+use crate::qemu::Kind;
+use crate::{e2e, exports, header, install, packages, paths, qemu, tidy};
+
+/// Which checks to run.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Leave out what needs QEMU, for the edit loop
+    #[arg(long)]
+    fast: bool,
+}
+
+/// One check.
+struct Check {
+    name: &'static str,
+    /// Whether it needs QEMU built: minutes instead of seconds.
+    slow: bool,
+    run: fn(&Path) -> Result<()>,
+}
+
+/// Every check, the cheapest first.
+const CHECKS: &[Check] = &[
+    fast("format", |log| cargo(&["fmt", "--all", "--check"], &[], log)),
+    fast("tidy", |_| tidy::check()),
+    fast("clippy", |log| {
+        cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[], log)
+    }),
+    fast("unit and property tests", |log| cargo(&["test", "--workspace", "--locked"], &[], log)),
+    fast("documentation", |log| {
+        let strict = [("RUSTDOCFLAGS", "-D warnings".into())];
+        cargo(&["doc", "--workspace", "--no-deps", "--locked"], &strict, log)
+    }),
+    fast("header drift", |_| header::check()),
+    fast("exported symbols", |log| {
+        install::into(&prefix(), log)?;
+        exports::check(&prefix())
+    }),
+    slow("patch series applies", |_| qemu::check_series()),
+    slow("QEMU builds stock, off and on", |_| {
+        [Kind::Stock, Kind::Off, Kind::On].into_iter().try_for_each(|kind| qemu::built(kind).map(drop))
+    }),
+    slow("every patch builds off and on", |_| qemu::check_each_patch()),
+    slow("e2e", |_| e2e::run(&e2e::Args::default())),
+];
+
+const fn fast(name: &'static str, run: fn(&Path) -> Result<()>) -> Check {
+    Check { name, slow: false, run }
+}
+
+const fn slow(name: &'static str, run: fn(&Path) -> Result<()>) -> Check {
+    Check { name, slow: true, run }
+}
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Passed,
+    Failed,
+    /// Left out by `--fast`.
+    LeftOut,
+    /// This machine cannot run it.
+    CannotRun,
+}
+
+/// Runs the checks, all of them even after a failure, and sums up.
+pub fn run(args: &Args) -> Result<()> {
+    packages::ensure(&Cache::open()?)?;
+    let mut done = Vec::new();
+    for check in CHECKS {
+        let start = Instant::now();
+        let verdict = if args.fast && check.slow {
+            Verdict::LeftOut
+        } else {
+            let log =
+                paths::target().join("test").join(format!("{}.log", check.name.replace([' ', ','], "-")));
+            match step(check.name, &log, check.run) {
+                Ok(()) => Verdict::Passed,
+                Err(error) if code_of(&error) == UNAVAILABLE => Verdict::CannotRun,
+                Err(_) => Verdict::Failed,
+            }
+        };
+        done.push((check.name, verdict, start.elapsed()));
+    }
+    println!("{}", table(&done));
+    let (line, result) = sum_up(&done.iter().map(|(_, verdict, _)| *verdict).collect::<Vec<_>>());
+    println!("{line}");
+    result
+}
+
+fn table(done: &[(&str, Verdict, Duration)]) -> String {
+    let mut lines = vec![format!("{:<32}{:<14}{}", "check", "result", "time")];
+    for (name, verdict, time) in done {
+        let (result, time) = match verdict {
+            Verdict::Passed => ("passed", elapsed(*time)),
+            Verdict::Failed => ("FAILED", elapsed(*time)),
+            Verdict::LeftOut => ("skipped", "needs QEMU, left out by --fast".into()),
+            Verdict::CannotRun => ("skipped", "cannot run here".into()),
+        };
+        lines.push(format!("{name:<32}{result:<14}{time}"));
+    }
+    lines.join("\n")
+}
+
+/// The last line, and how the process ends: a failed check decides before one that could not run.
+fn sum_up(verdicts: &[Verdict]) -> (String, Result<()>) {
+    let count = |wanted: Verdict| verdicts.iter().filter(|verdict| **verdict == wanted).count();
+    let (failed, stuck) = (count(Verdict::Failed), count(Verdict::CannotRun));
+    let skipped = count(Verdict::LeftOut) + stuck;
+    let mut line = format!("{} passed, {failed} failed", count(Verdict::Passed));
+    if skipped > 0 {
+        line += &format!(", {skipped} skipped");
+    }
+    let result = match (failed, stuck) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(Told(UNAVAILABLE).into()),
+        _ => Err(Told(1).into()),
+    };
+    (line, result)
+}
+
+fn prefix() -> PathBuf {
+    paths::target().join("test/prefix")
+}
+
+fn cargo(args: &[&str], env: &[(&str, OsString)], log: &Path) -> Result<()> {
+    let mut command = Command::new(paths::cargo());
+    command.current_dir(paths::root()).args(args).env("CARGO_TERM_COLOR", "never");
+    command.envs(env.iter().map(|(name, value)| (name, value)));
+    run_logged(&mut command, log)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Verdict::{CannotRun, Failed, LeftOut, Passed};
+
+    #[test]
+    fn the_last_line_counts_every_check_and_the_code_follows_it() {
+        let code = |result: Result<()>| result.map_or_else(|error| code_of(&error), |()| 0);
+        for (verdicts, line, wanted) in [
+            (&[Passed, Passed][..], "2 passed, 0 failed", 0),
+            (&[Passed, LeftOut], "1 passed, 0 failed, 1 skipped", 0),
+            (&[Passed, Failed, Failed], "1 passed, 2 failed", 1),
+            (&[Passed, CannotRun, LeftOut], "1 passed, 0 failed, 2 skipped", UNAVAILABLE),
+            (&[Failed, CannotRun], "0 passed, 1 failed, 1 skipped", 1),
+        ] {
+            let (found, result) = sum_up(verdicts);
+            assert_eq!((found.as_str(), code(result)), (line, wanted));
+        }
+    }
+}

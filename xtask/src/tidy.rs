@@ -1,0 +1,252 @@
+//! What no compiler checks in the text of the repository.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::paths;
+use crate::progress::output;
+
+/// A file longer than this holds more than one noun.
+const MOST_LINES: usize = 600;
+
+/// Hosts of package registries and mirrors; in pieces, or this file would break its own rule.
+const REGISTRIES: &[&str] = &[
+    concat!("crates", ".io"),
+    concat!("pypi", ".org"),
+    concat!("pythonhosted", ".org"),
+    concat!("npmjs", ".org"),
+    concat!("golang", ".org"),
+    concat!("docker", ".io"),
+    concat!("ghcr", ".io"),
+    concat!("deb.debian", ".org"),
+    concat!("security.debian", ".org"),
+    concat!("snapshot.debian", ".org"),
+];
+
+/// Where machines keep what is theirs; also in pieces.
+const MACHINE_PATHS: &[&str] =
+    &[concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/wo", "rk/"), concat!("/Us", "ers/")];
+
+/// The only places that may hold unsafe code.
+const UNSAFE_PLACES: &[&str] = &["engine/src/sys/", "engine/src/sys.rs", "ffi/src/"];
+
+/// Checks every file that is in git or could be added.
+pub fn check() -> Result<()> {
+    let root = paths::root();
+    let mut git = Command::new("git");
+    git.current_dir(&root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+    let files = output(&mut git)?;
+    let mut complaints = Vec::new();
+    for name in files.split_terminator('\0') {
+        // Removed but not yet committed, or not text: nothing to read.
+        let Ok(text) = fs::read_to_string(root.join(name)) else { continue };
+        complaints.extend(file(name, &text));
+    }
+    if complaints.is_empty() {
+        return Ok(());
+    }
+    bail!("{} complaints\n{}", complaints.len(), complaints.join("\n"))
+}
+
+/// The complaints about one file.
+fn file(name: &str, text: &str) -> Vec<String> {
+    let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let mut complaints = Vec::new();
+    let mut complain = |line: usize, what: &str| complaints.push(format!("{name}:{line}: {what}"));
+    let mut each_line = |what: &str, bad: &dyn Fn(&str) -> bool| {
+        for (n, line) in text.split('\n').enumerate().filter(|(_, line)| bad(line)) {
+            complain(n + 1, &format!("{what}: {}", line.trim()));
+        }
+    };
+
+    // Cargo itself writes where it found a package.
+    if name != "Cargo.lock" {
+        each_line("names a package registry", &|line| REGISTRIES.iter().any(|host| line.contains(host)));
+    }
+    each_line("a path of one machine", &|line| MACHINE_PATHS.iter().any(|path| begins_at_root(line, path)));
+    each_line("a merge conflict", &|line| line.starts_with("<<<<<<< ") || line.starts_with(">>>>>>> "));
+    // In a patch a space is an empty line of context.
+    if extension != "patch" {
+        each_line("white space at the end", &|line| line.ends_with([' ', '\t', '\r']));
+        if !text.is_empty() && (!text.ends_with('\n') || text.ends_with("\n\n")) {
+            complain(text.lines().count(), "must end with one newline");
+        }
+    }
+    if extension == "rs" && !UNSAFE_PLACES.iter().any(|place| name.starts_with(place)) {
+        for line in unsafe_lines(text) {
+            complain(line, "unsafe code outside engine/src/sys and ffi/src");
+        }
+    }
+    let generated = name == "include/vfio_fast.h";
+    let lines = text.lines().count();
+    if ["rs", "c", "h", "sh"].contains(&extension) && !generated && lines > MOST_LINES {
+        complain(lines, &format!("{lines} lines: more than one noun in a file"));
+    }
+    complaints
+}
+
+/// Whether the path occurs as an absolute one, not as the end of another.
+fn begins_at_root(line: &str, path: &str) -> bool {
+    line.match_indices(path).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        !before.is_some_and(|c| c.is_alphanumeric() || "/._-~}*$>".contains(c))
+    })
+}
+
+/// The lines of Rust code with the keyword, comments and strings left out.
+fn unsafe_lines(text: &str) -> Vec<usize> {
+    let code = code_only(text);
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let has_keyword = |line: &&str| line.split(|c| !is_word(c)).any(|word| word == "unsafe");
+    code.lines().enumerate().filter(|(_, line)| has_keyword(line)).map(|(n, _)| n + 1).collect()
+}
+
+/// Rust text with comments and the insides of strings and characters blanked, line by line the same.
+fn code_only(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let end = token_end(rest, code.chars().next_back());
+        match end {
+            Some(end) => {
+                code.push(' ');
+                code.extend(rest[..end].chars().filter(|c| *c == '\n'));
+                rest = &rest[end..];
+            }
+            None => {
+                code.push(c);
+                rest = &rest[c.len_utf8()..];
+            }
+        }
+    }
+    code
+}
+
+/// Where the comment, string or character that begins here ends; none if none begins here.
+fn token_end(rest: &str, before: Option<char>) -> Option<usize> {
+    let whole = rest.len();
+    if rest.starts_with("//") {
+        return Some(rest.find('\n').unwrap_or(whole));
+    }
+    if rest.starts_with("/*") {
+        return Some(rest.find("*/").map_or(whole, |end| end + 2));
+    }
+    let in_word = before.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    if let Some(raw) = rest.strip_prefix('r').filter(|_| !in_word) {
+        let hashes = raw.len() - raw.trim_start_matches('#').len();
+        if raw[hashes..].starts_with('"') {
+            let close = format!("\"{}", "#".repeat(hashes));
+            let start = hashes + 2;
+            return Some(rest[start..].find(&close).map_or(whole, |end| start + end + close.len()));
+        }
+    }
+    if rest.starts_with('"') {
+        return Some(quoted_end(rest, '"').unwrap_or(whole));
+    }
+    // A character, not a lifetime: closed after one character or an escape.
+    let inner = rest.strip_prefix('\'')?;
+    let first = inner.chars().next()?;
+    if first == '\\' || inner[first.len_utf8()..].starts_with('\'') { quoted_end(rest, '\'') } else { None }
+}
+
+fn quoted_end(rest: &str, quote: char) -> Option<usize> {
+    let mut escaped = false;
+    for (at, c) in rest.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return Some(at + 1),
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The one complaint about a file with this text.
+    fn complaint(name: &str, text: &str) -> String {
+        let complaints = file(name, text);
+        assert_eq!(complaints.len(), 1, "{complaints:?}");
+        complaints[0].clone()
+    }
+
+    #[test]
+    fn good_text_passes() {
+        assert_eq!(file("a.rs", "//! No unsafe here.\nfn main() {}\n"), [""; 0]);
+        assert_eq!(file("empty", ""), [""; 0]);
+    }
+
+    #[test]
+    fn every_registry_is_found() {
+        for host in REGISTRIES {
+            let text = format!("one\nsee https://{host}/x\n");
+            assert!(complaint("README.md", &text).starts_with("README.md:2: names a package registry"));
+            assert_eq!(file("Cargo.lock", &text), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn machine_paths_are_found_and_relative_ones_are_not() {
+        for path in MACHINE_PATHS {
+            for text in [format!("{path}x\n"), format!("cd \"{path}x\"\n"), format!("a={path}x\n")] {
+                assert!(complaint("x.sh", &text).starts_with("x.sh:1: a path of one machine"), "{text}");
+            }
+            assert_eq!(file("x.sh", &format!("ls target{path}x $HOME{path}x\n")), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn unsafe_code_is_found_wherever_it_hides() {
+        for code in [
+            "unsafe { f() }",
+            "pub unsafe fn f() {}",
+            "let s = \"//\"; unsafe { f() }",
+            "let c = '\"'; unsafe { f() } // \"",
+            "let r = r#\"\"\"#; unsafe { f() }",
+            "fn f<'a>(x: &'a u8) { unsafe {} }",
+            "/* x */ unsafe { f() }",
+            "let s = \"\\\"\"; unsafe { f() }",
+            "#[unsafe(no_mangle)]",
+        ] {
+            let text = format!("\n{code}\n");
+            assert_eq!(
+                complaint("engine/src/plan.rs", &text).split(": ").next(),
+                Some("engine/src/plan.rs:2")
+            );
+            assert_eq!(file("engine/src/sys/ioctl.rs", &text), [""; 0]);
+            assert_eq!(file("ffi/src/lib.rs", &text), [""; 0]);
+        }
+        for code in [
+            "#![deny(unsafe_code)]",
+            "// unsafe { }",
+            "/* unsafe\nunsafe */ fn f() {}",
+            "let s = \"unsafe\";",
+            "let s = r\"\\\"; // unsafe",
+            "let s = r#\"a\" unsafe \"#;",
+        ] {
+            assert_eq!(file("engine/src/plan.rs", &format!("{code}\n")), [""; 0], "{code}");
+        }
+    }
+
+    #[test]
+    fn long_files_are_found_but_for_the_generated_one() {
+        let text = "x\n".repeat(MOST_LINES + 1);
+        assert!(complaint("a.c", &text).contains("601 lines"));
+        assert_eq!(file("include/vfio_fast.h", &text), [""; 0]);
+        assert_eq!(file("a.c", &text[2..]), [""; 0]);
+    }
+
+    #[test]
+    fn white_space_and_conflicts_are_found() {
+        for text in ["a \nb\n", "a\r\nb\n", "a", "a\n\n", "<<<<<<< HEAD\n", ">>>>>>> x\n"] {
+            complaint("a.md", text);
+        }
+        assert_eq!(file("0001-a.patch", " a\n \n-- \n"), [""; 0]);
+    }
+}
