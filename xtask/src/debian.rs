@@ -204,7 +204,10 @@ pub fn unpack_debs(debs: &[PathBuf], into: &Path, log: &Path) -> Result<()> {
 pub fn unpack_source(source: &Source, into: &Path, log: &Path) -> Result<()> {
     remove_dir(into)?;
     // apt has checked the hashes; the uploader's own signature says nothing more.
-    run_logged(Command::new("dpkg-source").args(["--no-check", "-x"]).arg(&source.dsc).arg(into), log)
+    run_logged(
+        Command::new("dpkg-source").args(["--no-check", "--no-copy", "-x"]).arg(&source.dsc).arg(into),
+        log,
+    )
 }
 
 /// The names that are `prefix`, digits and dots, `suffix`, the highest version first.

@@ -73,7 +73,10 @@ pub fn run(args: &Args) -> Result<()> {
             let source = fetch(&Debian::open(&cache)?)?;
             tree::apply(&source, &Series::open(&patches())?, &work_tree(), *force)
         }
-        Args::Refresh => tree::refresh(&Series::open(&patches())?, &work_tree()),
+        Args::Refresh => {
+            print!("{}", tree::refresh(&Series::open(&patches())?, &work_tree())?);
+            Ok(())
+        }
         Args::Build { kinds, keep } => {
             let all = [Kind::Stock, Kind::Off, Kind::On];
             let kinds = if kinds.is_empty() { &all } else { kinds.as_slice() };

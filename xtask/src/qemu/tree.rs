@@ -13,6 +13,8 @@ use crate::progress::{output, run_logged, step};
 
 /// Names Debian's source inside the tree.
 const BASE: &str = "base";
+/// Names the commit that the series in the repository amounts to.
+const SAVED: &str = "saved";
 /// Begins the message of that commit; the version follows.
 const BASE_SUBJECT: &str = "Debian qemu ";
 
@@ -101,7 +103,7 @@ fn rejects(report: &str) -> String {
     let mut found: Vec<&str> = report
         .lines()
         .filter_map(|line| line.strip_prefix("error: "))
-        .filter(|line| !line.ends_with(": patch does not apply"))
+        .filter(|line| !line.ends_with(": patch does not apply") && *line != "while searching for:")
         .map(|line| line.strip_prefix("patch failed: ").unwrap_or(line))
         .collect();
     found.dedup();
@@ -111,7 +113,7 @@ fn rejects(report: &str) -> String {
 /// `qemu apply`: the tree to work in.
 pub fn apply(source: &Source, series: &Series, dir: &Path, force: bool) -> Result<()> {
     if !force && dir.join(".git").is_dir() && commits(dir).is_ok() {
-        ensure_saved(series, dir)?;
+        ensure_saved(dir)?;
     }
     prepare(source, dir)?;
     let log = log("apply");
@@ -124,8 +126,8 @@ pub fn apply(source: &Source, series: &Series, dir: &Path, force: bool) -> Resul
     Ok(())
 }
 
-/// `qemu refresh`: the commits of the tree become the series.
-pub fn refresh(series: &Series, dir: &Path) -> Result<()> {
+/// `qemu refresh`: the commits of the tree become the series; returns the files.
+pub fn refresh(series: &Series, dir: &Path) -> Result<String> {
     ensure!(commits(dir).is_ok(), "No tree at {}: `cargo xtask qemu apply` makes one", dir.display());
     let changes = output(git(dir).args(["status", "--porcelain", "--untracked-files=no"]))?;
     ensure!(changes.is_empty(), "{} has changes that are in no commit:\n{changes}", dir.display());
@@ -135,34 +137,27 @@ pub fn refresh(series: &Series, dir: &Path) -> Result<()> {
         fs::remove_file(patch)?;
     }
     fs::write(series.dir.join("BASE"), format!("{version}\n"))?;
-    print!("{}", format_patches(dir, &series.dir)?);
-    Ok(())
+    let files = format_patches(dir, &series.dir)?;
+    mark_saved(dir)?;
+    Ok(files)
 }
 
 /// Stops before the tree's own commits or changes would be lost.
-fn ensure_saved(series: &Series, dir: &Path) -> Result<()> {
+fn ensure_saved(dir: &Path) -> Result<()> {
     let changes = output(git(dir).args(["status", "--porcelain", "--untracked-files=no"]))?;
-    let now = scratch_patches(dir)?;
-    let saved = series
-        .patches
-        .iter()
-        .map(|patch| fs::read_to_string(patch).map_err(anyhow::Error::from))
-        .collect::<Result<Vec<_>>>()?;
-    if changes.is_empty() && (now == saved || now.is_empty()) {
-        return Ok(());
-    }
-    bail!(
+    let head = output(git(dir).args(["rev-parse", "HEAD"]))?;
+    let saved = output(git(dir).args(["rev-parse", SAVED])).unwrap_or_default();
+    ensure!(
+        changes.is_empty() && head == saved,
         "{} has work that the patch series does not have: `cargo xtask qemu refresh` saves its commits, \
          `apply --force` throws it away",
         dir.display()
-    )
+    );
+    Ok(())
 }
 
-fn scratch_patches(dir: &Path) -> Result<Vec<String>> {
-    let scratch = dir.join(".git/xtask-refresh");
-    crate::cache::remove_dir(&scratch)?;
-    let listed = format_patches(dir, &scratch)?;
-    listed.lines().map(|path| Ok(fs::read_to_string(path)?)).collect()
+fn mark_saved(dir: &Path) -> Result<()> {
+    output(git(dir).args(["tag", "--force", SAVED])).map(drop)
 }
 
 /// Writes one file per commit after the base, the same bytes for the same commits; returns their paths.
@@ -193,13 +188,101 @@ fn parent(dir: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::remove_dir;
+    use crate::paths;
+
+    /// A small tree with two commits on its base, and its series.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(test: &str) -> Scratch {
+            let dir =
+                paths::target().join("test-scratch").join(format!("tree-{test}-{}", std::process::id()));
+            remove_dir(&dir).unwrap();
+            let scratch = Scratch(dir);
+            let tree = scratch.tree();
+            fs::create_dir_all(&tree).unwrap();
+            scratch.write("a", 1..=40);
+            output(git(&tree).args(["init", "--quiet", "--initial-branch=series"])).unwrap();
+            scratch.commit(&format!("{BASE_SUBJECT}1:10.0.13+ds-0"));
+            output(git(&tree).args(["tag", BASE])).unwrap();
+            scratch.write("a", 1..=41);
+            scratch.commit("vfio: One more\n\nBecause.\n\nSigned-off-by: A <a@b.invalid>");
+            scratch.write("b", 1..=3);
+            scratch.commit("vfio: Another file");
+            refresh(&scratch.series(), &tree).unwrap();
+            scratch
+        }
+
+        fn tree(&self) -> PathBuf {
+            self.0.join("tree")
+        }
+
+        fn series(&self) -> Series {
+            Series::open(&self.0.join("patches")).unwrap()
+        }
+
+        fn write(&self, name: &str, numbers: std::ops::RangeInclusive<u32>) {
+            let text: String = numbers.map(|n| format!("line {n}\n")).collect();
+            fs::write(self.tree().join(name), text).unwrap();
+        }
+
+        fn commit(&self, message: &str) {
+            output(git(&self.tree()).args(["add", "--all"])).unwrap();
+            output(git(&self.tree()).args(["commit", "--quiet", "-m", message])).unwrap();
+        }
+
+        fn apply(&self) -> Result<Vec<String>> {
+            apply_series(&self.series(), &self.tree(), &self.0.join("log"))
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            remove_dir(&self.0).unwrap();
+        }
+    }
 
     #[test]
-    fn a_reject_names_file_and_line() {
-        let report = "Checking patch hw/vfio/common.c...\n\
-                      error: while searching for:\n\
-                      error: patch failed: hw/vfio/common.c:573\n\
-                      error: hw/vfio/common.c: patch does not apply\n";
-        assert!(rejects(report).contains("hw/vfio/common.c:573"), "{}", rejects(report));
+    fn apply_and_refresh_are_inverse() {
+        let scratch = Scratch::new("inverse");
+        let read = || -> Vec<String> {
+            scratch.series().patches.iter().map(|patch| fs::read_to_string(patch).unwrap()).collect()
+        };
+        let before = read();
+        assert_eq!(before.len(), 2);
+        let first = scratch.apply().unwrap();
+        assert_eq!(first.len(), 3);
+        assert_eq!(scratch.apply().unwrap(), first, "the same commits every time");
+        refresh(&scratch.series(), &scratch.tree()).unwrap();
+        assert_eq!(read(), before, "the same patches every time");
+        assert_eq!(subject(&scratch.tree(), &first[1]).unwrap(), "vfio: One more");
+        assert_eq!(file_at(&scratch.tree(), &first[1], "b"), None);
+        assert!(file_at(&scratch.tree(), &first[2], "b").is_some());
+    }
+
+    #[test]
+    fn a_reject_names_the_patch_and_the_file() {
+        let scratch = Scratch::new("reject");
+        let patch = &scratch.series().patches[0];
+        let text = fs::read_to_string(patch).unwrap();
+        assert!(text.contains("\n line 39\n"), "{text}");
+        // One line of context differs: what fuzz would wave through.
+        fs::write(patch, text.replace("\n line 39\n", "\n line x\n")).unwrap();
+        let error = scratch.apply().unwrap_err().to_string();
+        assert_eq!(error, "0001-vfio-One-more.patch does not apply: a:38");
+    }
+
+    #[test]
+    fn unsaved_work_is_not_thrown_away() {
+        let scratch = Scratch::new("unsaved");
+        ensure_saved(&scratch.tree()).unwrap();
+        scratch.write("b", 1..=4);
+        assert!(ensure_saved(&scratch.tree()).is_err(), "a change");
+        scratch.commit("vfio: More");
+        assert!(ensure_saved(&scratch.tree()).is_err(), "a commit");
+        refresh(&scratch.series(), &scratch.tree()).unwrap();
+        ensure_saved(&scratch.tree()).unwrap();
+        assert_eq!(scratch.series().patches.len(), 3);
     }
 }
