@@ -1,1 +1,22 @@
-//! The C interface of the vfio-fast engine.
+//! The C interface of the vfio-fast engine: pointers, sizes, panics, errno. No policy, no kernel call, and no state but
+//! the handle itself and each thread's last failure.
+//!
+//! C programs include `vfio_fast.h`, which is generated from [`abi`] and [`exports`] with their doc comments.
+//!
+//! | module | duty |
+//! |---|---|
+//! | [`abi`] | what C sees: structs and constants |
+//! | [`exports`] | what C calls: every function, each one call of `guard` |
+//! | `guard` | the only way in: errno, panics, poison |
+//! | `sized` | structs that begin with their size |
+//! | `failure` | the last failure of each thread |
+//! | `handle`, `convert`, `log` | C values to engine values and back |
+
+pub mod abi;
+mod convert;
+pub mod exports;
+mod failure;
+mod guard;
+mod handle;
+mod log;
+mod sized;

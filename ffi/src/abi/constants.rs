@@ -1,0 +1,82 @@
+//! The numbers of the C interface. Literals carry `u32` where the header shall have its `u`; the version is plain, so that
+//! programs can paste it into a text.
+
+/// Version of this header, first number. Compare it with vfio_fast_version().
+pub const VFIO_FAST_VERSION_MAJOR: u32 = 0;
+
+/// Version of this header, second number.
+pub const VFIO_FAST_VERSION_MINOR: u32 = 1;
+
+/// Version of this header, third number.
+pub const VFIO_FAST_VERSION_PATCH: u32 = 0;
+
+// cbindgen does not evaluate env!(), so the numbers stand here; but Cargo.toml decides what they are.
+const _: () = {
+    assert!(is(VFIO_FAST_VERSION_MAJOR, env!("CARGO_PKG_VERSION_MAJOR")), "take the number of Cargo.toml");
+    assert!(is(VFIO_FAST_VERSION_MINOR, env!("CARGO_PKG_VERSION_MINOR")), "take the number of Cargo.toml");
+    assert!(is(VFIO_FAST_VERSION_PATCH, env!("CARGO_PKG_VERSION_PATCH")), "take the number of Cargo.toml");
+};
+
+const fn is(number: u32, text: &str) -> bool {
+    matches!(u32::from_str_radix(text, 10), Ok(parsed) if parsed == number)
+}
+
+/// Version of the binary interface: the exported functions, the layout of the released fields, the meaning of the
+/// constants. Compare it with vfio_fast_abi_version() when the library is loaded at run time.
+pub const VFIO_FAST_ABI_VERSION: u32 = 1u32;
+
+/// Backend: a VFIO container file descriptor on which VFIO_SET_IOMMU(VFIO_TYPE1v2_IOMMU) has succeeded.
+pub const VFIO_FAST_BACKEND_TYPE1: u32 = 1u32;
+
+/// Backend FOR TESTS ONLY: an executable model of the type1v2 driver. It maps nothing, needs no file descriptor and
+/// no privilege, and can be told to fail or to panic (struct vfio_fast_sim_config). The value is 0x7e570001.
+pub const VFIO_FAST_BACKEND_SIM: u32 = 0x7e57_0001u32;
+
+/// Log level: something is broken and stays broken; the call that met it fails.
+pub const VFIO_FAST_LOG_ERROR: u32 = 1u32;
+
+/// Log level: the call succeeds, but something does not work that one may have counted on (peer-to-peer with a BAR).
+pub const VFIO_FAST_LOG_WARN: u32 = 2u32;
+
+/// Log level: what an administrator may want to know once.
+pub const VFIO_FAST_LOG_INFO: u32 = 3u32;
+
+/// Log level: for the people who work on this library.
+pub const VFIO_FAST_LOG_DEBUG: u32 = 4u32;
+
+/// Region flag: the device may write to it. Reading is always granted.
+pub const VFIO_FAST_REGION_WRITE: u32 = 1u32 << 0;
+
+/// Region flag: device memory (the BAR of another device), not RAM. Never populated, never counted against the
+/// locked-memory limit; that it cannot be mapped is reported in struct vfio_fast_outcome and is no error.
+pub const VFIO_FAST_REGION_DEVICE: u32 = 1u32 << 1;
+
+/// Region flag: exactly one kernel entry, never joined with a neighbour and never cut. It can only be unmapped
+/// whole; unmapping and mapping it again in one transaction always reaches the kernel.
+pub const VFIO_FAST_REGION_EXACT: u32 = 1u32 << 2;
+
+/// Failed operation: none, no call of this thread has failed yet.
+pub const VFIO_FAST_OP_NONE: u32 = 0u32;
+
+/// Failed operation: opening or closing the handle.
+pub const VFIO_FAST_OP_OPEN: u32 = 1u32;
+
+/// Failed operation: a check of arguments, of the state, or of the limits before a commit. The kernel was not asked
+/// to map or unmap anything.
+pub const VFIO_FAST_OP_CHECK: u32 = 2u32;
+
+/// Failed operation: mapping.
+pub const VFIO_FAST_OP_MAP: u32 = 3u32;
+
+/// Failed operation: unmapping.
+pub const VFIO_FAST_OP_UNMAP: u32 = 4u32;
+
+/// Failed operation: asking the kernel what it supports and how much of it is left.
+pub const VFIO_FAST_OP_INFO: u32 = 5u32;
+
+/// Info flag: the handle is poisoned. The library no longer knows what is mapped (an undo failed, or the library
+/// itself did); every function that would change something answers -ENOTRECOVERABLE.
+pub const VFIO_FAST_INFO_POISONED: u32 = 1u32 << 0;
+
+/// Info flag: a transaction is open, vfio_fast_begin() was called and neither commit nor abort yet.
+pub const VFIO_FAST_INFO_IN_TRANSACTION: u32 = 1u32 << 1;

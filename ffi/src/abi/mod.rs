@@ -1,0 +1,15 @@
+//! What C sees: structs and constants, named as in the header.
+//!
+//! The doc comments are copied into the header, so they speak to a C programmer: errno names, no Rust types.
+
+#![allow(non_camel_case_types)] // these names are the C names
+
+mod config;
+mod constants;
+mod region;
+mod report;
+
+pub use config::{vfio_fast_config, vfio_fast_log_fn, vfio_fast_sim_config};
+pub use constants::*;
+pub use region::{vfio_fast_outcome, vfio_fast_range, vfio_fast_region};
+pub use report::{vfio_fast_failure, vfio_fast_info, vfio_fast_stats};

@@ -1,0 +1,190 @@
+//! C structs to engine values and back. Fields with values this version does not know are refused here.
+
+use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
+use vfio_fast_engine::log::Level;
+use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
+use vfio_fast_engine::stats::Stats;
+use vfio_fast_engine::{Info, Outcome};
+
+use crate::abi::{
+    VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_POISONED, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR,
+    VFIO_FAST_LOG_INFO, VFIO_FAST_LOG_WARN, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT,
+    VFIO_FAST_REGION_WRITE, vfio_fast_info, vfio_fast_outcome, vfio_fast_range, vfio_fast_region,
+    vfio_fast_stats,
+};
+use crate::failure::{Failure, Result};
+
+const REGION_FLAGS: u32 = VFIO_FAST_REGION_WRITE | VFIO_FAST_REGION_DEVICE | VFIO_FAST_REGION_EXACT;
+
+/// The region a caller declares; `hva` is `region.hva`, vouched for.
+pub(crate) fn region(region: &vfio_fast_region, hva: HostVa) -> Result<Region> {
+    known("struct vfio_fast_region: flags", region.flags, REGION_FLAGS)?;
+    let has = |flag| region.flags & flag != 0;
+    Ok(Region {
+        range: iova_range(region.iova, region.length)?,
+        hva,
+        perm: if has(VFIO_FAST_REGION_WRITE) { Perm::ReadWrite } else { Perm::Read },
+        kind: if has(VFIO_FAST_REGION_DEVICE) { Kind::Device } else { Kind::Ram },
+        backing: Backing(region.backing),
+        exact: has(VFIO_FAST_REGION_EXACT),
+    })
+}
+
+/// The range a caller names.
+pub(crate) fn range(range: &vfio_fast_range) -> Result<IovaRange> {
+    known("struct vfio_fast_range: flags", range.flags, 0)?;
+    iova_range(range.iova, range.length)
+}
+
+/// `flags`, which must not have other bits than `all`.
+pub(crate) fn known(field: &str, flags: u32, all: u32) -> Result<()> {
+    if flags & !all != 0 { Err(Failure::unknown(field, flags & !all)) } else { Ok(()) }
+}
+
+fn iova_range(iova: u64, length: u64) -> Result<IovaRange> {
+    IovaRange::new(Iova(iova), length).ok_or_else(|| {
+        let text = if length == 0 {
+            format!("Checking IOVA {iova:#x} failed: its length is 0")
+        } else {
+            format!(
+                "Checking IOVA {iova:#x} failed: its length of {length:#x} bytes reaches past the end of the 64-bit \
+                 address space"
+            )
+        };
+        Failure { iova, length, ..Failure::check(libc::EINVAL, text) }
+    })
+}
+
+/// VFIO_FAST_LOG_* of a message.
+pub(crate) fn level(level: Level) -> u32 {
+    match level {
+        Level::Error => VFIO_FAST_LOG_ERROR,
+        Level::Warn => VFIO_FAST_LOG_WARN,
+        Level::Info => VFIO_FAST_LOG_INFO,
+        Level::Debug => VFIO_FAST_LOG_DEBUG,
+    }
+}
+
+/// What a commit did.
+pub(crate) fn outcome(outcome: &Outcome) -> vfio_fast_outcome {
+    let first = outcome.refusals.first();
+    vfio_fast_outcome {
+        size: 0,
+        device_failures: count(outcome.refusals.len() as u64),
+        device_iova: first.map_or(0, |refusal| refusal.region.start()),
+        device_length: first.map_or(0, |refusal| refusal.region.length()),
+        // The entry that failed lies in the region, which is contiguous in host memory.
+        device_hva: first.map_or(0, |refusal| {
+            let offset = refusal.entry.range.start() - refusal.region.start();
+            refusal.entry.hva.raw().wrapping_sub(offset)
+        }),
+        device_error: first.map_or(0, |refusal| refusal.errno.0.saturating_neg()),
+        map_calls: count(outcome.map_calls),
+        unmap_calls: count(outcome.unmap_calls),
+        kept_entries: count(outcome.kept_entries),
+        map_bytes: outcome.map_bytes,
+        unmap_bytes: outcome.unmap_bytes,
+        kept_bytes: outcome.kept_bytes,
+        ns: u64::try_from(outcome.duration.as_nanos()).unwrap_or(u64::MAX),
+    }
+}
+
+/// A count in a field of 32 bits. A container holds at most 2^32 - 1 entries, so it fits.
+fn count(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// Totals. Field by field, so that a field added to one side only does not compile.
+pub(crate) fn stats(stats: &Stats) -> vfio_fast_stats {
+    let Stats {
+        commits,
+        empty_commits,
+        failed_commits,
+        regions,
+        wanted_bytes,
+        entries,
+        mapped_bytes,
+        map_calls,
+        map_bytes,
+        unmap_calls,
+        unmap_bytes,
+        kept_entries,
+        kept_bytes,
+        plan_ns,
+        populate_ns,
+        map_ns,
+        unmap_ns,
+        populate_calls,
+        populate_bytes,
+        populate_skipped,
+        populate_einval,
+        populate_efault,
+        populate_enomem,
+        populate_ehwpoison,
+        populate_other,
+        thread_fallbacks,
+        threads_peak,
+        device_failures,
+        undo_runs,
+        preflight_refusals,
+        congruent_2m_bytes,
+        congruent_1g_bytes,
+    } = *stats;
+    vfio_fast_stats {
+        size: 0,
+        reserved: 0,
+        commits,
+        empty_commits,
+        failed_commits,
+        regions,
+        wanted_bytes,
+        entries,
+        mapped_bytes,
+        map_calls,
+        map_bytes,
+        unmap_calls,
+        unmap_bytes,
+        kept_entries,
+        kept_bytes,
+        plan_ns,
+        populate_ns,
+        map_ns,
+        unmap_ns,
+        populate_calls,
+        populate_bytes,
+        populate_skipped,
+        populate_einval,
+        populate_efault,
+        populate_enomem,
+        populate_ehwpoison,
+        populate_other,
+        thread_fallbacks,
+        threads_peak,
+        device_failures,
+        undo_runs,
+        preflight_refusals,
+        congruent_2m_bytes,
+        congruent_1g_bytes,
+    }
+}
+
+/// What the handle is, on the backend it was opened with.
+pub(crate) fn info(info: &Info, backend: u32) -> vfio_fast_info {
+    let flag = |set, flag| if set { flag } else { 0 };
+    let ranges = &info.limits.iova_ranges;
+    vfio_fast_info {
+        size: 0,
+        flags: flag(info.poisoned, VFIO_FAST_INFO_POISONED)
+            | flag(info.in_transaction, VFIO_FAST_INFO_IN_TRANSACTION),
+        backend,
+        threads: count(info.threads as u64),
+        iova_pgsizes: info.limits.page_sizes.bitmap(),
+        entry_size: info.entry_size,
+        dma_avail: info.entries_left.unwrap_or(u64::MAX),
+        iova_first: ranges.first().map_or(0, |range| range.start()),
+        iova_last: ranges.last().map_or(u64::MAX, |range| range.last()),
+        iova_ranges: ranges.len() as u64,
+        memlock_limit: info.memlock.limit.unwrap_or(u64::MAX),
+        memlock_used: info.memlock.locked,
+    }
+}

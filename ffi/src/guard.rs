@@ -1,0 +1,119 @@
+//! The only way in: every exported function runs inside [`guard`], [`guard_handle`] or [`guard_text`].
+//!
+//! They turn a failure into an errno that the thread can ask about, and keep panics from crossing into C, where
+//! unwinding is undefined behaviour. After a panic in a handle's call nobody knows whether its table still matches the
+//! kernel, so the handle is poisoned rather than used on.
+
+#![allow(unsafe_code)] // borrows the handle a caller names
+
+use std::any::Any;
+use std::ffi::{c_char, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::failure::{Failure, Result, remember};
+use crate::handle::vfio_fast;
+use crate::log::refuse_inside;
+
+#[cfg(panic = "abort")]
+compile_error!("a panic must not kill the program that loaded this library: build it with panic=unwind");
+
+/// Runs the body of an exported function that works on no handle: 0, or a remembered failure's negative errno.
+pub(crate) fn guard(body: impl FnOnce() -> Result<()>) -> c_int {
+    let checked = || {
+        refuse_inside()?;
+        body()
+    };
+    match caught(checked) {
+        Ok(Ok(())) => 0,
+        Ok(Err(failure)) => remember(failure),
+        Err(panic) => remember(bug(&panic)),
+    }
+}
+
+/// Runs the body of an exported function that works on a handle.
+///
+/// # Safety
+/// `vf` is NULL or came from vfio_fast_open() and is not closed before this call has returned.
+pub(crate) unsafe fn guard_handle(
+    vf: *const vfio_fast,
+    body: impl FnOnce(&vfio_fast) -> Result<()>,
+) -> c_int {
+    guard(|| {
+        // SAFETY: not NULL, then it points to the box that vfio_fast_open() leaked, which only vfio_fast_close() frees
+        // and nothing borrows mutably.
+        let handle = unsafe { vf.as_ref() }.ok_or_else(|| Failure::null("the handle"))?;
+        caught(|| body(handle)).unwrap_or_else(|panic| {
+            handle.poison(&panic);
+            Err(bug(&panic))
+        })
+    })
+}
+
+/// Runs the body of an exported function that answers a text, which is empty if it panics.
+pub(crate) fn guard_text(body: impl FnOnce() -> *const c_char) -> *const c_char {
+    caught(body).unwrap_or(c"".as_ptr())
+}
+
+/// Runs `body` and answers the message of its panic if it panics.
+pub(crate) fn caught<R>(body: impl FnOnce() -> R) -> std::result::Result<R, String> {
+    // What a panic may have left half done is never looked at again: the callers poison the handle or drop it.
+    catch_unwind(AssertUnwindSafe(body)).map_err(|payload| {
+        let text = message(payload.as_ref());
+        // Dropping a payload runs foreign code, which may panic again; the second payload is not worth a third try.
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            std::mem::forget(again);
+        }
+        text
+    })
+}
+
+/// The failure that a panic is to the caller.
+pub(crate) fn bug(panic: &str) -> Failure {
+    Failure::check(
+        libc::ENOTRECOVERABLE,
+        format!("A bug in libvfio_fast: {panic}; a handle this call worked on can only be closed now"),
+    )
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+        (Some(text), _) => (*text).to_owned(),
+        (_, Some(text)) => text.clone(),
+        _ => "a panic without a message".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::last_failure;
+
+    struct PanicsOnDrop;
+
+    impl Drop for PanicsOnDrop {
+        fn drop(&mut self) {
+            panic!("dropped")
+        }
+    }
+
+    #[test]
+    fn no_panic_crosses_whatever_it_carries() {
+        assert_eq!(guard(|| panic!("static")), -libc::ENOTRECOVERABLE);
+        assert_eq!(guard(|| panic!("formatted {}", 1)), -libc::ENOTRECOVERABLE);
+        assert_eq!(guard(|| std::panic::panic_any(7)), -libc::ENOTRECOVERABLE);
+        assert_eq!(guard(|| std::panic::panic_any(PanicsOnDrop)), -libc::ENOTRECOVERABLE);
+        assert_eq!(last_failure().error, -libc::ENOTRECOVERABLE);
+    }
+
+    #[test]
+    fn success_leaves_the_last_failure_alone() {
+        assert_eq!(guard(|| Err(Failure::check(libc::EBUSY, "busy".to_owned()))), -libc::EBUSY);
+        assert_eq!(guard(|| Ok(())), 0);
+        assert_eq!(last_failure().error, -libc::EBUSY);
+    }
+
+    #[test]
+    fn a_failure_without_errno_is_no_success() {
+        assert_eq!(guard(|| Err(Failure::default())), -libc::EIO);
+    }
+}

@@ -1,0 +1,124 @@
+//! The handle: one engine in a box.
+
+#![allow(unsafe_code)] // reads the caller's configuration
+
+use vfio_fast_engine::backend::Backend;
+use vfio_fast_engine::backend::sim::{Sim, SimConfig};
+use vfio_fast_engine::backend::type1::Type1;
+use vfio_fast_engine::log::Log;
+use vfio_fast_engine::{Config, Engine, Errno};
+
+use crate::abi::{
+    VFIO_FAST_BACKEND_SIM, VFIO_FAST_BACKEND_TYPE1, VFIO_FAST_LOG_DEBUG, vfio_fast_config,
+    vfio_fast_sim_config,
+};
+use crate::convert;
+use crate::failure::{Failure, Result};
+use crate::guard::caught;
+use crate::log::Sink;
+use crate::sized;
+
+/// A handle. What is inside is none of the caller's business.
+#[expect(non_camel_case_types, reason = "the C name")]
+pub struct vfio_fast {
+    pub(crate) engine: Engine,
+    /// VFIO_FAST_BACKEND_*
+    pub(crate) backend: u32,
+}
+
+/// A configuration with its nested struct read.
+pub(crate) struct Settings {
+    pub(crate) config: vfio_fast_config,
+    pub(crate) sim: Option<vfio_fast_sim_config>,
+    pub(crate) sink: Option<Sink>,
+}
+
+impl Settings {
+    /// Copies a caller's configuration in.
+    ///
+    /// # Safety
+    /// `config` and, in it, `sim` are NULL or point to as many bytes as the sizes in them say, unchanged during the call.
+    /// As long as a handle opened with the result exists, `log` can be called with `log_opaque` on any thread that calls
+    /// into the handle.
+    pub(crate) unsafe fn read(config: *const vfio_fast_config) -> Result<Self> {
+        // SAFETY: config is as this function's contract says.
+        let config = unsafe { sized::read(config) }?;
+        // SAFETY: config.sim is as this function's contract says, and not NULL.
+        let sim = (!config.sim.is_null()).then(|| unsafe { sized::read(config.sim) }).transpose()?;
+        // SAFETY: config.log is as this function's contract says.
+        let sink = config.log.map(|log| unsafe { Sink::new(log, config.log_opaque) });
+        Ok(Self { config, sim, sink })
+    }
+}
+
+impl vfio_fast {
+    /// Opens what `settings` describes.
+    pub(crate) fn open(settings: Settings) -> Result<Self> {
+        let Settings { config, sim, sink } = settings;
+        convert::known("struct vfio_fast_config: flags", config.flags, 0)?;
+        if config.log_level > VFIO_FAST_LOG_DEBUG {
+            return Err(Failure::unknown("struct vfio_fast_config: log_level", config.log_level));
+        }
+        let mut engine = Config {
+            threads: config.threads as usize,
+            log: log(sink, config.log_level),
+            ..Config::default()
+        };
+        if config.entry_size != 0 {
+            engine.entry_size = config.entry_size;
+        }
+        let engine = Engine::new(backend(&config, sim)?, engine)?;
+        Ok(Self { engine, backend: config.backend })
+    }
+
+    /// Ends the handle: unmaps what is still mapped and frees everything, whatever goes wrong on the way.
+    pub(crate) fn close(self) -> Result<()> {
+        Ok(self.engine.close()?)
+    }
+
+    /// After a panic with this message nothing the engine remembers can be relied on.
+    pub(crate) fn poison(&self, panic: &str) {
+        // Should even this panic, the engine is no worse off, and the caller is told of the first one.
+        let _ = caught(|| self.engine.poison(panic));
+    }
+}
+
+fn backend(config: &vfio_fast_config, sim: Option<vfio_fast_sim_config>) -> Result<Box<dyn Backend>> {
+    match (config.backend, sim) {
+        (VFIO_FAST_BACKEND_SIM, sim) => Ok(Box::new(Sim::new(sim.map(sim_config).unwrap_or_default()))),
+        (VFIO_FAST_BACKEND_TYPE1, None) => Ok(Box::new(Type1::open(config.container_fd)?)),
+        (VFIO_FAST_BACKEND_TYPE1, Some(_)) => Err(Failure::check(
+            libc::EINVAL,
+            "struct vfio_fast_config: sim is set, but the backend is not VFIO_FAST_BACKEND_SIM".to_owned(),
+        )),
+        (unknown, _) => Err(Failure::unknown("struct vfio_fast_config: backend", unknown)),
+    }
+}
+
+fn sim_config(sim: vfio_fast_sim_config) -> SimConfig {
+    let default = SimConfig::default();
+    let fail_errno = match i32::try_from(sim.fail_errno) {
+        Ok(errno) if errno > 0 => Errno(errno),
+        _ => Errno::EIO,
+    };
+    SimConfig {
+        failures: (sim.fail_nth != 0).then_some((sim.fail_nth, fail_errno)).into_iter().collect(),
+        panic_nth: (sim.panic_nth != 0).then_some(sim.panic_nth),
+        dma_avail: if sim.dma_avail == 0 { default.dma_avail } else { sim.dma_avail },
+        memlock_limit: (sim.memlock_limit != 0).then_some(sim.memlock_limit),
+        ..default
+    }
+}
+
+/// The engine's log, which drops what is more verbose than `most`.
+fn log(sink: Option<Sink>, most: u32) -> Log {
+    match sink {
+        Some(sink) if most != 0 => Log::to(move |level, message| {
+            let level = convert::level(level);
+            if level <= most {
+                sink.deliver(level, message);
+            }
+        }),
+        _ => Log::none(),
+    }
+}

@@ -1,0 +1,222 @@
+//! The size rule: how a struct that begins with its own size crosses the boundary.
+//!
+//! Programs and library may disagree on how long a struct is, and nothing may get lost silently: a caller's struct that
+//! is shorter than its first release is refused, one that is longer may carry only zeros where this library knows no
+//! field, and an answer is cut or padded with zeros to what the caller has room for.
+//!
+//! Callers' structs are read and written byte by byte, so their alignment does not matter.
+
+#![allow(unsafe_code)] // the one module that touches callers' structs
+
+use std::mem::{MaybeUninit, size_of};
+use std::ptr;
+
+use crate::failure::{Failure, Result};
+
+/// No struct will ever be longer. A size above it is a caller that forgot to set it: nothing is read by it.
+pub(crate) const MAX_SIZE: usize = 4096;
+
+const SIZE_FIELD: usize = size_of::<u32>();
+
+/// A struct whose first field is its size.
+///
+/// # Safety
+/// The type is `repr(C)`, begins with `size: u32` and has no padding; all zeros, and whatever a C program may store in
+/// its fields, are valid values of it.
+pub(crate) unsafe trait Sized32: Copy {
+    /// The C name, for messages.
+    const NAME: &'static str;
+    /// Bytes in its first release: the least a caller may pass.
+    const FIRST_RELEASE: usize;
+}
+
+/// Implements [`Sized32`] for a struct that had the given number of bytes in its first release.
+macro_rules! sized32 {
+    ($name:ident, $first_release:literal) => {
+        const _: () = assert!(std::mem::offset_of!($name, size) == 0);
+        const _: () =
+            assert!($first_release <= size_of::<$name>() && size_of::<$name>() <= crate::sized::MAX_SIZE);
+        #[expect(unsafe_code, reason = "the promise is made where the fields are in sight")]
+        // SAFETY: a repr(C) struct of integers, raw pointers and nullable function pointers that begins with its size;
+        // that it has no padding is checked by a C compiler (header.c with -Wpadded).
+        unsafe impl Sized32 for $name {
+            const NAME: &'static str = stringify!($name);
+            const FIRST_RELEASE: usize = $first_release;
+        }
+    };
+}
+pub(crate) use sized32;
+
+/// The size a caller wrote into its struct, if it is one this library can work with.
+///
+/// # Safety
+/// `struct_ptr` is NULL or points to at least `T::FIRST_RELEASE` readable bytes that stay unchanged during the call.
+unsafe fn size_of_callers<T: Sized32>(struct_ptr: *const T) -> Result<usize> {
+    if struct_ptr.is_null() {
+        return Err(Failure::null(T::NAME));
+    }
+    // SAFETY: the caller vouches for FIRST_RELEASE bytes at struct_ptr, of which the size is the first four.
+    let size = unsafe { struct_ptr.cast::<u32>().read_unaligned() } as usize;
+    if size < T::FIRST_RELEASE {
+        return Err(Failure::check(
+            libc::EINVAL,
+            format!("struct {}: size is {size}, the least is {}", T::NAME, T::FIRST_RELEASE),
+        ));
+    }
+    if size > MAX_SIZE {
+        return Err(Failure::check(
+            libc::E2BIG,
+            format!("struct {}: size is {size}, the most is {MAX_SIZE}: was it set?", T::NAME),
+        ));
+    }
+    Ok(size)
+}
+
+/// Copies a struct in.
+///
+/// # Safety
+/// `struct_ptr` is NULL or points to as many readable bytes as the `size` in it says, and to at least
+/// `T::FIRST_RELEASE`; they stay unchanged during the call.
+pub(crate) unsafe fn read<T: Sized32>(struct_ptr: *const T) -> Result<T> {
+    // SAFETY: this function's contract includes that of size_of_callers.
+    let size = unsafe { size_of_callers(struct_ptr) }?;
+    let bytes = struct_ptr.cast::<u8>();
+    let mut value = MaybeUninit::<T>::zeroed();
+    let known = size.min(size_of::<T>());
+    // SAFETY: `known` is at most the `size` bytes readable at struct_ptr and at most the bytes of the local `value`,
+    // which the caller cannot point to.
+    unsafe { ptr::copy_nonoverlapping(bytes, value.as_mut_ptr().cast::<u8>(), known) };
+    for offset in known..size {
+        // SAFETY: offset is below `size`, and the caller vouches for `size` bytes at struct_ptr.
+        let byte = unsafe { bytes.add(offset) };
+        // SAFETY: the same byte, readable for the same reason; a u8 has no alignment.
+        if unsafe { byte.read() } != 0 {
+            return Err(Failure::check(
+                libc::E2BIG,
+                format!(
+                    "struct {}: byte {offset} of {size} is not zero, this library knows {known} bytes: the program \
+                     uses a field of a later version",
+                    T::NAME
+                ),
+            ));
+        }
+    }
+    // SAFETY: every byte is initialised (zeroed, then copied over), and any such bytes are a valid T (Sized32).
+    Ok(unsafe { value.assume_init() })
+}
+
+/// A caller's struct that will receive an answer: checked before the work, written after it succeeded.
+pub(crate) struct Output<T> {
+    bytes: *mut u8,
+    size: usize,
+    answer: std::marker::PhantomData<T>,
+}
+
+impl<T: Sized32> Output<T> {
+    /// Checks the size the caller set.
+    ///
+    /// # Safety
+    /// `struct_ptr` is NULL or points to as many writable bytes as the `size` in it says, and to at least
+    /// `T::FIRST_RELEASE`; nothing else reads or writes them until this value is gone.
+    pub(crate) unsafe fn new(struct_ptr: *mut T) -> Result<Self> {
+        // SAFETY: this function's contract includes that of size_of_callers.
+        let size = unsafe { size_of_callers(struct_ptr.cast_const()) }?;
+        Ok(Self { bytes: struct_ptr.cast(), size, answer: std::marker::PhantomData })
+    }
+
+    /// Like [`Output::new`], for a struct the caller may leave out.
+    ///
+    /// # Safety
+    /// As for [`Output::new`].
+    pub(crate) unsafe fn optional(struct_ptr: *mut T) -> Result<Option<Self>> {
+        if struct_ptr.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: the same contract.
+        unsafe { Self::new(struct_ptr) }.map(Some)
+    }
+
+    /// Writes as much of `answer` as the caller has room for and zeros behind it; its size stays as it is.
+    pub(crate) fn write(self, answer: &T) {
+        let known = self.size.min(size_of::<T>());
+        let from = ptr::from_ref(answer).cast::<u8>();
+        // SAFETY: SIZE_FIELD is less than the bytes of a T.
+        let from = unsafe { from.add(SIZE_FIELD) };
+        // SAFETY: SIZE_FIELD is less than FIRST_RELEASE, and so less than the writable bytes new() was promised.
+        let to = unsafe { self.bytes.add(SIZE_FIELD) };
+        // SAFETY: both sides have known - SIZE_FIELD bytes more: `known` is at most the bytes of the answer, which has
+        // no padding (Sized32), and at most the `size` writable bytes of the caller, who cannot point to the answer.
+        unsafe { ptr::copy_nonoverlapping(from, to, known - SIZE_FIELD) };
+        // SAFETY: known is at most `size`.
+        let tail = unsafe { self.bytes.add(known) };
+        // SAFETY: the last size - known of the caller's `size` writable bytes.
+        unsafe { ptr::write_bytes(tail, 0, self.size - known) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A struct that has grown by `late` since its first release, which none of the real ones has yet.
+    #[derive(Clone, Copy, PartialEq, Debug)]
+    #[repr(C)]
+    struct grown {
+        size: u32,
+        early: u32,
+        late: u64,
+    }
+    sized32!(grown, 8);
+
+    fn read_bytes(bytes: &[u8]) -> Result<grown> {
+        // SAFETY: the tests pass as many bytes as the size in them says, and at least FIRST_RELEASE.
+        unsafe { read(bytes.as_ptr().cast::<grown>()) }
+    }
+
+    fn with_size(size: u32, rest: &[u8]) -> Vec<u8> {
+        [&size.to_ne_bytes()[..], rest].concat()
+    }
+
+    #[test]
+    fn an_older_program_gets_zero_for_what_it_does_not_know() {
+        let value = read_bytes(&with_size(8, &[1, 0, 0, 0, 0xff, 0xff])).unwrap();
+        assert_eq!(value, grown { size: 8, early: 1, late: 0 });
+        // A size inside a field is odd but harmless: the missing bytes read as zero.
+        let value = read_bytes(&with_size(9, &[1, 0, 0, 0, 7, 0xff])).unwrap();
+        assert_eq!((value.early, value.late.to_ne_bytes()[0], value.late.to_ne_bytes()[1]), (1, 7, 0));
+    }
+
+    #[test]
+    fn a_newer_program_may_not_ask_for_what_is_unknown_here() {
+        let mut bytes = with_size(24, &[0; 20]);
+        assert!(read_bytes(&bytes).is_ok());
+        for offset in 16..24 {
+            bytes[offset] = 1;
+            assert_eq!(read_bytes(&bytes).unwrap_err().errno, libc::E2BIG, "byte {offset}");
+            bytes[offset] = 0;
+        }
+    }
+
+    #[test]
+    fn sizes_nobody_can_mean_are_refused_before_anything_is_read() {
+        assert_eq!(read_bytes(&with_size(7, &[0; 12])).unwrap_err().errno, libc::EINVAL);
+        assert_eq!(read_bytes(&with_size(4097, &[0; 12])).unwrap_err().errno, libc::E2BIG);
+        assert_eq!(read_bytes(&with_size(u32::MAX, &[0; 12])).unwrap_err().errno, libc::E2BIG);
+    }
+
+    #[test]
+    fn an_answer_fills_exactly_the_room_there_is() {
+        let answer = grown { size: 16, early: 0x0101_0101, late: 0x0202_0202_0202_0202 };
+        for size in 8..=32_usize {
+            let mut bytes = with_size(size as u32, &[0xee; 60]);
+            // SAFETY: 64 bytes are there, and size is at most 32.
+            let output = unsafe { Output::<grown>::new(bytes.as_mut_ptr().cast()) }.unwrap();
+            output.write(&answer);
+            let mut expected = with_size(size as u32, &[1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2]);
+            expected.resize(size.max(16), 0);
+            expected.truncate(size);
+            expected.resize(64, 0xee);
+            assert_eq!(bytes, expected, "size {size}");
+        }
+    }
+}
