@@ -1,0 +1,141 @@
+//! The job: what one boot of L1 has to do. The host writes it into the initrd as JSON.
+
+use serde::{Deserialize, Serialize};
+
+/// Where the job lies in L1.
+pub const PATH: &str = "/vft/job.json";
+
+/// What is exercised. The name is the one `cargo xtask e2e --only` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scenario {
+    /// Boot, data through a passthrough NVMe, reset, data again, unplug.
+    Nvme,
+    /// Too little lockable memory, at realize and at run time.
+    Errors,
+    /// Memory devices come and go.
+    Hotplug,
+    /// A BAR beyond what the IOMMU can address.
+    P2pRange,
+    /// Two devices in one container, and a QEMU that becomes a daemon.
+    TwoDevices,
+    /// L2 has an IOMMU of its own.
+    Viommu,
+}
+
+/// Which listener maps: the column of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// QEMU without the patches.
+    Reference,
+    /// Patched QEMU, `x-vfio-fast=off`.
+    Stock,
+    /// Patched QEMU, `x-vfio-fast=on`.
+    Fast,
+}
+
+impl Mode {
+    /// The property a vfio-pci device gets, with its leading comma; unpatched QEMU knows none.
+    pub fn device_property(self) -> &'static str {
+        match self {
+            Mode::Reference => "",
+            Mode::Stock => ",x-vfio-fast=off",
+            Mode::Fast => ",x-vfio-fast=on",
+        }
+    }
+}
+
+/// One boot of L1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// What to do.
+    pub scenario: Scenario,
+    /// With which listener.
+    pub mode: Mode,
+    /// PCI addresses, in L1, of the devices to hand to vfio-pci.
+    pub devices: Vec<String>,
+    /// RAM of L2 in MiB.
+    pub l2_memory_mib: u64,
+    /// Size of the disk under test in MiB.
+    pub disk_mib: u64,
+    /// Seed of the image L2 reads.
+    pub image_seed: u64,
+    /// Seed of what L2 writes.
+    pub write_seed: u64,
+    /// Seconds one wait (boot of L2, an event, QEMU's exit) may take.
+    pub wait_s: u64,
+}
+
+/// The disk in four equal parts, named by who touches them. The last block of the disk holds the
+/// count of boots L2 has finished, so that L2 knows after a reset that there was one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskLayout {
+    /// Bytes of the whole disk.
+    pub bytes: u64,
+}
+
+impl DiskLayout {
+    /// Bytes of the block at the end of the disk that counts boots.
+    pub const STATE_BYTES: u64 = 4096;
+
+    /// The layout of a disk of that many MiB.
+    pub fn of_mib(mib: u64) -> Self {
+        Self { bytes: mib << 20 }
+    }
+
+    /// What the given boot (counted from 0) reads and has to find as on the image.
+    pub fn read_by(self, boot: u64) -> (u64, u64) {
+        self.quarter(boot * 2)
+    }
+
+    /// What the given boot writes.
+    pub fn written_by(self, boot: u64) -> (u64, u64) {
+        self.quarter(boot * 2 + 1)
+    }
+
+    /// Where the boot counter lies.
+    pub fn state_offset(self) -> u64 {
+        self.bytes - Self::STATE_BYTES
+    }
+
+    /// Offset and length; the last quarter leaves the counter alone.
+    fn quarter(self, index: u64) -> (u64, u64) {
+        let length = self.bytes / 4;
+        let start = index * length;
+        let end = (start + length).min(self.state_offset() & !0xffff);
+        (start, end - start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quarters_do_not_touch_the_counter() {
+        let disk = DiskLayout::of_mib(64);
+        assert_eq!(disk.read_by(0), (0, 16 << 20));
+        assert_eq!(disk.written_by(0), (16 << 20, 16 << 20));
+        let (start, length) = disk.written_by(1);
+        assert_eq!(start, 48 << 20);
+        assert!(start + length <= disk.state_offset());
+    }
+
+    #[test]
+    fn a_job_survives_its_json() {
+        let job = Job {
+            scenario: Scenario::P2pRange,
+            mode: Mode::Fast,
+            devices: vec!["0000:00:04.0".into()],
+            l2_memory_mib: 3072,
+            disk_mib: 64,
+            image_seed: u64::MAX,
+            write_seed: 1,
+            wait_s: 60,
+        };
+        let text = serde_json::to_string(&job).unwrap();
+        assert!(text.contains("\"p2p-range\""), "{text}");
+        assert_eq!(serde_json::from_str::<Job>(&text).unwrap(), job);
+    }
+}

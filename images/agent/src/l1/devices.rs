@@ -1,0 +1,23 @@
+//! Gives PCI devices to vfio-pci.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+/// Binds the device to vfio-pci, taking it from another driver if one has it.
+pub fn give_to_vfio(address: &str) -> Result<()> {
+    let device = Path::new("/sys/bus/pci/devices").join(address);
+    ensure!(device.exists(), "there is no PCI device {address}");
+    ensure!(device.join("iommu_group").exists(), "{address} has no IOMMU group: the IOMMU is off");
+    let driver = device.join("driver");
+    if driver.exists() {
+        fs::write(driver.join("unbind"), address).with_context(|| format!("cannot unbind {address}"))?;
+    }
+    fs::write(device.join("driver_override"), "vfio-pci")
+        .with_context(|| format!("cannot set driver_override of {address}"))?;
+    fs::write("/sys/bus/pci/drivers_probe", address).with_context(|| format!("cannot probe {address}"))?;
+    let bound = fs::read_link(&driver).with_context(|| format!("{address} has no driver now"))?;
+    ensure!(bound.ends_with("vfio-pci"), "{address} went to {}", bound.display());
+    Ok(())
+}

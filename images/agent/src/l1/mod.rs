@@ -1,0 +1,59 @@
+//! L1: hands devices to vfio-pci, runs QEMU, and judges what it maps.
+
+mod devices;
+mod nvme;
+mod observe;
+mod qmp;
+mod report;
+mod tracing;
+mod vm;
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use vfio_fast_agent::job::{self, Job, Scenario};
+use vfio_fast_agent::record::{L1_PORT, Record};
+
+use crate::machine;
+use report::Reporter;
+
+/// Everything a scenario needs.
+pub struct Lab {
+    /// What to do.
+    pub job: Job,
+    /// Where to tell it.
+    pub report: Reporter,
+}
+
+/// Runs the job of this boot.
+pub fn run() -> Result<()> {
+    let report = Reporter::new(machine::open_port(L1_PORT)?);
+    let outcome = work(&report);
+    if let Err(error) = &outcome {
+        report.send(&Record::Fatal { error: format!("{error:#}") });
+    }
+    match machine::kernel_messages() {
+        Ok(lines) => lines.iter().for_each(|line| report.log("l1-dmesg", line)),
+        Err(error) => report.log("l1-dmesg", &format!("<3> unreadable: {error:#}")),
+    }
+    report.send(&Record::End);
+    outcome
+}
+
+fn work(report: &Reporter) -> Result<()> {
+    let text = fs::read(job::PATH).with_context(|| format!("cannot read {}", job::PATH))?;
+    let job: Job = serde_json::from_slice(&text).context("the job is not understood")?;
+    report.step("set-up");
+    for refused in machine::load_modules()? {
+        report.log("l1-setup", &format!("module refused by this hardware: {refused}"));
+    }
+    for address in &job.devices {
+        devices::give_to_vfio(address)?;
+    }
+    tracing::start()?;
+    let lab = Lab { job, report: report.clone() };
+    match lab.job.scenario {
+        Scenario::Nvme => nvme::run(&lab),
+        other => anyhow::bail!("scenario {other:?} is not known to this agent"),
+    }
+}

@@ -1,0 +1,221 @@
+//! The main scenario: boot, data, reset, data again, unplug.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use vfio_fast_agent::job::Mode;
+use vfio_fast_agent::record::{Event, Facts, Record};
+
+use super::Lab;
+use super::observe::{self, Snapshot};
+use super::tracing;
+use super::vm::{self, Vm};
+
+const GIB: u64 = 1 << 30;
+
+pub fn run(lab: &Lab) -> Result<()> {
+    let job = &lab.job;
+    let mut arguments = vm::common_arguments();
+    let device = &job.devices[0];
+    let property = job.mode.device_property();
+    arguments.extend(
+        [
+            "-machine",
+            "q35",
+            "-smp",
+            "1",
+            "-m",
+            &format!("{}M", job.l2_memory_mib),
+            "-device",
+            "pcie-root-port,id=rp0,chassis=1",
+            "-device",
+            &format!("vfio-pci,host={device},id=dut,bus=rp0{property}"),
+        ]
+        .map(str::to_owned),
+    );
+    arguments.extend(vm::kernel_arguments(&format!(
+        "vft.image_seed={} vft.write_seed={} vft.disk_mib={} vft.spread_mib={}",
+        job.image_seed,
+        job.write_seed,
+        job.disk_mib,
+        job.l2_memory_mib * 3 / 4,
+    )));
+
+    lab.report.step("realize");
+    let mut vm = Vm::start(lab, &arguments)?;
+    let paused_from = vm.age();
+    observe::mappings(lab, &mut vm, "memory", "after-realize")?;
+    observe::no_threads(lab, &vm, "after-realize")?;
+    let paused = vm.age() - paused_from;
+
+    lab.report.step("boot");
+    vm.qmp.run("cont", json!({}))?;
+    let mut moved = Vec::new();
+    vm.wait_ready(|event| moved.push(event.clone()))?;
+    observe::mappings(lab, &mut vm, "memory", "after-boot")?;
+
+    lab.report.step("reset");
+    vm.qmp.run("system_reset", json!({}))?;
+    vm.wait_ready(|event| moved.push(event.clone()))?;
+    let last = observe::mappings(lab, &mut vm, "memory", "after-reset")?;
+    observe::no_threads(lab, &vm, "after-reset")?;
+    report_data(lab, &moved);
+
+    let mut facts = count(lab, &vm, &last)?;
+    let first_output = vm.first_output().context("L2 wrote nothing on its console")?;
+    facts.first_output_ms = (first_output - paused).as_millis() as u64;
+    if job.mode == Mode::Fast {
+        let stats = vm
+            .qmp
+            .run("qom-get", json!({ "path": "/machine/peripheral/dut", "property": "x-vfio-fast-stats" }))?;
+        lab.report.log("stats", &stats.to_string());
+        compare_stats(lab, &mut facts, &stats);
+        report_saving(lab, &vm, &facts)?;
+    }
+    lab.report.send(&Record::Facts(facts));
+
+    lab.report.step("unplug");
+    vm.qmp.run("device_del", json!({ "id": "dut" }))?;
+    vm.qmp.event("DEVICE_DELETED", |data| data["device"] == "dut")?;
+    observe::nothing_mapped(lab, &vm, "after-unplug")?;
+    report_unplug_order(lab, &vm)?;
+    vm.quit()
+}
+
+/// Counts of all witnesses; that they agree is the check `witnesses-agree`.
+fn count(lab: &Lab, vm: &Vm, last: &Snapshot) -> Result<Facts> {
+    let calls = vm.witnessed()?;
+    let kernel = tracing::read()?;
+    let bars = observe::device_memory(vm.pid)?;
+    let in_bar = |vaddr: u64| bars.iter().any(|(start, end)| (*start..*end).contains(&vaddr));
+    let maps = || calls.iter().filter(|c| c.mapped());
+    let unmaps = || calls.iter().filter(|c| c.unmapped());
+    let map_bytes: u64 = maps().map(|c| c.size).sum();
+    let unmap_bytes: u64 = unmaps().map(|c| c.out).sum();
+    let asked = |wanted: fn(&vfio_fast_agent::witness::Call) -> bool| {
+        calls.iter().filter(|c| wanted(c)).count() as u64
+    };
+
+    // When a group meets a new domain VFIO maps two pages and unmaps them, to learn how the IOMMU
+    // treats superpages. The IOMMU core counts these too.
+    let attaches = calls.iter().filter(|c| c.joins_container()).count() as u64;
+    let probe_bytes = attaches * 2 * 4096;
+    let facts = Facts {
+        map_calls: kernel.map_calls,
+        unmap_calls: kernel.unmap_calls,
+        map_bytes: kernel.map_bytes.saturating_sub(probe_bytes),
+        unmap_bytes: kernel.unmap_bytes.saturating_sub(probe_bytes),
+        probe_bytes,
+        ram_map_bytes: maps().filter(|c| !in_bar(c.vaddr)).map(|c| c.size).sum(),
+        wanted_bytes: last.wanted_bytes(false),
+        wanted_ram_bytes: last.wanted_bytes(true),
+        map_ns: calls.iter().filter(|c| c.is_map()).map(|c| c.duration_ns).sum(),
+        unmap_ns: calls.iter().filter(|c| c.is_unmap()).map(|c| c.duration_ns).sum(),
+        populate_ns: 0,
+        first_output_ms: 0,
+    };
+    let pairs = [
+        ("map calls", facts.map_calls, asked(|c| c.is_map())),
+        ("unmap calls", facts.unmap_calls, asked(|c| c.is_unmap())),
+        ("bytes mapped", facts.map_bytes, map_bytes),
+        ("bytes unmapped", facts.unmap_bytes, unmap_bytes),
+    ];
+    report_equal(lab, "witnesses-agree", "kernel", "ioctl witness", &pairs);
+    Ok(facts)
+}
+
+/// The library's own counts against the kernel's: the check `stats-agree`.
+fn compare_stats(lab: &Lab, facts: &mut Facts, stats: &Value) {
+    let stat = |name: &str| stats[name].as_u64().unwrap_or(u64::MAX);
+    facts.populate_ns = stats["populate-ns"].as_u64().unwrap_or(0);
+    let pairs = [
+        ("map calls", facts.map_calls, stat("map-calls")),
+        ("unmap calls", facts.unmap_calls, stat("unmap-calls")),
+        ("bytes mapped", facts.map_bytes, stat("map-bytes")),
+        ("bytes unmapped", facts.unmap_bytes, stat("unmap-bytes")),
+        ("bytes wanted", facts.wanted_bytes, stat("wanted-bytes")),
+    ];
+    report_equal(lab, "stats-agree", "kernel", "library", &pairs);
+}
+
+fn report_equal(lab: &Lab, name: &str, left: &str, right: &str, pairs: &[(&str, u64, u64)]) {
+    let wrong = pairs.iter().filter(|(_, a, b)| a != b);
+    let problems: Vec<String> =
+        wrong.map(|(what, a, b)| format!("{what}: {left} {a}, {right} {b}")).collect();
+    let seen: Vec<String> = pairs.iter().map(|(what, a, _)| format!("{what} {a}")).collect();
+    lab.report.check(name, &problems, &seen.join(", "));
+}
+
+/// What the whole thing is for: `ram-amplification` and `equal-pieces-untouched`.
+fn report_saving(lab: &Lab, vm: &Vm, facts: &Facts) -> Result<()> {
+    let ratio = facts.ram_map_bytes as f64 / facts.wanted_ram_bytes as f64;
+    let seen = format!("{ratio:.4} = {} / {}", facts.ram_map_bytes, facts.wanted_ram_bytes);
+    let problems = if ratio <= 1.02 { vec![] } else { vec![format!("{seen} is above 1.02")] };
+    lab.report.check("ram-amplification", &problems, &seen);
+
+    // Between the legacy hole and the end of low RAM nothing ever changes, so no byte of it may
+    // be mapped twice or unmapped at all.
+    let (start, end) = (1 << 20, (2 * GIB).min(lab.job.l2_memory_mib << 20));
+    let calls = vm.witnessed()?;
+    let touching = |iova: u64, size: u64| iova < end && iova + size > start;
+    let mapped: u64 = calls
+        .iter()
+        .filter(|c| c.mapped() && touching(c.iova, c.size))
+        .map(|c| (c.iova + c.size).min(end) - c.iova.max(start))
+        .sum();
+    let mut problems = Vec::new();
+    if mapped != end - start {
+        problems.push(format!("[1 MiB, {end:#x}) was mapped {mapped} bytes in all"));
+    }
+    for call in calls.iter().filter(|c| c.unmapped() && c.out > 0 && touching(c.iova, c.size)) {
+        problems.push(format!("unmap of {:#x} + {:#x} touches it", call.iova, call.size));
+    }
+    let seen = format!("[1 MiB, {end:#x}) was mapped once and never unmapped");
+    lab.report.check("equal-pieces-untouched", &problems, &seen);
+    Ok(())
+}
+
+/// The check `data`: L2 told that it read what was expected, over memory on both sides of 4 GiB.
+fn report_data(lab: &Lab, moved: &[Event]) {
+    let (mut reads, mut writes, mut low, mut high, mut most_slots) = (0, 0, u64::MAX, 0, 0);
+    for event in moved {
+        if let Event::Moved { what, bytes, lowest, highest, slots } = event {
+            match what.as_str() {
+                "read" => reads += bytes,
+                _ => writes += bytes,
+            }
+            low = low.min(*lowest);
+            high = high.max(*highest);
+            most_slots = most_slots.max(*slots);
+        }
+    }
+    let seen = format!(
+        "{reads} bytes read and right, {writes} written, DMA between {low:#x} and {high:#x}, \
+         up to {most_slots} slots of 64 MiB"
+    );
+    let mut problems = Vec::new();
+    let quarter = (lab.job.disk_mib << 20) / 4;
+    if reads != 3 * quarter || writes < 2 * quarter - (1 << 20) {
+        problems.push(format!("less data than planned: {seen}"));
+    }
+    if low >= 4 * GIB || high < 4 * GIB {
+        problems.push(format!("memory on one side of 4 GiB was never used: {seen}"));
+    }
+    lab.report.check("data", &problems, &seen);
+}
+
+/// The check `unmapped-before-leaving`: the group leaves its container once, and by then nothing
+/// is mapped.
+fn report_unplug_order(lab: &Lab, vm: &Vm) -> Result<()> {
+    let calls = vm.witnessed()?;
+    let mut problems = Vec::new();
+    match calls.iter().position(|c| c.leaves_container()) {
+        None => problems.push("the group never left its container".to_owned()),
+        Some(n) => {
+            for (iova, m) in vfio_fast_agent::witness::replay(&calls[..n])?.values().flatten() {
+                problems.push(format!("mapped when the group left: {iova:#x} + {:#x}", m.size));
+            }
+        }
+    }
+    lab.report.check("unmapped-before-leaving", &problems, "nothing was mapped when the group left");
+    Ok(())
+}

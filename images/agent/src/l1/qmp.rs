@@ -1,0 +1,103 @@
+//! QEMU's machine protocol: one command at a time, events kept until somebody asks.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::{Value, json};
+
+/// What QEMU answers to a command it refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal(pub String);
+
+/// A connection past its handshake.
+pub struct Qmp {
+    reader: BufReader<UnixStream>,
+    partial: String,
+    events: VecDeque<Value>,
+    wait: Duration,
+}
+
+impl Qmp {
+    /// Greets QEMU; it answers once its machine is built.
+    pub fn connect(stream: UnixStream, wait: Duration) -> Result<Self> {
+        stream.set_read_timeout(Some(Duration::from_millis(100)))?;
+        let reader = BufReader::new(stream);
+        let mut qmp = Self { reader, partial: String::new(), events: VecDeque::new(), wait };
+        let deadline = Instant::now() + wait;
+        while !qmp.read(deadline)?.context("QEMU does not greet")?["QMP"].is_object() {}
+        qmp.run("qmp_capabilities", json!({}))?;
+        Ok(qmp)
+    }
+
+    /// Runs a command that has to work.
+    pub fn run(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        self.attempt(command, arguments)?.map_err(|Refusal(text)| anyhow!("QEMU refuses {command}: {text}"))
+    }
+
+    /// Runs a command that QEMU may refuse.
+    pub fn attempt(&mut self, command: &str, arguments: Value) -> Result<Result<Value, Refusal>> {
+        let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
+        line.push('\n');
+        self.reader.get_mut().write_all(line.as_bytes()).context("QEMU does not take commands")?;
+        let deadline = Instant::now() + self.wait;
+        loop {
+            let Some(message) = self.read(deadline)? else {
+                bail!("QEMU did not answer {command} within {} s", self.wait.as_secs());
+            };
+            if let Some(value) = message.get("return") {
+                return Ok(Ok(value.clone()));
+            }
+            if let Some(error) = message.get("error") {
+                let text = error["desc"].as_str().unwrap_or("no description");
+                return Ok(Err(Refusal(text.to_owned())));
+            }
+            self.events.push_back(message);
+        }
+    }
+
+    /// Runs a command of the human monitor.
+    pub fn human(&mut self, line: &str) -> Result<String> {
+        let answer = self.run("human-monitor-command", json!({ "command-line": line }))?;
+        Ok(answer.as_str().context("the human monitor answered no text")?.to_owned())
+    }
+
+    /// Waits for an event for which `wanted` is true.
+    pub fn event(&mut self, name: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let deadline = Instant::now() + self.wait;
+        loop {
+            let position =
+                self.events.iter().position(|event| event["event"] == name && wanted(&event["data"]));
+            if let Some(event) = position.and_then(|n| self.events.remove(n)) {
+                return Ok(event);
+            }
+            match self.read(deadline)? {
+                Some(message) => self.events.push_back(message),
+                None => bail!("QEMU sent no {name} within {} s", self.wait.as_secs()),
+            }
+        }
+    }
+
+    /// One message; `None` when time is up.
+    fn read(&mut self, deadline: Instant) -> Result<Option<Value>> {
+        loop {
+            match self.reader.read_line(&mut self.partial) {
+                Ok(0) => bail!("QEMU closed its monitor"),
+                Ok(_) if self.partial.ends_with('\n') => {
+                    let line = std::mem::take(&mut self.partial);
+                    let message = serde_json::from_str(&line);
+                    return message.map(Some).with_context(|| format!("QEMU wrote `{line}`"));
+                }
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    if Instant::now() > deadline {
+                        return Ok(None);
+                    }
+                }
+                Err(error) => return Err(error).context("cannot read QEMU's monitor"),
+            }
+        }
+    }
+}

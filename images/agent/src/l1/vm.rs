@@ -1,0 +1,260 @@
+//! A QEMU under test: started with the ioctl witness preloaded, its console and L2's events read.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use vfio_fast_agent::job::Mode;
+use vfio_fast_agent::record::{Event, L2_PORT};
+use vfio_fast_agent::witness::{self, Call};
+
+use super::Lab;
+use super::qmp::Qmp;
+use super::report::Reporter;
+use crate::machine;
+
+const WITNESS: &str = "/run/witness";
+const MONITOR: &str = "/run/qmp";
+const EVENTS: &str = "/run/l2-events";
+
+/// A running QEMU.
+pub struct Vm {
+    /// Its monitor.
+    pub qmp: Qmp,
+    /// Process id.
+    pub pid: u32,
+    child: Child,
+    report: Reporter,
+    started: Instant,
+    first_output: Arc<OnceLock<Instant>>,
+    readers: Vec<JoinHandle<()>>,
+    events_read: usize,
+    wait: Duration,
+}
+
+/// Arguments of every QEMU: machine, firmware, ports; RAM and devices are the scenario's.
+pub fn common_arguments() -> Vec<String> {
+    let accelerator = if Path::new("/dev/kvm").exists() { "kvm" } else { "tcg" };
+    let channel = format!("virtserialport,chardev=events,name={L2_PORT}");
+    let events = format!("file,id=events,path={EVENTS}");
+    let monitor = format!("unix:{MONITOR},server=on,wait=off");
+    [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-accel",
+        accelerator,
+        "-cpu",
+        "max",
+        "-L",
+        "/usr/share/seabios",
+        "-L",
+        "/usr/share/qemu",
+        "-qmp",
+        &monitor,
+        "-chardev",
+        &events,
+        "-device",
+        "virtio-serial-pci",
+        "-device",
+        &channel,
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// Arguments that boot L2's Linux with these options besides the usual ones.
+pub fn kernel_arguments(options: &str) -> Vec<String> {
+    let append = format!(
+        "console=ttyS0 earlycon=uart8250,io,0x3f8 loglevel=6 panic=0 nokaslr mitigations=off \
+         init_on_alloc=0 tsc=reliable no_timer_check random.trust_cpu=on vft.role=l2 {options}"
+    );
+    ["-kernel", "/vft/vmlinuz", "-initrd", "/vft/l2.cpio", "-append", &append].map(str::to_owned).to_vec()
+}
+
+impl Vm {
+    /// Starts QEMU paused (`-S`) and waits until its machine is built.
+    pub fn start(lab: &Lab, arguments: &[String]) -> Result<Self> {
+        let wait = Duration::from_secs(lab.job.wait_s);
+        for stale in [WITNESS, MONITOR, EVENTS] {
+            let _ = fs::remove_file(stale);
+        }
+        let mut command = Command::new(binary(lab.job.mode));
+        command
+            .args(arguments)
+            .args(["-S", "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
+            .env("LD_PRELOAD", "/vft/lib/libwitness.so")
+            .env("LD_LIBRARY_PATH", "/vft/lib")
+            .env("VFT_WITNESS", WITNESS)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        lab.report.log("l1-setup", &format!("{command:?}"));
+        let started = Instant::now();
+        let mut child = command.spawn().context("cannot start QEMU")?;
+        let pid = child.id();
+        let first_output = Arc::new(OnceLock::new());
+        let console = child.stdout.take().context("QEMU has no standard output")?;
+        let errors = child.stderr.take().context("QEMU has no standard error")?;
+        let first = first_output.clone();
+        let readers = vec![
+            copy_lines(console, "l2-console", lab.report.clone(), move || {
+                let _ = first.set(Instant::now());
+            }),
+            copy_lines(errors, "qemu-stderr", lab.report.clone(), || ()),
+        ];
+        let stream = machine::wait_for(wait, || match child.try_wait() {
+            Ok(None) => UnixStream::connect(MONITOR).ok().map(Ok),
+            ended => Some(Err(ended)),
+        });
+        let stream = match stream {
+            Some(Ok(stream)) => stream,
+            Some(Err(ended)) => bail!("QEMU ended before it had a monitor: {ended:?}"),
+            None => bail!("QEMU has no monitor after {} s", wait.as_secs()),
+        };
+        let qmp = Qmp::connect(stream, wait)?;
+        let report = lab.report.clone();
+        Ok(Self { qmp, pid, child, report, started, first_output, readers, events_read: 0, wait })
+    }
+
+    /// Time since QEMU was started.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// From QEMU's start to the first byte on L2's console.
+    pub fn first_output(&self) -> Option<Duration> {
+        self.first_output.get().map(|at| *at - self.started)
+    }
+
+    /// Every VFIO ioctl so far.
+    pub fn witnessed(&self) -> Result<Vec<Call>> {
+        let text = match fs::read_to_string(WITNESS) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error).context("cannot read the witness"),
+        };
+        witness::parse(&text)
+    }
+
+    /// Names of QEMU's threads.
+    pub fn threads(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid))? {
+            // A thread may end while its folder is being read.
+            if let Ok(name) = fs::read_to_string(task?.path().join("comm")) {
+                names.push(name.trim().to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Waits for L2 to be ready, giving what it tells on the way to `each`.
+    pub fn wait_ready(&mut self, mut each: impl FnMut(&Event)) -> Result<u64> {
+        let deadline = Instant::now() + self.wait;
+        loop {
+            let text = fs::read_to_string(EVENTS).unwrap_or_default();
+            while let Some(length) = text[self.events_read..].find('\n') {
+                let line = &text[self.events_read..self.events_read + length];
+                self.events_read += length + 1;
+                let event: Event =
+                    serde_json::from_str(line).with_context(|| format!("L2 wrote `{line}`"))?;
+                match event {
+                    Event::Ready { boot } => return Ok(boot),
+                    Event::Failed { error } => bail!("L2: {error}"),
+                    Event::Dmesg { line } => self.report.log("l2-dmesg", &line),
+                    event => each(&event),
+                }
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("QEMU ended while L2 was running: {status}");
+            }
+            ensure!(Instant::now() < deadline, "L2 was not ready after {} s", self.wait.as_secs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits for QEMU to end by itself.
+    pub fn wait_exit(&mut self) -> Result<ExitStatus> {
+        let wait = self.wait;
+        let status = machine::wait_for(wait, || self.child.try_wait().transpose());
+        let status = status.with_context(|| format!("QEMU still runs after {} s", wait.as_secs()))??;
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+        Ok(status)
+    }
+
+    /// Ends QEMU through its monitor and tells the host every ioctl it made.
+    pub fn quit(mut self) -> Result<()> {
+        self.qmp.run("quit", serde_json::json!({}))?;
+        let status = self.wait_exit()?;
+        self.log_witness()?;
+        ensure!(status.success(), "QEMU ended with {status}");
+        Ok(())
+    }
+
+    /// Sends the ioctl record to the host.
+    pub fn log_witness(&self) -> Result<()> {
+        let text = fs::read_to_string(WITNESS).context("cannot read the witness")?;
+        text.lines().for_each(|line| self.report.log("witness", line));
+        Ok(())
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            // A scenario gave up. What QEMU did so far is the evidence.
+            let _ = self.log_witness();
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn binary(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Reference => "/vft/qemu-reference",
+        Mode::Stock | Mode::Fast => "/vft/qemu-patched",
+    }
+}
+
+/// Sends every line of `from` to the host; `first` is called at the first byte.
+fn copy_lines(
+    mut from: impl Read + Send + 'static,
+    file: &'static str,
+    report: Reporter,
+    first: impl Fn() + Send + 'static,
+) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut pending = Vec::new();
+        let mut buffer = [0u8; 4096];
+        let mut keep = File::create(format!("/run/{file}")).ok();
+        loop {
+            let n = match from.read(&mut buffer) {
+                Ok(0) | Err(_) => break,
+                Ok(n) => n,
+            };
+            first();
+            if let Some(keep) = &mut keep {
+                let _ = keep.write_all(&buffer[..n]);
+            }
+            pending.extend_from_slice(&buffer[..n]);
+            while let Some(end) = pending.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = pending.drain(..=end).collect();
+                report.log(file, String::from_utf8_lossy(&line).trim_end());
+            }
+        }
+        if !pending.is_empty() {
+            report.log(file, String::from_utf8_lossy(&pending).trim_end());
+        }
+    })
+}

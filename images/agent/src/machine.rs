@@ -1,0 +1,140 @@
+//! What both machines need of their kernel: file systems, modules, command line, ports, an end.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::OFlags;
+use rustix::mount::{MountFlags, mount};
+use rustix::system::{RebootCommand, finit_module, reboot};
+
+/// The order in which modules have to be loaded; written when the image is built.
+const MODULE_LIST: &str = "/vft/modules.list";
+
+/// Mounts what a Linux program expects to find.
+pub fn mount_all() -> Result<()> {
+    for (kind, target) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/run"),
+        ("debugfs", "/sys/kernel/debug"),
+        ("tracefs", "/sys/kernel/tracing"),
+    ] {
+        fs::create_dir_all(target)?;
+        mount(kind, target, kind, MountFlags::empty(), c"")
+            .with_context(|| format!("cannot mount {kind} on {target}"))?;
+    }
+    Ok(())
+}
+
+/// The kernel's command line as options; a word without `=` has an empty value.
+pub fn kernel_options() -> Result<BTreeMap<String, String>> {
+    let line = fs::read_to_string("/proc/cmdline")?;
+    let words = line.split_whitespace();
+    Ok(words
+        .map(|word| word.split_once('=').unwrap_or((word, "")))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect())
+}
+
+/// Loads every module of the list. One that its hardware refuses (kvm-intel on AMD) is named in
+/// the answer and no error.
+pub fn load_modules() -> Result<Vec<String>> {
+    let list = fs::read_to_string(MODULE_LIST).with_context(|| format!("cannot read {MODULE_LIST}"))?;
+    let mut refused = Vec::new();
+    for path in list.lines() {
+        let file = File::open(path).with_context(|| format!("cannot open module {path}"))?;
+        match finit_module(&file, c"", 0) {
+            Ok(()) => {}
+            Err(errno @ (rustix::io::Errno::NODEV | rustix::io::Errno::OPNOTSUPP)) => {
+                refused.push(format!("{path}: {errno}"));
+            }
+            Err(errno) => return Err(anyhow!(errno).context(format!("cannot load module {path}"))),
+        }
+    }
+    Ok(refused)
+}
+
+/// Opens the virtio-serial port of that name, which appears shortly after its driver.
+pub fn open_port(name: &str) -> Result<File> {
+    let path = wait_for(Duration::from_secs(10), || find_port(name))
+        .with_context(|| format!("no virtio-serial port is named {name}"))?;
+    OpenOptions::new().write(true).open(&path).with_context(|| format!("cannot open {}", path.display()))
+}
+
+fn find_port(name: &str) -> Option<PathBuf> {
+    let ports = fs::read_dir("/sys/class/virtio-ports").ok()?;
+    for port in ports.flatten() {
+        let found = fs::read_to_string(port.path().join("name")).unwrap_or_default();
+        if found.trim() == name {
+            let device = Path::new("/dev").join(port.file_name());
+            return device.exists().then_some(device);
+        }
+    }
+    None
+}
+
+/// Asks until there is an answer or time is up.
+pub fn wait_for<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return Some(answer);
+        }
+        if start.elapsed() > limit {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Every message the kernel still holds, as `<level> text`.
+pub fn kernel_messages() -> Result<Vec<String>> {
+    let mut kmsg = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open("/dev/kmsg")
+        .context("cannot open /dev/kmsg")?;
+    let mut lines = Vec::new();
+    let mut buffer = [0u8; 8192];
+    loop {
+        // One read is one message: `priority,sequence,time,flags;text\n continuation\n`.
+        match kmsg.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => {
+                let message = String::from_utf8_lossy(&buffer[..n]);
+                let (header, text) = message.split_once(';').unwrap_or(("6", &message));
+                let priority: u32 = header.split(',').next().unwrap_or("6").parse().unwrap_or(6);
+                let text = text.lines().next().unwrap_or_default();
+                lines.push(format!("<{}> {text}", priority & 7));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+            Err(error) if error.raw_os_error() == Some(32) => {
+                // EPIPE: messages were overwritten before they were read. Say so and go on.
+                lines.push("<4> messages were lost".to_owned());
+            }
+            Err(error) => bail!("cannot read /dev/kmsg: {error}"),
+        }
+    }
+    Ok(lines)
+}
+
+/// Milliseconds since this kernel started.
+pub fn uptime_ms() -> u64 {
+    let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds: f64 = text.split(' ').next().unwrap_or("0").parse().unwrap_or(0.0);
+    (seconds * 1000.0) as u64
+}
+
+/// Ends the machine.
+pub fn power_off() -> ! {
+    let error = reboot(RebootCommand::PowerOff);
+    eprintln!("vfio-fast-agent: cannot power off: {error:?}");
+    // PID 1 that returns is a kernel panic, which with panic=-1 ends the machine as well.
+    std::process::exit(1)
+}

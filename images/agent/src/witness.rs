@@ -1,0 +1,264 @@
+//! Reads what `witness.c` wrote and replays it: what is mapped, what it cost, in which order.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::ranges::Reach;
+
+const SET_CONTAINER: u32 = 0x3b68;
+const UNSET_CONTAINER: u32 = 0x3b69;
+const MAP_DMA: u32 = 0x3b71;
+const UNMAP_DMA: u32 = 0x3b72;
+
+/// VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE.
+const FLAG_READ: u32 = 1;
+const FLAG_WRITE: u32 = 2;
+/// VFIO_DMA_UNMAP_FLAG_ALL.
+const FLAG_ALL: u32 = 2;
+
+/// One VFIO ioctl.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Type and number of the command.
+    pub cmd: u32,
+    /// File descriptor.
+    pub fd: u32,
+    /// IOVA of a map or unmap.
+    pub iova: u64,
+    /// Size of a map or unmap, as asked.
+    pub size: u64,
+    /// Flags of a map or unmap.
+    pub flags: u32,
+    /// Host address of a map.
+    pub vaddr: u64,
+    /// What the ioctl returned.
+    pub ret: i32,
+    /// errno if it failed.
+    pub errno: i32,
+    /// Bytes an unmap took out.
+    pub out: u64,
+    /// When, monotonic clock.
+    pub start_ns: u64,
+    /// How long.
+    pub duration_ns: u64,
+    /// Which thread.
+    pub tid: u64,
+}
+
+impl Call {
+    /// Whether this is a map that worked.
+    pub fn mapped(&self) -> bool {
+        self.cmd == MAP_DMA && self.ret == 0
+    }
+
+    /// Whether this is an unmap that worked.
+    pub fn unmapped(&self) -> bool {
+        self.cmd == UNMAP_DMA && self.ret == 0
+    }
+
+    /// Whether this is an attempt to map.
+    pub fn is_map(&self) -> bool {
+        self.cmd == MAP_DMA
+    }
+
+    /// Whether this is an attempt to unmap.
+    pub fn is_unmap(&self) -> bool {
+        self.cmd == UNMAP_DMA
+    }
+
+    /// Whether a group left its container here.
+    pub fn leaves_container(&self) -> bool {
+        self.cmd == UNSET_CONTAINER && self.ret == 0
+    }
+
+    /// Whether a group joined a container here.
+    pub fn joins_container(&self) -> bool {
+        self.cmd == SET_CONTAINER && self.ret == 0
+    }
+}
+
+/// Reads a whole record.
+pub fn parse(text: &str) -> Result<Vec<Call>> {
+    let calls = text.lines().enumerate();
+    calls
+        .map(|(n, line)| parse_line(line).with_context(|| format!("witness line {}: `{line}`", n + 1)))
+        .collect()
+}
+
+fn parse_line(line: &str) -> Result<Call> {
+    let fields: Vec<&str> = line.split(' ').collect();
+    ensure!(fields.len() == 12, "{} fields, expected 12", fields.len());
+    let hex = |n: usize| u64::from_str_radix(fields[n], 16).context("not a hexadecimal number");
+    Ok(Call {
+        cmd: hex(0)?.try_into()?,
+        fd: hex(1)?.try_into()?,
+        iova: hex(2)?,
+        size: hex(3)?,
+        flags: hex(4)?.try_into()?,
+        vaddr: hex(5)?,
+        // Printed as an unsigned 32-bit number: the bits are the value.
+        ret: u32::try_from(hex(6)?)?.cast_signed(),
+        errno: fields[7].parse()?,
+        out: hex(8)?,
+        start_ns: fields[9].parse()?,
+        duration_ns: fields[10].parse()?,
+        tid: fields[11].parse()?,
+    })
+}
+
+/// A mapping the kernel holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Bytes.
+    pub size: u64,
+    /// Host address of the first byte.
+    pub vaddr: u64,
+    /// READ and WRITE.
+    pub flags: u32,
+}
+
+/// What one container holds, by IOVA.
+pub type Held = BTreeMap<u64, Mapping>;
+
+/// Replays the calls: what each container (named by its file descriptor) holds after them. An
+/// error means that the kernel did something a type1v2 container never does.
+pub fn replay(calls: &[Call]) -> Result<BTreeMap<u32, Held>> {
+    let mut containers: BTreeMap<u32, Held> = BTreeMap::new();
+    for call in calls {
+        let held = containers.entry(call.fd).or_default();
+        if call.mapped() {
+            ensure!(call.size > 0, "a map of nothing succeeded at {:#x}", call.iova);
+            let mapping = Mapping { size: call.size, vaddr: call.vaddr, flags: call.flags };
+            let old = held.insert(call.iova, mapping);
+            ensure!(old.is_none(), "mapped twice without an unmap: {:#x}", call.iova);
+        } else if call.unmapped() {
+            let last = call.iova.wrapping_add(call.size.wrapping_sub(1));
+            let taken = if call.flags & FLAG_ALL != 0 {
+                std::mem::take(held)
+            } else {
+                let mut rest = held.split_off(&call.iova);
+                let mut beyond = match last.checked_add(1) {
+                    Some(end) => rest.split_off(&end),
+                    None => Held::new(),
+                };
+                held.append(&mut beyond);
+                rest
+            };
+            let bytes: u64 = taken.values().map(|m| m.size).sum();
+            ensure!(
+                bytes == call.out,
+                "unmap of [{:#x}, {last:#x}] took out {:#x} bytes, {bytes:#x} were mapped there",
+                call.iova,
+                call.out,
+            );
+        }
+    }
+    containers.retain(|_, held| !held.is_empty());
+    Ok(containers)
+}
+
+/// What a device behind this container can reach. Every mapping must be readable.
+pub fn reach(held: &Held) -> Result<Vec<Reach>> {
+    let mut out = Vec::with_capacity(held.len());
+    for (&start, m) in held {
+        ensure!(m.flags & FLAG_READ != 0, "mapping at {start:#x} is not readable");
+        let last = start.checked_add(m.size - 1).context("a mapping wraps")?;
+        out.push(Reach { start, last, write: m.flags & FLAG_WRITE != 0 });
+    }
+    Ok(out)
+}
+
+/// The calls as text in which two runs of the same program are equal: host addresses become the
+/// ordinal of the memory they belong to, descriptors the ordinal of their first use, and times
+/// and threads are left out.
+pub fn sequence(calls: &[Call]) -> Vec<String> {
+    let mut memories: Vec<u64> = Vec::new();
+    let mut fds: Vec<u32> = Vec::new();
+    let mut lines = Vec::with_capacity(calls.len());
+    for call in calls {
+        let fd = ordinal(&mut fds, call.fd);
+        let memory = if call.is_map() {
+            // Pieces of one block of host memory have the same distance to their IOVA.
+            format!(" m{}", ordinal(&mut memories, call.vaddr.wrapping_sub(call.iova)))
+        } else {
+            String::new()
+        };
+        lines.push(format!(
+            "{:#x} f{fd} iova={:#x} size={:#x} flags={:#x} ret={} errno={} out={:#x}{memory}",
+            call.cmd, call.iova, call.size, call.flags, call.ret, call.errno, call.out
+        ));
+    }
+    lines
+}
+
+fn ordinal<T: PartialEq>(seen: &mut Vec<T>, value: T) -> usize {
+    seen.iter().position(|s| *s == value).unwrap_or_else(|| {
+        seen.push(value);
+        seen.len() - 1
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOW: &str = "3b71 9 0 a0000 3 7f0000000000 0 0 0 100 10 77\n";
+    const HIGH: &str = "3b71 9 100000 7ff00000 3 7f0000100000 0 0 0 200 20 77\n";
+
+    #[test]
+    fn mappings_come_and_go() {
+        let text = format!("{LOW}{HIGH}3b72 9 0 a0000 0 0 0 0 a0000 300 5 77\n");
+        let calls = parse(&text).unwrap();
+        let held = replay(&calls).unwrap();
+        assert_eq!(held[&9].len(), 1);
+        let reach = reach(&held[&9]).unwrap();
+        assert_eq!(reach, vec![Reach { start: 0x100000, last: 0x7fffffff, write: true }]);
+    }
+
+    #[test]
+    fn an_empty_container_is_not_listed() {
+        let text = format!("{LOW}3b72 9 0 a0000 0 0 0 0 a0000 300 5 77\n");
+        assert!(replay(&parse(&text).unwrap()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn unmap_all_empties() {
+        let text = format!("{LOW}{HIGH}3b72 9 0 0 2 0 0 0 7ffa0000 300 5 77\n");
+        assert!(replay(&parse(&text).unwrap()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_failed_map_maps_nothing() {
+        let calls = parse("3b71 9 0 1000 3 7f00 ffffffff 12 0 1 1 7\n").unwrap();
+        assert_eq!((calls[0].ret, calls[0].errno), (-1, 12));
+        assert!(replay(&calls).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_wrong_byte_count_is_found() {
+        let text = format!("{LOW}3b72 9 0 a0000 0 0 0 0 9f000 300 5 77\n");
+        let error = replay(&parse(&text).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("took out 0x9f000 bytes"), "{error}");
+    }
+
+    #[test]
+    fn an_unreadable_mapping_is_found() {
+        let calls = parse("3b71 9 0 1000 2 7f00 0 0 0 1 1 7\n").unwrap();
+        assert!(reach(&replay(&calls).unwrap()[&9]).is_err());
+    }
+
+    #[test]
+    fn sequences_do_not_depend_on_addresses() {
+        let here = sequence(&parse(&format!("{LOW}{HIGH}")).unwrap());
+        let there = format!("{LOW}{HIGH}").replace("7f00", "7e10").replace(" 9 ", " b ");
+        assert_eq!(here, sequence(&parse(&there).unwrap()));
+        let other = sequence(&parse(&format!("{HIGH}{LOW}")).unwrap());
+        assert_ne!(here, other);
+    }
+
+    #[test]
+    fn a_cut_line_is_an_error() {
+        assert!(parse("3b71 9 0 a0000 3").is_err());
+    }
+}

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
+/*
+ * A witness for VFIO: preloaded into QEMU it writes one line per VFIO ioctl, in the order they
+ * returned, to the file named by VFT_WITNESS. It stands outside both QEMU and libvfio_fast, so
+ * what it says about mappings depends on neither. Line format (space separated, numbers in hex
+ * but for errno, nanoseconds and tid):
+ *
+ *   cmd fd iova size flags vaddr ret errno out start_ns duration_ns tid
+ *
+ * "out" is the byte count the kernel answered to an unmap. Fields an ioctl does not have are 0.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vfio.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static int record = -1;
+
+/*
+ * The file is opened when the library is loaded, not at the first ioctl: QEMU may have dropped
+ * rights, or forked to become a daemon, by then. O_APPEND keeps lines of several threads whole.
+ */
+__attribute__((constructor)) static void open_record(void)
+{
+    const char *path = getenv("VFT_WITNESS");
+
+    if (path) {
+        record = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+        if (record < 0) {
+            perror("witness: cannot open the record");
+            _exit(126);
+        }
+    }
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static int real_ioctl(int fd, unsigned long cmd, void *arg)
+{
+    static int (*next)(int, unsigned long, ...);
+
+    if (!next) {
+        next = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
+    }
+    return next(fd, cmd, arg);
+}
+
+int ioctl(int fd, unsigned long cmd, ...)
+{
+    uint64_t iova = 0, size = 0, vaddr = 0, out = 0, start, end;
+    unsigned int flags = 0;
+    int ret, saved, length;
+    char line[320];
+    va_list args;
+    void *arg;
+
+    va_start(args, cmd);
+    arg = va_arg(args, void *);
+    va_end(args);
+
+    if (record < 0 || _IOC_TYPE(cmd) != VFIO_TYPE) {
+        return real_ioctl(fd, cmd, arg);
+    }
+    if (cmd == VFIO_IOMMU_MAP_DMA) {
+        const struct vfio_iommu_type1_dma_map *map = arg;
+
+        iova = map->iova;
+        size = map->size;
+        flags = map->flags;
+        vaddr = map->vaddr;
+    } else if (cmd == VFIO_IOMMU_UNMAP_DMA) {
+        const struct vfio_iommu_type1_dma_unmap *unmap = arg;
+
+        iova = unmap->iova;
+        size = unmap->size;
+        flags = unmap->flags;
+    }
+
+    start = now_ns();
+    ret = real_ioctl(fd, cmd, arg);
+    saved = errno;
+    end = now_ns();
+
+    if (cmd == VFIO_IOMMU_UNMAP_DMA && ret == 0) {
+        out = ((const struct vfio_iommu_type1_dma_unmap *)arg)->size;
+    }
+    length = snprintf(line, sizeof(line),
+                      "%lx %x %llx %llx %x %llx %x %d %llx %llu %llu %ld\n",
+                      cmd & 0xffff, fd, (unsigned long long)iova,
+                      (unsigned long long)size, flags,
+                      (unsigned long long)vaddr, ret, ret < 0 ? saved : 0,
+                      (unsigned long long)out, (unsigned long long)start,
+                      (unsigned long long)(end - start),
+                      (long)syscall(SYS_gettid));
+    if (write(record, line, (size_t)length) != length) {
+        /* A witness with holes is worse than none: stop the run, loudly. */
+        static const char lost[] = "witness: a record was lost\n";
+
+        (void)!write(STDERR_FILENO, lost, sizeof(lost) - 1);
+        _exit(126);
+    }
+    errno = saved;
+    return ret;
+}
