@@ -287,6 +287,21 @@ mod tests {
     }
 
     #[test]
+    fn of_device_memory_one_chunk_is_tried() {
+        // The kernel maps its time data into every process as bare page frames, over several pages.
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let vvar =
+            maps.lines().find(|line| line.ends_with("[vvar]")).expect("a [vvar] mapping in this process");
+        let (begin, end) = vvar.split(' ').next().unwrap().split_once('-').unwrap();
+        let [begin, end] = [begin, end].map(|hex| u64::from_str_radix(hex, 16).unwrap());
+        let piece = Piece { writable: false, ..piece(begin, end - begin) };
+        assert!(chunks_of(&piece, 0x1000) > 1);
+        let report = in_chunks(&[piece], 1, 0x1000);
+        let expected = Report { calls: 1, threads: 1, device_pieces: vec![0], ..Report::default() };
+        assert_eq!(Report { duration: Duration::ZERO, ..report }, expected);
+    }
+
+    #[test]
     fn threads_are_bounded_by_what_there_is_to_do() {
         let threads = |pieces: &[Piece], threads| in_chunks(pieces, threads, PMD).threads;
         assert_eq!(threads(&[], 8), 0);

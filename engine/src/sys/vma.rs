@@ -38,9 +38,8 @@ fn all_device(mut smaps: impl BufRead, start: u64, last: u64) -> io::Result<bool
             return Ok(false);
         }
         if let Some((begin, end)) = header(&line) {
-            // Mappings come in address order: one past the byte that was looked for means a hole there, and one that
-            // covered it but ended without flags cannot be called device memory.
-            if covering.is_some() || begin > next {
+            // Mappings come in address order, so this byte lies in a hole, or in a mapping whose flags were not told.
+            if begin > next {
                 return Ok(false);
             }
             covering = (next < end).then_some(end);
@@ -71,7 +70,7 @@ mod tests {
     use super::*;
 
     /// Two ordinary mappings, a BAR of two VMAs in one piece, a hole, a mapping of I/O memory without page frames,
-    /// directly followed by ordinary memory, and a mapping whose flags the kernel does not tell.
+    /// directly followed by ordinary memory, and a mapping whose flags the kernel does not tell, directly followed by a BAR.
     const SMAPS: &str = "\
 00400000-00401000 r--p 00000000 fe:00 1234                       /opt/a-b c/VmFlags: io
 Size:                  4 kB
@@ -90,6 +89,8 @@ VmFlags: rd io
 VmFlags: rd wr
 7f0000600000-7f0000601000 rw-p 00000000 00:00 0
 Rss:                   0 kB
+7f0000601000-7f0000602000 rw-s 00000000 00:0d 5                  /dev/vfio/12
+VmFlags: rd wr sh mr mw me ms io pf dd de
 7f0000700000-7f0000701000 r--p 00000000 00:00 0                  [vvar]
 VmFlags: rd mr io pf\n";
 
@@ -115,6 +116,7 @@ VmFlags: rd mr io pf\n";
         assert!(!device(0x7f00_0050_0000, 0x7f00_0050_1fff), "runs into memory");
         assert!(!device(0x7f00_0040_0000, 0x7f00_0040_0fff), "is a hole");
         assert!(!device(0x7f00_0060_0000, 0x7f00_0060_0fff), "has no flags");
+        assert!(!device(0x7f00_0060_0000, 0x7f00_0060_1fff), "starts where there are no flags");
         assert!(!device(0x7f00_0070_1000, u64::MAX), "lies behind everything");
         assert!(!device(0, 0xfff), "lies before everything");
         assert!(!all_device(&b""[..], 0, 1).unwrap());
