@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
+/* Errors: the errno, the numbers, and a text that names what is needed, what there is and what to change. */
+#include "check.h"
+
+static void check_failure(uint32_t op, int error, uint64_t iova, uint64_t length, uint64_t hva)
+{
+    struct vfio_fast_failure f = failure();
+
+    CHECK(f.op == op);
+    CHECK(f.error == error);
+    CHECK(f.iova == iova);
+    CHECK(f.length == length);
+    CHECK(f.hva == hva);
+    CHECK(f.reserved == 0);
+}
+
+static void bad_configurations(void)
+{
+    struct vfio_fast_sim_config sim = sim_defaults();
+    struct vfio_fast_config config = sim_config(&sim);
+    struct vfio_fast *vf = NULL;
+
+    config.flags = 1;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EOPNOTSUPP);
+    CHECK_TEXT("flags");
+    config = sim_config(&sim);
+    config.backend = 0;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EOPNOTSUPP);
+    CHECK_TEXT("backend");
+    config = sim_config(&sim);
+    config.log_level = VFIO_FAST_LOG_DEBUG + 1;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EOPNOTSUPP);
+    CHECK_TEXT("log_level");
+    config = sim_config(&sim);
+    config.entry_size = 3 * MIB;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EINVAL);
+    CHECK_TEXT("entry size");
+    config.entry_size = MIB;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EINVAL);
+    config = sim_config(&sim);
+    config.backend = VFIO_FAST_BACKEND_TYPE1;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EINVAL);
+    CHECK_TEXT("VFIO_FAST_BACKEND_SIM");
+    config.sim = NULL;
+    config.container_fd = -1;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EBADF);
+    CHECK(failure().op == VFIO_FAST_OP_OPEN);
+    config.container_fd = 0; /* the runner gives /dev/null: a file, but no container */
+    CHECK_RC(vfio_fast_open(&config, &vf), -ENOTTY);
+    CHECK(vf == NULL);
+}
+
+static void bad_arguments(void)
+{
+    struct vfio_fast *vf = open_sim(NULL);
+    uint64_t hva = memory(8 * MIB);
+    struct vfio_fast_region good = region(4 * MIB, 4 * MIB, hva, VFIO_FAST_REGION_WRITE);
+    struct vfio_fast_region bad;
+    struct vfio_fast_range r;
+    uint64_t unmapped = 42;
+
+    CHECK_RC(vfio_fast_map_region(vf, &good), 0);
+
+    bad = region(0x1234, 4 * KIB, hva, 0);
+    CHECK_RC(vfio_fast_map_region(vf, &bad), -EINVAL);
+    CHECK_TEXT("0x1234");
+    CHECK_TEXT("4096");
+    check_failure(VFIO_FAST_OP_CHECK, -EINVAL, 0x1234, 4 * KIB, hva);
+    bad = region(0, 0x1001, hva, 0);
+    CHECK_RC(vfio_fast_map_region(vf, &bad), -EINVAL);
+    CHECK_TEXT("0x1001");
+    bad = region(0, 4 * KIB, hva + 8, 0);
+    CHECK_RC(vfio_fast_map_region(vf, &bad), -EINVAL);
+    CHECK_TEXT("multiple");
+    bad = region(8 * MIB, 0, hva, 0);
+    CHECK_RC(vfio_fast_map_region(vf, &bad), -EINVAL);
+    CHECK_TEXT("length is 0");
+    check_failure(VFIO_FAST_OP_CHECK, -EINVAL, 8 * MIB, 0, 0);
+    bad = region(UINT64_MAX - 4 * KIB + 1, 8 * KIB, hva, 0);
+    CHECK_RC(vfio_fast_map_region(vf, &bad), -EINVAL);
+    CHECK_TEXT("past the end");
+    bad = region(0, 8 * KIB, UINT64_MAX - 4 * KIB + 1, 0);
+    CHECK_RC(vfio_fast_map_region(vf, &bad), -EINVAL);
+    bad = region(0, 4 * KIB, hva, 1u << 3);
+    CHECK_RC(vfio_fast_map_region(vf, &bad), -EOPNOTSUPP);
+    CHECK_TEXT("0x8");
+    bad = region(0, 4 * KIB, hva, 1u << 31);
+    CHECK_RC(vfio_fast_map_region(vf, &bad), -EOPNOTSUPP);
+
+    /* An overlap names whom it overlaps. */
+    bad = region(6 * MIB, 4 * MIB, hva, 0);
+    CHECK_RC(vfio_fast_map_region(vf, &bad), -EEXIST);
+    CHECK_TEXT("0x600000");
+    CHECK_TEXT("[0x400000, 0x7fffff]");
+    check_failure(VFIO_FAST_OP_CHECK, -EEXIST, 6 * MIB, 4 * MIB, hva);
+
+    r = range(0x800, 4 * KIB);
+    CHECK_RC(vfio_fast_unmap(vf, &r, &unmapped), -EINVAL);
+    r = range(0, 0x800);
+    CHECK_RC(vfio_fast_unmap(vf, &r, &unmapped), -EINVAL);
+    r = range(0, 0);
+    CHECK_RC(vfio_fast_unmap(vf, &r, &unmapped), -EINVAL);
+    r = range(4 * KIB, UINT64_MAX - 4 * KIB + 1);
+    CHECK_RC(vfio_fast_unmap(vf, &r, &unmapped), 0); /* ends at 2^64 exactly */
+    CHECK(unmapped == 4 * MIB);
+    CHECK_RC(vfio_fast_map_region(vf, &good), 0);
+    unmapped = 42;
+    r = range(8 * KIB, UINT64_MAX - 4 * KIB + 1);
+    CHECK_RC(vfio_fast_unmap(vf, &r, &unmapped), -EINVAL);
+    r = range(0, 4 * KIB);
+    r.flags = 1;
+    CHECK_RC(vfio_fast_unmap(vf, &r, &unmapped), -EOPNOTSUPP);
+    CHECK(unmapped == 42);
+
+    /* An exact region goes away whole or not at all. */
+    bad = region(16 * MIB, 2 * MIB, hva, VFIO_FAST_REGION_EXACT);
+    CHECK_RC(vfio_fast_map_region(vf, &bad), 0);
+    r = range(16 * MIB, MIB);
+    CHECK_RC(vfio_fast_unmap(vf, &r, NULL), -EINVAL);
+    CHECK_TEXT("exact");
+    check_failure(VFIO_FAST_OP_CHECK, -EINVAL, 16 * MIB, MIB, 0);
+
+    CHECK(stats(vf).mapped_bytes == 6 * MIB);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+}
+
+static void bad_states(void)
+{
+    struct vfio_fast *vf = open_sim(NULL);
+
+    CHECK_RC(vfio_fast_commit(vf, NULL), -EINVAL);
+    CHECK_TEXT("transaction");
+    CHECK_RC(vfio_fast_abort(vf), -EINVAL);
+    CHECK_RC(vfio_fast_begin(vf), 0);
+    CHECK_RC(vfio_fast_begin(vf), -EBUSY);
+    CHECK_RC(vfio_fast_abort(vf), 0);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+}
+
+static void memlock_too_small(void)
+{
+    struct vfio_fast_sim_config sim = sim_defaults();
+    struct vfio_fast_region small, big;
+    struct vfio_fast_failure f;
+    struct vfio_fast *vf;
+
+    sim.memlock_limit = 3 * MIB;
+    vf = open_sim(&sim);
+    small = region(0, MIB, memory(MIB), VFIO_FAST_REGION_WRITE);
+    big = region(4 * MIB, 4 * MIB, memory(4 * MIB), VFIO_FAST_REGION_WRITE);
+    CHECK_RC(vfio_fast_map_region(vf, &small), 0);
+    CHECK(info(vf).memlock_used == MIB && info(vf).memlock_limit == 3 * MIB);
+
+    CHECK_RC(vfio_fast_begin(vf), 0);
+    CHECK_RC(vfio_fast_map_region(vf, &big), 0);
+    CHECK_RC(vfio_fast_commit(vf, NULL), -ENOMEM);
+    CHECK_TEXT("RLIMIT_MEMLOCK");
+    CHECK_TEXT("5242880"); /* needed in all */
+    CHECK_TEXT("3145728"); /* allowed */
+    f = failure();
+    CHECK(f.op == VFIO_FAST_OP_CHECK && f.error == -ENOMEM);
+    CHECK(f.needed == 5 * MIB && f.available == 3 * MIB);
+
+    /* What was there before is still there, and the handle works. */
+    CHECK(stats(vf).mapped_bytes == MIB && stats(vf).wanted_bytes == MIB);
+    CHECK(stats(vf).preflight_refusals == 1 && stats(vf).failed_commits == 1);
+    CHECK(info(vf).flags == 0);
+    big.length = 2 * MIB;
+    CHECK_RC(vfio_fast_map_region(vf, &big), 0);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+}
+
+static void too_few_entries(void)
+{
+    struct vfio_fast_sim_config sim = sim_defaults();
+    struct vfio_fast_region r;
+    struct vfio_fast_failure f;
+    struct vfio_fast *vf;
+    uint64_t i, hva = memory(64 * KIB);
+
+    sim.dma_avail = 2;
+    vf = open_sim(&sim);
+    CHECK_RC(vfio_fast_begin(vf), 0);
+    for (i = 0; i < 3; i++) {
+        r = region(i * GIB, 4 * KIB, hva + i * 4 * KIB, VFIO_FAST_REGION_EXACT);
+        CHECK_RC(vfio_fast_map_region(vf, &r), 0);
+    }
+    CHECK_RC(vfio_fast_commit(vf, NULL), -ENOSPC);
+    CHECK_TEXT("dma_entry_limit");
+    CHECK_TEXT("3 mappings");
+    CHECK_TEXT("2 left");
+    f = failure();
+    CHECK(f.op == VFIO_FAST_OP_CHECK && f.error == -ENOSPC);
+    CHECK(f.needed == 3 && f.available == 2);
+    CHECK(stats(vf).entries == 0 && stats(vf).wanted_bytes == 0);
+    CHECK(info(vf).dma_avail == 2);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+}
+
+int main(void)
+{
+    bad_configurations();
+    bad_arguments();
+    bad_states();
+    memlock_too_small();
+    too_few_entries();
+    return 0;
+}

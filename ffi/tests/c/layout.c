@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
+/* Nothing but the header, which has to stand alone; compiled as C and as C++, with -Wpadded. */
+#include <vfio_fast.h>
+
+/* What released programs rely on. A struct may grow; nothing that is here may move. */
+#ifdef __cplusplus
+#define SAME(a, b) static_assert((a) == (b), #a)
+#else
+#define SAME(a, b) _Static_assert((a) == (b), #a)
+#endif
+
+SAME(VFIO_FAST_ABI_VERSION, 1u);
+
+SAME(VFIO_FAST_BACKEND_TYPE1, 1u);
+SAME(VFIO_FAST_BACKEND_SIM, 0x7e570001u);
+SAME(VFIO_FAST_LOG_ERROR, 1u);
+SAME(VFIO_FAST_LOG_WARN, 2u);
+SAME(VFIO_FAST_LOG_INFO, 3u);
+SAME(VFIO_FAST_LOG_DEBUG, 4u);
+SAME(VFIO_FAST_REGION_WRITE, 1u);
+SAME(VFIO_FAST_REGION_DEVICE, 2u);
+SAME(VFIO_FAST_REGION_EXACT, 4u);
+SAME(VFIO_FAST_OP_NONE, 0u);
+SAME(VFIO_FAST_OP_OPEN, 1u);
+SAME(VFIO_FAST_OP_CHECK, 2u);
+SAME(VFIO_FAST_OP_MAP, 3u);
+SAME(VFIO_FAST_OP_UNMAP, 4u);
+SAME(VFIO_FAST_OP_INFO, 5u);
+SAME(VFIO_FAST_INFO_POISONED, 1u);
+SAME(VFIO_FAST_INFO_IN_TRANSACTION, 2u);
+
+/* Each last field of the first release, and where it ends. */
+SAME(offsetof(struct vfio_fast_sim_config, memlock_limit), 32);
+SAME(sizeof(struct vfio_fast_sim_config), 40);
+SAME(offsetof(struct vfio_fast_config, entry_size), 16);
+SAME(offsetof(struct vfio_fast_config, log), 32);
+SAME(offsetof(struct vfio_fast_config, sim), 48);
+SAME(sizeof(struct vfio_fast_config), 56);
+SAME(offsetof(struct vfio_fast_region, backing), 32);
+SAME(sizeof(struct vfio_fast_region), 40);
+SAME(offsetof(struct vfio_fast_range, length), 16);
+SAME(sizeof(struct vfio_fast_range), 24);
+SAME(offsetof(struct vfio_fast_outcome, device_error), 32);
+SAME(offsetof(struct vfio_fast_outcome, ns), 72);
+SAME(sizeof(struct vfio_fast_outcome), 80);
+SAME(offsetof(struct vfio_fast_failure, available), 48);
+SAME(sizeof(struct vfio_fast_failure), 56);
+SAME(offsetof(struct vfio_fast_stats, commits), 8);
+SAME(offsetof(struct vfio_fast_stats, populate_skipped), 160);
+SAME(offsetof(struct vfio_fast_stats, congruent_1g_bytes), 256);
+SAME(sizeof(struct vfio_fast_stats), 264);
+SAME(offsetof(struct vfio_fast_info, iova_pgsizes), 16);
+SAME(offsetof(struct vfio_fast_info, memlock_used), 72);
+SAME(sizeof(struct vfio_fast_info), 80);
+
+int main(void)
+{
+    return 0;
+}

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
+/* Every pointer of every function NULL: an error (or the documented meaning), never a crash, and nothing written. */
+#include "check.h"
+
+int main(void)
+{
+    struct vfio_fast_config config = sim_config(NULL);
+    struct vfio_fast *vf = NULL;
+    struct vfio_fast *none = NULL;
+    struct vfio_fast_region ram = region(0, MIB, memory(MIB), VFIO_FAST_REGION_WRITE);
+    struct vfio_fast_range all = range(0, MIB);
+    struct vfio_fast_outcome outcome;
+    struct vfio_fast_stats s;
+    struct vfio_fast_info i;
+    uint64_t unmapped = 42;
+    unsigned char *bytes;
+    size_t at;
+
+    memset(&outcome, 0x5a, sizeof(outcome));
+    memset(&s, 0x5a, sizeof(s));
+    memset(&i, 0x5a, sizeof(i));
+    outcome.size = sizeof(outcome);
+    s.size = sizeof(s);
+    i.size = sizeof(i);
+
+    CHECK_RC(vfio_fast_open(NULL, NULL), -EINVAL);
+    CHECK_RC(vfio_fast_open(NULL, &vf), -EINVAL);
+    CHECK(vf == NULL);
+    CHECK_TEXT("NULL");
+    CHECK_RC(vfio_fast_open(&config, NULL), -EINVAL);
+    CHECK(failure().error == -EINVAL && failure().op == VFIO_FAST_OP_CHECK);
+
+    /* A failed open writes nothing. */
+    vf = (struct vfio_fast *)&config;
+    CHECK_RC(vfio_fast_open(NULL, &vf), -EINVAL);
+    CHECK(vf == (struct vfio_fast *)&config);
+    vf = NULL;
+
+    CHECK_RC(vfio_fast_open(&config, &vf), 0);
+
+    CHECK_RC(vfio_fast_begin(NULL), -EINVAL);
+    CHECK_RC(vfio_fast_map_region(NULL, NULL), -EINVAL);
+    CHECK_RC(vfio_fast_map_region(NULL, &ram), -EINVAL);
+    CHECK_RC(vfio_fast_map_region(vf, NULL), -EINVAL);
+    CHECK_TEXT("vfio_fast_region");
+    CHECK_RC(vfio_fast_unmap(NULL, NULL, NULL), -EINVAL);
+    CHECK_RC(vfio_fast_unmap(NULL, &all, &unmapped), -EINVAL);
+    CHECK_RC(vfio_fast_unmap(vf, NULL, &unmapped), -EINVAL);
+    CHECK(unmapped == 42);
+    CHECK_RC(vfio_fast_unmap(vf, &all, NULL), 0);
+    CHECK_RC(vfio_fast_commit(NULL, NULL), -EINVAL);
+    CHECK_RC(vfio_fast_commit(NULL, &outcome), -EINVAL);
+    CHECK_RC(vfio_fast_commit(vf, NULL), -EINVAL); /* no transaction */
+    CHECK_RC(vfio_fast_begin(vf), 0);
+    CHECK_RC(vfio_fast_commit(vf, NULL), 0);
+    CHECK_RC(vfio_fast_abort(NULL), -EINVAL);
+    CHECK_RC(vfio_fast_get_stats(NULL, NULL), -EINVAL);
+    CHECK_RC(vfio_fast_get_stats(NULL, &s), -EINVAL);
+    CHECK_RC(vfio_fast_get_stats(vf, NULL), -EINVAL);
+    CHECK_RC(vfio_fast_get_info(NULL, NULL), -EINVAL);
+    CHECK_RC(vfio_fast_get_info(NULL, &i), -EINVAL);
+    CHECK_RC(vfio_fast_get_info(vf, NULL), -EINVAL);
+    CHECK_RC(vfio_fast_last_failure(NULL), -EINVAL);
+    CHECK(vfio_fast_last_error() != NULL && vfio_fast_version() != NULL);
+
+    /* Outputs only on success. */
+    for (at = sizeof(uint32_t), bytes = (unsigned char *)&outcome; at < sizeof(outcome); at++)
+        CHECK(bytes[at] == 0x5a);
+    for (at = sizeof(uint32_t), bytes = (unsigned char *)&s; at < sizeof(s); at++)
+        CHECK(bytes[at] == 0x5a);
+    for (at = sizeof(uint32_t), bytes = (unsigned char *)&i; at < sizeof(i); at++)
+        CHECK(bytes[at] == 0x5a);
+
+    CHECK_RC(vfio_fast_close(NULL), 0);
+    CHECK_RC(vfio_fast_close(&none), 0);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+    CHECK(vf == NULL);
+    return 0;
+}

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
+/* The library panics inside each kernel call in turn: the program goes on, the handle is poisoned, and only looking and
+ * closing still work. */
+#include "check.h"
+
+static void check_poisoned(struct vfio_fast *vf)
+{
+    struct vfio_fast_region ram = region(64 * MIB, MIB, memory(MIB), 0);
+    struct vfio_fast_range all = range(0, GIB);
+    uint64_t unmapped = 42;
+
+    CHECK(failure().error == -ENOTRECOVERABLE);
+    CHECK_TEXT("panic asked for");
+
+    CHECK_RC(vfio_fast_begin(vf), -ENOTRECOVERABLE);
+    CHECK_TEXT("panic asked for");
+    CHECK_RC(vfio_fast_map_region(vf, &ram), -ENOTRECOVERABLE);
+    CHECK_RC(vfio_fast_unmap(vf, &all, &unmapped), -ENOTRECOVERABLE);
+    CHECK_RC(vfio_fast_commit(vf, NULL), -ENOTRECOVERABLE);
+    CHECK_RC(vfio_fast_abort(vf), -ENOTRECOVERABLE);
+    CHECK(unmapped == 42);
+
+    (void)stats(vf);
+    CHECK(info(vf).flags == VFIO_FAST_INFO_POISONED);
+    CHECK(failure().op == VFIO_FAST_OP_CHECK && failure().error == -ENOTRECOVERABLE);
+}
+
+/* Call 1: a map outside a transaction. */
+static void single_call(void)
+{
+    struct vfio_fast_sim_config sim = sim_defaults();
+    struct vfio_fast_region ram = region(0, MIB, memory(MIB), 0);
+    struct vfio_fast *vf;
+
+    sim.panic_nth = 1;
+    vf = open_sim(&sim);
+    CHECK_RC(vfio_fast_map_region(vf, &ram), -ENOTRECOVERABLE);
+    check_poisoned(vf);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+    CHECK(vf == NULL);
+}
+
+/* The nth call of a transaction that replaces an exact region and maps another. */
+static void in_commit(uint64_t nth)
+{
+    struct vfio_fast_sim_config sim = sim_defaults();
+    uint64_t hva = memory(4 * MIB);
+    struct vfio_fast_region a = region(0, MIB, hva, VFIO_FAST_REGION_EXACT);
+    struct vfio_fast_region b = region(GIB, MIB, hva + MIB, VFIO_FAST_REGION_EXACT);
+    struct vfio_fast_range a_range = range(a.iova, a.length);
+    struct vfio_fast_outcome outcome;
+    struct vfio_fast *vf;
+
+    memset(&outcome, 0x5a, sizeof(outcome));
+    outcome.size = sizeof(outcome);
+    sim.panic_nth = 1 + nth;
+    vf = open_sim(&sim);
+    CHECK_RC(vfio_fast_map_region(vf, &a), 0); /* call 1 */
+    CHECK_RC(vfio_fast_begin(vf), 0);
+    CHECK_RC(vfio_fast_unmap(vf, &a_range, NULL), 0);
+    CHECK_RC(vfio_fast_map_region(vf, &a), 0);
+    CHECK_RC(vfio_fast_map_region(vf, &b), 0);
+    CHECK_RC(vfio_fast_commit(vf, &outcome), -ENOTRECOVERABLE); /* unmap, map, map */
+    CHECK(outcome.map_calls == 0x5a5a5a5a);
+    check_poisoned(vf);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+    CHECK(vf == NULL);
+}
+
+/* Closing unmaps, and that panics: the handle is gone all the same. */
+static void in_close(void)
+{
+    struct vfio_fast_sim_config sim = sim_defaults();
+    struct vfio_fast_region ram = region(0, MIB, memory(MIB), 0);
+    struct vfio_fast *vf;
+
+    sim.panic_nth = 2;
+    vf = open_sim(&sim);
+    CHECK_RC(vfio_fast_map_region(vf, &ram), 0);
+    CHECK_RC(vfio_fast_close(&vf), -ENOTRECOVERABLE);
+    CHECK(vf == NULL);
+    CHECK_TEXT("panic asked for");
+    CHECK_RC(vfio_fast_close(&vf), 0);
+}
+
+/* A failure that was taken back, then a panic. */
+static void after_a_failure(void)
+{
+    struct vfio_fast_sim_config sim = sim_defaults();
+    struct vfio_fast_region ram = region(0, MIB, memory(MIB), 0);
+    struct vfio_fast *vf;
+
+    sim.fail_nth = 1;
+    sim.panic_nth = 2;
+    vf = open_sim(&sim);
+    CHECK_RC(vfio_fast_map_region(vf, &ram), -EIO);
+    CHECK_RC(vfio_fast_map_region(vf, &ram), -ENOTRECOVERABLE);
+    check_poisoned(vf);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+    CHECK(vf == NULL);
+}
+
+int main(void)
+{
+    struct vfio_fast *vf;
+    uint64_t nth;
+
+    single_call();
+    for (nth = 1; nth <= 3; nth++)
+        in_commit(nth);
+    in_close();
+    after_a_failure();
+
+    /* A poisoned handle is no business of the next one. */
+    vf = open_sim(NULL);
+    CHECK_RC(vfio_fast_begin(vf), 0);
+    CHECK_RC(vfio_fast_commit(vf, NULL), 0);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+    return 0;
+}

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
+/* The size rule, for every struct and every size from 0 to 64 bytes more than this header knows.
+ *
+ * Each struct ends where an unreadable page begins, so one byte too many, read or written, ends the program. */
+#include "check.h"
+
+#include <unistd.h>
+
+#define BEYOND 64
+
+static unsigned char *edge; /* first byte of the unreadable page */
+static struct vfio_fast *vf;
+
+/* A struct of `size` bytes right before the edge: what the template has, then `tail` bytes. */
+static void *place(const void *template_, size_t known, size_t size, unsigned char tail)
+{
+    size_t room = size < sizeof(uint32_t) ? sizeof(uint32_t) : size;
+    unsigned char *at = edge - room;
+    uint32_t told = (uint32_t)size;
+
+    memset(at, tail, room);
+    memcpy(at, template_, room < known ? room : known);
+    memcpy(at, &told, sizeof(told));
+    return at;
+}
+
+/* One function that takes one struct; the rest of its arguments are fine. */
+typedef int (*call_fn)(void *arg);
+
+static int call_open_sim(void *arg)
+{
+    struct vfio_fast_config config = sim_config((const struct vfio_fast_sim_config *)arg);
+    struct vfio_fast *opened = NULL;
+    int rc = vfio_fast_open(&config, &opened);
+
+    CHECK((rc == 0) == (opened != NULL));
+    CHECK_RC(vfio_fast_close(&opened), 0);
+    return rc;
+}
+
+static int call_open(void *arg)
+{
+    struct vfio_fast *opened = NULL;
+    int rc = vfio_fast_open((const struct vfio_fast_config *)arg, &opened);
+
+    CHECK((rc == 0) == (opened != NULL));
+    CHECK_RC(vfio_fast_close(&opened), 0);
+    return rc;
+}
+
+static int call_map_region(void *arg)
+{
+    struct vfio_fast_range all = range(0, MIB);
+    uint64_t unmapped = 0;
+    int rc = vfio_fast_map_region(vf, (const struct vfio_fast_region *)arg);
+
+    CHECK_RC(vfio_fast_unmap(vf, &all, &unmapped), 0);
+    CHECK(unmapped == (rc == 0 ? MIB : 0));
+    return rc;
+}
+
+static int call_unmap(void *arg)
+{
+    return vfio_fast_unmap(vf, (const struct vfio_fast_range *)arg, NULL);
+}
+
+static int call_commit(void *arg)
+{
+    int rc;
+
+    CHECK_RC(vfio_fast_begin(vf), 0);
+    rc = vfio_fast_commit(vf, (struct vfio_fast_outcome *)arg);
+    /* A refused outcome leaves the transaction open: nothing was committed that could not be reported. */
+    CHECK_RC(vfio_fast_abort(vf), rc == 0 ? -EINVAL : 0);
+    return rc;
+}
+
+static int call_get_stats(void *arg)
+{
+    return vfio_fast_get_stats(vf, (struct vfio_fast_stats *)arg);
+}
+
+static int call_get_info(void *arg)
+{
+    return vfio_fast_get_info(vf, (struct vfio_fast_info *)arg);
+}
+
+static int call_last_failure(void *arg)
+{
+    return vfio_fast_last_failure((struct vfio_fast_failure *)arg);
+}
+
+static void sweep_input(const void *template_, size_t known, call_fn call)
+{
+    size_t size, at;
+    unsigned char *bytes;
+
+    for (size = 0; size < known; size++)
+        CHECK_RC(call(place(template_, known, size, 0)), -EINVAL);
+    for (size = known; size <= known + BEYOND; size++) {
+        CHECK_RC(call(place(template_, known, size, 0)), 0);
+        for (at = known; at < size; at++) {
+            bytes = (unsigned char *)place(template_, known, size, 0);
+            bytes[at] = 1;
+            CHECK_RC(call(bytes), -E2BIG);
+        }
+    }
+    /* A size that cannot be meant is refused without looking behind it. */
+    bytes = (unsigned char *)place(template_, known, known, 0);
+    memset(bytes, 0xff, sizeof(uint32_t));
+    CHECK_RC(call(bytes), -E2BIG);
+}
+
+static void sweep_output(size_t known, call_fn call)
+{
+    static const unsigned char nothing[4096];
+    size_t size, at;
+    unsigned char *bytes;
+    uint32_t told;
+
+    for (size = 0; size < known; size++) {
+        bytes = (unsigned char *)place(nothing, 0, size, 0x5a);
+        CHECK_RC(call(bytes), -EINVAL);
+        for (at = sizeof(told); at < size; at++)
+            CHECK(bytes[at] == 0x5a);
+    }
+    for (size = known; size <= known + BEYOND; size++) {
+        /* Whatever stood there before does not matter: it is an output. */
+        bytes = (unsigned char *)place(nothing, 0, size, 0x5a);
+        CHECK_RC(call(bytes), 0);
+        memcpy(&told, bytes, sizeof(told));
+        CHECK(told == size);
+        for (at = known; at < size; at++)
+            CHECK(bytes[at] == 0);
+    }
+    bytes = (unsigned char *)place(nothing, 0, known, 0xff);
+    memset(bytes, 0xff, sizeof(uint32_t));
+    CHECK_RC(call(bytes), -E2BIG);
+}
+
+int main(void)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    unsigned char *pages = (unsigned char *)(uintptr_t)memory(2 * page);
+    struct vfio_fast_sim_config sim = sim_defaults();
+    struct vfio_fast_config config = sim_config(NULL);
+    struct vfio_fast_region ram = region(0, MIB, memory(MIB), VFIO_FAST_REGION_WRITE);
+    struct vfio_fast_range all = range(0, MIB);
+
+    edge = pages + page;
+    CHECK(mprotect(edge, page, PROT_NONE) == 0);
+    vf = open_sim(NULL);
+
+    sweep_input(&sim, sizeof(sim), call_open_sim);
+    sweep_input(&config, sizeof(config), call_open);
+    sweep_input(&ram, sizeof(ram), call_map_region);
+    sweep_input(&all, sizeof(all), call_unmap);
+    sweep_output(sizeof(struct vfio_fast_outcome), call_commit);
+    sweep_output(sizeof(struct vfio_fast_stats), call_get_stats);
+    sweep_output(sizeof(struct vfio_fast_info), call_get_info);
+    sweep_output(sizeof(struct vfio_fast_failure), call_last_failure);
+
+    CHECK_RC(vfio_fast_close(&vf), 0);
+    return 0;
+}

@@ -1,0 +1,142 @@
+//! C and C++ programs against the installed library: each once plain and once under the address and
+//! undefined-behaviour sanitizers. A missing compiler or pkg-config is a failure, not a skip.
+
+mod toolchain;
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use toolchain::{Build, Language, compile, installed, must, root, run};
+
+/// Builds and runs one program both ways; it must print nothing and answer 0.
+fn passes(source: &str, language: Language) {
+    for build in [Build::Plain, Build::Sanitized] {
+        let program = compile(source, language, build, &[]);
+        let symbols = must(Command::new("nm").arg(&program), "install binutils");
+        for marker in ["__asan_init", "__ubsan_handle"] {
+            assert_eq!(
+                symbols.contains(marker),
+                build == Build::Sanitized,
+                "{}: whether {marker} is linked",
+                program.display()
+            );
+        }
+        assert_eq!(run(&program), "", "{}", program.display());
+    }
+}
+
+#[test]
+fn smoke() {
+    passes("smoke.c", Language::C11);
+}
+
+#[test]
+fn every_pointer_null() {
+    passes("nulls.c", Language::C11);
+}
+
+#[test]
+fn every_struct_size() {
+    passes("sizes.c", Language::C11);
+}
+
+#[test]
+fn errors_and_their_texts() {
+    passes("errors.c", Language::C11);
+}
+
+#[test]
+fn every_kernel_call_fails_once() {
+    passes("failures.c", Language::C11);
+}
+
+#[test]
+fn panics_poison_and_never_cross() {
+    passes("panics.c", Language::C11);
+}
+
+#[test]
+fn threads() {
+    passes("threads.c", Language::C11);
+}
+
+#[test]
+fn log_function() {
+    passes("log.c", Language::C11);
+}
+
+#[test]
+fn cpp_consumer() {
+    passes("consumer.cpp", Language::Cpp17);
+}
+
+#[test]
+fn the_header_stands_alone_and_structs_have_no_padding() {
+    for language in [Language::C11, Language::Cpp17] {
+        run(&compile("layout.c", language, Build::Plain, &["-Wpadded"]));
+    }
+}
+
+#[test]
+fn the_example_does_what_it_says() {
+    for build in [Build::Plain, Build::Sanitized] {
+        let printed = run(&compile("example.c", Language::C11, build, &[]));
+        assert_eq!(printed, "2 calls mapped 64 MiB\n");
+    }
+}
+
+#[test]
+fn one_version_everywhere() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(installed().pkg_config(&["--modversion"]), [version]);
+    let dynamic =
+        must(Command::new("readelf").arg("--dynamic").arg(installed().library()), "install binutils");
+    let soname = format!("Library soname: [libvfio_fast.so.{version}]");
+    assert!(dynamic.contains(&soname), "no `{soname}` in\n{dynamic}");
+}
+
+#[test]
+fn the_library_needs_only_the_c_library() {
+    let dynamic =
+        must(Command::new("readelf").arg("--dynamic").arg(installed().library()), "install binutils");
+    let needed = dynamic.lines().filter(|line| line.contains("(NEEDED)"));
+    for line in needed {
+        let name = line.split(['[', ']']).nth(1).unwrap_or(line);
+        let known = ["libc.so.", "libgcc_s.so.", "ld-linux"].iter().any(|known| name.starts_with(known));
+        assert!(known, "{name}: whoever links the library statically or packages it has to know of it");
+    }
+}
+
+#[test]
+fn exactly_the_documented_symbols_are_exported() {
+    let library = installed().library();
+    let mut nm = Command::new("nm");
+    nm.args(["--dynamic", "--defined-only", "--format=just-symbols"]).arg(&library);
+    let exported = must(&mut nm, "install binutils");
+    let listed = include_str!("exports.txt");
+    let set = |text: &'static str| text.lines().collect::<BTreeSet<_>>();
+    assert_eq!(exported.lines().collect::<BTreeSet<_>>(), set(listed));
+    assert!(set(listed).iter().all(|name| name.starts_with("vfio_fast_")));
+}
+
+/// No export can forget the NULL check, the panic boundary or the errno: all of them are one call of a guard.
+#[test]
+fn every_export_is_one_call_of_a_guard() {
+    // These answer a constant.
+    const PLAIN: [&str; 2] = ["vfio_fast_version", "vfio_fast_abi_version"];
+    let source = std::fs::read_to_string(root().join("ffi/src/exports.rs")).expect("ffi/src/exports.rs");
+    let mut found = BTreeSet::new();
+    for function in source.split("#[unsafe(no_mangle)]\n").skip(1) {
+        let (signature, rest) = function.split_once(" {\n").expect("a function has a body");
+        let (body, _) = rest.split_once("\n}\n").expect("rustfmt closes a function at the margin");
+        let name = signature.split_once("extern \"C\" fn ").and_then(|(_, rest)| rest.split_once('('));
+        let name = name.expect("an export is an extern \"C\" fn").0;
+        assert!(!signature.contains('&'), "{name}: a reference in an extern signature");
+        let guards = ["guard(", "guard_handle(", "guard_text("];
+        let calls: usize = guards.iter().map(|guard| body.matches(guard).count()).sum();
+        assert_eq!(calls, usize::from(!PLAIN.contains(&name)), "{name}: calls of a guard");
+        assert!(body.lines().count() <= 15, "{name}: {} lines", body.lines().count());
+        found.insert(name);
+    }
+    assert_eq!(found, include_str!("exports.txt").lines().collect());
+}
