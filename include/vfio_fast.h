@@ -218,7 +218,7 @@ struct vfio_fast;
  *
  * It is called only on the thread that is inside a vfio_fast_* function of this handle, never on a thread of the
  * library. It must return normally (no longjmp, no C++ exception) and must not call a function that takes a handle:
- * such a call answers -EDEADLK. vfio_fast_last_error() and the version functions are allowed.
+ * such a call answers -EDEADLK, whichever handle it is. The other functions are allowed.
  */
 typedef void (*vfio_fast_log_fn)(void *opaque, uint32_t level, const char *message);
 

@@ -15,6 +15,7 @@ use crate::convert;
 use crate::failure::{self, Failure};
 use crate::guard::{guard, guard_handle, guard_text};
 use crate::handle::{Settings, vfio_fast};
+use crate::log::refuse_inside;
 use crate::sized::{self, Output};
 
 /// Opens a handle on a container in which nothing is mapped yet. No thread is started.
@@ -76,6 +77,7 @@ pub unsafe extern "C" fn vfio_fast_close(vf: *mut *mut vfio_fast) -> c_int {
         if vf.is_null() {
             return Ok(());
         }
+        refuse_inside()?;
         // SAFETY: vf is not NULL, so it points to one pointer of the caller, writable during this call.
         let handle = unsafe { vf.replace(std::ptr::null_mut()) };
         if handle.is_null() {

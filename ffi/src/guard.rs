@@ -19,11 +19,7 @@ compile_error!("a panic must not kill the program that loaded this library: buil
 
 /// Runs the body of an exported function that works on no handle: 0, or a remembered failure's negative errno.
 pub(crate) fn guard(body: impl FnOnce() -> Result<()>) -> c_int {
-    let checked = || {
-        refuse_inside()?;
-        body()
-    };
-    match caught(checked) {
+    match caught(body) {
         Ok(Ok(())) => 0,
         Ok(Err(failure)) => remember(failure),
         Err(panic) => remember(bug(&panic)),
@@ -39,6 +35,7 @@ pub(crate) unsafe fn guard_handle(
     body: impl FnOnce(&vfio_fast) -> Result<()>,
 ) -> c_int {
     guard(|| {
+        refuse_inside()?;
         // SAFETY: not NULL, then it points to the box that vfio_fast_open() leaked, which only vfio_fast_close() frees
         // and nothing borrows mutably.
         let handle = unsafe { vf.as_ref() }.ok_or_else(|| Failure::null("the handle"))?;

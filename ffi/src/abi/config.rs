@@ -14,7 +14,7 @@ use crate::sized::{Sized32, sized32};
 ///
 /// It is called only on the thread that is inside a vfio_fast_* function of this handle, never on a thread of the
 /// library. It must return normally (no longjmp, no C++ exception) and must not call a function that takes a handle:
-/// such a call answers -EDEADLK. vfio_fast_last_error() and the version functions are allowed.
+/// such a call answers -EDEADLK, whichever handle it is. The other functions are allowed.
 pub type vfio_fast_log_fn =
     Option<unsafe extern "C" fn(opaque: *mut c_void, level: u32, message: *const c_char)>;
 

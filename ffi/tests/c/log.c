@@ -34,6 +34,7 @@ static void take(void *opaque, uint32_t level, const char *message)
     CHECK_RC(vfio_fast_close(&vf), -EDEADLK);
     CHECK(vf == sink->vf);
     CHECK_TEXT("log function");
+    CHECK(failure().error == -EDEADLK);
     CHECK(vfio_fast_abi_version() == VFIO_FAST_ABI_VERSION);
 }
 
