@@ -29,7 +29,7 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(args.prefix.is_absolute(), "--prefix {}: not an absolute path", args.prefix.display());
     let log = paths::target().join("install.log");
     let library = step("Build the library", &log, build)?;
-    for file in copy(&library, &args.prefix, args.destdir.as_deref())? {
+    for file in copy(&library, &header(), &args.prefix, args.destdir.as_deref())? {
         println!("{}", file.display());
     }
     Ok(())
@@ -38,7 +38,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Installs below a fresh directory, for whoever links against the library in a build or test.
 pub fn into(prefix: &Path, log: &Path) -> Result<()> {
     crate::cache::remove_dir(prefix)?;
-    copy(&build(log)?, prefix, None).map(drop)
+    copy(&build(log)?, &header(), prefix, None).map(drop)
 }
 
 /// What a program compiled against the library depends on: header, pkg-config file, SONAME.
@@ -66,7 +66,7 @@ fn build(log: &Path) -> Result<PathBuf> {
     Ok(paths::target().join("release/libvfio_fast.so"))
 }
 
-fn copy(library: &Path, prefix: &Path, destdir: Option<&Path>) -> Result<Vec<PathBuf>> {
+fn copy(library: &Path, header: &Path, prefix: &Path, destdir: Option<&Path>) -> Result<Vec<PathBuf>> {
     let dynamic = output(Command::new("readelf").arg("--dynamic").arg(library))?;
     let soname = soname();
     let right =
@@ -94,7 +94,7 @@ fn copy(library: &Path, prefix: &Path, destdir: Option<&Path>) -> Result<Vec<Pat
     fs::copy(library, shared).with_context(|| format!("Cannot write {}", shared.display()))?;
     symlink(&soname, link).with_context(|| format!("Cannot write {}", link.display()))?;
     fs::write(pc, pkg_config(prefix)).with_context(|| format!("Cannot write {}", pc.display()))?;
-    fs::copy(header(), include).with_context(|| format!("Cannot write {}", include.display()))?;
+    fs::copy(header, include).with_context(|| format!("Cannot write {}", include.display()))?;
     Ok(files)
 }
 
@@ -112,4 +112,52 @@ fn pkg_config(prefix: &Path) -> String {
          Cflags: -I${{includedir}}\n",
         prefix.display()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::remove_dir;
+
+    /// A shared library with this SONAME.
+    fn library(dir: &Path, soname: &str) -> PathBuf {
+        fs::create_dir_all(dir).unwrap();
+        let (source, library) = (dir.join("x.c"), dir.join("x.so"));
+        fs::write(&source, "int vfio_fast_x(void) { return 0; }\n").unwrap();
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", &format!("-Wl,-soname,{soname}"), "-o"]).arg(&library).arg(&source);
+        output(&mut cc).unwrap();
+        library
+    }
+
+    #[test]
+    fn files_go_below_destdir_and_speak_of_the_prefix() {
+        let dir = paths::target().join("test-scratch").join(format!("install-{}", std::process::id()));
+        let (library, header) = (library(&dir, &soname()), dir.join("x.c"));
+        let install = |prefix: &str| copy(&library, &header, Path::new(prefix), Some(&dir.join("dest")));
+        let files = install("/opt/x").unwrap();
+        assert_eq!(install("/opt/x").unwrap(), files, "a second time over the first");
+        let lib = dir.join("dest/opt/x/lib");
+        assert_eq!(fs::canonicalize(lib.join("libvfio_fast.so")).unwrap(), files[0].canonicalize().unwrap());
+        assert_eq!(files[0], lib.join(format!("libvfio_fast.so.{VERSION}")));
+
+        let pkg_config = |args: &[&str]| {
+            let mut command = Command::new("pkg-config");
+            command.env("PKG_CONFIG_PATH", lib.join("pkgconfig")).env("PKG_CONFIG_ALLOW_SYSTEM_LIBS", "1");
+            output(command.args(args).arg("vfio_fast")).unwrap().trim().to_owned()
+        };
+        assert_eq!(pkg_config(&["--modversion"]), VERSION);
+        assert_eq!(pkg_config(&["--cflags", "--libs"]), "-I/opt/x/include -L/opt/x/lib -lvfio_fast");
+        remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_wrong_soname_is_refused() {
+        let dir = paths::target().join("test-scratch").join(format!("soname-{}", std::process::id()));
+        let library = library(&dir, "libvfio_fast.so.9");
+        let error = copy(&library, &dir.join("x.c"), &dir.join("prefix"), None).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("does not have the SONAME {}", soname())), "{error}");
+        assert!(!dir.join("prefix").exists(), "nothing half installed");
+        remove_dir(&dir).unwrap();
+    }
 }
