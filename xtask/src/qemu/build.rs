@@ -63,6 +63,7 @@ pub fn binary(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
                 log,
             )?;
             check_linkage(&dir.join(BINARY), kind)?;
+            bench.ensure_unchanged(kind, &recipe)?;
             if keep {
                 eprintln!("    kept: {}", objects.dir.display());
                 return Ok(());
@@ -105,6 +106,7 @@ pub fn check_each_patch(cache: &Cache) -> Result<()> {
                     built += &format!("{subject}\n");
                 }
                 fs::write(dir.join("built"), built)?;
+                bench.ensure_unchanged(kind, &recipe)?;
                 remove_dir(&objects.dir)
             })
         })?;
@@ -150,6 +152,15 @@ impl Bench {
             recipe.extend(install::interface()?);
         }
         Ok(recipe)
+    }
+
+    /// A build whose inputs were edited meanwhile must not be cached under what they were.
+    fn ensure_unchanged(&self, kind: Kind, recipe: &[String]) -> Result<()> {
+        ensure!(
+            self.recipe(kind)? == recipe,
+            "the patches or the header changed during the build: run it again"
+        );
+        Ok(())
     }
 
     /// Brings the tree to the current series; the commits, base first.
@@ -227,7 +238,7 @@ fn venv(cache: &Cache, meson: &[PathBuf]) -> Result<PathBuf> {
     let version = output(Command::new(PYTHON).arg("--version"))?;
     let mut inputs = vec![Input::Text(&version)];
     inputs.extend(meson.iter().map(|deb| Input::File(deb)));
-    let entry = cache.entry("meson", &inputs)?;
+    let entry = cache.entry("meson-venv", &inputs)?;
     let log = entry.log();
     let dir = entry.get_or_build(|dir| {
         run_logged(Command::new(PYTHON).args(["-m", "venv", "--without-pip"]).arg(dir.join("venv")), &log)?;
