@@ -231,10 +231,10 @@ fn behind_the_end_of_a_file_is_an_error_and_not_a_signal() {
     let _alone = alone();
     let file = memfd(MIB);
     let memory = Memory::of(&file, 2 * MIB, READ_WRITE);
-    let report = populate::populate(&[memory.piece(0, MIB, true), memory.piece(MIB, MIB, true)], 1);
-    assert_eq!((report.bytes, report.skipped_bytes), (MIB as u64, MIB as u64));
-    assert!(report.efault > 0);
-    assert_eq!(report.efault + 1, report.calls);
+    let pieces = [memory.piece(MIB - PAGE, PAGE, true), memory.piece(MIB, PAGE, true)];
+    let report = populate::populate(&pieces, 1);
+    let half = Report { efault: 1, skipped_bytes: PAGE as u64, ..all_well(2, PAGE, 1, &report) };
+    assert_eq!(report, half);
 }
 
 #[test]
