@@ -36,7 +36,12 @@ const CHECKS: &[Check] = &[
     fast("clippy", |log| {
         cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[], log)
     }),
-    fast("unit and property tests", |log| cargo(&["test", "--workspace", "--locked"], &[], log)),
+    fast("unit and property tests", |log| {
+        cargo(&["test", "--workspace", "--exclude", "vfio-fast", "--locked"], &[], log)
+    }),
+    fast("C interface and its consumers", |log| {
+        cargo(&["test", "--package", "vfio-fast", "--locked"], &[], log)
+    }),
     fast("documentation", |log| {
         let strict = [("RUSTDOCFLAGS", "-D warnings".into())];
         cargo(&["doc", "--workspace", "--no-deps", "--locked"], &strict, log)
