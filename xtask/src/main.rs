@@ -6,6 +6,7 @@ mod doctor;
 mod e2e;
 mod exports;
 mod header;
+mod image;
 mod install;
 mod outcome;
 mod packages;

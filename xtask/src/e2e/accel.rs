@@ -1,0 +1,70 @@
+//! How L1 runs: with KVM if KVM truly works here, else emulated.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{Parts, l0};
+use crate::image::Payload;
+
+/// A kernel under working KVM is in user space long before this.
+const PROBE_LIMIT: Duration = Duration::from_secs(15);
+
+/// What executes L1's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// The processor.
+    Kvm,
+    /// QEMU's translator, which emulates SVM: L2 runs on KVM either way. The text says why.
+    Tcg(&'static str),
+}
+
+impl Accel {
+    /// Arguments for QEMU.
+    pub fn arguments(self) -> [&'static str; 4] {
+        match self {
+            Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            // Without ERMS and FSRM kernels clear pages by words instead of bytes, which the
+            // translator does eight times as fast.
+            Accel::Tcg(_) => ["-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off"],
+        }
+    }
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Accel::Kvm => f.write_str("KVM (a kernel reached user space with it)"),
+            Accel::Tcg(why) => write!(f, "TCG ({why})"),
+        }
+    }
+}
+
+/// Tries KVM. That `/dev/kvm` opens says nothing: there are hosts where it does and no kernel boots.
+pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |flag| cpuinfo.split_whitespace().any(|word| word == flag);
+    if !has("vmx") && !has("svm") {
+        return Ok(Accel::Tcg("the processor shows neither vmx nor svm"));
+    }
+    if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+        return Ok(Accel::Tcg("/dev/kvm does not open"));
+    }
+    let folder = run.join("kvm-probe");
+    fs::create_dir_all(&folder)?;
+    let initrd = folder.join("initrd.cpio");
+    let payload = Payload { agent: &parts.agent, qemu: None, libraries: &[], job: b"" };
+    parts.guest.write_initrd(&payload, &initrd)?;
+    let mut command = l0::command(&parts.qemu.reference, &parts.guest, Accel::Kvm, &initrd, &folder);
+    command.args(["-m", "1024M"]);
+    let told = l0::run(command, &folder, PROBE_LIMIT, || ());
+    fs::remove_file(initrd)?;
+    // The empty job is not understood, which only user space can say.
+    match told {
+        Ok(told) if told.reached_user_space => Ok(Accel::Kvm),
+        _ => Ok(Accel::Tcg("no kernel reaches user space under KVM here")),
+    }
+}

@@ -1,0 +1,121 @@
+//! The disk under test: made before the run, compared byte for byte after it.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use vfio_fast_agent::job::DiskLayout;
+use vfio_fast_agent::stream;
+
+use super::records::Check;
+
+const CHUNK: usize = 64 << 10;
+
+/// A disk file and what has to be on it.
+#[derive(Debug)]
+pub struct Disk {
+    /// The file.
+    pub path: PathBuf,
+    /// Seed of what was on it at first.
+    pub image_seed: u64,
+    /// Seed of what L2 writes.
+    pub write_seed: u64,
+    layout: DiskLayout,
+}
+
+impl Disk {
+    /// Makes the image.
+    pub fn create(path: &Path, mib: u64, seed: u64) -> Result<Self> {
+        let disk =
+            Self { path: path.into(), image_seed: seed, write_seed: !seed, layout: DiskLayout::of_mib(mib) };
+        let file = File::create(path).with_context(|| format!("Cannot create {}", path.display()))?;
+        let mut file = BufWriter::with_capacity(1 << 20, file);
+        let mut chunk = vec![0u8; CHUNK];
+        for at in (0..disk.layout.bytes).step_by(CHUNK) {
+            stream::fill(disk.image_seed, at, &mut chunk);
+            if at + CHUNK as u64 > disk.layout.state_offset() {
+                let state = (disk.layout.state_offset() - at) as usize;
+                chunk[state..].fill(0);
+            }
+            file.write_all(&chunk)?;
+        }
+        file.flush()?;
+        Ok(disk)
+    }
+
+    /// Compares the whole file with what two boots of L2 have to leave.
+    pub fn check(&self) -> Result<Check> {
+        let mut file = File::open(&self.path)?;
+        let length = fs::metadata(&self.path)?.len();
+        let mut problems = Vec::new();
+        if length != self.layout.bytes {
+            problems.push(format!("the disk has {length} bytes, expected {}", self.layout.bytes));
+        }
+        let mut found = vec![0u8; CHUNK];
+        let mut expected = vec![0u8; CHUNK];
+        for at in (0..self.layout.bytes.min(length)).step_by(CHUNK) {
+            file.read_exact(&mut found)?;
+            self.expect(at, &mut expected);
+            if let Some(n) = found.iter().zip(&expected).position(|(a, b)| a != b) {
+                problems.push(format!("the disk differs at {:#x}", at + n as u64));
+                break;
+            }
+        }
+        let ok = problems.is_empty();
+        let detail = if ok { format!("{length} bytes as expected") } else { problems.join("; ") };
+        Ok(Check { name: "disk".into(), ok, detail })
+    }
+
+    /// What has to be at `at` after both boots.
+    fn expect(&self, at: u64, chunk: &mut [u8]) {
+        let written = [0, 1].map(|boot| self.layout.written_by(boot));
+        let is_written = written.iter().any(|(start, length)| (*start..start + length).contains(&at));
+        let seed = if is_written { self.write_seed } else { self.image_seed };
+        stream::fill(seed, at, chunk);
+        if at + chunk.len() as u64 > self.layout.state_offset() {
+            let state = (self.layout.state_offset() - at) as usize;
+            chunk[state..].fill(0);
+            chunk[state] = 2;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    /// What L2 does, done here.
+    fn as_after_two_boots(disk: &Disk) {
+        let file = File::options().write(true).open(&disk.path).unwrap();
+        for (start, length) in [disk.layout.written_by(0), disk.layout.written_by(1)] {
+            let mut data = vec![0u8; length as usize];
+            stream::fill(disk.write_seed, start, &mut data);
+            file.write_all_at(&data, start).unwrap();
+        }
+        file.write_all_at(&[2], disk.layout.state_offset()).unwrap();
+    }
+
+    #[test]
+    fn every_byte_counts() {
+        let scratch = crate::paths::target().join("test-scratch");
+        fs::create_dir_all(&scratch).unwrap();
+        let path = scratch.join(format!("disk-{}.img", std::process::id()));
+        let disk = Disk::create(&path, 4, 42).unwrap();
+        assert!(!disk.check().unwrap().ok, "an untouched disk must not pass");
+        as_after_two_boots(&disk);
+        let check = disk.check().unwrap();
+        assert!(check.ok, "{}", check.detail);
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        for at in [0, (1 << 20) + 77, disk.layout.state_offset() - 1, disk.layout.bytes - 1] {
+            let mut byte = [0u8];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            let check = disk.check().unwrap();
+            assert_eq!(check.detail, format!("the disk differs at {at:#x}"));
+            file.write_all_at(&byte, at).unwrap();
+        }
+        fs::remove_file(path).unwrap();
+    }
+}

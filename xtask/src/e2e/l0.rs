@@ -1,0 +1,86 @@
+//! Emulates L1 and listens to it.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use vfio_fast_agent::record::L1_PORT;
+
+use super::accel::Accel;
+use super::records::{Listener, Told};
+use crate::image::Guest;
+use crate::progress::elapsed;
+
+/// The file L1's records arrive in.
+const RECORDS: &str = "records.jsonl";
+
+/// QEMU with what every L1 has; memory and devices under test are to be added.
+pub fn command(qemu: &Path, guest: &Guest, accel: Accel, initrd: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(qemu);
+    for path in guest.firmware() {
+        command.arg("-L").arg(path);
+    }
+    let file = |name: &str| format!("path={}", folder.join(name).display());
+    command
+        .args(accel.arguments())
+        .args(["-machine", "q35,kernel-irqchip=split", "-smp", "2"])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .arg("-kernel")
+        .arg(guest.kernel())
+        .arg("-initrd")
+        .arg(initrd)
+        .args([
+            "-append",
+            "console=ttyS0 earlycon=uart8250,io,0x3f8 intel_iommu=on iommu=nopt panic=-1 \
+             mitigations=off random.trust_cpu=on log_buf_len=4M vft.role=l1",
+        ])
+        .args(["-chardev", &format!("file,id=console,{}", file("l1-console.log"))])
+        .args(["-serial", "chardev:console"])
+        .args(["-chardev", &format!("file,id=records,{}", file(RECORDS))])
+        .args(["-device", "virtio-serial-pci,addr=1e.0"])
+        .args(["-device", &format!("virtserialport,chardev=records,name={L1_PORT}")]);
+    command
+}
+
+/// Runs it until it ends by itself, or the limit is over; `begun` is called at the first record.
+pub fn run(mut command: Command, folder: &Path, limit: Duration, begun: impl FnOnce()) -> Result<Told> {
+    fs::write(folder.join("l0-command.txt"), format!("{command:?}\n"))?;
+    let log = File::create(folder.join("l0-qemu.log"))?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("Cannot start {:?}", command.get_program()))?;
+    let start = Instant::now();
+    let mut listener = Listener::new(folder, RECORDS);
+    let mut begun = Some(begun);
+    let ended = loop {
+        // Asked before listening, so that what was said last is heard.
+        let ended = child.try_wait()?;
+        for step in listener.listen()? {
+            if let Some(begun) = begun.take() {
+                begun();
+            }
+            println!("    {step} ({})", elapsed(start.elapsed()));
+        }
+        if ended.is_some() || start.elapsed() > limit {
+            break ended;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let mut told = listener.told;
+    told.took = start.elapsed();
+    match ended {
+        Some(status) if status.success() => {}
+        Some(status) => told.trouble.push(format!("L1's emulator ended with {status}")),
+        None => {
+            child.kill()?;
+            child.wait()?;
+            told.trouble.push(format!("L1 was stopped after {}", elapsed(limit)));
+        }
+    }
+    Ok(told)
+}

@@ -1,0 +1,140 @@
+//! Takes in what L1 tells, while it tells it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use vfio_fast_agent::record::{Facts, Record};
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// Its name.
+    pub name: String,
+    /// Whether it held.
+    pub ok: bool,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// Everything L1 told in one run.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// Checks L1 made.
+    pub checks: Vec<Check>,
+    /// What was counted.
+    pub facts: Option<Facts>,
+    /// What kept the run from going on, or from ending as it should.
+    pub trouble: Vec<String>,
+    /// Whether anything was told at all.
+    pub reached_user_space: bool,
+    /// Whether L1 said that it is through.
+    pub ended: bool,
+    /// How long L1 ran.
+    pub took: Duration,
+}
+
+/// Reads the growing file of records.
+#[derive(Debug)]
+pub struct Listener {
+    /// What was told so far.
+    pub told: Told,
+    folder: PathBuf,
+    records: PathBuf,
+    position: u64,
+    pending: Vec<u8>,
+    logs: BTreeMap<String, File>,
+}
+
+impl Listener {
+    /// Listens to the file `records` in `folder`, where the logs go as well.
+    pub fn new(folder: &Path, records: &str) -> Self {
+        Self {
+            told: Told::default(),
+            folder: folder.into(),
+            records: folder.join(records),
+            position: 0,
+            pending: Vec::new(),
+            logs: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in what is new; the answer is the steps L1 began.
+    pub fn listen(&mut self) -> Result<Vec<String>> {
+        let Ok(mut file) = File::open(&self.records) else { return Ok(Vec::new()) };
+        file.seek(SeekFrom::Start(self.position))?;
+        self.position += file.read_to_end(&mut self.pending)? as u64;
+        let Some(end) = self.pending.iter().rposition(|b| *b == b'\n') else {
+            return Ok(Vec::new());
+        };
+        let rest = self.pending.split_off(end + 1);
+        let lines = std::mem::replace(&mut self.pending, rest);
+        let mut steps = Vec::new();
+        for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            let record = serde_json::from_slice(line)
+                .with_context(|| format!("L1 told `{}`", String::from_utf8_lossy(line)))?;
+            steps.extend(self.take(record)?);
+        }
+        Ok(steps)
+    }
+
+    fn take(&mut self, record: Record) -> Result<Option<String>> {
+        self.told.reached_user_space = true;
+        match record {
+            Record::Step { what, .. } => return Ok(Some(what)),
+            Record::Check { name, ok, detail } => self.told.checks.push(Check { name, ok, detail }),
+            Record::Facts(facts) => self.told.facts = Some(facts),
+            Record::Fatal { error } => self.told.trouble.push(format!("L1: {error}")),
+            Record::End => self.told.ended = true,
+            Record::Log { file, line } => self.log(&file, &line)?,
+        }
+        Ok(None)
+    }
+
+    fn log(&mut self, name: &str, line: &str) -> Result<()> {
+        let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        ensure!(plain && !name.is_empty(), "L1 wants to write a log named `{name}`");
+        if !self.logs.contains_key(name) {
+            let path = self.folder.join(format!("{name}.log"));
+            let file = OpenOptions::new().create(true).append(true).open(&path);
+            let file = file.with_context(|| format!("Cannot write {}", path.display()))?;
+            self.logs.insert(name.to_owned(), file);
+        }
+        let file = &mut self.logs.get_mut(name).context("was just put there")?;
+        writeln!(file, "{line}")?;
+        Ok(())
+    }
+}
+
+/// The text of a log of this run; empty if L1 never wrote it.
+pub fn log_text(folder: &Path, name: &str) -> String {
+    let bytes = fs::read(folder.join(format!("{name}.log"))).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_lines_wait_for_their_end() {
+        let scratch = crate::paths::target().join("test-scratch");
+        let folder = scratch.join(format!("records-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let mut listener = Listener::new(&folder, "r");
+        assert!(listener.listen().unwrap().is_empty());
+        fs::write(folder.join("r"), "{\"kind\":\"step\",\"what\":\"boot\",\"at_ms\":1}\n{\"kin").unwrap();
+        assert_eq!(listener.listen().unwrap(), ["boot"]);
+        let mut file = OpenOptions::new().append(true).open(folder.join("r")).unwrap();
+        file.write_all(b"d\":\"log\",\"file\":\"l1-dmesg\",\"line\":\"x\"}\n{\"kind\":\"end\"}\n").unwrap();
+        assert!(listener.listen().unwrap().is_empty());
+        assert!(listener.told.ended);
+        assert_eq!(log_text(&folder, "l1-dmesg"), "x\n");
+        let outside = Record::Log { file: "../x".into(), line: String::new() };
+        assert!(listener.take(outside).is_err());
+        fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -1,0 +1,117 @@
+//! Finds what a kernel complains about. A machine that warns, oopses or faults goes on running, so
+//! its test still ends well: only its log knows.
+
+/// What no log of a healthy run contains.
+const SPLATS: [&str; 30] = [
+    "WARNING: CPU",
+    "WARNING: possible",
+    "BUG: ",
+    "kernel BUG at",
+    "Oops: ",
+    "Oops [#",
+    "Call Trace:",
+    "general protection fault",
+    "Unable to handle kernel",
+    "unable to handle page fault",
+    "Kernel panic",
+    "KASAN: ",
+    "UBSAN: ",
+    "KFENCE: ",
+    "blocked for more than",
+    "soft lockup",
+    "hard LOCKUP",
+    "rcu_sched self-detected stall",
+    "rcu_preempt self-detected stall",
+    "detected stalls on CPUs",
+    "DMAR: DRHD: handling fault",
+    "DMAR: [DMA",
+    "fault reason 0x",
+    "AMD-Vi: Event logged",
+    "refcount_t: ",
+    "list_add corruption",
+    "list_del corruption",
+    "Bad page state",
+    "segfault at",
+    "messages were lost",
+];
+
+/// The first line of every kernel's log.
+const FIRST: &str = "Linux version ";
+
+/// The complaints in a kernel's log. A log that is empty, or does not begin where kernels begin, is
+/// itself a complaint: a check that sees nothing must not look like a clean log.
+pub fn scan(name: &str, log: &str) -> Vec<String> {
+    if log.trim().is_empty() {
+        return vec![format!("{name}: the log is empty")];
+    }
+    let mut found = Vec::new();
+    if !log.lines().take(40).any(|line| line.contains(FIRST)) {
+        found.push(format!("{name}: the log does not begin with `{FIRST}`"));
+    }
+    for (n, line) in log.lines().enumerate() {
+        if SPLATS.iter().any(|splat| line.contains(splat)) {
+            found.push(format!("{name}:{}: {}", n + 1, line.trim()));
+        }
+    }
+    found
+}
+
+/// The complaints of the emulator of L1: what it says of its IOMMU is about DMA gone astray.
+pub fn scan_emulator(log: &str) -> Vec<String> {
+    let bad = log.lines().filter(|line| line.contains("vtd_") || line.contains("detected"));
+    bad.map(|line| format!("l0-qemu: {}", line.trim())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLEAN: &str = "<5> Linux version 6.12.107+deb13-amd64\n\
+        <6> Kernel command line: console=ttyS0 panic=-1\n\
+        <6> DMAR: Host address width 39\n\
+        <6> DMAR: dmar0: reg_base_addr fed90000\n\
+        <6> clocksource: tsc: mask: 0xffffffffffffffff\n\
+        <6> rcu: Hierarchical RCU implementation.\n";
+
+    #[test]
+    fn a_clean_log_is_clean() {
+        assert_eq!(scan("l1", CLEAN), [""; 0]);
+    }
+
+    #[test]
+    fn an_empty_log_is_a_complaint() {
+        assert_eq!(scan("l2", " \n"), ["l2: the log is empty"]);
+    }
+
+    #[test]
+    fn a_log_without_its_beginning_is_a_complaint() {
+        let log = CLEAN.lines().skip(1).collect::<Vec<_>>().join("\n");
+        assert_eq!(scan("l1", &log).len(), 1);
+    }
+
+    #[test]
+    fn splats_are_found() {
+        for splat in [
+            "<4> WARNING: CPU: 0 PID: 77 at drivers/vfio/vfio_iommu_type1.c:1009 vfio_sanity_check",
+            "<1> BUG: kernel NULL pointer dereference, address: 0000000000000010",
+            "<4> Oops: Oops: 0000 [#1] PREEMPT SMP NOPTI",
+            "<3> DMAR: DRHD: handling fault status reg 2",
+            "<3> DMAR: [DMA Read NO_PASID] Request device [00:04.0] fault addr 0x1000 [fault reason 0x06] PTE Read access is not set",
+            "<3> INFO: task qemu-patched:77 blocked for more than 120 seconds.",
+            "<3> watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [qemu:77]",
+            "<3> rcu: INFO: rcu_preempt self-detected stall on CPU",
+            "<0> Kernel panic - not syncing: Attempted to kill init!",
+            "<6> qemu-patched[77]: segfault at 0 ip 00007f sp 00007f error 4",
+        ] {
+            let log = format!("{CLEAN}{splat}\n{CLEAN}");
+            assert_eq!(scan("l1", &log), [format!("l1:7: {splat}")]);
+        }
+    }
+
+    #[test]
+    fn the_emulator_may_complain_too() {
+        let log = "qemu-system-x86_64: vtd_iova_to_slpte: detected slpte permission error (iova=0x1000)\n";
+        assert_eq!(scan_emulator(log).len(), 1);
+        assert!(scan_emulator("").is_empty());
+    }
+}

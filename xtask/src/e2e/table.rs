@@ -1,0 +1,98 @@
+//! Results for people and for programs.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use vfio_fast_agent::job::Mode;
+use vfio_fast_agent::record::Facts;
+
+use super::judge::Verdict;
+use super::scenario::mode_name;
+
+/// Who counted what the table says.
+const WITNESS: &str = "L1 kernel tracepoints (calls, bytes), ioctl preload (time in map)";
+
+/// One object per run.
+pub fn write_json(path: &Path, verdicts: &[Verdict]) -> Result<()> {
+    let runs: Vec<Value> = verdicts.iter().map(object).collect();
+    fs::write(path, serde_json::to_string_pretty(&runs)? + "\n")?;
+    Ok(())
+}
+
+fn object(verdict: &Verdict) -> Value {
+    let checks: Vec<Value> =
+        verdict.checks.iter().map(|c| json!({ "name": c.name, "ok": c.ok, "detail": c.detail })).collect();
+    let mut object = json!({
+        "scenario": verdict.name,
+        "mode": mode_name(verdict.mode),
+        "verdict": if verdict.passed() { "pass" } else { "fail" },
+        "seconds": verdict.seconds,
+        "witness": WITNESS,
+        "checks": checks,
+    });
+    if let Some(facts) = &verdict.facts {
+        let facts = serde_json::to_value(facts).expect("numbers with names");
+        if let (Value::Object(object), Value::Object(facts)) = (&mut object, facts) {
+            object.extend(facts);
+        }
+    }
+    object
+}
+
+type Cell = fn(&Facts) -> String;
+
+const ROWS: [(&str, Cell); 9] = [
+    ("map calls", |f| f.map_calls.to_string()),
+    ("unmap calls", |f| f.unmap_calls.to_string()),
+    ("mapped", |f| gib(f.map_bytes)),
+    ("unmapped", |f| gib(f.unmap_bytes)),
+    ("wanted at the end", |f| gib(f.wanted_bytes)),
+    ("amplification", |f| format!("{:.2}", ratio(f.map_bytes, f.wanted_bytes))),
+    ("amplification, RAM", |f| format!("{:.2}", ratio(f.ram_map_bytes, f.wanted_ram_bytes))),
+    ("time in map", |f| format!("{:.2} s", (f.map_ns + f.populate_ns) as f64 / 1e9)),
+    ("first guest output", |f| format!("{:.2} s", f.first_output_ms as f64 / 1e3)),
+];
+
+/// Prints what each run came to, and for every scenario that counted, its modes side by side.
+pub fn print(verdicts: &[Verdict]) {
+    println!();
+    for verdict in verdicts {
+        let word = if verdict.passed() { "pass" } else { "FAIL" };
+        let checks = verdict.checks.len();
+        println!(
+            "{word}  {:12} {:10} {checks} checks, {:.0} s",
+            verdict.name,
+            mode_name(verdict.mode),
+            verdict.seconds
+        );
+    }
+    let mut names: Vec<&str> = verdicts.iter().map(|v| v.name.as_str()).collect();
+    names.dedup();
+    for name in names {
+        let runs = verdicts.iter().filter(|v| v.name == name);
+        let columns: Vec<(Mode, &Facts)> =
+            runs.filter_map(|v| v.facts.as_ref().map(|facts| (v.mode, facts))).collect();
+        if columns.is_empty() {
+            continue;
+        }
+        print!("\n{name:<20}");
+        columns.iter().for_each(|(mode, _)| print!("{:>14}", mode_name(*mode)));
+        println!();
+        for (label, cell) in ROWS {
+            print!("{label:<20}");
+            columns.iter().for_each(|(_, facts)| print!("{:>14}", cell(facts)));
+            println!();
+        }
+    }
+    println!("\ncounted by: {WITNESS}");
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.3} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+fn ratio(a: u64, b: u64) -> f64 {
+    a as f64 / b as f64
+}

@@ -1,0 +1,177 @@
+//! What the test machines boot: an initrd written file by file, and the kernel modules in it.
+
+mod cpio;
+mod modules;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+pub use cpio::Cpio;
+
+use crate::cache::{Cache, Input};
+use crate::progress::{self, run_logged};
+
+/// The newest kernel of this series and flavour is what both machines run.
+const KERNEL: (&str, &str) = ("linux-image-6.12.", "+deb13-amd64");
+const FIRMWARE: [&str; 2] = ["seabios", "qemu-system-data"];
+/// Firmware files QEMU asks for when it boots a kernel with no display.
+const FIRMWARE_FILES: [&str; 3] =
+    ["usr/share/seabios/bios-256k.bin", "usr/share/qemu/linuxboot_dma.bin", "usr/share/qemu/kvmvapic.bin"];
+const L1_MODULES: [&str; 4] = ["vfio_iommu_type1", "vfio_pci", "kvm_amd", "kvm_intel"];
+const L2_MODULES: [&str; 1] = ["nvme"];
+/// Names the layout of [`Guest`] in the cache: another layout, another entry.
+const LAYOUT: &str = "guest 1";
+
+/// A kernel, its modules unpacked and in loading order, and firmware: from Debian, ready to boot.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    dir: PathBuf,
+}
+
+/// Everything L1 is booted with that is not Debian's.
+#[derive(Debug)]
+pub struct Payload<'a> {
+    /// The agent, linked statically.
+    pub agent: &'a Path,
+    /// The QEMU under test and its name in `/vft`; none for a machine that runs none.
+    pub qemu: Option<(&'a str, &'a Path)>,
+    /// Libraries to lie in `/vft/lib`.
+    pub libraries: &'a [PathBuf],
+    /// The job, as JSON.
+    pub job: &'a [u8],
+}
+
+impl Guest {
+    /// Fetches and unpacks what Debian provides, or takes it from the cache.
+    pub fn prepare(cache: &Cache, debian: &crate::debian::Debian) -> Result<Self> {
+        let mut debs = debian.fetch_debs(&FIRMWARE)?;
+        let kernel = debian.fetch_latest(KERNEL.0, KERNEL.1)?;
+        debs.push(kernel.path);
+        Self::from_debs(cache, &debs)
+    }
+
+    fn from_debs(cache: &Cache, debs: &[PathBuf]) -> Result<Self> {
+        let mut inputs = vec![Input::Text(LAYOUT)];
+        inputs.extend(debs.iter().map(|deb| Input::File(deb)));
+        let entry = cache.entry("guest", &inputs)?;
+        let dir = entry.get_or_build(|dir| {
+            progress::step("Unpack the guests' kernel and firmware", &entry.log(), |log| {
+                let debian = dir.join("debian");
+                crate::debian::unpack_debs(debs, &debian, log)?;
+                for file in FIRMWARE_FILES {
+                    let from = debian.join(file);
+                    let to = dir.join("firmware").join(file);
+                    fs::create_dir_all(to.parent().context("a firmware file has a folder")?)?;
+                    fs::copy(&from, to).with_context(|| format!("Cannot copy {}", from.display()))?;
+                }
+                let kernel = modules::only_entry(&debian.join("boot"), "vmlinuz-")?;
+                fs::copy(&kernel, dir.join("vmlinuz"))?;
+                for (machine, wanted) in [("l1", &L1_MODULES[..]), ("l2", &L2_MODULES[..])] {
+                    modules::unpack(&debian.join("usr/lib/modules"), wanted, &dir.join(machine))?;
+                }
+                crate::cache::remove_dir(&debian)
+            })
+        })?;
+        Ok(Self { dir })
+    }
+
+    /// The kernel of both machines.
+    pub fn kernel(&self) -> PathBuf {
+        self.dir.join("vmlinuz")
+    }
+
+    /// The folders QEMU finds firmware in, on this machine.
+    pub fn firmware(&self) -> [PathBuf; 2] {
+        ["usr/share/seabios", "usr/share/qemu"].map(|path| self.dir.join("firmware").join(path))
+    }
+
+    /// Writes the initrd of L1, which carries that of L2.
+    pub fn write_initrd(&self, payload: &Payload, to: &Path) -> Result<()> {
+        let mut cpio = self.machine("l1", payload.agent)?;
+        cpio.file("vft/job.json", 0o644, payload.job);
+        cpio.file("vft/l2.cpio", 0o644, &self.machine("l2", payload.agent)?.finish());
+        cpio.copy("vft/vmlinuz", 0o644, &self.kernel())?;
+        for file in FIRMWARE_FILES {
+            cpio.copy(file, 0o644, &self.dir.join("firmware").join(file))?;
+        }
+        for library in payload.libraries {
+            let name = library.file_name().context("a library has a file name")?.to_string_lossy();
+            cpio.copy(&format!("vft/lib/{name}"), 0o755, library)?;
+        }
+        if let Some((name, qemu)) = payload.qemu {
+            cpio.copy(&format!("vft/{name}"), 0o755, qemu)?;
+            for library in shared_libraries(qemu, payload.libraries)? {
+                let path = library.to_string_lossy();
+                cpio.copy(path.trim_start_matches('/'), 0o755, &library)?;
+            }
+        }
+        fs::write(to, cpio.finish()).with_context(|| format!("Cannot write {}", to.display()))
+    }
+
+    /// What both machines have: the agent as init, device nodes for its first moments, modules.
+    fn machine(&self, machine: &str, agent: &Path) -> Result<Cpio> {
+        let mut cpio = Cpio::default();
+        cpio.node("dev/console", 5, 1);
+        cpio.node("dev/null", 1, 3);
+        cpio.copy("init", 0o755, agent)?;
+        let from = self.dir.join(machine);
+        let order = fs::read_to_string(from.join("order"))?;
+        let mut list = String::new();
+        for name in order.lines() {
+            cpio.copy(&format!("vft/modules/{name}"), 0o644, &from.join(name))?;
+            list += &format!("/vft/modules/{name}\n");
+        }
+        cpio.file("vft/modules.list", 0o644, list.as_bytes());
+        Ok(cpio)
+    }
+}
+
+/// The libraries of this machine that a program needs, those in `own` left out.
+fn shared_libraries(program: &Path, own: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let folders: Vec<_> = own.iter().filter_map(|path| path.parent()).map(Path::as_os_str).collect();
+    let mut ldd = Command::new("ldd");
+    ldd.arg(program).env("LD_LIBRARY_PATH", folders.join(std::ffi::OsStr::new(":")));
+    let text = progress::output(&mut ldd)?;
+    let mut found = Vec::new();
+    for line in text.lines() {
+        anyhow::ensure!(!line.contains("not found"), "{}: {}", program.display(), line.trim());
+        // `libz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x...)` or `/lib64/ld-linux... (0x...)`.
+        let path = line.split_once("=> ").map_or(line, |(_, path)| path).trim();
+        let path = path.split(" (").next().unwrap_or_default();
+        let is_own = own.iter().any(|own| own.file_name() == Path::new(path).file_name());
+        if path.starts_with('/') && !is_own {
+            found.push(PathBuf::from(path));
+        }
+    }
+    Ok(found)
+}
+
+/// Builds the agent, linked statically: L2 has no library at all.
+pub fn build_agent(log: &Path) -> Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let target_dir = crate::paths::target().join("agent");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .current_dir(crate::paths::root())
+        .args(["build", "--release", "--locked", "--package", "vfio-fast-agent", "--target", TARGET])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
+    run_logged(&mut command, log)?;
+    Ok(target_dir.join(TARGET).join("release/vfio-fast-agent"))
+}
+
+/// Builds the ioctl witness.
+pub fn build_witness(log: &Path) -> Result<PathBuf> {
+    let source = crate::paths::root().join("images/witness.c");
+    let folder = crate::paths::target().join("witness");
+    fs::create_dir_all(&folder)?;
+    let library = folder.join("libwitness.so");
+    let flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"];
+    run_logged(Command::new("cc").args(flags).arg("-o").arg(&library).arg(source), log)?;
+    Ok(library)
+}
