@@ -13,7 +13,7 @@ use vfio_fast_agent::job::DiskLayout;
 use vfio_fast_agent::record::{Event, L2_PORT};
 use vfio_fast_agent::stream;
 
-use crate::machine;
+use crate::machine::{self, KernelLog};
 
 const DISK: &str = "/dev/nvme0n1";
 /// One transfer.
@@ -25,18 +25,22 @@ const PLACE: usize = 2 << 20;
 pub fn run(options: &BTreeMap<String, String>) -> Result<()> {
     machine::load_modules()?;
     let mut port = machine::open_port(L2_PORT)?;
+    let mut messages = KernelLog::open()?;
     let outcome = work(options, &mut port);
-    for line in machine::kernel_messages().unwrap_or_default() {
-        send(&mut port, &Event::Dmesg { line })?;
-    }
+    tell_messages(&mut messages, &mut port)?;
     match outcome {
         Ok(boot) => send(&mut port, &Event::Ready { boot })?,
         Err(error) => send(&mut port, &Event::Failed { error: format!("{error:#}") })?,
     }
-    // L1 resets, unplugs or stops this machine now.
+    // L1 resets, unplugs or stops this machine now; what the kernel says to that counts too.
     loop {
-        std::thread::sleep(Duration::from_secs(3600));
+        std::thread::sleep(Duration::from_millis(100));
+        tell_messages(&mut messages, &mut port)?;
     }
+}
+
+fn tell_messages(messages: &mut KernelLog, port: &mut File) -> Result<()> {
+    messages.new_lines()?.into_iter().try_for_each(|line| send(port, &Event::Dmesg { line }))
 }
 
 fn send(port: &mut File, event: &Event) -> Result<()> {

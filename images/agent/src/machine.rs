@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -93,35 +93,48 @@ pub fn wait_for<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Optio
     }
 }
 
-/// Every message the kernel still holds, as `<level> text`.
-pub fn kernel_messages() -> Result<Vec<String>> {
-    let mut kmsg = OpenOptions::new()
-        .read(true)
-        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
-        .open("/dev/kmsg")
-        .context("cannot open /dev/kmsg")?;
-    let mut lines = Vec::new();
-    let mut buffer = [0u8; 8192];
-    loop {
-        // One read is one message: `priority,sequence,time,flags;text\n continuation\n`.
-        match kmsg.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                let message = String::from_utf8_lossy(&buffer[..n]);
-                let (header, text) = message.split_once(';').unwrap_or(("6", &message));
-                let priority: u32 = header.split(',').next().unwrap_or("6").parse().unwrap_or(6);
-                let text = text.lines().next().unwrap_or_default();
-                lines.push(format!("<{}> {text}", priority & 7));
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-            Err(error) if error.raw_os_error() == Some(32) => {
-                // EPIPE: messages were overwritten before they were read. Say so and go on.
-                lines.push("<4> messages were lost".to_owned());
-            }
-            Err(error) => bail!("cannot read /dev/kmsg: {error}"),
-        }
+/// The kernel's messages, read as they come.
+pub struct KernelLog(File);
+
+impl KernelLog {
+    /// Starts at the oldest message the kernel still holds.
+    pub fn open() -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+            .open("/dev/kmsg")
+            .context("cannot open /dev/kmsg")?;
+        Ok(Self(file))
     }
-    Ok(lines)
+
+    /// Every message since the last call, as `<level>[seconds] text`.
+    pub fn new_lines(&mut self) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        let mut buffer = [0u8; 8192];
+        loop {
+            match self.0.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => lines.push(kernel_line(&String::from_utf8_lossy(&buffer[..n]))),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                    // Messages were overwritten before they were read. Say so and go on.
+                    lines.push("<4> messages were lost".to_owned());
+                }
+                Err(error) => bail!("cannot read /dev/kmsg: {error}"),
+            }
+        }
+        Ok(lines)
+    }
+}
+
+/// One read of /dev/kmsg is one message: `priority,sequence,time,flags;text\n KEY=value\n`.
+fn kernel_line(message: &str) -> String {
+    let (header, text) = message.split_once(';').unwrap_or(("6", message));
+    let mut fields = header.split(',').map(|field| field.parse::<u64>().unwrap_or(0));
+    let level = fields.next().unwrap_or(6) & 7;
+    let time = fields.nth(1).unwrap_or(0);
+    let text = text.lines().next().unwrap_or_default();
+    format!("<{level}>[{:5}.{:06}] {text}", time / 1_000_000, time % 1_000_000)
 }
 
 /// Milliseconds since this kernel started.

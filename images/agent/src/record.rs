@@ -98,7 +98,7 @@ pub enum Event {
     },
     /// A message of L2's kernel, from /dev/kmsg.
     Dmesg {
-        /// `<level> text`.
+        /// `<level>[seconds] text`.
         line: String,
     },
     /// L2 is done with this boot and waits to be reset, unplugged or stopped.

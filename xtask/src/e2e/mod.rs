@@ -135,7 +135,7 @@ fn one(
         disk_mib: plan.disk_mib,
         image_seed: disk.image_seed,
         write_seed: disk.write_seed,
-        wait_s: 180,
+        wait_s: 60,
     };
     let initrd = folder.join("initrd.cpio");
     let mut libraries = vec![parts.witness.clone()];

@@ -32,7 +32,7 @@ pub fn run() -> Result<()> {
     if let Err(error) = &outcome {
         report.send(&Record::Fatal { error: format!("{error:#}") });
     }
-    match machine::kernel_messages() {
+    match machine::KernelLog::open().and_then(|mut log| log.new_lines()) {
         Ok(lines) => lines.iter().for_each(|line| report.log("l1-dmesg", line)),
         Err(error) => report.log("l1-dmesg", &format!("<3> unreadable: {error:#}")),
     }

@@ -160,16 +160,10 @@ impl Vm {
     pub fn wait_ready(&mut self, mut each: impl FnMut(&Event)) -> Result<u64> {
         let deadline = Instant::now() + self.wait;
         loop {
-            let text = fs::read_to_string(EVENTS).unwrap_or_default();
-            while let Some(length) = text[self.events_read..].find('\n') {
-                let line = &text[self.events_read..self.events_read + length];
-                self.events_read += length + 1;
-                let event: Event =
-                    serde_json::from_str(line).with_context(|| format!("L2 wrote `{line}`"))?;
+            for event in self.new_events()? {
                 match event {
                     Event::Ready { boot } => return Ok(boot),
                     Event::Failed { error } => bail!("L2: {error}"),
-                    Event::Dmesg { line } => self.report.log("l2-dmesg", &line),
                     event => each(&event),
                 }
             }
@@ -181,6 +175,21 @@ impl Vm {
         }
     }
 
+    /// What L2 told since the last call; its kernel's messages go to their log at once.
+    fn new_events(&mut self) -> Result<Vec<Event>> {
+        let text = fs::read_to_string(EVENTS).unwrap_or_default();
+        let mut events = Vec::new();
+        while let Some(length) = text[self.events_read..].find('\n') {
+            let line = &text[self.events_read..self.events_read + length];
+            self.events_read += length + 1;
+            match serde_json::from_str(line).with_context(|| format!("L2 wrote `{line}`"))? {
+                Event::Dmesg { line } => self.report.log("l2-dmesg", &line),
+                event => events.push(event),
+            }
+        }
+        Ok(events)
+    }
+
     /// Waits for QEMU to end by itself.
     pub fn wait_exit(&mut self) -> Result<ExitStatus> {
         let wait = self.wait;
@@ -189,6 +198,7 @@ impl Vm {
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
+        self.new_events()?;
         Ok(status)
     }
 
@@ -212,7 +222,8 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
-            // A scenario gave up. What QEMU did so far is the evidence.
+            // A scenario gave up. What QEMU and L2 did so far is the evidence.
+            let _ = self.new_events();
             let _ = self.log_witness();
             let _ = self.child.kill();
             let _ = self.child.wait();
