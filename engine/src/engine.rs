@@ -219,7 +219,9 @@ impl Engine {
 
     /// Declares that the table can no longer be trusted, for example after a panic. Only closing is left.
     pub fn poison(&self, cause: &str) {
-        self.set_poison(&mut self.state(), cause.to_owned());
+        let mut state = self.state();
+        state.poison = None; // What `state` may have noted of the same panic is less than `cause`.
+        self.set_poison(&mut state, cause.to_owned());
     }
 
     /// Unmaps whatever is still mapped. A poisoned engine does not know what that is and empties the whole container.
@@ -426,12 +428,18 @@ impl Engine {
         state.poison.get_or_insert(cause);
     }
 
-    // A panic while a lock is held is told through `poison`, by whoever catches it; the data behind the lock is not worse
-    // than the panic itself.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(|poisoned| {
+            // A call panicked while it changed the state. Whoever catches the panic says so through `poison`, but by then
+            // other threads, waiting for this lock, would have gone on with what it left.
+            self.state.clear_poison();
+            let mut state = poisoned.into_inner();
+            self.set_poison(&mut state, "a panic".to_owned());
+            state
+        })
     }
 
+    // Counters are not worse than the panic that interrupted them.
     fn stats_mut(&self) -> MutexGuard<'_, Stats> {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,6 +3,10 @@
  * closing still work. */
 #include "check.h"
 
+#include <pthread.h>
+
+#define THREADS 8
+
 static void check_poisoned(struct vfio_fast *vf)
 {
     struct vfio_fast_region ram = region(64 * MIB, MIB, memory(MIB), 0);
@@ -100,8 +104,55 @@ static void after_a_failure(void)
     CHECK(vf == NULL);
 }
 
+struct worker {
+    pthread_t thread;
+    uint64_t number;
+    struct vfio_fast *vf;
+};
+
+static void *map_until_it_fails(void *arg)
+{
+    const struct worker *w = (const struct worker *)arg;
+    struct vfio_fast_region r;
+    uint64_t i = 0;
+    int rc;
+
+    do {
+        /* The model never looks at the memory. */
+        r = region(w->number * 64 * GIB + i * 4 * KIB, 4 * KIB, MIB, VFIO_FAST_REGION_EXACT);
+        i++;
+        rc = vfio_fast_map_region(w->vf, &r);
+    } while (rc == 0);
+    CHECK(rc == -ENOTRECOVERABLE);
+    return NULL;
+}
+
+/* Threads that wait for the handle while another panics must not go on with what that one left: once a kernel call has
+ * panicked, there is no further one. */
+static void while_others_wait(void)
+{
+    struct vfio_fast_sim_config sim = sim_defaults();
+    struct worker workers[THREADS];
+    struct vfio_fast *vf;
+    uint64_t i;
+
+    sim.panic_nth = 200;
+    vf = open_sim(&sim);
+    for (i = 0; i < THREADS; i++) {
+        workers[i].number = i;
+        workers[i].vf = vf;
+        CHECK(pthread_create(&workers[i].thread, NULL, map_until_it_fails, &workers[i]) == 0);
+    }
+    for (i = 0; i < THREADS; i++)
+        CHECK(pthread_join(workers[i].thread, NULL) == 0);
+    CHECK(stats(vf).map_calls == sim.panic_nth - 1);
+    check_poisoned(vf);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+}
+
 int main(void)
 {
+    int round;
     struct vfio_fast *vf;
     uint64_t nth;
 
@@ -110,6 +161,8 @@ int main(void)
         in_commit(nth);
     in_close();
     after_a_failure();
+    for (round = 0; round < 50; round++)
+        while_others_wait();
 
     /* A poisoned handle is no business of the next one. */
     vf = open_sim(NULL);
