@@ -86,6 +86,13 @@ fn the_example_does_what_it_says() {
 }
 
 #[test]
+fn the_readme_shows_the_example() {
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
+    let example = include_str!("c/example.c").split_once('\n').expect("the licence is its first line").1;
+    assert!(readme.contains(example), "README.md does not show ffi/tests/c/example.c as it is");
+}
+
+#[test]
 fn one_version_everywhere() {
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(installed().pkg_config(&["--modversion"]), [version]);
