@@ -467,6 +467,10 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        // A second panic while one unwinds would end the process; the kernel lets go when the container is closed.
+        if std::thread::panicking() {
+            return;
+        }
         if let Err(error) = self.empty() {
             self.log.write(Level::Error, format_args!("{error}"));
         }
