@@ -2,17 +2,21 @@
 /*
  * A witness for VFIO: preloaded into QEMU it writes one line per VFIO ioctl, in the order they
  * returned, to the file named by VFT_WITNESS. It stands outside both QEMU and libvfio_fast, so
- * what it says about mappings depends on neither. Line format (space separated, numbers in hex
- * but for errno, nanoseconds and tid):
+ * what it says about mappings depends on neither. It also writes down which memory QEMU gives to
+ * KVM: that is the guest's physical memory, told by a part of QEMU that knows nothing of VFIO.
+ *
+ * Line format (space separated, numbers in hex but for errno, nanoseconds and tid):
  *
  *   cmd fd iova size flags vaddr ret errno out start_ns duration_ns tid
  *
- * "out" is the byte count the kernel answered to an unmap. Fields an ioctl does not have are 0.
+ * "out" is the byte count the kernel answered to an unmap, or the number of the KVM slot. Fields
+ * an ioctl does not have are 0.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kvm.h>
 #include <linux/vfio.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -60,6 +64,12 @@ static int real_ioctl(int fd, unsigned long cmd, void *arg)
     return next(fd, cmd, arg);
 }
 
+/* KVM_SET_USER_MEMORY_REGION and its successor, whose first fields are the same. */
+static int sets_memory(unsigned long cmd)
+{
+    return _IOC_TYPE(cmd) == KVMIO && (_IOC_NR(cmd) == 0x46 || _IOC_NR(cmd) == 0x49);
+}
+
 int ioctl(int fd, unsigned long cmd, ...)
 {
     uint64_t iova = 0, size = 0, vaddr = 0, out = 0, start, end;
@@ -73,7 +83,7 @@ int ioctl(int fd, unsigned long cmd, ...)
     arg = va_arg(args, void *);
     va_end(args);
 
-    if (record < 0 || _IOC_TYPE(cmd) != VFIO_TYPE) {
+    if (record < 0 || (_IOC_TYPE(cmd) != VFIO_TYPE && !sets_memory(cmd))) {
         return real_ioctl(fd, cmd, arg);
     }
     if (cmd == VFIO_IOMMU_MAP_DMA) {
@@ -89,6 +99,14 @@ int ioctl(int fd, unsigned long cmd, ...)
         iova = unmap->iova;
         size = unmap->size;
         flags = unmap->flags;
+    } else if (sets_memory(cmd)) {
+        const struct kvm_userspace_memory_region *region = arg;
+
+        iova = region->guest_phys_addr;
+        size = region->memory_size;
+        flags = region->flags;
+        vaddr = region->userspace_addr;
+        out = region->slot;
     }
 
     start = now_ns();

@@ -14,8 +14,6 @@ pub use cpio::Cpio;
 use crate::cache::{Cache, Input};
 use crate::progress::{self, run_logged};
 
-/// The newest kernel of this series and flavour is what both machines run.
-const KERNEL: (&str, &str) = ("linux-image-6.12.", "+deb13-amd64");
 const FIRMWARE: [&str; 2] = ["seabios", "qemu-system-data"];
 /// Firmware files QEMU asks for when it boots a kernel with no display.
 const FIRMWARE_FILES: [&str; 3] =
@@ -48,8 +46,7 @@ impl Guest {
     /// Fetches and unpacks what Debian provides, or takes it from the cache.
     pub fn prepare(cache: &Cache, debian: &crate::debian::Debian) -> Result<Self> {
         let mut debs = debian.fetch_debs(&FIRMWARE)?;
-        let kernel = debian.fetch_latest(KERNEL.0, KERNEL.1)?;
-        debs.push(kernel.path);
+        debs.push(debian.fetch_kernel()?.path);
         Self::from_debs(cache, &debs)
     }
 
@@ -153,8 +150,7 @@ fn shared_libraries(program: &Path, own: &[PathBuf]) -> Result<Vec<PathBuf>> {
 pub fn build_agent(log: &Path) -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let target_dir = crate::paths::target().join("agent");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = Command::new(crate::paths::cargo());
     command
         .current_dir(crate::paths::root())
         .args(["build", "--release", "--locked", "--package", "vfio-fast-agent", "--target", TARGET])

@@ -10,14 +10,17 @@ const SET_CONTAINER: u32 = 0x3b68;
 const UNSET_CONTAINER: u32 = 0x3b69;
 const MAP_DMA: u32 = 0x3b71;
 const UNMAP_DMA: u32 = 0x3b72;
+const SET_MEMORY: [u32; 2] = [0xae46, 0xae49];
 
 /// VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE.
 const FLAG_READ: u32 = 1;
 const FLAG_WRITE: u32 = 2;
 /// VFIO_DMA_UNMAP_FLAG_ALL.
 const FLAG_ALL: u32 = 2;
+/// KVM_MEM_READONLY.
+const SLOT_READONLY: u32 = 2;
 
-/// One VFIO ioctl.
+/// One ioctl of VFIO, or one that gives memory to KVM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     /// Type and number of the command.
@@ -36,7 +39,7 @@ pub struct Call {
     pub ret: i32,
     /// errno if it failed.
     pub errno: i32,
-    /// Bytes an unmap took out.
+    /// Bytes an unmap took out; the slot number of KVM memory.
     pub out: u64,
     /// When, monotonic clock.
     pub start_ns: u64,
@@ -126,13 +129,16 @@ pub type Held = BTreeMap<u64, Mapping>;
 pub fn replay(calls: &[Call]) -> Result<BTreeMap<u32, Held>> {
     let mut containers: BTreeMap<u32, Held> = BTreeMap::new();
     for call in calls {
+        if !(call.mapped() || call.unmapped()) {
+            continue;
+        }
         let held = containers.entry(call.fd).or_default();
         if call.mapped() {
             ensure!(call.size > 0, "a map of nothing succeeded at {:#x}", call.iova);
             let mapping = Mapping { size: call.size, vaddr: call.vaddr, flags: call.flags };
             let old = held.insert(call.iova, mapping);
             ensure!(old.is_none(), "mapped twice without an unmap: {:#x}", call.iova);
-        } else if call.unmapped() {
+        } else {
             let last = call.iova.wrapping_add(call.size.wrapping_sub(1));
             let taken = if call.flags & FLAG_ALL != 0 {
                 std::mem::take(held)
@@ -169,14 +175,35 @@ pub fn reach(held: &Held) -> Result<Vec<Reach>> {
     Ok(out)
 }
 
-/// The calls as text in which two runs of the same program are equal: host addresses become the
+/// The guest's physical memory as KVM has it after these calls. KVM knows it from QEMU's memory
+/// core, not from VFIO, so it is what the flat view was at that moment.
+pub fn guest_memory(calls: &[Call]) -> Held {
+    let mut slots: BTreeMap<u64, (u64, Mapping)> = BTreeMap::new();
+    for call in calls.iter().filter(|c| SET_MEMORY.contains(&c.cmd) && c.ret == 0) {
+        // The upper half names the address space: 1 is what only SMM sees, and no device does.
+        if call.out >> 16 != 0 {
+            continue;
+        }
+        if call.size == 0 {
+            slots.remove(&call.out);
+        } else {
+            let write = if call.flags & SLOT_READONLY != 0 { 0 } else { FLAG_WRITE };
+            let flags = FLAG_READ | write;
+            let mapping = Mapping { size: call.size, vaddr: call.vaddr, flags };
+            slots.insert(call.out, (call.iova, mapping));
+        }
+    }
+    slots.into_values().collect()
+}
+
+/// The VFIO calls as text in which two runs of the same program are equal: host addresses become the
 /// ordinal of the memory they belong to, descriptors the ordinal of their first use, and times
 /// and threads are left out.
 pub fn sequence(calls: &[Call]) -> Vec<String> {
     let mut memories: Vec<u64> = Vec::new();
     let mut fds: Vec<u32> = Vec::new();
     let mut lines = Vec::with_capacity(calls.len());
-    for call in calls {
+    for call in calls.iter().filter(|c| !SET_MEMORY.contains(&c.cmd)) {
         let fd = ordinal(&mut fds, call.fd);
         let memory = if call.is_map() {
             // Pieces of one block of host memory have the same distance to their IOVA.
@@ -246,6 +273,22 @@ mod tests {
     fn an_unreadable_mapping_is_found() {
         let calls = parse("3b71 9 0 1000 2 7f00 0 0 0 1 1 7\n").unwrap();
         assert!(reach(&replay(&calls).unwrap()[&9]).is_err());
+    }
+
+    #[test]
+    fn guest_memory_follows_the_slots() {
+        let slots = "ae46 a 0 80000000 0 7f0000000000 0 0 0 1 1 7\n\
+                     ae46 a 0 0 0 7f0000000000 0 0 0 1 1 7\n\
+                     ae46 a 0 a0000 0 7f0000000000 0 0 0 1 1 7\n\
+                     ae46 a fffc0000 40000 2 7e0000000000 0 0 1 1 1 7\n\
+                     ae46 a a0000 20000 0 7f00000a0000 0 0 10002 1 1 7\n";
+        let calls = parse(&format!("{LOW}{slots}")).unwrap();
+        let memory = guest_memory(&calls);
+        assert_eq!(memory.len(), 2, "{memory:?}");
+        assert_eq!(memory[&0].size, 0xa0000);
+        assert_eq!(memory[&0xfffc0000].flags, FLAG_READ);
+        assert_eq!(replay(&calls).unwrap().len(), 1, "KVM's calls map nothing");
+        assert_eq!(sequence(&calls).len(), 1);
     }
 
     #[test]

@@ -25,7 +25,8 @@ use crate::cache::Cache;
 use crate::debian::Debian;
 use crate::image::{self, Guest, Payload};
 use crate::outcome::CannotRun;
-use crate::{paths, progress};
+use crate::qemu::{self, Kind};
+use crate::{install, packages, paths, progress};
 use disk::Disk;
 use judge::Verdict;
 use phase::{Phase, Phases};
@@ -46,18 +47,14 @@ pub struct Args {
 #[derive(Debug)]
 struct Parts {
     guest: Guest,
-    qemu: Qemu,
+    /// QEMU without the patches; also emulates L1.
+    reference: PathBuf,
+    /// QEMU with them.
+    patched: PathBuf,
+    /// The library patched QEMU loads.
+    library: PathBuf,
     agent: PathBuf,
     witness: PathBuf,
-}
-
-/// The binaries under test.
-#[derive(Debug)]
-struct Qemu {
-    /// Without the patches; also emulates L1.
-    reference: PathBuf,
-    /// With them, and the library it loads.
-    patched: Option<(PathBuf, PathBuf)>,
 }
 
 /// Runs the scenarios asked for; all of them without arguments.
@@ -73,14 +70,19 @@ pub fn run(args: &Args) -> Result<()> {
     let mut phases = Phases::default();
     phases.enter(Phase::Setup);
     let cache = Cache::open()?;
+    packages::ensure(&cache)?;
     let run = new_run()?;
     let guest = Guest::prepare(&cache, &Debian::open(&cache)?)?;
-    let qemu = qemu_of_environment()?;
+    let reference = qemu::built(Kind::Stock)?;
+    let patched = qemu::built(Kind::On)?;
 
     phases.enter(Phase::Build);
     let agent = progress::step("Build the agent", &run.join("agent.log"), image::build_agent)?;
     let witness = progress::step("Build the witness", &run.join("witness.log"), image::build_witness)?;
-    let parts = Parts { guest, qemu, agent, witness };
+    let prefix = run.join("prefix");
+    progress::step("Build the library", &run.join("library.log"), |log| install::into(&prefix, log))?;
+    let library = prefix.join("lib").join(install::soname());
+    let parts = Parts { guest, reference, patched, library, agent, witness };
     require_memory()?;
     let accel = accel::choose(&parts, &run)?;
     println!("    L1 runs under {accel}");
@@ -88,10 +90,6 @@ pub fn run(args: &Args) -> Result<()> {
     let mut verdicts = Vec::new();
     for plan in &plans {
         for &mode in plan.modes {
-            if mode != Mode::Reference && parts.qemu.patched.is_none() {
-                println!("    {} {mode:?}: left out, no patched QEMU", plan.name());
-                continue;
-            }
             verdicts.push(one(&parts, &run, plan, mode, accel, &mut phases)?);
         }
     }
@@ -139,12 +137,11 @@ fn one(
     };
     let initrd = folder.join("initrd.cpio");
     let mut libraries = vec![parts.witness.clone()];
-    let qemu = match (mode, &parts.qemu.patched) {
-        (Mode::Reference, _) | (_, None) => ("qemu-reference", parts.qemu.reference.as_path()),
-        (_, Some((qemu, library))) => {
-            libraries.push(library.clone());
-            ("qemu-patched", qemu.as_path())
-        }
+    let qemu = if mode == Mode::Reference {
+        ("qemu-reference", parts.reference.as_path())
+    } else {
+        libraries.push(parts.library.clone());
+        ("qemu-patched", parts.patched.as_path())
     };
     let payload = Payload {
         agent: &parts.agent,
@@ -153,7 +150,7 @@ fn one(
         job: &serde_json::to_vec(&job)?,
     };
     parts.guest.write_initrd(&payload, &initrd)?;
-    let mut command = l0::command(&parts.qemu.reference, &parts.guest, accel, &initrd, &folder);
+    let mut command = l0::command(&parts.reference, &parts.guest, accel, &initrd, &folder);
     command.args(["-m", &format!("{}M", plan.l1_memory_mib())]);
     for device in plan.l0_devices(&disk.path) {
         command.args(device);
@@ -195,12 +192,4 @@ fn require_memory() -> Result<()> {
         bail!(CannotRun(format!("{NEEDED_MIB} MiB of memory are needed, {mib} MiB are available")));
     }
     Ok(())
-}
-
-fn qemu_of_environment() -> Result<Qemu> {
-    let var = |name| std::env::var_os(name).map(PathBuf::from);
-    Ok(Qemu {
-        reference: var("VFT_QEMU_REFERENCE").context("VFT_QEMU_REFERENCE is not set")?,
-        patched: var("VFT_QEMU_PATCHED").zip(var("VFT_LIBRARY")),
-    })
 }

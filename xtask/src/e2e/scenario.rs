@@ -76,6 +76,7 @@ impl Plan {
             Scenario::Nvme => {
                 let mut names = vec![
                     "mappings-after-realize",
+                    "flat-view-after-realize",
                     "no-threads-after-realize",
                     "mappings-after-boot",
                     "mappings-after-reset",

@@ -4,9 +4,10 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use vfio_fast_agent::job::Mode;
 use vfio_fast_agent::record::{Event, Facts, Record};
+use vfio_fast_agent::witness::Held;
 
 use super::Lab;
-use super::observe::{self, Snapshot};
+use super::observe;
 use super::tracing;
 use super::vm::{self, Vm};
 
@@ -43,7 +44,8 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.step("realize");
     let mut vm = Vm::start(lab, &arguments)?;
     let paused_from = vm.age();
-    observe::mappings(lab, &mut vm, "memory", "after-realize")?;
+    observe::mappings(lab, &mut vm, "after-realize")?;
+    observe::flat_view(lab, &mut vm, "memory", "after-realize")?;
     observe::no_threads(lab, &vm, "after-realize")?;
     let paused = vm.age() - paused_from;
 
@@ -51,12 +53,12 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.qmp.run("cont", json!({}))?;
     let mut moved = Vec::new();
     vm.wait_ready(|event| moved.push(event.clone()))?;
-    observe::mappings(lab, &mut vm, "memory", "after-boot")?;
+    observe::mappings(lab, &mut vm, "after-boot")?;
 
     lab.report.step("reset");
     vm.qmp.run("system_reset", json!({}))?;
     vm.wait_ready(|event| moved.push(event.clone()))?;
-    let last = observe::mappings(lab, &mut vm, "memory", "after-reset")?;
+    let last = observe::mappings(lab, &mut vm, "after-reset")?;
     observe::no_threads(lab, &vm, "after-reset")?;
     report_data(lab, &moved);
 
@@ -82,7 +84,7 @@ pub fn run(lab: &Lab) -> Result<()> {
 }
 
 /// Counts of all witnesses; that they agree is the check `witnesses-agree`.
-fn count(lab: &Lab, vm: &Vm, last: &Snapshot) -> Result<Facts> {
+fn count(lab: &Lab, vm: &Vm, last: &Held) -> Result<Facts> {
     let calls = vm.witnessed()?;
     let kernel = tracing::read()?;
     let bars = observe::device_memory(vm.pid)?;
@@ -106,8 +108,8 @@ fn count(lab: &Lab, vm: &Vm, last: &Snapshot) -> Result<Facts> {
         unmap_bytes: kernel.unmap_bytes.saturating_sub(probe_bytes),
         probe_bytes,
         ram_map_bytes: maps().filter(|c| !in_bar(c.vaddr)).map(|c| c.size).sum(),
-        wanted_bytes: last.wanted_bytes(false),
-        wanted_ram_bytes: last.wanted_bytes(true),
+        wanted_bytes: last.values().map(|m| m.size).sum(),
+        wanted_ram_bytes: last.values().filter(|m| !in_bar(m.vaddr)).map(|m| m.size).sum(),
         map_ns: calls.iter().filter(|c| c.is_map()).map(|c| c.duration_ns).sum(),
         unmap_ns: calls.iter().filter(|c| c.is_unmap()).map(|c| c.duration_ns).sum(),
         populate_ns: 0,
@@ -126,13 +128,13 @@ fn count(lab: &Lab, vm: &Vm, last: &Snapshot) -> Result<Facts> {
 /// The library's own counts against the kernel's: the check `stats-agree`.
 fn compare_stats(lab: &Lab, facts: &mut Facts, stats: &Value) {
     let stat = |name: &str| stats[name].as_u64().unwrap_or(u64::MAX);
-    facts.populate_ns = stats["populate-ns"].as_u64().unwrap_or(0);
+    facts.populate_ns = stats["populate_ns"].as_u64().unwrap_or(0);
     let pairs = [
-        ("map calls", facts.map_calls, stat("map-calls")),
-        ("unmap calls", facts.unmap_calls, stat("unmap-calls")),
-        ("bytes mapped", facts.map_bytes, stat("map-bytes")),
-        ("bytes unmapped", facts.unmap_bytes, stat("unmap-bytes")),
-        ("bytes wanted", facts.wanted_bytes, stat("wanted-bytes")),
+        ("map calls", facts.map_calls, stat("map_calls")),
+        ("unmap calls", facts.unmap_calls, stat("unmap_calls")),
+        ("bytes mapped", facts.map_bytes, stat("map_bytes")),
+        ("bytes unmapped", facts.unmap_bytes, stat("unmap_bytes")),
+        ("bytes wanted", facts.wanted_bytes, stat("wanted_bytes")),
     ];
     report_equal(lab, "stats-agree", "kernel", "library", &pairs);
 }

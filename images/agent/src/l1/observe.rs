@@ -1,6 +1,11 @@
 //! Looks at a VM that stands still: does the kernel hold exactly what the flat view wants?
+//!
+//! The flat view is known from two sides. KVM's memory slots are always at hand and name host
+//! addresses. `info mtree -f` shows names and kinds as well, but every use of it in QEMU 10.0 keeps
+//! a reference to the view it printed, and with it every device whose BAR is in that view: such a
+//! device is never freed after an unplug. So it is only used where no such device is in the view,
+//! or none is unplugged later.
 
-use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
@@ -12,71 +17,65 @@ use vfio_fast_agent::witness::{self, Held};
 use super::Lab;
 use super::vm::Vm;
 
-/// What was seen at one quiet moment.
-pub struct Snapshot {
-    /// Rows of the flat view the device's DMA goes through.
-    pub rows: Vec<Row>,
-    /// What the kernel holds.
-    pub held: Held,
+/// Compares the kernel's mappings with the guest's memory while the VM stands still, and reports
+/// it as the check `mappings-<when>`. A VM that was running runs again. The answer is the guest's
+/// memory.
+pub fn mappings(lab: &Lab, vm: &mut Vm, when: &str) -> Result<Held> {
+    let calls = quietly(vm, |vm| vm.witnessed())?;
+    let containers = witness::replay(&calls)?;
+    ensure!(containers.len() <= 1, "more containers than expected: {:?}", containers.keys());
+    let held = containers.into_values().next().unwrap_or_default();
+    let wanted = witness::guest_memory(&calls);
+    ensure!(!wanted.is_empty(), "KVM was given no memory: nothing to compare with");
+
+    let mut problems =
+        ranges::differences("wanted", witness::reach(&wanted)?, "mapped", witness::reach(&held)?);
+    problems.extend(wrong_memory(&wanted, &held));
+    let bytes: u64 = held.values().map(|m| m.size).sum();
+    let seen = format!("{} mappings, {bytes} bytes, are the guest's memory", held.len());
+    lab.report.check(&format!("mappings-{when}"), &problems, &seen);
+    Ok(wanted)
 }
 
-impl Snapshot {
-    /// Bytes the flat view wants mapped; RAM and ROM alone if `ram_only`.
-    pub fn wanted_bytes(&self, ram_only: bool) -> u64 {
-        let rows = self.rows.iter().filter(|row| !(ram_only && row.is_device()));
-        rows.filter_map(Row::reach).map(Reach::bytes).sum()
-    }
+/// Compares KVM's slots with what `info mtree -f` prints for address space `space`, and reports it
+/// as the check `flat-view-<when>`: the yardstick of [`mappings`] is itself looked at.
+pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<Vec<Row>> {
+    let (text, calls) = quietly(vm, |vm| Ok((vm.qmp.human("info mtree -f")?, vm.witnessed()?)))?;
+    text.lines().for_each(|line| lab.report.log(&format!("mtree-{when}"), line));
+    let rows = flatview::rows_of(&text, space)
+        .with_context(|| format!("no flat view renders address space `{space}`"))?;
+    let printed: Vec<Reach> = rows.iter().filter_map(Row::reach).collect();
+    let slots = witness::reach(&witness::guest_memory(&calls))?;
+    let seen = format!("{} rows, {} slots, the same memory", rows.len(), slots.len());
+    let problems = ranges::differences("printed", printed, "in a slot", slots);
+    lab.report.check(&format!("flat-view-{when}"), &problems, &seen);
+    Ok(rows)
 }
 
-/// Compares the kernel's mappings with the flat view of address space `space` while the VM stands
-/// still, and reports it as the check `mappings-<when>`. A VM that was running runs again.
-pub fn mappings(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<Snapshot> {
+/// Runs `look` while the VM stands still.
+fn quietly<T>(vm: &mut Vm, look: impl FnOnce(&mut Vm) -> Result<T>) -> Result<T> {
     let running = vm.qmp.run("query-status", json!({}))?["running"] == true;
     if running {
         vm.qmp.run("stop", json!({}))?;
     }
-    let text = vm.qmp.human("info mtree -f")?;
-    let calls = vm.witnessed()?;
+    let seen = look(vm);
     if running {
         vm.qmp.run("cont", json!({}))?;
     }
-    text.lines().for_each(|line| lab.report.log(&format!("mtree-{when}"), line));
-    let rows = flatview::rows_of(&text, space)
-        .with_context(|| format!("no flat view renders address space `{space}`"))?;
-    let containers = witness::replay(&calls)?;
-    ensure!(containers.len() <= 1, "more containers than expected: {:?}", containers.keys());
-    let held = containers.into_values().next().unwrap_or_default();
-    let snapshot = Snapshot { rows, held };
-
-    let wanted: Vec<Reach> = snapshot.rows.iter().filter_map(Row::reach).collect();
-    let mapped = witness::reach(&snapshot.held)?;
-    let count = mapped.len();
-    let mut problems = ranges::differences("wanted", wanted, "mapped", mapped);
-    problems.extend(wrong_memory(&snapshot));
-    let seen = format!("{count} mappings, {} bytes, as the flat view", snapshot.wanted_bytes(false));
-    lab.report.check(&format!("mappings-{when}"), &problems, &seen);
-    Ok(snapshot)
+    seen
 }
 
-/// The flat view names no host addresses, but rows of one memory region must lie at one distance
-/// from it: RAM mapped from the wrong place would show as a second distance.
-fn wrong_memory(snapshot: &Snapshot) -> Vec<String> {
-    let mut bases: BTreeMap<&str, u64> = BTreeMap::new();
+/// Where a mapping and a slot of the same guest address lead to different host addresses.
+fn wrong_memory(wanted: &Held, held: &Held) -> Vec<String> {
     let mut problems = Vec::new();
-    for row in &snapshot.rows {
-        let Some(reach) = row.reach() else { continue };
-        for (&iova, mapping) in snapshot.held.range(..=reach.last) {
-            let last = iova + (mapping.size - 1);
-            if last < reach.start {
+    for (&gpa, slot) in wanted {
+        for (&iova, mapping) in held.range(..=gpa + (slot.size - 1)) {
+            if iova + (mapping.size - 1) < gpa {
                 continue;
             }
-            // Host address of the region's first byte, by this mapping.
-            let at = reach.start.max(iova);
-            let offset = row.offset + (at - row.start);
-            let base = mapping.vaddr.wrapping_add(at - iova).wrapping_sub(offset);
-            let known = *bases.entry(&row.name).or_insert(base);
-            if known != base {
-                problems.push(format!("{} at {at:#x} is mapped from the wrong memory", row.name));
+            if mapping.vaddr.wrapping_sub(iova) != slot.vaddr.wrapping_sub(gpa) {
+                let at = iova.max(gpa);
+                problems.push(format!("{at:#x} is mapped from other memory than the guest has there"));
             }
         }
     }
