@@ -59,14 +59,12 @@ pub struct Outcome {
 /// What an engine works with.
 #[derive(Clone, Debug)]
 pub struct Info {
-    /// The backend's limits, as they stood at open.
+    /// The backend's limits, now.
     pub limits: Limits,
     /// How much may be pinned, now.
     pub memlock: Memlock,
     /// Bytes of the largest entry.
     pub entry_size: u64,
-    /// Entries left.
-    pub entries_left: Option<u64>,
     /// Most threads a commit may fault memory in with.
     pub threads: usize,
     /// Whether a transaction is open.
@@ -75,8 +73,10 @@ pub struct Info {
     pub poisoned: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// As they were when last asked, but `entries` is how many there can be in all.
+    limits: Limits,
     wanted: WantedSet,
     table: MapTable,
     in_transaction: bool,
@@ -87,7 +87,8 @@ struct State {
 #[derive(Debug)]
 pub struct Engine {
     backend: Box<dyn Backend>,
-    limits: Limits,
+    /// The smallest IOMMU page in bytes.
+    page: u64,
     grid: Grid,
     threads: usize,
     log: Log,
@@ -105,7 +106,10 @@ impl Engine {
         })?;
         let limits = backend.limits()?;
         let (threads, log) = (config.threads, config.log);
-        Ok(Self { backend, limits, grid, threads, log, state: Mutex::default(), stats: Mutex::default() })
+        let page = limits.page_sizes.smallest();
+        let (wanted, table) = Default::default();
+        let state = Mutex::new(State { limits, wanted, table, in_transaction: false, poison: None });
+        Ok(Self { backend, page, grid, threads, log, state, stats: Mutex::default() })
     }
 
     /// Opens a transaction: until [`Engine::commit`], regions are only noted.
@@ -123,7 +127,7 @@ impl Engine {
         let range = region.range;
         let refused =
             |errno, why| Err(Error { hva: Some(region.hva), ..Error::check(errno, Some(range), why) });
-        let page = self.limits.page_sizes.smallest();
+        let page = self.page;
         // Of an aligned length, the last byte's low bits are all set.
         let length = range.last().wrapping_add(1).wrapping_sub(range.start());
         if let Some(value) =
@@ -156,7 +160,7 @@ impl Engine {
     /// Does not want anything at `range` any more; answers how many wanted bytes that took away. Outside a transaction they
     /// are unmapped when this returns.
     pub fn unmap(&self, range: IovaRange) -> Result<u64> {
-        let page = self.limits.page_sizes.smallest();
+        let page = self.page;
         let end = range.last().wrapping_add(1);
         if let Some(value) = [range.start(), end].into_iter().find(|value| value & (page - 1) != 0) {
             return Err(Error::check(Errno::EINVAL, Some(range), Why::Misaligned { value, page }));
@@ -195,12 +199,14 @@ impl Engine {
 
     /// What the engine works with.
     pub fn info(&self) -> Info {
-        let state = self.state();
+        let mut state = self.state();
+        self.ask_limits(&mut state);
+        let held = state.table.len();
+        let entries = state.limits.entries.map(|entries| entries.saturating_sub(held));
         Info {
-            limits: self.limits.clone(),
+            limits: Limits { entries, ..state.limits.clone() },
             memlock: self.backend.memlock(),
             entry_size: self.grid.entry_size(),
-            entries_left: self.limits.entries.map(|entries| entries.saturating_sub(state.table.len())),
             threads: self.threads(),
             in_transaction: state.in_transaction,
             poisoned: state.poison.is_some(),
@@ -294,16 +300,12 @@ impl Engine {
     /// One try at making the kernel hold what is wanted. `scope` grows to everything that may have changed.
     fn attempt(&self, state: &mut State, scope: &mut Vec<IovaRange>, outcome: &mut Outcome) -> Result<()> {
         let planning = Instant::now();
-        let planned = plan::plan(&state.wanted, &state.table, scope, self.grid, self.limits.entries);
-        let checked = planned
-            .map_err(|room| {
-                let why = Why::Entries { needed: room.needed, available: room.available };
-                Error::check(Errno::ENOSPC, None, why)
-            })
-            .and_then(|plan| {
-                scope.clone_from(&plan.scope);
-                preflight::check(&plan, &self.limits, || self.backend.memlock()).map(|()| plan)
-            });
+        let mut checked = self.plan(state, scope);
+        if let Err(Error { why: Why::Entries { .. } | Why::OutsideIova { .. }, .. }) = &checked {
+            // Groups join and leave the container, and an administrator may have raised a limit.
+            self.ask_limits(state);
+            checked = self.plan(state, scope);
+        }
         let mut stats = self.stats_mut();
         stats.plan_ns += nanoseconds(planning.elapsed());
         stats.preflight_refusals += u64::from(checked.is_err());
@@ -335,6 +337,26 @@ impl Engine {
         outcome.kept_bytes = plan.kept_bytes;
         outcome.refusals = done.refusals;
         run
+    }
+
+    /// The plan for what the transaction touched, if it can be known to fit. `scope` becomes the plan's.
+    fn plan(&self, state: &State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
+        let capacity = state.limits.entries;
+        let plan = plan::plan(&state.wanted, &state.table, scope, self.grid, capacity).map_err(|room| {
+            let why = Why::Entries { needed: room.needed, available: room.available };
+            Error::check(Errno::ENOSPC, None, why)
+        })?;
+        scope.clone_from(&plan.scope);
+        preflight::check(&plan, &state.limits, || self.backend.memlock())?;
+        Ok(plan)
+    }
+
+    /// Brings the limits up to date; what cannot be asked stays as it was, and the kernel has the last word anyway.
+    fn ask_limits(&self, state: &mut State) {
+        if let Ok(limits) = self.backend.limits() {
+            let entries = limits.entries.map(|left| left.saturating_add(state.table.len()));
+            state.limits = Limits { entries, ..limits };
+        }
     }
 
     /// After a failure: makes the kernel hold what was wanted before, less what the transaction unmapped.

@@ -206,6 +206,24 @@ fn ram_the_iommu_cannot_translate_is_refused_before_anything_is_touched() {
 }
 
 #[test]
+fn limits_are_asked_again_before_they_refuse() {
+    let (engine, sim) =
+        open(SimConfig { iova_ranges: vec![range(0, GIB)], dma_avail: 2, ..SimConfig::default() });
+    transact(&engine, &[], &[ram(0, GIB)]).unwrap();
+    sim.reconfigure(|config| {
+        config.iova_ranges = vec![range(0, 8 * GIB)];
+        config.dma_avail = 4;
+    });
+    transact(&engine, &[], &[ram(GIB, 2 * GIB)]).unwrap();
+    assert_eq!(engine.info().limits.entries, Some(0));
+    sim.reconfigure(|config| config.iova_ranges.clear());
+    assert_eq!(
+        transact(&engine, &[], &[ram(9 * GIB, GIB)]).unwrap_err().needed_and_available(),
+        Some((1, 0))
+    );
+}
+
+#[test]
 fn device_memory_that_cannot_be_mapped_is_told_and_not_tried_again() {
     let bar_hva = 0x6000_0000_0000;
     let (engine, sim) =

@@ -180,7 +180,7 @@ pub(crate) fn info(info: &Info, backend: u32) -> vfio_fast_info {
         threads: count(info.threads as u64),
         iova_pgsizes: info.limits.page_sizes.bitmap(),
         entry_size: info.entry_size,
-        dma_avail: info.entries_left.unwrap_or(u64::MAX),
+        dma_avail: info.limits.entries.unwrap_or(u64::MAX),
         iova_first: ranges.first().map_or(0, |range| range.start()),
         iova_last: ranges.last().map_or(u64::MAX, |range| range.last()),
         iova_ranges: ranges.len() as u64,

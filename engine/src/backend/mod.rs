@@ -9,7 +9,7 @@ pub use crate::region::Mapping;
 pub mod sim;
 pub mod type1;
 
-/// What a backend can hold, as it stood at open.
+/// What a backend can hold.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// IOMMU page sizes.
@@ -34,7 +34,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// For messages.
     fn name(&self) -> &'static str;
 
-    /// What it can hold. Asked once, at open.
+    /// What it can hold, now. Asked at open and before a transaction is refused because of it.
     fn limits(&self) -> Result<Limits>;
 
     /// How much may be pinned, now.
