@@ -9,9 +9,10 @@ use crate::backend::{Backend, Limits, Memlock};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::execute::{Done, Executor, Refusal};
 use crate::grid::Grid;
+use crate::hugepage;
 use crate::log::{Level, Log};
 use crate::plan::{self, Plan};
-use crate::populate::{self, Piece};
+use crate::populate::{self, How, Piece, Report};
 use crate::preflight;
 use crate::region::{Kind, Perm, Region};
 use crate::stats::Stats;
@@ -25,13 +26,15 @@ pub struct Config {
     pub entry_size: u64,
     /// Most threads to fault memory in with; 0: one per allowed CPU.
     pub threads: usize,
+    /// Whether to ask for huge pages before memory is faulted in.
+    pub huge_pages: bool,
     /// Where messages go.
     pub log: Log,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { entry_size: Grid::DEFAULT_ENTRY, threads: 0, log: Log::none() }
+        Self { entry_size: Grid::DEFAULT_ENTRY, threads: 0, huge_pages: true, log: Log::none() }
     }
 }
 
@@ -80,6 +83,7 @@ struct State {
     wanted: WantedSet,
     table: MapTable,
     in_transaction: bool,
+    told_of_small_pages: bool,
     poison: Option<String>,
 }
 
@@ -91,6 +95,7 @@ pub struct Engine {
     page: u64,
     grid: Grid,
     threads: usize,
+    huge_pages: bool,
     log: Log,
     state: Mutex<State>,
     // Apart from the state, so that reading statistics never waits for a commit.
@@ -105,11 +110,13 @@ impl Engine {
             Error { op: Op::Open, ..Error::check(Errno::EINVAL, None, why) }
         })?;
         let limits = backend.limits()?;
-        let (threads, log) = (config.threads, config.log);
+        let Config { threads, huge_pages, log, .. } = config;
         let page = limits.page_sizes.smallest();
         let (wanted, table) = Default::default();
-        let state = Mutex::new(State { limits, wanted, table, in_transaction: false, poison: None });
-        Ok(Self { backend, page, grid, threads, log, state, stats: Mutex::default() })
+        let (in_transaction, told_of_small_pages) = (false, false);
+        let state =
+            Mutex::new(State { limits, wanted, table, in_transaction, told_of_small_pages, poison: None });
+        Ok(Self { backend, page, grid, threads, huge_pages, log, state, stats: Mutex::default() })
     }
 
     /// Opens a transaction: until [`Engine::commit`], regions are only noted.
@@ -392,7 +399,8 @@ impl Engine {
                 Piece { hva: entry.hva, bytes: entry.range.length(), writable: entry.perm == Perm::ReadWrite }
             })
             .collect();
-        let report = populate::populate(&pieces, self.threads());
+        let how = How { threads: self.threads(), huge_pages: self.huge_pages, chunk: populate::CHUNK };
+        let report = populate::populate(&pieces, how);
         for piece in &report.device_pieces {
             let entry = &mut plan.maps[indices[*piece]];
             entry.kind = Kind::Device;
@@ -409,6 +417,9 @@ impl Engine {
         stats.populate_ns += nanoseconds(report.duration);
         stats.populate_calls += report.calls;
         stats.populate_bytes += report.bytes;
+        stats.populate_present += report.present_bytes;
+        stats.populate_huge += report.huge_bytes;
+        stats.populate_small += report.small_anonymous_bytes + report.small_file_bytes;
         stats.populate_skipped += report.skipped_bytes;
         stats.populate_einval += report.einval;
         stats.populate_efault += report.efault;
@@ -417,6 +428,19 @@ impl Engine {
         stats.populate_other += report.other;
         stats.thread_fallbacks += report.thread_fallbacks;
         stats.threads_peak = stats.threads_peak.max(report.threads);
+        drop(stats);
+        self.tell_of_small_pages(state, &report);
+    }
+
+    /// Says once what keeps the host from giving huge pages.
+    fn tell_of_small_pages(&self, state: &mut State, report: &Report) {
+        if !self.huge_pages || state.told_of_small_pages {
+            return;
+        }
+        if let Some(hint) = hugepage::hint(report) {
+            state.told_of_small_pages = true;
+            self.log.write(Level::Warn, format_args!("{hint}"));
+        }
     }
 
     fn threads(&self) -> usize {

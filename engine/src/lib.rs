@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 0 | [`addr`], [`region`], [`error`], [`log`], [`stats`] | compute |
 //! | 1 | [`grid`], [`table`], [`wanted`], [`plan`] | compute: no I/O, no clock, no lock |
-//! | 2 | [`sys`], [`backend`], [`populate`], [`preflight`] | call the kernel |
+//! | 2 | [`sys`], [`backend`], [`populate`], [`hugepage`], [`preflight`] | call the kernel |
 //! | 3 | [`execute`] | run a plan |
 //! | 4 | [`engine`] | lock |
 
@@ -17,6 +17,7 @@ pub mod engine;
 pub mod error;
 pub mod execute;
 pub mod grid;
+pub mod hugepage;
 pub mod log;
 pub mod plan;
 pub mod populate;

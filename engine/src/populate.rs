@@ -14,11 +14,15 @@ use std::time::{Duration, Instant};
 use crate::addr::HostVa;
 use crate::error::Errno;
 use crate::sys::madvise::{self, Access};
+use crate::sys::pagemap::Pagemap;
 use crate::sys::{thread, vma};
 
 /// Bytes faulted in by one call. A multiple of every PMD, and chunks begin and end on multiples of it, so no huge page
 /// is ever shared by two threads; small enough that the last chunk does not keep one thread busy while the others wait.
 pub const CHUNK: u64 = 64 << 20;
+
+/// The smallest huge page.
+const HUGE: u64 = 2 << 20;
 
 /// Below so many bytes a thread costs more than it brings.
 const ALONE_BELOW: u64 = 4 << 20;
@@ -34,13 +38,32 @@ pub struct Piece {
     pub writable: bool,
 }
 
+/// How to fault in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct How {
+    /// Most threads, the calling one included.
+    pub threads: usize,
+    /// Whether to ask for huge pages first, where there is something to fault in.
+    pub huge_pages: bool,
+    /// Bytes per call and per turn of a thread; a power of two of at least a page. [`CHUNK`] unless measuring.
+    pub chunk: u64,
+}
+
 /// What [`populate`] did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Report {
-    /// Calls into the kernel, whatever they answered.
+    /// Calls that fault in, whatever they answered.
     pub calls: u64,
-    /// Bytes made present, or found so.
+    /// Bytes made present by them.
     pub bytes: u64,
+    /// Bytes that were present before, and passed over.
+    pub present_bytes: u64,
+    /// Bytes that are mapped by huge pages now.
+    pub huge_bytes: u64,
+    /// Bytes of anonymous memory that are mapped by base pages now.
+    pub small_anonymous_bytes: u64,
+    /// Bytes of files (shmem and memfd are files) that are mapped by base pages now.
+    pub small_file_bytes: u64,
     /// Bytes in chunks that were left to the map call, for one of the five reasons below.
     pub skipped_bytes: u64,
     /// Chunks that answered EINVAL: a kernel before 5.14, a special mapping, or one without the permission.
@@ -80,6 +103,10 @@ impl Report {
     fn add(&mut self, done: &Self) {
         self.calls += done.calls;
         self.bytes += done.bytes;
+        self.present_bytes += done.present_bytes;
+        self.huge_bytes += done.huge_bytes;
+        self.small_anonymous_bytes += done.small_anonymous_bytes;
+        self.small_file_bytes += done.small_file_bytes;
         self.skipped_bytes += done.skipped_bytes;
         self.einval += done.einval;
         self.efault += done.efault;
@@ -97,23 +124,19 @@ pub fn allowed_threads(most: usize) -> usize {
     if most == 0 { allowed } else { most.min(allowed) }
 }
 
-/// Makes `pieces` present on up to `threads` threads, the calling one included, as far as that is possible.
+/// Makes `pieces` present on up to `how.threads` threads, the calling one included, as far as that is possible.
 ///
 /// No other thread is left when this returns.
-pub fn populate(pieces: &[Piece], threads: usize) -> Report {
-    in_chunks(pieces, threads, CHUNK)
-}
-
-fn in_chunks(pieces: &[Piece], threads: usize, chunk: u64) -> Report {
+pub fn populate(pieces: &[Piece], how: How) -> Report {
     let started = Instant::now();
-    let queue = Queue::new(pieces, chunk);
+    let queue = Queue::new(pieces, how);
     if queue.chunks == 0 {
         return Report::default();
     }
     let total = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.bytes));
     let useful = if total < ALONE_BELOW { 1 } else { usize::try_from(queue.chunks).unwrap_or(usize::MAX) };
     let report = Mutex::new(Report::default());
-    let refused = thread::run(threads.min(useful).saturating_sub(1), || {
+    let refused = thread::run(how.threads.min(useful).saturating_sub(1), || {
         let done = queue.work();
         report.lock().unwrap_or_else(PoisonError::into_inner).add(&done);
     });
@@ -128,25 +151,31 @@ fn in_chunks(pieces: &[Piece], threads: usize, chunk: u64) -> Report {
 /// present already costs nothing, huge pages cost less), so none is dealt out in advance.
 struct Queue<'a> {
     pieces: &'a [Piece],
-    chunk: u64,
+    how: How,
     /// For each piece, how many chunks come before its first.
     first: Vec<u64>,
     /// For each piece, whether it is device memory, once that has been asked.
     device: Vec<OnceLock<bool>>,
+    /// For each piece, whether huge pages were asked for: before its first fault, and not at all if it has none.
+    advised: Vec<OnceLock<()>>,
+    /// To see what is there already.
+    pagemap: Option<Pagemap>,
     chunks: u64,
     next: AtomicU64,
 }
 
 impl<'a> Queue<'a> {
-    fn new(pieces: &'a [Piece], chunk: u64) -> Self {
+    fn new(pieces: &'a [Piece], how: How) -> Self {
         let mut chunks = 0;
         let mut first = Vec::with_capacity(pieces.len());
         for piece in pieces {
             first.push(chunks);
-            chunks += chunks_of(piece, chunk);
+            chunks += chunks_of(piece, how.chunk);
         }
         let device = pieces.iter().map(|_| OnceLock::new()).collect();
-        Self { pieces, chunk, first, device, chunks, next: AtomicU64::new(0) }
+        let advised = pieces.iter().map(|_| OnceLock::new()).collect();
+        let pagemap = Pagemap::open();
+        Self { pieces, how, first, device, advised, pagemap, chunks, next: AtomicU64::new(0) }
     }
 
     /// Takes chunks until there are none left.
@@ -164,15 +193,42 @@ impl<'a> Queue<'a> {
             if self.device[index].get() == Some(&true) {
                 continue;
             }
-            let (hva, bytes) = chunk_of(piece, self.chunk, number - self.first[index]);
-            let access = if piece.writable { Access::Write } else { Access::Read };
-            done.calls += 1;
-            match madvise::populate(hva, bytes, access) {
-                Ok(()) => done.bytes += bytes,
-                Err(Errno::EINVAL) if self.is_device(index) => {}
-                Err(errno) => done.left_to_the_map(bytes, errno),
-            }
+            let chunk = chunk_of(piece, self.how.chunk, number - self.first[index]);
+            self.fault_in(index, chunk, &mut done);
         }
+    }
+
+    /// Makes one chunk of piece `index` present, from its first missing byte on.
+    fn fault_in(&self, index: usize, (hva, bytes): (HostVa, u64), done: &mut Report) {
+        let piece = &self.pieces[index];
+        let access = if piece.writable { Access::Write } else { Access::Read };
+        let present = self.look(hva, bytes, access, done);
+        done.present_bytes += present;
+        let Some(missing) = hva.checked_add(present).filter(|_| present < bytes) else { return };
+        if self.how.huge_pages {
+            self.advised[index].get_or_init(|| prefer_huge_pages(piece));
+        }
+        let left = bytes - present;
+        done.calls += 1;
+        match madvise::populate(missing, left, access) {
+            Ok(()) => done.bytes += left,
+            Err(Errno::EINVAL) if self.is_device(index) => return,
+            Err(errno) => done.left_to_the_map(left, errno),
+        }
+        self.look(missing, left, access, done);
+    }
+
+    /// Counts how the pages at `hva` are mapped, up to the first that is missing; answers how many bytes those are. What
+    /// cannot be looked at is taken for missing: faulting in what is there is slower and does no harm.
+    fn look(&self, hva: HostVa, bytes: u64, access: Access, done: &mut Report) -> u64 {
+        let Some(Ok(mapped)) = self.pagemap.as_ref().map(|pagemap| pagemap.present(hva, bytes, access))
+        else {
+            return 0;
+        };
+        done.huge_bytes += mapped.huge;
+        done.small_anonymous_bytes += mapped.small_anonymous;
+        done.small_file_bytes += mapped.small_file;
+        mapped.bytes()
     }
 
     /// Whether piece `index` is device memory: looked up once, on the first EINVAL.
@@ -185,6 +241,14 @@ impl<'a> Queue<'a> {
     fn device_pieces(&self) -> Vec<usize> {
         let known = self.device.iter().enumerate();
         known.filter(|(_, device)| device.get() == Some(&true)).map(|(index, _)| index).collect()
+    }
+}
+
+/// Asks for huge pages, if the piece could hold one. Whoever cannot give them says so and is left alone.
+fn prefer_huge_pages(piece: &Piece) {
+    if piece.writable && piece.bytes >= HUGE {
+        // What came of it is seen in the pages, not in the answer: a host can accept the advice and never follow it.
+        let _ = madvise::prefer_huge_pages(piece.hva, piece.bytes);
     }
 }
 
@@ -218,6 +282,10 @@ mod tests {
 
     fn piece(start: u64, bytes: u64) -> Piece {
         Piece { hva: HostVa::from_raw(start), bytes, writable: true }
+    }
+
+    fn in_chunks(pieces: &[Piece], threads: usize, chunk: u64) -> Report {
+        populate(pieces, How { threads, huge_pages: false, chunk })
     }
 
     /// Every chunk of `piece`, as (start, bytes).
@@ -255,7 +323,7 @@ mod tests {
             let chunk = chunk_pmds * PMD;
             let pieces: Vec<Piece> =
                 sizes.iter().map(|&(start, pages)| piece(start & !0xfff, pages * 0x71000)).collect();
-            let queue = Queue::new(&pieces, chunk);
+            let queue = Queue::new(&pieces, How { threads: 1, huge_pages: false, chunk });
             let mut total = 0;
             for (index, piece) in pieces.iter().enumerate() {
                 prop_assert_eq!(queue.first[index], total);

@@ -41,6 +41,12 @@ pub struct Stats {
     pub populate_calls: u64,
     /// Bytes they faulted in.
     pub populate_bytes: u64,
+    /// Bytes that were present before and passed over.
+    pub populate_present: u64,
+    /// Bytes about to be mapped that huge pages back (THP or hugetlbfs).
+    pub populate_huge: u64,
+    /// Bytes about to be mapped that base pages back.
+    pub populate_small: u64,
     /// Bytes left to the map call because faulting in did not work.
     pub populate_skipped: u64,
     /// Chunks that answered EINVAL: a kernel before 5.14, or a special mapping.

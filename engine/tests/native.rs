@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use memfd::MemfdOptions;
-use vfio_fast_engine::populate::{self, CHUNK, Piece, Report};
+use vfio_fast_engine::populate::{self, CHUNK, How, Piece, Report};
 use vfio_fast_engine::sys::hva::host_va;
 
 const PAGE: usize = 4096;
@@ -126,7 +126,19 @@ fn memfd(length: usize) -> File {
 
 /// What a populate answers that met no obstacle.
 fn all_well(calls: u64, bytes: usize, threads: u64, report: &Report) -> Report {
-    Report { calls, bytes: bytes as u64, threads, duration: report.duration, ..Report::default() }
+    let expected =
+        Report { calls, bytes: bytes as u64, threads, duration: report.duration, ..Report::default() };
+    as_mapped(expected, report)
+}
+
+/// `expected`, with the kinds of pages that `report` saw.
+fn as_mapped(expected: Report, report: &Report) -> Report {
+    let Report { huge_bytes, small_anonymous_bytes, small_file_bytes, .. } = *report;
+    Report { huge_bytes, small_anonymous_bytes, small_file_bytes, ..expected }
+}
+
+fn populate(pieces: &[Piece], threads: usize) -> Report {
+    populate::populate(pieces, How { threads, huge_pages: false, chunk: CHUNK })
 }
 
 /// Multiples of the chunk size that begin inside the mapping, and one for its head.
@@ -143,7 +155,7 @@ fn anonymous_memory_is_present_and_zero() {
     let _alone = alone();
     let memory = Memory::anonymous(3 * MIB, READ_WRITE).small_pages();
     assert_eq!(memory.resident(), 0);
-    let report = populate::populate(&[memory.whole(true)], 8);
+    let report = populate(&[memory.whole(true)], 8);
     assert_eq!(report, all_well(chunks(&memory), 3 * MIB, 1, &report));
     assert_eq!(memory.resident(), 3 * MIB / PAGE);
     assert_eq!((memory.read(0), memory.read(3 * MIB - 1)), (0, 0));
@@ -157,7 +169,7 @@ fn what_is_in_memory_stays_as_it_is() {
     memory.write(0, 1);
     memory.write(MIB + 5, 2);
     for writable in [true, false] {
-        populate::populate(&[memory.whole(writable)], 1);
+        populate(&[memory.whole(writable)], 1);
         assert_eq!((memory.read(0), memory.read(1), memory.read(MIB + 5)), (1, 0, 2));
     }
 }
@@ -166,7 +178,7 @@ fn what_is_in_memory_stays_as_it_is() {
 fn only_the_piece_is_populated() {
     let _alone = alone();
     let memory = Memory::anonymous(2 * MIB, READ_WRITE).small_pages();
-    populate::populate(&[memory.piece(MIB, 3 * PAGE, true), memory.piece(0, PAGE, true)], 1);
+    populate(&[memory.piece(MIB, 3 * PAGE, true), memory.piece(0, PAGE, true)], 1);
     assert_eq!(memory.resident(), 4);
 }
 
@@ -177,7 +189,7 @@ fn a_memfd_gets_its_pages() {
         let file = memfd(8 * MIB);
         let memory = Memory::of(&file, 8 * MIB, READ_WRITE);
         assert_eq!(file.metadata().unwrap().blocks(), 0);
-        let report = populate::populate(&[memory.whole(writable)], 2);
+        let report = populate(&[memory.whole(writable)], 2);
         assert_eq!(report.bytes, 8 * MIB as u64);
         assert_eq!(file.metadata().unwrap().blocks() * 512, 8 * MIB as u64);
         assert_eq!(memory.resident(), 8 * MIB / PAGE);
@@ -189,7 +201,7 @@ fn read_only_memory_is_read() {
     let _alone = alone();
     let file = memfd(MIB);
     let memory = Memory::of(&file, MIB, READ);
-    let report = populate::populate(&[memory.whole(false)], 1);
+    let report = populate(&[memory.whole(false)], 1);
     assert_eq!(report, all_well(chunks(&memory), MIB, 1, &report));
     assert_eq!(memory.resident(), MIB / PAGE);
 }
@@ -201,7 +213,7 @@ fn memory_without_the_permission_is_left_to_the_map() {
     let read_only = Memory::anonymous(MIB, READ);
     let none = Memory::anonymous(MIB, libc::PROT_NONE);
     let pieces = [read_only.whole(true), none.whole(true), none.whole(false)];
-    let report = populate::populate(&pieces, 1);
+    let report = populate(&pieces, 1);
     let calls = chunks(&read_only) + 2 * chunks(&none);
     let refused = Report { einval: calls, skipped_bytes: 3 * MIB as u64, ..all_well(calls, 0, 1, &report) };
     assert_eq!(report, refused);
@@ -220,7 +232,7 @@ fn a_hole_costs_its_chunk_and_no_other() {
     memory.punch(first + PAGE, PAGE);
     memory.protect(first + chunk + PAGE, PAGE, libc::PROT_NONE);
     let tail = 4 * PAGE;
-    let report = populate::populate(&[memory.piece(first - head, head + 2 * chunk + tail, false)], 1);
+    let report = populate(&[memory.piece(first - head, head + 2 * chunk + tail, false)], 1);
     let holes =
         Report { enomem: 1, einval: 1, skipped_bytes: 2 * CHUNK, ..all_well(4, head + tail, 1, &report) };
     assert_eq!(report, holes);
@@ -232,7 +244,7 @@ fn behind_the_end_of_a_file_is_an_error_and_not_a_signal() {
     let file = memfd(MIB);
     let memory = Memory::of(&file, 2 * MIB, READ_WRITE);
     let pieces = [memory.piece(MIB - PAGE, PAGE, true), memory.piece(MIB, PAGE, true)];
-    let report = populate::populate(&pieces, 1);
+    let report = populate(&pieces, 1);
     let half = Report { efault: 1, skipped_bytes: PAGE as u64, ..all_well(2, PAGE, 1, &report) };
     assert_eq!(report, half);
 }
@@ -246,7 +258,7 @@ fn missing_huge_pages_are_an_error_and_not_a_signal() {
     let free: usize = free.trim().parse().unwrap();
     // More than there are, of which the first ones exist.
     let memory = Memory::new((free + 2) * 2 * MIB, READ_WRITE, flags, -1);
-    let report = populate::populate(&[memory.whole(true)], 1);
+    let report = populate(&[memory.whole(true)], 1);
     assert!(report.efault + report.enomem > 0, "{report:?}");
     assert_eq!(report.bytes + report.skipped_bytes, memory.length as u64);
 }
@@ -263,11 +275,11 @@ fn device_memory_is_recognised_once_and_left_alone() {
     let memory = Memory::anonymous(MIB, READ_WRITE).small_pages();
     let pieces =
         [memory.piece(0, PAGE, true), piece(begin, end - begin, false), memory.piece(PAGE, PAGE, true)];
-    let report = populate::populate(&pieces, 1);
+    let report = populate(&pieces, 1);
     let expected = Report { device_pieces: vec![1], ..all_well(3, 2 * PAGE, 1, &report) };
     assert_eq!(report, expected);
     // A piece that is device memory only in part is not called so.
-    let report = populate::populate(&[piece(begin - PAGE as u64, end - begin + PAGE as u64, false)], 1);
+    let report = populate(&[piece(begin - PAGE as u64, end - begin + PAGE as u64, false)], 1);
     assert_eq!((report.device_pieces.len(), report.bytes), (0, 0));
 }
 
@@ -275,15 +287,49 @@ fn device_memory_is_recognised_once_and_left_alone() {
 fn calls_are_counted_and_shared_by_threads_that_end() {
     let _alone = alone();
     let length = 5 * usize::try_from(CHUNK).unwrap() + PAGE;
-    // Zero pages only: this is about calls, not about memory.
-    let memory = Memory::anonymous(length, READ);
     for threads in [1, 2, 3] {
-        let report = populate::populate(&[memory.whole(false)], threads);
+        // Zero pages only: this is about calls, not about memory.
+        let memory = Memory::anonymous(length, READ);
+        let report = populate(&[memory.whole(false)], threads);
         assert_eq!(report, all_well(chunks(&memory), length, threads as u64, &report));
         assert!((6..=7).contains(&report.calls));
         assert_no_workers();
+        assert_eq!(memory.resident(), length / PAGE);
     }
-    assert_eq!(memory.resident(), length / PAGE);
+}
+
+#[test]
+fn what_is_present_is_passed_over() {
+    let _alone = alone();
+    let memory = Memory::anonymous(3 * MIB, READ_WRITE).small_pages();
+    memory.write(0, 1);
+    memory.write(PAGE, 1);
+    let first = populate(&[memory.piece(0, MIB, true)], 1);
+    let present = 2 * PAGE as u64;
+    assert_eq!((first.present_bytes, first.bytes), (present, MIB as u64 - present));
+    let again = populate(&[memory.piece(0, MIB, true)], 1);
+    assert_eq!((again.calls, again.present_bytes), (0, MIB as u64));
+    assert_eq!(again.small_anonymous_bytes, MIB as u64);
+    // A page that was only read is the shared zero page: enough for a device that reads, not for one that writes.
+    assert_eq!(memory.read(2 * MIB), 0);
+    let page = |writable| populate(&[memory.piece(2 * MIB, PAGE, writable)], 1);
+    assert_eq!(page(false).calls, 0);
+    assert_eq!(page(true).bytes, PAGE as u64);
+    assert_eq!(page(true).calls, 0);
+}
+
+#[test]
+fn huge_pages_are_asked_for_before_the_first_fault() {
+    let _alone = alone();
+    let knob = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap();
+    for (huge_pages, granted) in [(false, knob.contains("[always]")), (true, !knob.contains("[never]"))] {
+        let memory = Memory::anonymous(16 * MIB, READ_WRITE);
+        let how = How { threads: 1, huge_pages, chunk: CHUNK };
+        let report = populate::populate(&[memory.whole(true)], how);
+        assert_eq!(report.huge_bytes + report.small_anonymous_bytes, 16 * MIB as u64);
+        // The mapping's ends need not be aligned, and memory can be fragmented.
+        assert_eq!(report.huge_bytes >= 8 * MIB as u64, granted, "{report:?}");
+    }
 }
 
 #[test]
@@ -292,9 +338,9 @@ fn small_jobs_start_no_thread() {
     let memory = Memory::anonymous(4 * MIB, READ_WRITE);
     // A thousand pages, each a piece of its own.
     let pieces: Vec<Piece> = (0..1000).map(|page| memory.piece(page * PAGE, PAGE, true)).collect();
-    let report = populate::populate(&pieces, 8);
+    let report = populate(&pieces, 8);
     assert_eq!(report, all_well(1000, 1000 * PAGE, 1, &report));
-    assert_eq!(populate::populate(&[], 8), Report::default());
+    assert_eq!(populate(&[], 8), Report::default());
 }
 
 #[test]
@@ -323,7 +369,7 @@ fn refused_threads_are_counted_and_the_work_gets_done() {
     let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
     // SAFETY: `limit` is a whole rlimit, and only read.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
-    let report = populate::populate(&[memory.whole(false)], 3);
+    let report = populate(&[memory.whole(false)], 3);
     let expected = Report { thread_fallbacks: 2, ..all_well(chunks(&memory), length, 1, &report) };
     assert_eq!(report, expected);
 }
@@ -333,7 +379,7 @@ fn a_broken_page_is_an_error_and_not_a_signal() {
     let _alone = alone();
     let memory = Memory::anonymous(2 * MIB, READ_WRITE).small_pages();
     let poisoner = poison(&memory, MIB, PAGE);
-    let report = populate::populate(&[memory.piece(MIB, PAGE, true), memory.piece(MIB, PAGE, false)], 1);
+    let report = populate(&[memory.piece(MIB, PAGE, true), memory.piece(MIB, PAGE, false)], 1);
     let broken = Report { ehwpoison: 2, skipped_bytes: 2 * PAGE as u64, ..all_well(2, 0, 1, &report) };
     assert_eq!(report, broken);
     drop(poisoner);

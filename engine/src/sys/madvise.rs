@@ -33,6 +33,21 @@ pub(crate) fn populate(hva: HostVa, bytes: u64, access: Access) -> Result<(), Er
     }
 }
 
+/// Asks for huge pages where `bytes` bytes at `hva` are faulted in from now on.
+///
+/// An error is as good as an answer: the kernel has no huge pages, or this memory cannot have them.
+pub(crate) fn prefer_huge_pages(hva: HostVa, bytes: u64) -> Result<(), Errno> {
+    let length = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
+    let address = usize::try_from(hva.raw()).map_err(|_| Errno::EINVAL)?;
+    let address = std::ptr::with_exposed_provenance_mut(address);
+    // SAFETY: the advice changes how faults to come are served and no byte of memory, for any address: what is not mapped
+    // is answered with an error. So there is no obligation on the range.
+    match unsafe { libc::madvise(address, length, libc::MADV_HUGEPAGE) } {
+        0 => Ok(()),
+        _ => Err(Errno::last()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
