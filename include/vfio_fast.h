@@ -126,6 +126,12 @@
 #define VFIO_FAST_BACKEND_SIM 2119630849u
 
 /**
+ * Config flag: do not ask for huge pages (madvise(MADV_HUGEPAGE)) where RAM is faulted in. Without it the library does,
+ * for writable regions of 2 MiB and more of which something is missing.
+ */
+#define VFIO_FAST_CONFIG_NO_HUGEPAGE (1u << 0)
+
+/**
  * Log level: something is broken and stays broken; the call that met it fails.
  */
 #define VFIO_FAST_LOG_ERROR 1u
@@ -262,7 +268,7 @@ struct vfio_fast_config {
      */
     uint32_t size;
     /**
-     * No flags exist yet: 0. Anything else is -EOPNOTSUPP.
+     * VFIO_FAST_CONFIG_*, or 0. Anything else is -EOPNOTSUPP.
      */
     uint32_t flags;
     /**
@@ -505,6 +511,19 @@ struct vfio_fast_stats {
      * Bytes they faulted in.
      */
     uint64_t populate_bytes;
+    /**
+     * Bytes that were present before, found so and passed over.
+     */
+    uint64_t populate_present;
+    /**
+     * Of the memory that was faulted in or found present, bytes in huge pages (transparent or of hugetlbfs).
+     */
+    uint64_t populate_huge;
+    /**
+     * Of the same, bytes in base pages. Mapping them takes about ten times as long; the log says what on the host
+     * forbids huge pages, if that is why. Both are 0 where the kernel cannot be asked (before Linux 6.7).
+     */
+    uint64_t populate_small;
     /**
      * Bytes that were left to the map call because faulting them in did not work. The next five count the chunks this
      * happened to, by what the kernel answered.

@@ -9,8 +9,8 @@ use vfio_fast_engine::log::Log;
 use vfio_fast_engine::{Config, Engine, Errno};
 
 use crate::abi::{
-    VFIO_FAST_BACKEND_SIM, VFIO_FAST_BACKEND_TYPE1, VFIO_FAST_LOG_DEBUG, vfio_fast_config,
-    vfio_fast_sim_config,
+    VFIO_FAST_BACKEND_SIM, VFIO_FAST_BACKEND_TYPE1, VFIO_FAST_CONFIG_NO_HUGEPAGE, VFIO_FAST_LOG_DEBUG,
+    vfio_fast_config, vfio_fast_sim_config,
 };
 use crate::convert;
 use crate::failure::{Failure, Result};
@@ -55,12 +55,13 @@ impl vfio_fast {
     /// Opens what `settings` describes.
     pub(crate) fn open(settings: Settings) -> Result<Self> {
         let Settings { config, sim, sink } = settings;
-        convert::known("struct vfio_fast_config: flags", config.flags, 0)?;
+        convert::known("struct vfio_fast_config: flags", config.flags, VFIO_FAST_CONFIG_NO_HUGEPAGE)?;
         if config.log_level > VFIO_FAST_LOG_DEBUG {
             return Err(Failure::unknown("struct vfio_fast_config: log_level", config.log_level));
         }
         let mut engine = Config {
             threads: config.threads as usize,
+            huge_pages: config.flags & VFIO_FAST_CONFIG_NO_HUGEPAGE == 0,
             log: log(sink, config.log_level),
             ..Config::default()
         };

@@ -43,7 +43,7 @@ pub struct vfio_fast_sim_config {
 pub struct vfio_fast_config {
     /// sizeof(struct vfio_fast_config)
     pub size: u32,
-    /// No flags exist yet: 0. Anything else is -EOPNOTSUPP.
+    /// VFIO_FAST_CONFIG_*, or 0. Anything else is -EOPNOTSUPP.
     pub flags: u32,
     /// VFIO_FAST_BACKEND_*. Anything else is -EOPNOTSUPP.
     pub backend: u32,

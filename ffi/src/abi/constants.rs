@@ -32,6 +32,10 @@ pub const VFIO_FAST_BACKEND_TYPE1: u32 = 1u32;
 /// no privilege, and can be told to fail or to panic (struct vfio_fast_sim_config). The value is 0x7e570001.
 pub const VFIO_FAST_BACKEND_SIM: u32 = 0x7e57_0001u32;
 
+/// Config flag: do not ask for huge pages (madvise(MADV_HUGEPAGE)) where RAM is faulted in. Without it the library does,
+/// for writable regions of 2 MiB and more of which something is missing.
+pub const VFIO_FAST_CONFIG_NO_HUGEPAGE: u32 = 1u32 << 0;
+
 /// Log level: something is broken and stays broken; the call that met it fails.
 pub const VFIO_FAST_LOG_ERROR: u32 = 1u32;
 

@@ -75,6 +75,13 @@ pub struct vfio_fast_stats {
     pub populate_calls: u64,
     /// Bytes they faulted in.
     pub populate_bytes: u64,
+    /// Bytes that were present before, found so and passed over.
+    pub populate_present: u64,
+    /// Of the memory that was faulted in or found present, bytes in huge pages (transparent or of hugetlbfs).
+    pub populate_huge: u64,
+    /// Of the same, bytes in base pages. Mapping them takes about ten times as long; the log says what on the host
+    /// forbids huge pages, if that is why. Both are 0 where the kernel cannot be asked (before Linux 6.7).
+    pub populate_small: u64,
     /// Bytes that were left to the map call because faulting them in did not work. The next five count the chunks this
     /// happened to, by what the kernel answered.
     pub populate_skipped: u64,
@@ -137,5 +144,5 @@ pub struct vfio_fast_info {
 }
 
 sized32!(vfio_fast_failure, 56);
-sized32!(vfio_fast_stats, 264);
+sized32!(vfio_fast_stats, 288);
 sized32!(vfio_fast_info, 80);

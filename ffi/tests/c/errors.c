@@ -20,7 +20,7 @@ static void bad_configurations(void)
     struct vfio_fast_config config = sim_config(&sim);
     struct vfio_fast *vf = NULL;
 
-    config.flags = 1;
+    config.flags = ~VFIO_FAST_CONFIG_NO_HUGEPAGE;
     CHECK_RC(vfio_fast_open(&config, &vf), -EOPNOTSUPP);
     CHECK_TEXT("flags");
     config = sim_config(&sim);

@@ -29,6 +29,8 @@ SAME(VFIO_FAST_OP_INFO, 5u);
 SAME(VFIO_FAST_INFO_POISONED, 1u);
 SAME(VFIO_FAST_INFO_IN_TRANSACTION, 2u);
 
+SAME(VFIO_FAST_CONFIG_NO_HUGEPAGE, 1u);
+
 /* Each last field of the first release, and where it ends. */
 SAME(offsetof(struct vfio_fast_sim_config, memlock_limit), 32);
 SAME(sizeof(struct vfio_fast_sim_config), 40);
@@ -46,9 +48,9 @@ SAME(sizeof(struct vfio_fast_outcome), 80);
 SAME(offsetof(struct vfio_fast_failure, available), 48);
 SAME(sizeof(struct vfio_fast_failure), 56);
 SAME(offsetof(struct vfio_fast_stats, commits), 8);
-SAME(offsetof(struct vfio_fast_stats, populate_skipped), 160);
-SAME(offsetof(struct vfio_fast_stats, congruent_1g_bytes), 256);
-SAME(sizeof(struct vfio_fast_stats), 264);
+SAME(offsetof(struct vfio_fast_stats, populate_skipped), 184);
+SAME(offsetof(struct vfio_fast_stats, congruent_1g_bytes), 280);
+SAME(sizeof(struct vfio_fast_stats), 288);
 SAME(offsetof(struct vfio_fast_info, iova_pgsizes), 16);
 SAME(offsetof(struct vfio_fast_info, memlock_used), 72);
 SAME(sizeof(struct vfio_fast_info), 80);
