@@ -21,6 +21,7 @@ pub const NEEDED: &[&str] = &[
     // QEMU: its build system, its libraries.
     "bison",
     "ccache",
+    "chrpath",
     "flex",
     "libattr1-dev",
     "libfdt-dev",
