@@ -121,6 +121,13 @@ pub struct Mapping {
     pub flags: u32,
 }
 
+impl Mapping {
+    /// Whether the device, or the guest, may write it.
+    pub fn is_writable(self) -> bool {
+        self.flags & FLAG_WRITE != 0
+    }
+}
+
 /// What one container holds, by IOVA.
 pub type Held = BTreeMap<u64, Mapping>;
 
@@ -170,7 +177,7 @@ pub fn reach(held: &Held) -> Result<Vec<Reach>> {
     for (&start, m) in held {
         ensure!(m.flags & FLAG_READ != 0, "mapping at {start:#x} is not readable");
         let last = start.checked_add(m.size - 1).context("a mapping wraps")?;
-        out.push(Reach { start, last, write: m.flags & FLAG_WRITE != 0 });
+        out.push(Reach { start, last, write: m.is_writable() });
     }
     Ok(out)
 }

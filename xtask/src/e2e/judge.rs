@@ -1,5 +1,6 @@
 //! Judges what a run told, and what two runs of different modes say about each other.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -8,7 +9,7 @@ use vfio_fast_agent::record::Facts;
 use vfio_fast_agent::witness;
 
 use super::records::{Check, Told, log_text};
-use super::scenario::{self, Plan};
+use super::scenario::Plan;
 use super::splat;
 use crate::outcome::CannotRun;
 
@@ -37,12 +38,10 @@ impl Verdict {
         self.checks.iter().all(|check| check.ok)
     }
 
-    /// Prints what did not hold.
-    pub fn print_failures(&self) {
-        for check in self.checks.iter().filter(|check| !check.ok) {
-            println!("    FAILED {}: {}", check.name, check.detail);
-        }
-        if !self.passed() {
+    /// Prints what did not hold, from the check of that number on.
+    pub fn print_failures(&self, from: usize) {
+        for check in self.checks[from..].iter().filter(|check| !check.ok) {
+            println!("    FAILED {} {}: {}", self.name, check.name, check.detail);
             println!("    logs: {}", self.folder.display());
         }
     }
@@ -95,43 +94,66 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
     Ok(verdict)
 }
 
-/// What has to hold between runs of one scenario: patched QEMU with vfio-fast off makes exactly the
-/// ioctls of unpatched QEMU.
-pub fn compare_modes(run: &Path, verdicts: &mut [Verdict]) -> Result<()> {
-    let sequence = |scenario: Scenario, mode: Mode, verdicts: &[Verdict]| -> Result<Option<Vec<String>>> {
-        let found = verdicts.iter().find(|v| v.scenario == scenario && v.mode == mode);
-        let Some(found) = found else { return Ok(None) };
-        let calls = witness::parse(&log_text(&found.folder, "witness"))?;
-        Ok(Some(witness::sequence(&calls)))
-    };
+/// What has to hold between the runs of one scenario: patched QEMU with vfio-fast off makes exactly
+/// the ioctls of unpatched QEMU, and whoever maps, the device reaches the same memory.
+pub fn compare_modes(verdicts: &mut [Verdict]) -> Result<()> {
     for n in 0..verdicts.len() {
-        if verdicts[n].mode != Mode::Stock {
-            continue;
+        let (scenario, mode) = (verdicts[n].scenario, verdicts[n].mode);
+        let reference = verdicts.iter().find(|v| v.scenario == scenario && v.mode == Mode::Reference);
+        let Some(reference) = reference.filter(|_| mode != Mode::Reference) else { continue };
+        let (theirs, ours) = (reference.folder.clone(), verdicts[n].folder.clone());
+        let count = verdicts[n].checks.len();
+        if mode == Mode::Stock {
+            let (reference, stock) = (sequence(&theirs)?, sequence(&ours)?);
+            let problems = first_difference("ioctl", &reference, &stock);
+            let seen = format!("{} ioctls, the same as unpatched QEMU's", stock.len());
+            verdicts[n].push("same-ioctls-as-unpatched", &problems, &seen);
         }
-        let scenario = verdicts[n].scenario;
-        let Some(reference) = sequence(scenario, Mode::Reference, verdicts)? else { continue };
-        let stock = sequence(scenario, Mode::Stock, verdicts)?.unwrap_or_default();
-        let folder = run.join(format!("{}-{}", verdicts[n].name, scenario::mode_name(Mode::Stock)));
-        std::fs::write(folder.join("sequence.txt"), stock.join("\n"))?;
-        std::fs::write(folder.join("sequence-reference.txt"), reference.join("\n"))?;
-        let problems = first_difference(&reference, &stock);
-        let seen = format!("{} ioctls, the same as unpatched QEMU's", stock.len());
-        verdicts[n].push("same-ioctls-as-unpatched", &problems, &seen);
-        verdicts[n].print_failures();
+        let (reference, held) = (held(&theirs)?, held(&ours)?);
+        if !reference.is_empty() {
+            let problems = first_difference("mapping", &reference, &held);
+            let seen = format!("{} ranges, the same as with unpatched QEMU", held.len());
+            verdicts[n].push("same-mappings-as-unpatched", &problems, &seen);
+        }
+        verdicts[n].print_failures(count);
     }
     Ok(())
 }
 
-fn first_difference(reference: &[String], stock: &[String]) -> Vec<String> {
+/// Every VFIO ioctl of a run; kept as a file, for a look with diff.
+fn sequence(folder: &Path) -> Result<Vec<String>> {
+    let calls = witness::parse(&log_text(folder, "witness"))?;
+    let sequence = witness::sequence(&calls);
+    fs::write(folder.join("sequence.txt"), sequence.join("\n"))?;
+    Ok(sequence)
+}
+
+/// What was mapped at every quiet moment of a run, with the moment.
+fn held(folder: &Path) -> Result<Vec<String>> {
+    let mut names: Vec<String> = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if let Some(name) = name.strip_suffix(".log").filter(|name| name.starts_with("held-")) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    let lines = |name: &String| -> Vec<String> {
+        log_text(folder, name).lines().map(|line| format!("{name}: {line}")).collect()
+    };
+    Ok(names.iter().flat_map(lines).collect())
+}
+
+fn first_difference(what: &str, reference: &[String], ours: &[String]) -> Vec<String> {
     if reference.is_empty() {
-        return vec!["unpatched QEMU made no VFIO ioctl".into()];
+        return vec![format!("unpatched QEMU made no {what}")];
     }
-    let pairs = reference.iter().zip(stock).enumerate();
+    let pairs = reference.iter().zip(ours).enumerate();
     if let Some((n, (a, b))) = pairs.into_iter().find(|(_, (a, b))| a != b) {
-        return vec![format!("ioctl {n}: unpatched `{a}`, patched `{b}`")];
+        return vec![format!("{what} {n}: unpatched `{a}`, here `{b}`")];
     }
-    if reference.len() != stock.len() {
-        return vec![format!("unpatched made {}, patched {}", reference.len(), stock.len())];
+    if reference.len() != ours.len() {
+        return vec![format!("unpatched: {} times {what}, here {}", reference.len(), ours.len())];
     }
     Vec::new()
 }
@@ -146,10 +168,10 @@ mod tests {
 
     #[test]
     fn any_difference_is_found() {
-        assert!(first_difference(&lines("a b c"), &lines("a b c")).is_empty());
-        assert_eq!(first_difference(&lines("a b c"), &lines("a x c")).len(), 1);
-        assert_eq!(first_difference(&lines("a b c"), &lines("a b")).len(), 1);
-        assert_eq!(first_difference(&lines("a b"), &lines("a b c")).len(), 1);
-        assert_eq!(first_difference(&[], &[]).len(), 1, "nothing compared is nothing shown");
+        assert!(first_difference("x", &lines("a b c"), &lines("a b c")).is_empty());
+        assert_eq!(first_difference("x", &lines("a b c"), &lines("a x c")).len(), 1);
+        assert_eq!(first_difference("x", &lines("a b c"), &lines("a b")).len(), 1);
+        assert_eq!(first_difference("x", &lines("a b"), &lines("a b c")).len(), 1);
+        assert_eq!(first_difference("x", &[], &[]).len(), 1, "nothing compared is nothing shown");
     }
 }

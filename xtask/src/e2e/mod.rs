@@ -94,7 +94,7 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     phases.enter(Phase::Check);
-    judge::compare_modes(&run, &mut verdicts)?;
+    judge::compare_modes(&mut verdicts)?;
     table::write_json(&run.join("results.json"), &verdicts)?;
     table::print(&verdicts);
     let failed = verdicts.iter().filter(|v| !v.passed()).count();
@@ -160,7 +160,7 @@ fn one(
     if plan.writes_disk {
         verdict.checks.push(disk.check()?);
     }
-    verdict.print_failures();
+    verdict.print_failures(0);
     // Gigabytes of them would pile up; everything needed to look into a failure is in the logs.
     fs::remove_file(initrd)?;
     if verdict.passed() {

@@ -1,10 +1,10 @@
 //! Looks at a VM that stands still: does the kernel hold exactly what the flat view wants?
 //!
 //! The flat view is known from two sides. KVM's memory slots are always at hand and name host
-//! addresses. `info mtree -f` shows names and kinds as well, but every use of it in QEMU 10.0 keeps
-//! a reference to the view it printed, and with it every device whose BAR is in that view: such a
-//! device is never freed after an unplug. So it is only used where no such device is in the view,
-//! or none is unplugged later.
+//! addresses, but RAM that the chipset makes read-only (PAM) is an ordinary slot. `info mtree -f`
+//! knows permissions, but every use of it in QEMU 10.0 keeps a reference to the view it printed,
+//! and with it every device whose BAR is in that view: such a device is never freed after an
+//! unplug. So it is only used where no such device is in the view, or none is unplugged later.
 
 use std::fs;
 
@@ -28,8 +28,13 @@ pub fn mappings(lab: &Lab, vm: &mut Vm, when: &str) -> Result<Held> {
     let wanted = witness::guest_memory(&calls);
     ensure!(!wanted.is_empty(), "KVM was given no memory: nothing to compare with");
 
-    let mut problems =
-        ranges::differences("wanted", witness::reach(&wanted)?, "mapped", witness::reach(&held)?);
+    let mapped = witness::reach(&held)?;
+    for reach in ranges::normalise(mapped.clone()) {
+        // The host compares these between runs of different modes.
+        lab.report.log(&format!("held-{when}"), &reach.to_string());
+    }
+    let wanted_reach = ignore_permission(witness::reach(&wanted)?);
+    let mut problems = ranges::differences("wanted", wanted_reach, "mapped", ignore_permission(mapped));
     problems.extend(wrong_memory(&wanted, &held));
     let bytes: u64 = held.values().map(|m| m.size).sum();
     let seen = format!("{} mappings, {bytes} bytes, are the guest's memory", held.len());
@@ -37,17 +42,20 @@ pub fn mappings(lab: &Lab, vm: &mut Vm, when: &str) -> Result<Held> {
     Ok(wanted)
 }
 
-/// Compares KVM's slots with what `info mtree -f` prints for address space `space`, and reports it
-/// as the check `flat-view-<when>`: the yardstick of [`mappings`] is itself looked at.
+/// Compares the kernel's mappings, permissions included, with what `info mtree -f` prints for
+/// address space `space`, and reports it as the check `flat-view-<when>`. See above for its price.
 pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<Vec<Row>> {
     let (text, calls) = quietly(vm, |vm| Ok((vm.qmp.human("info mtree -f")?, vm.witnessed()?)))?;
     text.lines().for_each(|line| lab.report.log(&format!("mtree-{when}"), line));
     let rows = flatview::rows_of(&text, space)
         .with_context(|| format!("no flat view renders address space `{space}`"))?;
     let printed: Vec<Reach> = rows.iter().filter_map(Row::reach).collect();
-    let slots = witness::reach(&witness::guest_memory(&calls))?;
-    let seen = format!("{} rows, {} slots, the same memory", rows.len(), slots.len());
-    let problems = ranges::differences("printed", printed, "in a slot", slots);
+    let mut mapped = Vec::new();
+    for held in witness::replay(&calls)?.values() {
+        mapped.extend(witness::reach(held)?);
+    }
+    let seen = format!("{} rows, {} mappings, the same memory", rows.len(), mapped.len());
+    let problems = ranges::differences("printed", printed, "mapped", mapped);
     lab.report.check(&format!("flat-view-{when}"), &problems, &seen);
     Ok(rows)
 }
@@ -65,7 +73,12 @@ fn quietly<T>(vm: &mut Vm, look: impl FnOnce(&mut Vm) -> Result<T>) -> Result<T>
     seen
 }
 
-/// Where a mapping and a slot of the same guest address lead to different host addresses.
+fn ignore_permission(reach: Vec<Reach>) -> Vec<Reach> {
+    reach.into_iter().map(|reach| Reach { write: true, ..reach }).collect()
+}
+
+/// Where a mapping and a slot of the same guest address lead to different host addresses, or the
+/// device may write what the guest may not.
 fn wrong_memory(wanted: &Held, held: &Held) -> Vec<String> {
     let mut problems = Vec::new();
     for (&gpa, slot) in wanted {
@@ -76,6 +89,9 @@ fn wrong_memory(wanted: &Held, held: &Held) -> Vec<String> {
             if mapping.vaddr.wrapping_sub(iova) != slot.vaddr.wrapping_sub(gpa) {
                 let at = iova.max(gpa);
                 problems.push(format!("{at:#x} is mapped from other memory than the guest has there"));
+            }
+            if mapping.is_writable() && !slot.is_writable() {
+                problems.push(format!("the device may write ROM at {:#x}", iova.max(gpa)));
             }
         }
     }
