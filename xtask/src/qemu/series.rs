@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{SERIES, display_name};
+use super::display_name;
+
+/// The file beside the patches that says what they were exported from.
+pub const BASE: &str = "BASE";
 
 /// The patches for one QEMU series.
 #[derive(Clone, Debug)]
@@ -37,22 +40,12 @@ impl Series {
         Ok(Series { dir: dir.to_path_buf(), patches })
     }
 
-    /// The Debian version the series was exported from, out of its file BASE.
+    /// The Debian version the series was exported from: its file BASE.
     pub fn base(&self) -> Result<String> {
-        let path = self.dir.join("BASE");
+        let path = self.dir.join(BASE);
         let text = fs::read_to_string(&path).with_context(|| format!("Cannot read {}", path.display()))?;
-        let version = text.lines().find_map(|line| line.strip_prefix("version="));
-        Ok(version.with_context(|| format!("{} has no version=", path.display()))?.to_owned())
+        Ok(text.trim().to_owned())
     }
-}
-
-/// The text of BASE for a series exported from this Debian version.
-pub fn base_file(version: &str) -> String {
-    let archived = version.split_once(':').map_or(version, |(_, rest)| rest);
-    let upstream = archived.split(['+', '-']).next().unwrap_or(archived);
-    format!(
-        "package=qemu\nseries={SERIES}\nversion={version}\nupstream={upstream}\ndsc=qemu_{archived}.dsc\n"
-    )
 }
 
 #[cfg(test)]
@@ -61,18 +54,11 @@ mod tests {
     use crate::paths;
 
     #[test]
-    fn base_says_what_the_series_was_exported_from() {
-        let wanted = "package=qemu\nseries=10.0\nversion=1:10.0.13+ds-0+deb13u1\nupstream=10.0.13\n\
-                      dsc=qemu_10.0.13+ds-0+deb13u1.dsc\n";
-        assert_eq!(base_file("1:10.0.13+ds-0+deb13u1"), wanted);
-    }
-
-    #[test]
     fn a_gap_in_the_numbers_is_told() {
         let dir = paths::target().join("test-scratch").join(format!("series-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         for name in ["BASE", "0001-a.patch", "0002-b.patch", "notes.txt"] {
-            fs::write(dir.join(name), base_file("1:10.0.13+ds-0")).unwrap();
+            fs::write(dir.join(name), "1:10.0.13+ds-0\n").unwrap();
         }
         let series = Series::open(&dir).unwrap();
         assert_eq!(series.patches, [dir.join("0001-a.patch"), dir.join("0002-b.patch")]);

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::series::{Series, base_file};
+use super::series::{self, Series};
 use super::{display_name, log};
 use crate::debian::{self, Source};
 use crate::progress::{output, run_logged, step};
@@ -136,7 +136,7 @@ pub fn refresh(series: &Series, dir: &Path) -> Result<String> {
     for patch in &series.patches {
         fs::remove_file(patch)?;
     }
-    fs::write(series.dir.join("BASE"), base_file(&version))?;
+    fs::write(series.dir.join(series::BASE), format!("{version}\n"))?;
     let files = format_patches(dir, &series.dir)?;
     mark_saved(dir)?;
     Ok(files)
@@ -163,8 +163,8 @@ fn mark_saved(dir: &Path) -> Result<()> {
 /// Writes one file per commit after the base, the same bytes for the same commits; returns their paths.
 fn format_patches(dir: &Path, into: &Path) -> Result<String> {
     let mut command = git(dir);
-    command.args(["format-patch", "--zero-commit", "--no-signature", "--no-numbered", "--abbrev=8"]);
-    command.arg("--output-directory").arg(into);
+    command.args(["format-patch", "--zero-commit", "--no-signature", "--no-numbered", "--full-index"]);
+    command.args(["--diff-algorithm=histogram", "--output-directory"]).arg(into);
     output(command.arg(format!("{BASE}..HEAD")))
 }
 
