@@ -3,12 +3,12 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use xshell::{Shell, cmd};
 
 use crate::paths;
-use crate::progress::{output, run_logged, step};
+use crate::progress::{run_logged, step};
 
 /// The version of the library, Cargo's: the workspace has one.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -60,14 +60,16 @@ pub fn header() -> PathBuf {
 
 /// Compiles the library as users get it.
 fn build(log: &Path) -> Result<PathBuf> {
-    let mut cargo = Command::new(paths::cargo());
-    cargo.current_dir(paths::root()).args(["build", "--release", "--locked", "--package", "vfio-fast"]);
-    run_logged(&mut cargo, log)?;
+    let sh = Shell::new()?;
+    sh.change_dir(paths::root());
+    let cargo = paths::cargo();
+    run_logged(&mut cmd!(sh, "{cargo} build --release --locked --package vfio-fast").into(), log)?;
     Ok(paths::target().join("release/libvfio_fast.so"))
 }
 
 fn copy(library: &Path, header: &Path, prefix: &Path, destdir: Option<&Path>) -> Result<Vec<PathBuf>> {
-    let dynamic = output(Command::new("readelf").arg("--dynamic").arg(library))?;
+    let sh = Shell::new()?;
+    let dynamic = cmd!(sh, "readelf --dynamic {library}").quiet().read()?;
     let soname = soname();
     let right =
         dynamic.lines().any(|line| line.contains("(SONAME)") && line.contains(&format!("[{soname}]")));
@@ -84,17 +86,16 @@ fn copy(library: &Path, header: &Path, prefix: &Path, destdir: Option<&Path>) ->
         .collect::<Vec<_>>();
     let [shared, link, pc, include] = files.as_slice() else { unreachable!("four files") };
     for file in &files {
-        let dir = file.parent().context("a file has a directory")?;
-        fs::create_dir_all(dir).with_context(|| format!("Cannot create {}", dir.display()))?;
-        // A running program may have the old file mapped: it keeps that one.
+        sh.create_dir(file.parent().context("a file has a directory")?)?;
+        // A running program may have the old file mapped: it keeps that one. (A link whose file is gone must go as well.)
         if file.symlink_metadata().is_ok() {
             fs::remove_file(file).with_context(|| format!("Cannot replace {}", file.display()))?;
         }
     }
-    fs::copy(library, shared).with_context(|| format!("Cannot write {}", shared.display()))?;
+    sh.copy_file(library, shared)?;
     symlink(&soname, link).with_context(|| format!("Cannot write {}", link.display()))?;
-    fs::write(pc, pkg_config(prefix)).with_context(|| format!("Cannot write {}", pc.display()))?;
-    fs::copy(header, include).with_context(|| format!("Cannot write {}", include.display()))?;
+    sh.write_file(pc, pkg_config(prefix))?;
+    sh.copy_file(header, include)?;
     Ok(files)
 }
 
@@ -116,8 +117,11 @@ fn pkg_config(prefix: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
     use crate::cache::remove_dir;
+    use crate::progress::output;
 
     /// A shared library with this SONAME.
     fn library(dir: &Path, soname: &str) -> PathBuf {

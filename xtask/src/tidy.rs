@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Result, bail};
+use xshell::{Shell, cmd};
 
 use crate::paths;
-use crate::progress::output;
 
 /// A file longer than this holds more than one noun.
 const MOST_LINES: usize = 600;
@@ -37,9 +36,9 @@ const UNSAFE_PLACES: &[&str] = &["engine/src/sys/", "ffi/src/", "engine/tests/",
 /// Checks every file that is in git or could be added.
 pub fn check() -> Result<()> {
     let root = paths::root();
-    let mut git = Command::new("git");
-    git.current_dir(&root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
-    let files = output(&mut git)?;
+    let sh = Shell::new()?;
+    sh.change_dir(&root);
+    let files = cmd!(sh, "git ls-files -z --cached --others --exclude-standard").quiet().read()?;
     let mut complaints = Vec::new();
     for name in files.split_terminator('\0') {
         // Removed but not yet committed, or not text: nothing to read.
