@@ -34,7 +34,7 @@ pub enum Args {
         /// Only these; all three by default
         #[arg(value_enum)]
         kinds: Vec<Kind>,
-        /// Keep the object trees, for a closer look
+        /// Keep the object trees of what is built now, for a closer look
         #[arg(long)]
         keep: bool,
     },
