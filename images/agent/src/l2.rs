@@ -26,16 +26,23 @@ pub fn run(options: &BTreeMap<String, String>) -> Result<()> {
     machine::load_modules()?;
     let mut port = machine::open_port(L2_PORT)?;
     let mut messages = KernelLog::open()?;
-    let outcome = work(options, &mut port);
+    let idle = options.get("vft.plan").is_some_and(|plan| plan == "idle");
+    let outcome = if idle { Ok(0) } else { work(options, &mut port) };
     tell_messages(&mut messages, &mut port)?;
     match outcome {
         Ok(boot) => send(&mut port, &Event::Ready { boot })?,
         Err(error) => send(&mut port, &Event::Failed { error: format!("{error:#}") })?,
     }
     // L1 resets, unplugs or stops this machine now; what the kernel says to that counts too.
+    let mut memory = 0;
     loop {
-        std::thread::sleep(Duration::from_millis(100));
         tell_messages(&mut messages, &mut port)?;
+        let now = machine::memory_mib();
+        if memory != now {
+            memory = now;
+            send(&mut port, &Event::Memory { mib: now })?;
+        }
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

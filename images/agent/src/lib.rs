@@ -4,6 +4,7 @@
 
 pub mod flatview;
 pub mod job;
+pub mod pattern;
 pub mod ranges;
 pub mod record;
 pub mod stream;

@@ -144,6 +144,14 @@ pub fn uptime_ms() -> u64 {
     (seconds * 1000.0) as u64
 }
 
+/// Memory this kernel uses, in MiB.
+pub fn memory_mib() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) >> 10
+}
+
 /// Ends the machine.
 pub fn power_off() -> ! {
     let error = reboot(RebootCommand::PowerOff);

@@ -101,6 +101,11 @@ pub enum Event {
         /// `<level>[seconds] text`.
         line: String,
     },
+    /// How much memory L2's kernel uses, told when it changes.
+    Memory {
+        /// MiB.
+        mib: u64,
+    },
     /// L2 is done with this boot and waits to be reset, unplugged or stopped.
     Ready {
         /// Which boot.

@@ -152,6 +152,9 @@ fn one(
     parts.guest.write_initrd(&payload, &initrd)?;
     let mut command = l0::command(&parts.reference, &parts.guest, accel, &initrd, &folder);
     command.args(["-m", &format!("{}M", plan.l1_memory_mib())]);
+    for spare in 1..plan.addresses().len() {
+        fs::File::create(disk.path.with_extension(format!("{spare}.img")))?.set_len(1 << 20)?;
+    }
     for device in plan.l0_devices(&disk.path) {
         command.args(device);
     }

@@ -28,18 +28,69 @@ pub struct Plan {
 }
 
 const ALL_MODES: &[Mode] = &[Mode::Reference, Mode::Stock, Mode::Fast];
+const PATCHED: &[Mode] = &[Mode::Stock, Mode::Fast];
+
+/// What the lines of the table share: no disk contents, no guest kernel.
+const PLAIN: Plan = Plan {
+    scenario: Scenario::Errors,
+    what: "",
+    modes: PATCHED,
+    l2_memory_mib: 1024,
+    disk_mib: 1,
+    writes_disk: false,
+    l2_boots: false,
+    limit: Duration::from_secs(120),
+};
 
 /// Every scenario.
-const PLANS: &[Plan] = &[Plan {
-    scenario: Scenario::Nvme,
-    what: "boot, data through a passthrough NVMe, reset, data again, unplug",
-    modes: ALL_MODES,
-    l2_memory_mib: 3072,
-    disk_mib: 64,
-    writes_disk: true,
-    l2_boots: true,
-    limit: Duration::from_secs(300),
-}];
+const PLANS: &[Plan] = &[
+    Plan {
+        scenario: Scenario::Nvme,
+        what: "boot, data through a passthrough NVMe, reset, data again, unplug",
+        modes: ALL_MODES,
+        // Memory on both sides of 4 GiB: the machine has 2 GiB below.
+        l2_memory_mib: 3072,
+        disk_mib: 64,
+        writes_disk: true,
+        l2_boots: true,
+        limit: Duration::from_secs(300),
+    },
+    Plan {
+        scenario: Scenario::Errors,
+        what: "too little lockable memory, when a device is added and at run time",
+        modes: ALL_MODES,
+        ..PLAIN
+    },
+    Plan {
+        scenario: Scenario::Hotplug,
+        what: "memory devices come, go, and take each other's place",
+        l2_boots: true,
+        limit: Duration::from_secs(240),
+        ..PLAIN
+    },
+    Plan {
+        scenario: Scenario::P2pRange,
+        what: "a BAR beyond the IOMMU's reach: one warning, and the VM goes on",
+        // With memory above 4 GiB the firmware puts large BARs far up.
+        l2_memory_mib: 3072,
+        ..PLAIN
+    },
+    Plan {
+        scenario: Scenario::TwoDevices,
+        what: "two devices in one container join and leave; a QEMU that becomes a daemon",
+        modes: ALL_MODES,
+        ..PLAIN
+    },
+    Plan {
+        scenario: Scenario::Viommu,
+        what: "L2 has an IOMMU of its own, and moves data through it",
+        disk_mib: 8,
+        writes_disk: true,
+        l2_boots: true,
+        limit: Duration::from_secs(300),
+        ..PLAIN
+    },
+];
 
 impl Plan {
     /// Its name on the command line.
@@ -54,45 +105,107 @@ impl Plan {
 
     /// PCI addresses in L1 of the devices under test.
     pub fn addresses(&self) -> Vec<String> {
-        vec!["0000:00:04.0".into()]
+        let slots: &[u8] = if self.scenario == Scenario::TwoDevices { &[4, 5] } else { &[4] };
+        slots.iter().map(|slot| format!("0000:00:{slot:02x}.0")).collect()
     }
 
     /// Arguments for L1's IOMMU and the devices under test.
     pub fn l0_devices(&self, disk: &Path) -> Vec<[String; 2]> {
-        let drive = format!("if=none,id=disk,format=raw,cache=unsafe,file={}", disk.display());
-        [
-            // 39 bits, the default, cannot map what a guest puts above 512 GiB.
-            ["-device", "intel-iommu,intremap=on,caching-mode=on,aw-bits=48"],
-            ["-drive", &drive],
-            ["-device", "nvme,serial=vft,drive=disk,addr=4.0"],
-        ]
-        .map(|pair| pair.map(str::to_owned))
-        .to_vec()
+        // 39 bits are QEMU's default, and cannot map what a guest puts above 512 GiB.
+        let bits = if self.scenario == Scenario::P2pRange { 39 } else { 48 };
+        let iommu = format!("intel-iommu,intremap=on,caching-mode=on,aw-bits={bits}");
+        let mut devices = vec![["-device".to_owned(), iommu]];
+        if self.scenario == Scenario::P2pRange {
+            devices.extend(
+                [
+                    ["-object", "memory-backend-ram,id=bar,size=64M,share=on"],
+                    ["-device", "ivshmem-plain,memdev=bar,addr=4.0"],
+                ]
+                .map(|pair| pair.map(str::to_owned)),
+            );
+            return devices;
+        }
+        for (n, address) in self.addresses().iter().enumerate() {
+            // Every device a disk of its own: QEMU locks what it writes.
+            let path = if n == 0 { disk.to_owned() } else { disk.with_extension(format!("{n}.img")) };
+            let drive = format!("if=none,id=disk{n},format=raw,cache=unsafe,file={}", path.display());
+            let slot = address.trim_start_matches("0000:00:");
+            let device = format!("nvme,serial=vft{n},drive=disk{n},addr={slot}");
+            devices.push(["-drive".into(), drive]);
+            devices.push(["-device".into(), device]);
+        }
+        devices
     }
 
     /// The checks a run has to have made; one that is missing has failed.
     pub fn expected_checks(&self, mode: Mode) -> Vec<&'static str> {
-        match self.scenario {
-            Scenario::Nvme => {
-                let mut names = vec![
-                    "mappings-after-realize",
-                    "flat-view-after-realize",
-                    "no-threads-after-realize",
-                    "mappings-after-boot",
-                    "mappings-after-reset",
-                    "no-threads-after-reset",
-                    "data",
-                    "witnesses-agree",
-                    "nothing-mapped-after-unplug",
-                    "unmapped-before-leaving",
-                ];
-                if mode == Mode::Fast {
-                    names.extend(["stats-agree", "ram-amplification", "equal-pieces-untouched"]);
-                }
-                names
+        let mut names = match self.scenario {
+            Scenario::Nvme => vec![
+                "mappings-after-realize",
+                "flat-view-after-realize",
+                "no-threads-after-realize",
+                "mappings-after-boot",
+                "mappings-after-reset",
+                "no-threads-after-reset",
+                "data",
+                "witnesses-agree",
+                "nothing-mapped-after-unplug",
+                "unmapped-before-leaving",
+            ],
+            Scenario::Errors => vec![
+                "realize-error",
+                "alive-after-refusal",
+                "nothing-mapped-after-refusal",
+                "no-threads-after-refusal",
+                "nothing-locked-after-refusal",
+                "mappings-after-second-try",
+                "runtime-error",
+            ],
+            Scenario::Hotplug => vec![
+                "mappings-after-plug",
+                "mappings-after-unplug",
+                "memory-freed",
+                "mappings-after-reuse",
+                "no-threads-after-reuse",
+                "mapped-twice-unmapped-once",
+            ],
+            Scenario::P2pRange => {
+                vec!["flat-view-after-firmware", "no-threads-after-firmware", "alive", "one-warning"]
             }
-            _ => Vec::new(),
+            Scenario::TwoDevices => vec![
+                "mappings-first-device",
+                "mappings-both-devices",
+                "second-joins-untouched",
+                "mappings-one-left",
+                "first-leaves-untouched",
+                "nothing-mapped-after-both-left",
+                "unmapped-before-leaving",
+                "mappings-come-back",
+                "no-threads-come-back",
+                "mappings-daemon",
+                "no-threads-daemon",
+                "daemon-maps-itself",
+            ],
+            Scenario::Viommu => vec![
+                "mappings-after-realize",
+                "switched-boot",
+                "data-boot",
+                "no-threads-boot",
+                "switched-reset",
+                "data-reset",
+                "no-threads-reset",
+            ],
+        };
+        match (self.scenario, mode) {
+            (Scenario::Nvme, Mode::Fast) => {
+                names.extend(["stats-agree", "ram-amplification", "equal-pieces-untouched"]);
+            }
+            (Scenario::TwoDevices, Mode::Fast) => {
+                names.extend(["mixed-refused-through", "mixed-refused-without"]);
+            }
+            _ => {}
         }
+        names
     }
 }
 

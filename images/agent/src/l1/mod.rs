@@ -1,11 +1,17 @@
 //! L1: hands devices to vfio-pci, runs QEMU, and judges what it maps.
 
 mod devices;
+mod errors;
+mod hotplug;
+mod limits;
 mod nvme;
 mod observe;
+mod p2p_range;
 mod qmp;
 mod report;
 mod tracing;
+mod two_devices;
+mod viommu;
 mod vm;
 
 use std::fs;
@@ -54,6 +60,10 @@ fn work(report: &Reporter) -> Result<()> {
     let lab = Lab { job, report: report.clone() };
     match lab.job.scenario {
         Scenario::Nvme => nvme::run(&lab),
-        other => anyhow::bail!("scenario {other:?} is not known to this agent"),
+        Scenario::Errors => errors::run(&lab),
+        Scenario::Hotplug => hotplug::run(&lab),
+        Scenario::P2pRange => p2p_range::run(&lab),
+        Scenario::TwoDevices => two_devices::run(&lab),
+        Scenario::Viommu => viommu::run(&lab),
     }
 }

@@ -79,7 +79,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.qmp.run("device_del", json!({ "id": "dut" }))?;
     vm.qmp.event("DEVICE_DELETED", |data| data["device"] == "dut")?;
     observe::nothing_mapped(lab, &vm, "after-unplug")?;
-    report_unplug_order(lab, &vm)?;
+    observe::unmapped_before_leaving(lab, &vm)?;
     vm.quit()
 }
 
@@ -203,21 +203,4 @@ fn report_data(lab: &Lab, moved: &[Event]) {
         problems.push(format!("memory on one side of 4 GiB was never used: {seen}"));
     }
     lab.report.check("data", &problems, &seen);
-}
-
-/// The check `unmapped-before-leaving`: the group leaves its container once, and by then nothing
-/// is mapped.
-fn report_unplug_order(lab: &Lab, vm: &Vm) -> Result<()> {
-    let calls = vm.witnessed()?;
-    let mut problems = Vec::new();
-    match calls.iter().position(|c| c.leaves_container()) {
-        None => problems.push("the group never left its container".to_owned()),
-        Some(n) => {
-            for (iova, m) in vfio_fast_agent::witness::replay(&calls[..n])?.values().flatten() {
-                problems.push(format!("mapped when the group left: {iova:#x} + {:#x}", m.size));
-            }
-        }
-    }
-    lab.report.check("unmapped-before-leaving", &problems, "nothing was mapped when the group left");
-    Ok(())
 }

@@ -44,20 +44,26 @@ pub fn mappings(lab: &Lab, vm: &mut Vm, when: &str) -> Result<Held> {
 
 /// Compares the kernel's mappings, permissions included, with what `info mtree -f` prints for
 /// address space `space`, and reports it as the check `flat-view-<when>`. See above for its price.
-pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<Vec<Row>> {
+pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<()> {
+    let (rows, mapped) = flat_view_rows(lab, vm, space, when)?;
+    let printed: Vec<Reach> = rows.iter().filter_map(Row::reach).collect();
+    let seen = format!("{} rows, {} mappings, the same memory", rows.len(), mapped.len());
+    let problems = ranges::differences("printed", printed, "mapped", mapped);
+    lab.report.check(&format!("flat-view-{when}"), &problems, &seen);
+    Ok(())
+}
+
+/// The rows of a flat view, and what is mapped at the same moment.
+pub fn flat_view_rows(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<(Vec<Row>, Vec<Reach>)> {
     let (text, calls) = quietly(vm, |vm| Ok((vm.qmp.human("info mtree -f")?, vm.witnessed()?)))?;
     text.lines().for_each(|line| lab.report.log(&format!("mtree-{when}"), line));
     let rows = flatview::rows_of(&text, space)
         .with_context(|| format!("no flat view renders address space `{space}`"))?;
-    let printed: Vec<Reach> = rows.iter().filter_map(Row::reach).collect();
     let mut mapped = Vec::new();
     for held in witness::replay(&calls)?.values() {
         mapped.extend(witness::reach(held)?);
     }
-    let seen = format!("{} rows, {} mappings, the same memory", rows.len(), mapped.len());
-    let problems = ranges::differences("printed", printed, "mapped", mapped);
-    lab.report.check(&format!("flat-view-{when}"), &problems, &seen);
-    Ok(rows)
+    Ok((rows, mapped))
 }
 
 /// Runs `look` while the VM stands still.
@@ -105,6 +111,24 @@ pub fn nothing_mapped(lab: &Lab, vm: &Vm, when: &str) -> Result<()> {
     let problems: Vec<String> =
         left.map(|(iova, m)| format!("still mapped: {iova:#x} + {:#x}", m.size)).collect();
     lab.report.check(&format!("nothing-mapped-{when}"), &problems, "nothing is mapped");
+    Ok(())
+}
+
+/// The check `unmapped-before-leaving`: when the last group leaves its container, nothing is
+/// mapped any more.
+pub fn unmapped_before_leaving(lab: &Lab, vm: &Vm) -> Result<()> {
+    let calls = vm.witnessed()?;
+    let mut problems = Vec::new();
+    match calls.iter().rposition(|c| c.leaves_container()) {
+        None => problems.push("no group ever left its container".to_owned()),
+        Some(n) => {
+            for (iova, m) in witness::replay(&calls[..n])?.values().flatten() {
+                problems.push(format!("mapped when the group left: {iova:#x} + {:#x}", m.size));
+            }
+        }
+    }
+    let seen = "nothing was mapped when the last group left";
+    lab.report.check("unmapped-before-leaving", &problems, seen);
     Ok(())
 }
 

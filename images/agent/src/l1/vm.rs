@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock};
@@ -10,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use vfio_fast_agent::job::Mode;
 use vfio_fast_agent::record::{Event, L2_PORT};
 use vfio_fast_agent::witness::{self, Call};
@@ -29,13 +31,42 @@ pub struct Vm {
     pub qmp: Qmp,
     /// Process id.
     pub pid: u32,
-    child: Child,
+    process: Process,
     report: Reporter,
     started: Instant,
     first_output: Arc<OnceLock<Instant>>,
     readers: Vec<JoinHandle<()>>,
     events_read: usize,
     wait: Duration,
+}
+
+/// QEMU as this process has it.
+enum Process {
+    /// Started here.
+    Child(Child),
+    /// Went away from what was started here; as PID 1 this process inherits it.
+    Daemon(Pid),
+}
+
+impl Process {
+    /// How it ended; `None` while it runs.
+    fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        match self {
+            Process::Child(child) => Ok(child.try_wait()?),
+            Process::Daemon(pid) => {
+                let ended = waitpid(Some(*pid), WaitOptions::NOHANG)?;
+                Ok(ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw())))
+            }
+        }
+    }
+
+    fn kill(&mut self) {
+        match self {
+            Process::Child(child) => drop(child.kill()),
+            Process::Daemon(pid) => drop(kill_process(*pid, Signal::KILL)),
+        }
+        let _ = machine::wait_for(Duration::from_secs(10), || self.try_wait().ok().flatten());
+    }
 }
 
 /// Arguments of every QEMU: machine, firmware, ports; RAM and devices are the scenario's.
@@ -74,7 +105,7 @@ pub fn common_arguments() -> Vec<String> {
 pub fn kernel_arguments(options: &str) -> Vec<String> {
     let append = format!(
         "console=ttyS0 earlycon=uart8250,io,0x3f8 loglevel=6 panic=0 nokaslr mitigations=off \
-         init_on_alloc=0 tsc=reliable no_timer_check random.trust_cpu=on vft.role=l2 {options}"
+         init_on_alloc=0 tsc=reliable no_timer_check random.trust_cpu=on pci=lastbus=0 vft.role=l2 {options}"
     );
     ["-kernel", "/vft/vmlinuz", "-initrd", "/vft/l2.cpio", "-append", &append].map(str::to_owned).to_vec()
 }
@@ -82,24 +113,14 @@ pub fn kernel_arguments(options: &str) -> Vec<String> {
 impl Vm {
     /// Starts QEMU paused (`-S`) and waits until its machine is built.
     pub fn start(lab: &Lab, arguments: &[String]) -> Result<Self> {
-        let wait = Duration::from_secs(lab.job.wait_s);
-        for stale in [WITNESS, MONITOR, EVENTS] {
-            let _ = fs::remove_file(stale);
-        }
-        let mut command = Command::new(binary(lab.job.mode));
+        let mut command = command(lab, arguments)?;
         command
-            .args(arguments)
-            .args(["-S", "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
-            .env("LD_PRELOAD", "/vft/lib/libwitness.so")
-            .env("LD_LIBRARY_PATH", "/vft/lib")
-            .env("VFT_WITNESS", WITNESS)
-            .stdin(Stdio::null())
+            .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         lab.report.log("l1-setup", &format!("{command:?}"));
         let started = Instant::now();
         let mut child = command.spawn().context("cannot start QEMU")?;
-        let pid = child.id();
         let first_output = Arc::new(OnceLock::new());
         let console = child.stdout.take().context("QEMU has no standard output")?;
         let errors = child.stderr.take().context("QEMU has no standard error")?;
@@ -110,7 +131,38 @@ impl Vm {
             }),
             copy_lines(errors, "qemu-stderr", lab.report.clone(), || ()),
         ];
-        let stream = machine::wait_for(wait, || match child.try_wait() {
+        let pid = child.id();
+        Self::connect(lab, Process::Child(child), pid, started, first_output, readers)
+    }
+
+    /// Starts QEMU as a daemon, paused.
+    pub fn start_daemon(lab: &Lab, arguments: &[String]) -> Result<Self> {
+        const PID_FILE: &str = "/run/qemu-pid";
+        let mut command = command(lab, arguments)?;
+        command.args(["-daemonize", "-pidfile", PID_FILE]).stdout(Stdio::null());
+        lab.report.log("l1-setup", &format!("{command:?}"));
+        let started = Instant::now();
+        // What is started ends once the daemon's machine is built.
+        let output = command.output().context("cannot start QEMU")?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "QEMU did not become a daemon: {}", errors.trim());
+        let text = fs::read_to_string(PID_FILE).context("the daemon left no pid")?;
+        let raw = text.trim().parse().with_context(|| format!("the daemon's pid is `{text}`"))?;
+        let pid = Pid::from_raw(raw).context("the daemon's pid is 0")?;
+        let process = Process::Daemon(pid);
+        Self::connect(lab, process, raw.cast_unsigned(), started, Arc::default(), Vec::new())
+    }
+
+    fn connect(
+        lab: &Lab,
+        mut process: Process,
+        pid: u32,
+        started: Instant,
+        first_output: Arc<OnceLock<Instant>>,
+        readers: Vec<JoinHandle<()>>,
+    ) -> Result<Self> {
+        let wait = Duration::from_secs(lab.job.wait_s);
+        let stream = machine::wait_for(wait, || match process.try_wait() {
             Ok(None) => UnixStream::connect(MONITOR).ok().map(Ok),
             ended => Some(Err(ended)),
         });
@@ -121,7 +173,7 @@ impl Vm {
         };
         let qmp = Qmp::connect(stream, wait)?;
         let report = lab.report.clone();
-        Ok(Self { qmp, pid, child, report, started, first_output, readers, events_read: 0, wait })
+        Ok(Self { qmp, pid, process, report, started, first_output, readers, events_read: 0, wait })
     }
 
     /// Time since QEMU was started.
@@ -156,6 +208,21 @@ impl Vm {
         Ok(names)
     }
 
+    /// What QEMU wrote on its standard error so far.
+    pub fn stderr(&self) -> Result<String> {
+        fs::read_to_string("/run/qemu-stderr").context("cannot read QEMU's standard error")
+    }
+
+    /// Waits until L2 tells something for which `wanted` is true.
+    pub fn wait_event(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) -> Result<()> {
+        let deadline = Instant::now() + self.wait;
+        while !self.new_events()?.iter().any(&wanted) {
+            ensure!(Instant::now() < deadline, "{what}: not within {} s", self.wait.as_secs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
     /// Waits for L2 to be ready, giving what it tells on the way to `each`.
     pub fn wait_ready(&mut self, mut each: impl FnMut(&Event)) -> Result<u64> {
         let deadline = Instant::now() + self.wait;
@@ -167,7 +234,7 @@ impl Vm {
                     event => each(&event),
                 }
             }
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.process.try_wait()? {
                 bail!("QEMU ended while L2 was running: {status}");
             }
             ensure!(Instant::now() < deadline, "L2 was not ready after {} s", self.wait.as_secs());
@@ -193,7 +260,7 @@ impl Vm {
     /// Waits for QEMU to end by itself.
     pub fn wait_exit(&mut self) -> Result<ExitStatus> {
         let wait = self.wait;
-        let status = machine::wait_for(wait, || self.child.try_wait().transpose());
+        let status = machine::wait_for(wait, || self.process.try_wait().transpose());
         let status = status.with_context(|| format!("QEMU still runs after {} s", wait.as_secs()))??;
         for reader in self.readers.drain(..) {
             let _ = reader.join();
@@ -221,14 +288,34 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
+        if let Ok(None) = self.process.try_wait() {
             // A scenario gave up. What QEMU and L2 did so far is the evidence.
             let _ = self.new_events();
             let _ = self.log_witness();
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            self.process.kill();
         }
     }
+}
+
+/// The command that every start begins with.
+fn command(lab: &Lab, arguments: &[String]) -> Result<Command> {
+    for stale in [WITNESS, MONITOR, EVENTS] {
+        match fs::remove_file(stale) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {stale}"));
+            }
+            _ => {}
+        }
+    }
+    let mut command = Command::new(binary(lab.job.mode));
+    command
+        .args(arguments)
+        .arg("-S")
+        .env("LD_PRELOAD", "/vft/lib/libwitness.so")
+        .env("LD_LIBRARY_PATH", "/vft/lib")
+        .env("VFT_WITNESS", WITNESS)
+        .stdin(Stdio::null());
+    Ok(command)
 }
 
 fn binary(mode: Mode) -> &'static str {

@@ -1,0 +1,147 @@
+//! Too little lockable memory: a device that cannot be realized is refused and nothing stays
+//! behind; memory that cannot be mapped at run time ends QEMU, as it always did.
+
+use std::os::unix::process::ExitStatusExt;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use vfio_fast_agent::job::Mode;
+use vfio_fast_agent::pattern;
+
+use super::vm::{self, Vm};
+use super::{Lab, limits, observe};
+
+const MIB: u64 = 1 << 20;
+/// Allowed at first: far less than the guest has.
+const SMALL: u64 = 64 * MIB;
+/// The memory device that is one too many.
+const DIMM: u64 = 256 * MIB;
+
+const SIGABRT: i32 = 6;
+
+pub fn run(lab: &Lab) -> Result<()> {
+    let memory = lab.job.l2_memory_mib * MIB;
+    limits::give_up_lock_right()?;
+    limits::set_memlock(None, SMALL)?;
+    let mut arguments = vm::common_arguments();
+    arguments.extend(
+        [
+            "-machine",
+            "q35",
+            "-m",
+            &format!("{}M,slots=2,maxmem=8G", lab.job.l2_memory_mib),
+            "-device",
+            "pcie-root-port,id=rp0,chassis=1",
+        ]
+        .map(str::to_owned),
+    );
+    let mut vm = Vm::start(lab, &arguments)?;
+
+    lab.report.step("refused device");
+    let refusal = vm.qmp.attempt("device_add", device(lab))?;
+    let text = refusal.err().map(|refusal| refusal.0).unwrap_or_default();
+    lab.report.check("realize-error", &judge_realize(lab, &text, memory), &text);
+    let status = vm.qmp.run("query-status", json!({}))?;
+    let alive = status["status"] == "prelaunch";
+    let problems = if alive { vec![] } else { vec![format!("the VM is {status}")] };
+    lab.report.check("alive-after-refusal", &problems, "the VM answers and is as before");
+    observe::nothing_mapped(lab, &vm, "after-refusal")?;
+    observe::no_threads(lab, &vm, "after-refusal")?;
+    let locked = limits::locked_bytes(vm.pid)?;
+    let problems = if locked == 0 { vec![] } else { vec![format!("{locked} bytes stay locked")] };
+    lab.report.check("nothing-locked-after-refusal", &problems, "VmLck is 0");
+
+    lab.report.step("second try");
+    limits::set_memlock(Some(vm.pid), memory + SMALL)?;
+    vm.qmp.run("device_add", device(lab))?;
+    observe::mappings(lab, &mut vm, "after-second-try")?;
+
+    lab.report.step("memory at run time");
+    // While QEMU dumps its processors it lets go of its lock, and sometimes fails a second time in
+    // another thread. What it does until then is always the same.
+    vm.log_witness()?;
+    let backend = json!({ "qom-type": "memory-backend-ram", "id": "mem1", "size": DIMM });
+    vm.qmp.run("object-add", backend)?;
+    let dimm = json!({ "driver": "pc-dimm", "id": "dimm1", "memdev": "mem1" });
+    let mut problems = Vec::new();
+    // QEMU ends before it can answer.
+    if let Ok(answer) = vm.qmp.attempt("device_add", dimm) {
+        problems.push(format!("QEMU goes on and answers {answer:?}"));
+    }
+    let status = vm.wait_exit()?;
+    if status.signal() != Some(SIGABRT) {
+        problems.push(format!("QEMU ended with {status} instead of an abort"));
+    }
+    let errors = vm.stderr()?;
+    problems.extend(judge_abort(lab, &errors));
+    lab.report.check("runtime-error", &problems, "QEMU reported the map and aborted");
+    Ok(())
+}
+
+fn device(lab: &Lab) -> Value {
+    let mut device = json!({
+        "driver": "vfio-pci",
+        "host": lab.job.devices[0],
+        "id": "dut",
+        "bus": "rp0",
+    });
+    match lab.job.mode {
+        Mode::Reference => {}
+        Mode::Stock => device["x-vfio-fast"] = "off".into(),
+        Mode::Fast => device["x-vfio-fast"] = "on".into(),
+    }
+    device
+}
+
+/// The text of the refusal: QEMU's own to the letter; with the library its explanation follows,
+/// which names the bytes that are needed and those that are allowed.
+fn judge_realize(lab: &Lab, text: &str, memory: u64) -> Vec<String> {
+    let pattern = format!(
+        "vfio {}: failed to setup container for group %d: memory listener initialization failed: \
+         Region pc.ram: vfio_container_dma_map(%p, %p, %p, %p) = -12 (Cannot allocate memory)",
+        lab.job.devices[0]
+    );
+    let Some(rest) = pattern::strip(&pattern, text) else {
+        return vec![format!("`{text}` is not `{pattern}`")];
+    };
+    judge_explanation(lab, rest, text, |needed| needed >= memory, SMALL)
+}
+
+/// What stands on QEMU's standard error when it aborts.
+fn judge_abort(lab: &Lab, errors: &str) -> Vec<String> {
+    let pattern = "vfio_container_dma_map(%p, %p, 0x10000000, %p) = -12 (Cannot allocate memory)";
+    let mut problems = Vec::new();
+    match errors.lines().find_map(|line| pattern::strip(pattern, line).map(|rest| (line, rest))) {
+        None => problems.push(format!("no line of standard error is `{pattern}`")),
+        Some((line, rest)) => {
+            let allowed = lab.job.l2_memory_mib * MIB + SMALL;
+            problems.extend(judge_explanation(lab, rest, line, |needed| needed >= DIMM, allowed));
+        }
+    }
+    let last = "qemu: hardware error: vfio: DMA mapping failed, unable to continue";
+    if !errors.lines().any(|line| line == last) {
+        problems.push(format!("no line of standard error is `{last}`"));
+    }
+    problems
+}
+
+fn judge_explanation(
+    lab: &Lab,
+    rest: &str,
+    text: &str,
+    needed: impl Fn(u64) -> bool,
+    allowed: u64,
+) -> Vec<String> {
+    if lab.job.mode != Mode::Fast {
+        return if rest.is_empty() { vec![] } else { vec![format!("`{text}` goes on with `{rest}`")] };
+    }
+    let numbers = pattern::numbers(rest);
+    let mut problems = Vec::new();
+    if !rest.starts_with(": ") || !rest.contains("RLIMIT_MEMLOCK") {
+        problems.push(format!("`{text}` does not explain itself"));
+    }
+    if !numbers.iter().any(|n| needed(*n)) || !numbers.contains(&allowed) {
+        problems.push(format!("`{text}` does not name the needed and the {allowed} allowed bytes"));
+    }
+    problems
+}

@@ -1,0 +1,102 @@
+//! Memory devices come and go: mapped when plugged, gone when unplugged, and another one at the
+//! same address is really another one.
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use vfio_fast_agent::record::Event;
+
+use super::vm::{self, Vm};
+use super::{Lab, observe};
+
+const DIMM_MIB: u64 = 256;
+const DIMM: u64 = DIMM_MIB << 20;
+
+pub fn run(lab: &Lab) -> Result<()> {
+    let mut arguments = vm::common_arguments();
+    let (device, property) = (&lab.job.devices[0], lab.job.mode.device_property());
+    arguments.extend(
+        [
+            "-machine",
+            "q35",
+            "-m",
+            &format!("{}M,slots=2,maxmem=8G", lab.job.l2_memory_mib),
+            "-device",
+            &format!("vfio-pci,host={device},id=dut{property}"),
+        ]
+        .map(str::to_owned),
+    );
+    // Memory that is to go again must hold nothing that cannot move.
+    arguments.extend(vm::kernel_arguments("vft.plan=idle memhp_default_state=online_movable"));
+    let mut vm = Vm::start(lab, &arguments)?;
+    lab.report.step("boot");
+    vm.qmp.run("cont", json!({}))?;
+    vm.wait_ready(|_| ())?;
+
+    lab.report.step("plug");
+    plug(&mut vm, 1, None)?;
+    let devices = vm.qmp.run("query-memory-devices", json!({}))?;
+    let address = devices[0]["data"]["addr"].as_u64().context("the memory device has no address")?;
+    observe::mappings(lab, &mut vm, "after-plug")?;
+    guest_has(&mut vm, lab.job.l2_memory_mib + DIMM_MIB / 2)?;
+
+    lab.report.step("unplug");
+    vm.qmp.run("device_del", json!({ "id": "dimm1" }))?;
+    vm.qmp.event("DEVICE_DELETED", |data| data["device"] == "dimm1")?;
+    observe::mappings(lab, &mut vm, "after-unplug")?;
+    // Refused as long as anything holds a reference to the memory.
+    let answer = vm.qmp.attempt("object-del", json!({ "id": "mem1" }))?;
+    let problems = answer.err().map(|refusal| refusal.0).into_iter().collect::<Vec<_>>();
+    lab.report.check("memory-freed", &problems, "object-del works after the unplug");
+
+    lab.report.step("plug again");
+    plug(&mut vm, 2, Some(address))?;
+    observe::mappings(lab, &mut vm, "after-reuse")?;
+    observe::no_threads(lab, &vm, "after-reuse")?;
+    report_turns(lab, &vm, address)?;
+    vm.quit()
+}
+
+fn plug(vm: &mut Vm, n: u64, address: Option<u64>) -> Result<()> {
+    let backend = format!("mem{n}");
+    vm.qmp.run("object-add", json!({ "qom-type": "memory-backend-ram", "id": backend, "size": DIMM }))?;
+    let mut dimm = json!({ "driver": "pc-dimm", "id": format!("dimm{n}"), "memdev": backend });
+    if let Some(address) = address {
+        dimm["addr"] = address.into();
+    }
+    vm.qmp.run("device_add", dimm)?;
+    Ok(())
+}
+
+/// Waits until L2 uses at least that much memory.
+fn guest_has(vm: &mut Vm, mib: u64) -> Result<()> {
+    vm.wait_event(
+        &format!("{mib} MiB in use"),
+        |event| matches!(event, Event::Memory { mib: now } if *now >= mib),
+    )
+}
+
+/// The check `mapped-twice-unmapped-once`: the second device's memory was not taken for the first's.
+fn report_turns(lab: &Lab, vm: &Vm, address: u64) -> Result<()> {
+    let mut turns = String::new();
+    let mut bytes = 0;
+    for call in vm.witnessed()? {
+        if call.iova < address || call.iova >= address + DIMM {
+            continue;
+        }
+        if call.mapped() {
+            turns.push('m');
+            bytes += call.size;
+        } else if call.unmapped() && call.out > 0 {
+            turns.push('u');
+        }
+    }
+    // However many pieces: map, then unmap, then map, and all of it both times.
+    let mut order: Vec<char> = turns.chars().collect();
+    order.dedup();
+    let mut problems = Vec::new();
+    if order != ['m', 'u', 'm'] || bytes != 2 * DIMM {
+        problems.push(format!("calls {turns}, {bytes} bytes mapped in all"));
+    }
+    lab.report.check("mapped-twice-unmapped-once", &problems, &format!("calls {turns}"));
+    Ok(())
+}

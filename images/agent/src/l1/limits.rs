@@ -1,0 +1,35 @@
+//! How much memory a process may lock.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
+
+/// Takes from this thread, and from every program it starts, the right to lock any amount of
+/// memory: from now on the limit counts, although everything here runs as root.
+pub fn give_up_lock_right() -> Result<()> {
+    remove_capability_from_bounding_set(CapabilitySet::IPC_LOCK).context("cannot give up CAP_IPC_LOCK")
+}
+
+/// Sets the limit of a process; of this one, and of those it will start, without `pid`.
+pub fn set_memlock(pid: Option<u32>, bytes: u64) -> Result<()> {
+    let pid = match pid {
+        Some(pid) => {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            Some(pid.context("no process has that id")?)
+        }
+        None => None,
+    };
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    prlimit(pid, Resource::Memlock, limit).context("cannot set RLIMIT_MEMLOCK")?;
+    Ok(())
+}
+
+/// Bytes a process has locked, as the kernel accounts them (VmLck).
+pub fn locked_bytes(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    Ok(kib.context("the process has no VmLck")? * 1024)
+}

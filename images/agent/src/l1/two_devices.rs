@@ -1,0 +1,144 @@
+//! Two devices share a container: the second joins without a map, the first leaves without an
+//! unmap, the last takes everything with it. And a QEMU that becomes a daemon first.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use vfio_fast_agent::job::Mode;
+use vfio_fast_agent::witness::{self, Call};
+
+use super::vm::{self, Vm};
+use super::{Lab, observe};
+
+pub fn run(lab: &Lab) -> Result<()> {
+    together(lab)?;
+    daemon(lab)
+}
+
+/// No guest runs here. Function 1 of a slot without a function 0 is nothing a guest knows of, so
+/// QEMU plugs and unplugs it without asking one, as long as hotplug is the native one.
+fn together(lab: &Lab) -> Result<()> {
+    let mut arguments = vm::common_arguments();
+    arguments.extend(
+        [
+            "-global",
+            "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+            "-machine",
+            "q35",
+            "-m",
+            &format!("{}M", lab.job.l2_memory_mib),
+            "-device",
+            "pcie-root-port,id=rp0,chassis=1",
+            "-device",
+            "pcie-root-port,id=rp1,chassis=2",
+        ]
+        .map(str::to_owned),
+    );
+    let mut vm = Vm::start(lab, &arguments)?;
+    lab.report.step("join");
+    vm.qmp.run("device_add", device(lab, 0, lab.job.mode))?;
+    observe::mappings(lab, &mut vm, "first-device")?;
+    let before = vm.witnessed()?;
+    if lab.job.mode == Mode::Fast {
+        refuse(lab, &mut vm, Mode::Stock, "through")?;
+    }
+    vm.qmp.run("device_add", device(lab, 1, lab.job.mode))?;
+    observe::mappings(lab, &mut vm, "both-devices")?;
+    let joined = changes(&vm.witnessed()?[before.len()..]);
+    let problems = if joined == 0 { vec![] } else { vec![format!("{joined} maps and unmaps")] };
+    lab.report.check("second-joins-untouched", &problems, "no map, no unmap");
+
+    lab.report.step("leave");
+    let before = vm.witnessed()?;
+    leave(&mut vm, 0)?;
+    observe::mappings(lab, &mut vm, "one-left")?;
+    let left = changes(&vm.witnessed()?[before.len()..]);
+    let problems = if left == 0 { vec![] } else { vec![format!("{left} maps and unmaps")] };
+    lab.report.check("first-leaves-untouched", &problems, "no map, no unmap");
+
+    leave(&mut vm, 1)?;
+    observe::nothing_mapped(lab, &vm, "after-both-left")?;
+    observe::unmapped_before_leaving(lab, &vm)?;
+
+    lab.report.step("come back");
+    vm.qmp.run("device_add", device(lab, 1, lab.job.mode))?;
+    observe::mappings(lab, &mut vm, "come-back")?;
+    observe::no_threads(lab, &vm, "come-back")?;
+    if lab.job.mode == Mode::Fast {
+        // The other way round, in a container that the first device has mapped without the library.
+        leave(&mut vm, 1)?;
+        vm.qmp.run("device_add", device(lab, 0, Mode::Stock))?;
+        refuse(lab, &mut vm, Mode::Fast, "without")?;
+    }
+    vm.quit()
+}
+
+/// A device that wants to be mapped another way than the container cannot join: the check
+/// `mixed-refused-<how>`.
+fn refuse(lab: &Lab, vm: &mut Vm, wants: Mode, how: &str) -> Result<()> {
+    let wanted = format!(
+        "vfio {}: Inconsistent setting of x-vfio-fast within container, which maps DMA {how} \
+         libvfio_fast",
+        lab.job.devices[1]
+    );
+    let answer = vm.qmp.attempt("device_add", device(lab, 1, wants))?;
+    let text = answer.err().map(|refusal| refusal.0).unwrap_or_default();
+    let problems = if text == wanted { vec![] } else { vec![format!("`{text}` is not `{wanted}`")] };
+    lab.report.check(&format!("mixed-refused-{how}"), &problems, &text);
+    Ok(())
+}
+
+fn device(lab: &Lab, n: usize, mode: Mode) -> Value {
+    let mut device = json!({
+        "driver": "vfio-pci",
+        "host": lab.job.devices[n],
+        "id": format!("dut{n}"),
+        "bus": format!("rp{n}"),
+        "addr": "0.1",
+    });
+    match mode {
+        Mode::Reference => {}
+        Mode::Stock => device["x-vfio-fast"] = "off".into(),
+        Mode::Fast => device["x-vfio-fast"] = "on".into(),
+    }
+    device
+}
+
+fn leave(vm: &mut Vm, n: usize) -> Result<()> {
+    let id = format!("dut{n}");
+    vm.qmp.run("device_del", json!({ "id": id }))?;
+    vm.qmp.event("DEVICE_DELETED", |data| data["device"] == id.as_str())?;
+    Ok(())
+}
+
+fn changes(calls: &[Call]) -> usize {
+    calls.iter().filter(|call| call.is_map() || call.is_unmap()).count()
+}
+
+/// `-daemonize` forks before devices are realized: a thread made before would be lost.
+fn daemon(lab: &Lab) -> Result<()> {
+    lab.report.step("daemon");
+    let mut arguments = vm::common_arguments();
+    let (device, property) = (&lab.job.devices[0], lab.job.mode.device_property());
+    arguments.extend(
+        [
+            "-machine",
+            "q35",
+            "-m",
+            &format!("{}M", lab.job.l2_memory_mib),
+            "-device",
+            &format!("vfio-pci,host={device},id=dut{property}"),
+        ]
+        .map(str::to_owned),
+    );
+    let mut vm = Vm::start_daemon(lab, &arguments)?;
+    observe::mappings(lab, &mut vm, "daemon")?;
+    observe::no_threads(lab, &vm, "daemon")?;
+    let calls = vm.witnessed()?;
+    let mapped = witness::replay(&calls)?;
+    let held = mapped.values().next().context("the daemon mapped nothing")?;
+    // QEMU maps in its main thread, and that is the daemon's.
+    let strangers = calls.iter().filter(|c| c.is_map() && c.tid != u64::from(vm.pid)).count();
+    let problems = if strangers == 0 { vec![] } else { vec![format!("{strangers} maps by others")] };
+    lab.report.check("daemon-maps-itself", &problems, &format!("{} mappings", held.len()));
+    vm.quit()
+}

@@ -1,0 +1,89 @@
+//! L2 has an IOMMU of its own: RAM is mapped as a whole only while L2's IOMMU is off, and what its
+//! driver maps later goes one by one.
+
+use anyhow::Result;
+use serde_json::json;
+use vfio_fast_agent::record::Event;
+use vfio_fast_agent::witness;
+
+use super::vm::{self, Vm};
+use super::{Lab, observe};
+
+pub fn run(lab: &Lab) -> Result<()> {
+    let job = &lab.job;
+    let (device, property) = (&job.devices[0], job.mode.device_property());
+    let mut arguments = vm::common_arguments();
+    arguments.extend(
+        [
+            "-machine",
+            "q35,kernel-irqchip=split",
+            "-m",
+            &format!("{}M", job.l2_memory_mib),
+            "-device",
+            "intel-iommu,intremap=on,caching-mode=on",
+            "-device",
+            &format!("vfio-pci,host={device},id=dut{property}"),
+        ]
+        .map(str::to_owned),
+    );
+    arguments.extend(vm::kernel_arguments(&format!(
+        "intel_iommu=on iommu=nopt iommu.strict=1 vft.image_seed={} vft.write_seed={} \
+         vft.disk_mib={} vft.spread_mib={}",
+        job.image_seed,
+        job.write_seed,
+        job.disk_mib,
+        job.l2_memory_mib / 2,
+    )));
+    let mut vm = Vm::start(lab, &arguments)?;
+    observe::mappings(lab, &mut vm, "after-realize")?;
+
+    for step in ["boot", "reset"] {
+        lab.report.step(step);
+        let before = vm.witnessed()?.len();
+        match step {
+            "boot" => vm.qmp.run("cont", json!({}))?,
+            _ => vm.qmp.run("system_reset", json!({}))?,
+        };
+        let mut moved = Vec::new();
+        vm.wait_ready(|event| moved.push(event.clone()))?;
+        report_switch(lab, &vm, step, before)?;
+        let bytes: u64 =
+            moved.iter().map(|event| if let Event::Moved { bytes, .. } = event { *bytes } else { 0 }).sum();
+        let problems = if bytes > 0 { vec![] } else { vec!["L2 moved nothing".to_owned()] };
+        lab.report.check(&format!("data-{step}"), &problems, &format!("{bytes} bytes moved"));
+        observe::no_threads(lab, &vm, step)?;
+    }
+    vm.quit()
+}
+
+/// The check `switched-<step>`: when L2's driver takes over, all RAM is unmapped before its first
+/// own mapping, and from then on single small mappings are all there is.
+fn report_switch(lab: &Lab, vm: &Vm, step: &str, before: usize) -> Result<()> {
+    /// No driver maps that much at once; RAM is far larger.
+    const LARGE: u64 = 16 << 20;
+    let calls = vm.witnessed()?;
+    // After the last large map, RAM goes for good: large unmaps first, small maps only then.
+    let last_large = calls.iter().rposition(|c| c.mapped() && c.size >= LARGE);
+    let from = last_large.map_or(before, |n| n + 1).max(before);
+    let gone = calls[from..].iter().rposition(|c| c.unmapped() && c.out >= LARGE);
+    let mut problems = Vec::new();
+    let Some(gone) = gone.map(|n| from + n) else {
+        lab.report.check(&format!("switched-{step}"), &["RAM was never unmapped".to_owned()], "");
+        return Ok(());
+    };
+    let early = calls[from..gone].iter().filter(|c| c.mapped()).count();
+    if early > 0 {
+        problems.push(format!("{early} maps before RAM was gone"));
+    }
+    let small = calls[gone..].iter().filter(|c| c.mapped()).count();
+    if small == 0 {
+        problems.push("L2's driver mapped nothing".to_owned());
+    }
+    let bytes: u64 = witness::replay(&calls)?.values().flatten().map(|(_, m)| m.size).sum();
+    if bytes >= LARGE {
+        problems.push(format!("{bytes} bytes are mapped at the end"));
+    }
+    let seen = format!("{small} mappings by L2's driver, {bytes} bytes at the end");
+    lab.report.check(&format!("switched-{step}"), &problems, &seen);
+    Ok(())
+}
