@@ -1,6 +1,6 @@
 //! Reads what `witness.c` wrote and replays it: what is mapped, what it cost, in which order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 
@@ -68,6 +68,11 @@ impl Call {
     /// Whether this is an attempt to unmap.
     pub fn is_unmap(&self) -> bool {
         self.cmd == UNMAP_DMA
+    }
+
+    /// Host address less guest or IO address: the same for all of one block of memory.
+    pub fn distance(&self) -> u64 {
+        self.vaddr.wrapping_sub(self.iova)
     }
 
     /// Whether a group left its container here.
@@ -203,6 +208,12 @@ pub fn guest_memory(calls: &[Call]) -> Held {
     slots.into_values().collect()
 }
 
+/// The distances, host address less guest address, at which the guest ever had memory.
+pub fn memory_distances(calls: &[Call]) -> BTreeSet<u64> {
+    let slots = calls.iter().filter(|c| SET_MEMORY.contains(&c.cmd) && c.ret == 0 && c.size > 0);
+    slots.map(Call::distance).collect()
+}
+
 /// The VFIO calls as text in which two runs of the same program are equal: host addresses become the
 /// ordinal of the memory they belong to, descriptors the ordinal of their first use, and times
 /// and threads are left out.
@@ -214,7 +225,7 @@ pub fn sequence(calls: &[Call]) -> Vec<String> {
         let fd = ordinal(&mut fds, call.fd);
         let memory = if call.is_map() {
             // Pieces of one block of host memory have the same distance to their IOVA.
-            format!(" m{}", ordinal(&mut memories, call.vaddr.wrapping_sub(call.iova)))
+            format!(" m{}", ordinal(&mut memories, call.distance()))
         } else {
             String::new()
         };

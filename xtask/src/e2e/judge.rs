@@ -56,7 +56,9 @@ impl Verdict {
 /// Judges one run.
 pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict> {
     if !told.reached_user_space {
-        let why = told.trouble.join("; ");
+        let console = log_text(folder, "l1-console");
+        let panic = console.lines().find(|line| line.contains("Kernel panic"));
+        let why = panic.map_or_else(|| told.trouble.join("; "), str::to_owned);
         let text = format!("L1 never reached user space ({why}), logs: {}", folder.display());
         return Err(CannotRun(text).into());
     }

@@ -34,7 +34,7 @@ pub fn command(qemu: &Path, guest: &Guest, accel: Accel, initrd: &Path, folder: 
         .args([
             "-append",
             "console=ttyS0 earlycon=uart8250,io,0x3f8 intel_iommu=on iommu=nopt panic=-1 \
-             mitigations=off random.trust_cpu=on log_buf_len=4M vft.role=l1",
+             mitigations=off random.trust_cpu=on log_buf_len=4M no_timer_check vft.role=l1",
         ])
         .args(["-chardev", &format!("file,id=console,{}", file("l1-console.log"))])
         .args(["-serial", "chardev:console"])
