@@ -117,8 +117,12 @@ pub fn apply(source: &Source, series: &Series, dir: &Path, force: bool) -> Resul
     }
     prepare(source, dir)?;
     let log = log("apply");
-    let commits =
-        step(&format!("Apply {} patches", series.patches.len()), &log, |log| apply_series(series, dir, log))?;
+    let commits = step(&format!("Apply {} patches", series.patches.len()), &log, |log| {
+        let commits = apply_series(series, dir, log);
+        // Also where a reject stopped it: all that is there so far came from the series.
+        mark_saved(dir)?;
+        commits
+    })?;
     for commit in &commits {
         println!("{} {}", &commit[..12], subject(dir, commit)?);
     }
