@@ -167,8 +167,8 @@ fn mark_saved(dir: &Path) -> Result<()> {
 /// Writes one file per commit after the base, the same bytes for the same commits; returns their paths.
 fn format_patches(dir: &Path, into: &Path) -> Result<String> {
     let mut command = git(dir);
-    command.args(["format-patch", "--zero-commit", "--no-signature", "--no-numbered", "--full-index"]);
-    command.args(["--diff-algorithm=histogram", "--output-directory"]).arg(into);
+    command.args(["format-patch", "--zero-commit", "--no-signature", "--no-numbered", "--abbrev=8"]);
+    command.arg("--output-directory").arg(into);
     output(command.arg(format!("{BASE}..HEAD")))
 }
 
