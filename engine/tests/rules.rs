@@ -182,6 +182,17 @@ fn too_little_memlock_is_told_with_numbers_and_touches_nothing() {
 }
 
 #[test]
+fn what_a_refused_transaction_unmaps_is_unmapped() {
+    let (engine, sim) = open(SimConfig { memlock_limit: Some(2 * GIB), ..SimConfig::default() });
+    transact(&engine, &[], &[ram(GIB, GIB), ram(4 * GIB, GIB)]).unwrap();
+    // The preflight refuses the map, and still the device must not reach what was given up; half of an entry is mapped anew.
+    let error = transact(&engine, &[range(GIB, GIB / 2)], &[ram(8 * GIB, 2 * GIB)]).unwrap_err();
+    assert_eq!((error.op, error.errno), (Op::Check, Errno::ENOMEM));
+    assert_eq!(held(&sim), [(3 * GIB / 2, GIB / 2), (4 * GIB, GIB)]);
+    assert_eq!(engine.regions().len(), 2);
+}
+
+#[test]
 fn the_grid_gets_coarser_only_when_entries_run_out() {
     let (engine, sim) = open(SimConfig { dma_avail: 10, ..SimConfig::default() });
     transact(&engine, &[], &[ram(0, 4 * GIB)]).unwrap();
