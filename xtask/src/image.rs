@@ -34,8 +34,8 @@ pub struct Guest {
 pub struct Payload<'a> {
     /// The agent, linked statically.
     pub agent: &'a Path,
-    /// The QEMU under test and its name in `/vft`; none for a machine that runs none.
-    pub qemu: Option<(&'a str, &'a Path)>,
+    /// The QEMU under test; none for a machine that runs none.
+    pub qemu: Option<&'a Path>,
     /// Libraries to lie in `/vft/lib`.
     pub libraries: &'a [PathBuf],
     /// The job, as JSON.
@@ -98,8 +98,8 @@ impl Guest {
             let name = library.file_name().context("a library has a file name")?.to_string_lossy();
             cpio.copy(&format!("vft/lib/{name}"), 0o755, library)?;
         }
-        if let Some((name, qemu)) = payload.qemu {
-            cpio.copy(&format!("vft/{name}"), 0o755, qemu)?;
+        if let Some(qemu) = payload.qemu {
+            cpio.copy("vft/qemu", 0o755, qemu)?;
             for library in shared_libraries(qemu, payload.libraries)? {
                 let path = library.to_string_lossy();
                 cpio.copy(path.trim_start_matches('/'), 0o755, &library)?;

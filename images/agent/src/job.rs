@@ -29,6 +29,8 @@ pub enum Scenario {
 pub enum Mode {
     /// QEMU without the patches.
     Reference,
+    /// Patched QEMU, built without the library.
+    NotBuilt,
     /// Patched QEMU, `x-vfio-fast=off`.
     Stock,
     /// Patched QEMU, `x-vfio-fast=on`.
@@ -36,10 +38,11 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The property a vfio-pci device gets, with its leading comma; unpatched QEMU knows none.
+    /// The property a vfio-pci device gets, with its leading comma; unpatched QEMU knows none, and built without
+    /// the library it needs none.
     pub fn device_property(self) -> &'static str {
         match self {
-            Mode::Reference => "",
+            Mode::Reference | Mode::NotBuilt => "",
             Mode::Stock => ",x-vfio-fast=off",
             Mode::Fast => ",x-vfio-fast=on",
         }

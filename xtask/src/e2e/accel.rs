@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Parts, l0};
+use super::l0;
+use super::runs::Parts;
 use crate::image::Payload;
 
 /// A kernel under working KVM is in user space long before this.
@@ -60,7 +61,7 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
     parts.guest.write_initrd(&payload, &initrd)?;
     let mut command = l0::command(&parts.reference, &parts.guest, Accel::Kvm, &initrd, &folder);
     command.args(["-m", "1024M"]);
-    let told = l0::run(command, &folder, PROBE_LIMIT, || ());
+    let told = l0::run(command, &folder, PROBE_LIMIT, "kvm-probe", || ());
     fs::remove_file(initrd)?;
     // The empty job is not understood, which only user space can say.
     match told {

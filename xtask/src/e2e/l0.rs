@@ -45,7 +45,13 @@ pub fn command(qemu: &Path, guest: &Guest, accel: Accel, initrd: &Path, folder: 
 }
 
 /// Runs it until it ends by itself, or the limit is over; `begun` is called at the first record.
-pub fn run(mut command: Command, folder: &Path, limit: Duration, begun: impl FnOnce()) -> Result<Told> {
+pub fn run(
+    mut command: Command,
+    folder: &Path,
+    limit: Duration,
+    name: &str,
+    begun: impl FnOnce(),
+) -> Result<Told> {
     fs::write(folder.join("l0-command.txt"), format!("{command:?}\n"))?;
     let log = File::create(folder.join("l0-qemu.log"))?;
     let mut child = command
@@ -64,7 +70,7 @@ pub fn run(mut command: Command, folder: &Path, limit: Duration, begun: impl FnO
             if let Some(begun) = begun.take() {
                 begun();
             }
-            println!("    {step} ({})", elapsed(start.elapsed()));
+            println!("    {name}: {step} ({})", elapsed(start.elapsed()));
         }
         if ended.is_some() || start.elapsed() > limit {
             break ended;

@@ -33,7 +33,7 @@ impl Default for Phases {
 
 impl Phases {
     /// A phase begins; the one before has ended.
-    pub fn enter(&mut self, phase: Phase) {
+    pub fn enter(&self, phase: Phase) {
         let at = elapsed(self.start.elapsed());
         match phase {
             Phase::Setup => println!("== setup ({at})"),

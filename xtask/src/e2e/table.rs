@@ -86,7 +86,9 @@ pub fn print(verdicts: &[Verdict]) {
             println!();
         }
     }
-    println!("\ncounted by: {WITNESS}");
+    if verdicts.iter().any(|v| v.facts.is_some()) {
+        println!("\ncounted by: {WITNESS}");
+    }
 }
 
 fn gib(bytes: u64) -> String {

@@ -86,7 +86,7 @@ fn device(lab: &Lab) -> Value {
         "bus": "rp0",
     });
     match lab.job.mode {
-        Mode::Reference => {}
+        Mode::Reference | Mode::NotBuilt => {}
         Mode::Stock => device["x-vfio-fast"] = "off".into(),
         Mode::Fast => device["x-vfio-fast"] = "on".into(),
     }

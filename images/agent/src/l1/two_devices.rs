@@ -96,7 +96,7 @@ fn device(lab: &Lab, n: usize, mode: Mode) -> Value {
         "addr": "0.1",
     });
     match mode {
-        Mode::Reference => {}
+        Mode::Reference | Mode::NotBuilt => {}
         Mode::Stock => device["x-vfio-fast"] = "off".into(),
         Mode::Fast => device["x-vfio-fast"] = "on".into(),
     }

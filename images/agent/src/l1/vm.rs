@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-use vfio_fast_agent::job::Mode;
 use vfio_fast_agent::record::{Event, L2_PORT};
 use vfio_fast_agent::witness::{self, Call};
 
@@ -113,7 +112,7 @@ pub fn kernel_arguments(options: &str) -> Vec<String> {
 impl Vm {
     /// Starts QEMU paused (`-S`) and waits until its machine is built.
     pub fn start(lab: &Lab, arguments: &[String]) -> Result<Self> {
-        let mut command = command(lab, arguments)?;
+        let mut command = command(arguments)?;
         command
             .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
             .stdout(Stdio::piped())
@@ -138,7 +137,7 @@ impl Vm {
     /// Starts QEMU as a daemon, paused.
     pub fn start_daemon(lab: &Lab, arguments: &[String]) -> Result<Self> {
         const PID_FILE: &str = "/run/qemu-pid";
-        let mut command = command(lab, arguments)?;
+        let mut command = command(arguments)?;
         command.args(["-daemonize", "-pidfile", PID_FILE]).stdout(Stdio::null());
         lab.report.log("l1-setup", &format!("{command:?}"));
         let started = Instant::now();
@@ -298,7 +297,7 @@ impl Drop for Vm {
 }
 
 /// The command that every start begins with.
-fn command(lab: &Lab, arguments: &[String]) -> Result<Command> {
+fn command(arguments: &[String]) -> Result<Command> {
     for stale in [WITNESS, MONITOR, EVENTS] {
         match fs::remove_file(stale) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -307,7 +306,7 @@ fn command(lab: &Lab, arguments: &[String]) -> Result<Command> {
             _ => {}
         }
     }
-    let mut command = Command::new(binary(lab.job.mode));
+    let mut command = Command::new("/vft/qemu");
     command
         .args(arguments)
         .arg("-S")
@@ -316,13 +315,6 @@ fn command(lab: &Lab, arguments: &[String]) -> Result<Command> {
         .env("VFT_WITNESS", WITNESS)
         .stdin(Stdio::null());
     Ok(command)
-}
-
-fn binary(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Reference => "/vft/qemu-reference",
-        Mode::Stock | Mode::Fast => "/vft/qemu-patched",
-    }
 }
 
 /// Sends every line of `from` to the host; `first` is called at the first byte.

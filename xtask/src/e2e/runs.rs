@@ -1,0 +1,198 @@
+//! The runs: one boot of L1 for each scenario and mode, side by side where time is not measured.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use vfio_fast_agent::job::{Job, Mode};
+
+use super::accel::Accel;
+use super::disk::Disk;
+use super::judge::{self, Verdict};
+use super::l0;
+use super::phase::{Phase, Phases};
+use super::scenario::{self, Plan};
+use crate::image::{Guest, Payload};
+use crate::outcome::CannotRun;
+
+/// Runs beside each other at most: each keeps about one processor busy.
+const WORKERS: usize = 2;
+/// What a run takes besides the memory of its machine.
+const OVERHEAD_MIB: u64 = 1024;
+
+/// What the machines are made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Kernel, modules and firmware.
+    pub guest: Guest,
+    /// QEMU without the patches; also emulates L1.
+    pub reference: PathBuf,
+    /// QEMU with them.
+    pub patched: PathBuf,
+    /// QEMU with them, built without the library.
+    pub not_built: PathBuf,
+    /// The library patched QEMU loads.
+    pub library: PathBuf,
+    /// PID 1 of both machines.
+    pub agent: PathBuf,
+    /// The ioctl witness.
+    pub witness: PathBuf,
+}
+
+/// Everything the runs share.
+#[derive(Debug)]
+pub struct Runs<'a> {
+    /// What the machines are made of.
+    pub parts: &'a Parts,
+    /// Where results and logs go.
+    pub folder: &'a Path,
+    /// What executes L1.
+    pub accel: Accel,
+    /// Where phases are told.
+    pub phases: &'a Phases,
+}
+
+impl Runs<'_> {
+    /// Runs every scenario in every mode. What could be run is judged even if something could not:
+    /// the second answer says what stopped the rest.
+    pub fn all(&self, plans: &[Plan]) -> (Vec<Verdict>, Result<()>) {
+        let pairs = |plan: &Plan| plan.modes.iter().map(|mode| (plan.clone(), *mode)).collect::<Vec<_>>();
+        // A run whose times are compared has the machine to itself.
+        let (timed, others): (Vec<&Plan>, Vec<&Plan>) = plans.iter().partition(|plan| plan.timed);
+        let timed = timed.into_iter().flat_map(pairs).collect();
+        let others = others.into_iter().flat_map(pairs).collect();
+        let (mut verdicts, mut outcome) = self.queue(timed, 1);
+        if outcome.is_ok() {
+            let workers = workers(plans, available_mib().unwrap_or(0));
+            let (more, end) = self.queue(others, workers);
+            verdicts.extend(more);
+            outcome = end;
+        }
+        (verdicts, outcome)
+    }
+
+    /// Works off a queue with so many workers; results come in the order of the queue.
+    fn queue(&self, runs: VecDeque<(Plan, Mode)>, workers: usize) -> (Vec<Verdict>, Result<()>) {
+        let runs = Mutex::new(runs.into_iter().enumerate().collect::<VecDeque<_>>());
+        let done = Mutex::new((Vec::new(), Ok(())));
+        let work = || {
+            loop {
+                // A statement of its own: the queue is not locked during the run.
+                let next = runs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some((n, (plan, mode))) = next else { return };
+                let result = self.one(&plan, mode);
+                let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                match result {
+                    Ok(verdict) => done.0.push((n, verdict)),
+                    Err(error) => {
+                        runs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                        done.1 = Err(error);
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
+        let (mut verdicts, outcome) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        verdicts.sort_by_key(|(n, _)| *n);
+        (verdicts.into_iter().map(|(_, verdict)| verdict).collect(), outcome)
+    }
+
+    /// One boot of L1.
+    fn one(&self, plan: &Plan, mode: Mode) -> Result<Verdict> {
+        let parts = self.parts;
+        let name = format!("{}-{}", plan.name(), scenario::mode_name(mode));
+        let folder = self.folder.join(&name);
+        fs::create_dir_all(&folder)?;
+        self.phases.enter(Phase::Boot(&name));
+        require_memory(plan)?;
+        let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
+        let disk = Disk::create(&folder.join("disk.img"), plan.disk_mib, seed)?;
+        let job = Job {
+            scenario: plan.scenario,
+            mode,
+            devices: plan.addresses(),
+            l2_memory_mib: plan.l2_memory_mib,
+            disk_mib: plan.disk_mib,
+            image_seed: disk.image_seed,
+            write_seed: disk.write_seed,
+            wait_s: 120,
+        };
+        let initrd = folder.join("initrd.cpio");
+        let mut libraries = vec![parts.witness.clone()];
+        let qemu = match mode {
+            Mode::Reference => &parts.reference,
+            Mode::NotBuilt => &parts.not_built,
+            Mode::Stock | Mode::Fast => {
+                libraries.push(parts.library.clone());
+                &parts.patched
+            }
+        };
+        let payload = Payload {
+            agent: &parts.agent,
+            qemu: Some(qemu),
+            libraries: &libraries,
+            job: &serde_json::to_vec(&job)?,
+        };
+        parts.guest.write_initrd(&payload, &initrd)?;
+        let mut command = l0::command(&parts.reference, &parts.guest, self.accel, &initrd, &folder);
+        command.args(["-m", &format!("{}M", plan.l1_memory_mib())]);
+        for spare in 1..plan.addresses().len() {
+            fs::File::create(disk.path.with_extension(format!("{spare}.img")))?.set_len(1 << 20)?;
+        }
+        for device in plan.l0_devices(&disk.path) {
+            command.args(device);
+        }
+        let told = l0::run(command, &folder, plan.limit, &name, || self.phases.enter(Phase::Run(&name)))?;
+        let mut verdict = judge::one(plan, mode, told, &folder)?;
+        if plan.writes_disk {
+            verdict.checks.push(disk.check()?);
+        }
+        verdict.print_failures(0);
+        // Gigabytes of them would pile up; everything needed to look into a failure is in the logs.
+        fs::remove_file(initrd)?;
+        if verdict.passed() {
+            fs::remove_file(&disk.path)?;
+        }
+        Ok(verdict)
+    }
+}
+
+/// How many runs fit beside each other.
+fn workers(plans: &[Plan], available_mib: u64) -> usize {
+    let largest = plans.iter().map(|plan| plan.l1_memory_mib() + OVERHEAD_MIB).max().unwrap_or(1);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let fit = usize::try_from(available_mib / largest).unwrap_or(1);
+    WORKERS.min(processors).min(fit).max(1)
+}
+
+fn require_memory(plan: &Plan) -> Result<()> {
+    let (needed, available) = (plan.l1_memory_mib() + OVERHEAD_MIB, available_mib()?);
+    if available < needed {
+        bail!(CannotRun(format!("{needed} MiB of memory are needed, {available} MiB are available")));
+    }
+    Ok(())
+}
+
+fn available_mib() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    Ok(kib.context("/proc/meminfo states no MemAvailable")? >> 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_fit_into_memory() {
+        let plans = scenario::chosen(&[]).unwrap();
+        assert_eq!(workers(&plans, 0), 1);
+        assert_eq!(workers(&plans, 7000), 1);
+        let processors = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(workers(&plans, 1 << 20), WORKERS.min(processors));
+    }
+}
