@@ -15,6 +15,11 @@ pub struct Reach {
 }
 
 impl Reach {
+    /// So many bytes from `start` on, reachable for reading and writing.
+    pub fn writable(start: u64, bytes: u64) -> Self {
+        Self { start, last: start + (bytes - 1), write: true }
+    }
+
     /// How many bytes.
     pub fn bytes(self) -> u64 {
         self.last - self.start + 1

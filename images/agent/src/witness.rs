@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::ranges::Reach;
+use crate::ranges::{self, Reach};
 
 const SET_CONTAINER: u32 = 0x3b68;
 const UNSET_CONTAINER: u32 = 0x3b69;
@@ -58,6 +58,11 @@ impl Call {
     /// Whether this is an unmap that worked.
     pub fn unmapped(&self) -> bool {
         self.cmd == UNMAP_DMA && self.ret == 0
+    }
+
+    /// Whether this gives memory to KVM, or takes it away.
+    pub fn gives_memory(&self) -> bool {
+        SET_MEMORY.contains(&self.cmd) && self.ret == 0
     }
 
     /// Whether this is an attempt to map.
@@ -191,7 +196,7 @@ pub fn reach(held: &Held) -> Result<Vec<Reach>> {
 /// core, not from VFIO, so it is what the flat view was at that moment.
 pub fn guest_memory(calls: &[Call]) -> Held {
     let mut slots: BTreeMap<u64, (u64, Mapping)> = BTreeMap::new();
-    for call in calls.iter().filter(|c| SET_MEMORY.contains(&c.cmd) && c.ret == 0) {
+    for call in calls.iter().filter(|c| c.gives_memory()) {
         // The upper half names the address space: 1 is what only SMM sees, and no device does.
         if call.out >> 16 != 0 {
             continue;
@@ -208,9 +213,35 @@ pub fn guest_memory(calls: &[Call]) -> Held {
     slots.into_values().collect()
 }
 
+/// Compares, at the end of every change of the guest's memory, what is mapped with what the guest
+/// has, permissions aside. The answer is how many changes there were, and what differed.
+///
+/// In one transaction of QEMU's memory core VFIO's listener comes before KVM's. So whenever VFIO's
+/// next call follows one of KVM's, a transaction has just ended, and both must agree. This holds
+/// for a device behind no IOMMU, from its first map to its unplug.
+pub fn commits(calls: &[Call]) -> Result<(usize, Vec<String>)> {
+    let mut count = 0;
+    let mut problems = Vec::new();
+    let mut after_kvm = false;
+    for (n, call) in calls.iter().enumerate() {
+        if call.gives_memory() {
+            after_kvm = true;
+        } else if (call.mapped() || call.unmapped()) && std::mem::take(&mut after_kvm) {
+            let containers = replay(&calls[..n])?;
+            let Some(held) = containers.values().next() else { continue };
+            let pages = |held: &Held| held.iter().map(|(at, m)| Reach::writable(*at, m.size)).collect();
+            let wanted = pages(&guest_memory(&calls[..n]));
+            let different = ranges::differences("wanted", wanted, "mapped", pages(held));
+            problems.extend(different.into_iter().map(|text| format!("before call {n}: {text}")));
+            count += 1;
+        }
+    }
+    Ok((count, problems))
+}
+
 /// The distances, host address less guest address, at which the guest ever had memory.
 pub fn memory_distances(calls: &[Call]) -> BTreeSet<u64> {
-    let slots = calls.iter().filter(|c| SET_MEMORY.contains(&c.cmd) && c.ret == 0 && c.size > 0);
+    let slots = calls.iter().filter(|c| c.gives_memory() && c.size > 0);
     slots.map(Call::distance).collect()
 }
 
@@ -307,6 +338,19 @@ mod tests {
         assert_eq!(memory[&0xfffc0000].flags, FLAG_READ);
         assert_eq!(replay(&calls).unwrap().len(), 1, "KVM's calls map nothing");
         assert_eq!(sequence(&calls).len(), 1);
+    }
+
+    #[test]
+    fn every_commit_is_compared() {
+        let slot = "ae46 a 0 a0000 0 7f0000000000 0 0 0 1 1 7\n";
+        let more = "ae46 a 100000 7ff00000 0 7f0000100000 0 0 1 1 1 7\n";
+        let last = "3b71 9 c0000 1000 1 7d0000000000 0 0 0 1 1 7\n";
+        let right = parse(&format!("{slot}{LOW}{HIGH}{more}{last}")).unwrap();
+        assert_eq!(commits(&right).unwrap(), (1, vec![]));
+        let stale = parse(&format!("{slot}{LOW}{more}{last}")).unwrap();
+        let (count, problems) = commits(&stale).unwrap();
+        assert_eq!((count, problems.len()), (1, 1), "{problems:?}");
+        assert!(problems[0].contains("only wanted: [0x100000, 0x7fffffff]"), "{problems:?}");
     }
 
     #[test]

@@ -152,6 +152,7 @@ impl Plan {
                 "mappings-after-boot",
                 "mappings-after-reset",
                 "no-threads-after-reset",
+                "mappings-at-every-commit",
                 "data",
                 "witnesses-agree",
                 "nothing-mapped-after-unplug",
@@ -172,10 +173,17 @@ impl Plan {
                 "memory-freed",
                 "mappings-after-reuse",
                 "no-threads-after-reuse",
+                "mappings-at-every-commit",
                 "mapped-twice-unmapped-once",
             ],
             Scenario::P2pRange => {
-                vec!["flat-view-after-firmware", "no-threads-after-firmware", "alive", "one-warning"]
+                vec![
+                    "flat-view-after-firmware",
+                    "no-threads-after-firmware",
+                    "alive",
+                    "same-after-resets",
+                    "one-warning",
+                ]
             }
             Scenario::TwoDevices => vec![
                 "mappings-first-device",

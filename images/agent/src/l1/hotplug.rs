@@ -52,6 +52,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     plug(&mut vm, 2, Some(address))?;
     observe::mappings(lab, &mut vm, "after-reuse")?;
     observe::no_threads(lab, &vm, "after-reuse")?;
+    observe::every_commit(lab, &vm)?;
     report_turns(lab, &vm, address)?;
     vm.quit()
 }

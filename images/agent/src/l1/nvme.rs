@@ -60,6 +60,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.wait_ready(|event| moved.push(event.clone()))?;
     let last = observe::mappings(lab, &mut vm, "after-reset")?;
     observe::no_threads(lab, &vm, "after-reset")?;
+    observe::every_commit(lab, &vm)?;
     report_data(lab, &moved);
 
     let mut facts = count(lab, &vm, &last)?;

@@ -66,6 +66,18 @@ pub fn flat_view_rows(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result
     Ok((rows, mapped))
 }
 
+/// Reports the check `mappings-at-every-commit`: not only at quiet moments does the kernel hold
+/// what the guest has, but after each of the many changes firmware and guest make.
+pub fn every_commit(lab: &Lab, vm: &Vm) -> Result<()> {
+    let (count, mut problems) = witness::commits(&vm.witnessed()?)?;
+    problems.truncate(5);
+    if count < 2 {
+        problems.push(format!("{count} changes of the guest's memory were seen, that is too few"));
+    }
+    lab.report.check("mappings-at-every-commit", &problems, &format!("{count} changes, all right"));
+    Ok(())
+}
+
 /// Runs `look` while the VM stands still.
 fn quietly<T>(vm: &mut Vm, look: impl FnOnce(&mut Vm) -> Result<T>) -> Result<T> {
     let running = vm.qmp.run("query-status", json!({}))?["running"] == true;

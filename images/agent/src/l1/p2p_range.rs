@@ -16,6 +16,9 @@ use crate::machine;
 
 /// The first address the IOMMU of this scenario cannot have.
 const BEYOND: u64 = 1 << 39;
+const RESETS: usize = 3;
+/// Firmware that changed nothing for so long is through.
+const QUIET: Duration = Duration::from_millis(700);
 
 pub fn run(lab: &Lab) -> Result<()> {
     let (device, property) = (&lab.job.devices[0], lab.job.mode.device_property());
@@ -36,16 +39,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let mut vm = Vm::start(lab, &arguments)?;
     lab.report.step("firmware");
     vm.qmp.run("cont", json!({}))?;
-    machine::wait_for(Duration::from_secs(lab.job.wait_s), || {
-        let slots = witness::guest_memory(&vm.witnessed().ok()?);
-        // The BAR is placed, and PAM is as the firmware leaves it: it ends with locking its shadow.
-        let placed = slots.range(BEYOND..).next().is_some();
-        (placed && slots.contains_key(&0xf0000)).then_some(())
-    })
-    .context("the firmware did not place the BAR beyond the IOMMU's reach")?;
-    // What follows the last PAM write.
-    std::thread::sleep(Duration::from_millis(500));
-
+    let first = firmware(lab, &mut vm, 0)?;
     let (rows, held) = observe::flat_view_rows(lab, &mut vm, "memory", "after-firmware")?;
     let (beyond, within): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.start >= BEYOND);
     let wanted: Vec<Reach> = within.iter().filter_map(|row| row.reach()).collect();
@@ -64,9 +58,46 @@ pub fn run(lab: &Lab) -> Result<()> {
     let status = vm.qmp.run("query-status", json!({}))?;
     let problems = if status["running"] == true { vec![] } else { vec![status.to_string()] };
     lab.report.check("alive", &problems, "the VM runs");
+
+    lab.report.step("resets");
+    let mut problems = Vec::new();
+    for n in 1..=RESETS {
+        let before = vm.witnessed()?.len();
+        vm.qmp.run("system_reset", json!({}))?;
+        let again = firmware(lab, &mut vm, before)?;
+        let different = ranges::differences("first", first.clone(), "after the reset", again);
+        problems.extend(different.into_iter().map(|text| format!("reset {n}: {text}")));
+    }
+    let seen = format!("{RESETS} resets, the same mappings after each");
+    lab.report.check("same-after-resets", &problems, &seen);
     let errors = vm.stderr()?;
     lab.report.check("one-warning", &judge_warning(lab, &errors), errors.trim());
     vm.quit()
+}
+
+/// Waits until the firmware is through, counting from the call numbered `from`; what is mapped then.
+fn firmware(lab: &Lab, vm: &mut Vm, from: usize) -> Result<Vec<Reach>> {
+    machine::wait_for(Duration::from_secs(lab.job.wait_s), || {
+        let calls = vm.witnessed().ok()?;
+        let slots = witness::guest_memory(&calls);
+        // The BAR is placed, since `from`, and PAM is as the firmware leaves it: the last thing it
+        // does is to lock its shadow.
+        let placed = calls[from..].iter().any(|c| c.gives_memory() && c.iova >= BEYOND && c.size > 0);
+        (placed && slots.range(BEYOND..).next().is_some() && slots.contains_key(&0xf0000)).then_some(())
+    })
+    .context("the firmware did not place the BAR beyond the IOMMU's reach")?;
+    let mut calls = vm.witnessed()?;
+    loop {
+        std::thread::sleep(QUIET);
+        let now = vm.witnessed()?;
+        if now.len() == calls.len() {
+            break;
+        }
+        calls = now;
+    }
+    let containers = witness::replay(&calls)?;
+    let held = containers.values().next().context("nothing is mapped")?;
+    Ok(ranges::normalise(witness::reach(held)?))
 }
 
 /// Exactly one warning, with QEMU's own text and its hint.
