@@ -1,0 +1,76 @@
+//! What the machine says of itself.
+
+use std::fs;
+use std::thread::available_parallelism;
+
+use crate::pins::PinStandIn;
+use crate::record::{Backing, Machine};
+
+const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+const SHMEM_THP: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+/// The machine, now.
+pub fn machine() -> Machine {
+    let cpuinfo = read("/proc/cpuinfo");
+    let of_cpu = |name: &str| {
+        let line = cpuinfo.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_once(':')).map_or(String::new(), |(_, text)| text.trim().to_owned())
+    };
+    Machine {
+        cpus: cpus(),
+        cpu: of_cpu("model name"),
+        virtual_machine: of_cpu("flags").split(' ').any(|flag| flag == "hypervisor"),
+        kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        memory: meminfo("MemTotal:"),
+        available: available(),
+        thp: chosen(THP),
+        shmem_thp: chosen(SHMEM_THP),
+        load: read("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0),
+        pins: PinStandIn::NAME.to_owned(),
+    }
+}
+
+/// CPUs this process may use.
+pub fn cpus() -> usize {
+    available_parallelism().map_or(1, usize::from)
+}
+
+/// Bytes that can be had without swapping.
+pub fn available() -> u64 {
+    meminfo("MemAvailable:")
+}
+
+/// Bytes of 2 MiB hugetlb pages that are set aside and free.
+pub fn set_aside() -> u64 {
+    let pages = read("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    pages.trim().parse::<u64>().unwrap_or(0) << 21
+}
+
+/// Why this machine has no memory of that kind, if so.
+pub fn refusal(backing: Backing) -> Option<String> {
+    let (knob, setting) = match backing {
+        Backing::AnonThp => (THP, chosen(THP)),
+        Backing::MemfdThp => (SHMEM_THP, chosen(SHMEM_THP)),
+        _ => return None,
+    };
+    let refused = ["never", "deny", ""].contains(&setting.as_str());
+    refused.then(|| format!("{knob} is [{setting}]"))
+}
+
+/// The word in brackets of a file like `always [madvise] never`.
+fn chosen(path: &str) -> String {
+    let text = read(path);
+    let inside = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    inside.map_or(String::new(), |(word, _)| word.to_owned())
+}
+
+fn meminfo(name: &str) -> u64 {
+    let text = read("/proc/meminfo");
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}

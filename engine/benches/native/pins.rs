@@ -1,0 +1,243 @@
+//! Long-term pins through io_uring, in place of VFIO's map ioctl. For benches on machines without VFIO; never shipped.
+//!
+//! A buffer registered with an io_uring is pinned by the same kernel function and with the same meaning as a VFIO mapping:
+//! `pin_user_pages` with FOLL_LONGTERM and FOLL_WRITE, 2 MiB a call, faulting in what is not there yet on the calling
+//! thread, counted against RLIMIT_MEMLOCK. What is missing is everything behind the pin: no IOMMU page table is written and
+//! no container lock is taken. Times with it are times of pinning, not of mapping.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vfio_fast_engine::addr::{IovaRange, PageSizes};
+use vfio_fast_engine::backend::{Backend, Limits, Mapping, Memlock};
+use vfio_fast_engine::{Errno, Result};
+
+/// Bytes of one registered buffer: what type1 pins at a time. It also keeps a huge page alone in its buffer; io_uring looks
+/// through all pages of a buffer, and all buffers of a ring, for each huge page that shares either with small ones, which
+/// took ten times as long as pinning them.
+const BUFFER: u64 = 2 << 20;
+/// Buffers per ring; few, for the same reason.
+const BUFFERS: u64 = 64;
+
+/// Pins what VFIO would map. See the module: a stand-in.
+#[derive(Debug)]
+pub struct PinStandIn(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// Rings with no buffer in them.
+    free: Vec<Ring>,
+    /// What is pinned, by first IOVA.
+    held: BTreeMap<u64, Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    range: IovaRange,
+    rings: Vec<Ring>,
+}
+
+impl PinStandIn {
+    /// What it is, wherever its numbers are shown.
+    pub const NAME: &str =
+        "io_uring registered buffers (long-term pins, no IOMMU), standing in for VFIO's map ioctl";
+
+    /// With nothing pinned, and all that is needed to pin `bytes` made beforehand. Fails where io_uring is forbidden or
+    /// older than Linux 5.19.
+    pub fn new(bytes: u64) -> io::Result<Self> {
+        // One more per entry, which need not end where a ring is full.
+        let rings = bytes.div_ceil(BUFFER * BUFFERS) + 8 + (bytes >> 30);
+        let free = (0..rings).map(|_| Ring::new()).collect::<io::Result<_>>()?;
+        Ok(Self(Mutex::new(State { free, held: BTreeMap::new() })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Pins all of the memory or nothing.
+    fn pin(&mut self, start: u64, bytes: u64) -> std::result::Result<Vec<Ring>, Errno> {
+        let end = start + bytes;
+        let mut rings = Vec::new();
+        let mut from = start;
+        while from < end {
+            let mut buffers = Vec::new();
+            while from < end && (buffers.len() as u64) < BUFFERS {
+                let to = end.min((from / BUFFER + 1) * BUFFER);
+                buffers
+                    .push(libc::iovec { iov_base: from as *mut libc::c_void, iov_len: (to - from) as usize });
+                from = to;
+            }
+            let ring = self.free.pop().map_or_else(|| Ring::new().map_err(|error| errno(&error)), Ok);
+            let pinned = ring.and_then(|mut ring| {
+                let pinned = ring.fill(&buffers);
+                rings.push(ring);
+                pinned
+            });
+            if let Err(errno) = pinned {
+                self.unpin(rings)?;
+                return Err(errno);
+            }
+        }
+        Ok(rings)
+    }
+
+    fn unpin(&mut self, rings: Vec<Ring>) -> std::result::Result<(), Errno> {
+        for mut ring in rings {
+            ring.empty()?;
+            self.free.push(ring);
+        }
+        Ok(())
+    }
+}
+
+impl Backend for PinStandIn {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn limits(&self) -> Result<Limits> {
+        Ok(Limits { page_sizes: PageSizes::FOUR_KIB, iova_ranges: Vec::new(), entries: None })
+    }
+
+    /// Unknown: io_uring counts per user, not per process. The kernel refuses what is too much.
+    fn memlock(&self) -> Memlock {
+        Memlock { locked: 0, limit: None }
+    }
+
+    fn wants_populate(&self) -> bool {
+        true
+    }
+
+    /// Pins always for writing: io_uring knows no other pin.
+    fn map(&self, mapping: &Mapping) -> std::result::Result<(), Errno> {
+        let mut state = self.state();
+        let below = state.held.range(..=mapping.range.last()).next_back();
+        if below.is_some_and(|(_, held)| held.range.overlaps(mapping.range)) {
+            return Err(Errno::EEXIST);
+        }
+        let rings = state.pin(mapping.hva.raw(), mapping.range.length())?;
+        state.held.insert(mapping.range.start(), Held { range: mapping.range, rings });
+        Ok(())
+    }
+
+    fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
+        let mut state = self.state();
+        let touched: Vec<IovaRange> =
+            state.held.values().map(|held| held.range).filter(|held| held.overlaps(range)).collect();
+        if touched.iter().any(|held| !range.contains(*held)) {
+            return Err(Errno::EINVAL);
+        }
+        let mut bytes = 0;
+        for held in touched {
+            let Some(held) = state.held.remove(&held.start()) else { continue };
+            state.unpin(held.rings)?;
+            bytes += held.range.length();
+        }
+        Ok(bytes)
+    }
+}
+
+// From include/uapi/linux/io_uring.h.
+const IORING_REGISTER_BUFFERS2: libc::c_uint = 15;
+const IORING_REGISTER_BUFFERS_UPDATE: libc::c_uint = 16;
+const IORING_RSRC_REGISTER_SPARSE: u32 = 1;
+
+/// `struct io_uring_params`, of which nothing is asked for and nothing is read.
+#[repr(C, align(8))]
+struct Params([u8; 120]);
+
+/// `struct io_uring_rsrc_register`
+#[repr(C)]
+#[derive(Default)]
+struct Register {
+    nr: u32,
+    flags: u32,
+    resv2: u64,
+    data: u64,
+    tags: u64,
+}
+
+/// `struct io_uring_rsrc_update2`
+#[repr(C)]
+#[derive(Default)]
+struct Update {
+    offset: u32,
+    resv: u32,
+    data: u64,
+    tags: u64,
+    nr: u32,
+    resv2: u32,
+}
+
+const _: () = assert!(size_of::<Register>() == 32 && size_of::<Update>() == 32);
+
+/// An io_uring that is never asked to do anything: only its table of buffers is used.
+#[derive(Debug)]
+struct Ring {
+    fd: OwnedFd,
+    /// How many buffers it holds, from the table's first on.
+    buffers: usize,
+}
+
+impl Ring {
+    fn new() -> io::Result<Self> {
+        let mut params = Params([0; 120]);
+        // SAFETY: the kernel reads and writes the 120 bytes of its parameters.
+        let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, &raw mut params) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just made and owned by nobody else.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let ring = Self { fd, buffers: 0 };
+        let table =
+            Register { nr: BUFFERS as u32, flags: IORING_RSRC_REGISTER_SPARSE, ..Register::default() };
+        ring.register(IORING_REGISTER_BUFFERS2, (&raw const table).cast(), size_of::<Register>())?;
+        Ok(ring)
+    }
+
+    /// Puts buffers into the table from slot `offset` on, up to the first that cannot be pinned, and answers how many; an
+    /// error if that is the first. Zeroed buffers take out what was there.
+    fn update(&self, offset: usize, buffers: &[libc::iovec]) -> std::result::Result<usize, Errno> {
+        let (nr, data) = (buffers.len() as u32, buffers.as_ptr() as u64);
+        let update = Update { offset: offset as u32, nr, data, ..Update::default() };
+        self.register(IORING_REGISTER_BUFFERS_UPDATE, (&raw const update).cast(), size_of::<Update>())
+            .map_err(|error| errno(&error))
+    }
+
+    fn fill(&mut self, buffers: &[libc::iovec]) -> std::result::Result<(), Errno> {
+        while self.buffers < buffers.len() {
+            self.buffers += self.update(self.buffers, &buffers[self.buffers..])?;
+        }
+        Ok(())
+    }
+
+    fn empty(&mut self) -> std::result::Result<(), Errno> {
+        let nothing = vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; self.buffers];
+        if !nothing.is_empty() && self.update(0, &nothing)? != nothing.len() {
+            return Err(Errno::EIO);
+        }
+        self.buffers = 0;
+        Ok(())
+    }
+
+    fn register(&self, what: libc::c_uint, argument: *const libc::c_void, size: usize) -> io::Result<usize> {
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: the argument is `size` bytes of the struct this operation reads, and names buffers that outlive the
+        // call. The kernel pins and unpins those buffers' memory and touches none of its bytes, for no request names it;
+        // that it stays mapped is what whoever made the `HostVa` vouched for.
+        let answer =
+            unsafe { libc::syscall(libc::SYS_io_uring_register, fd, what, argument, size as libc::c_uint) };
+        usize::try_from(answer).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno)
+}

@@ -1,0 +1,130 @@
+//! What the native bench prints: one JSON object a line. `cargo xtask bench` reads the same types.
+
+use serde::{Deserialize, Serialize};
+
+/// One line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Record {
+    /// The first line.
+    Machine(Machine),
+    /// One measurement.
+    Sample(Sample),
+    /// What was asked for and could not be measured here.
+    LeftOut(LeftOut),
+}
+
+/// Where it was measured.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Machine {
+    /// CPUs this process may run on.
+    pub cpus: usize,
+    /// Their name.
+    pub cpu: String,
+    /// Whether the CPUs say that a hypervisor is below them.
+    pub virtual_machine: bool,
+    /// `uname -r`.
+    pub kernel: String,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Bytes of it that could be had when the run began.
+    pub available: u64,
+    /// `transparent_hugepage/enabled`.
+    pub thp: String,
+    /// `transparent_hugepage/shmem_enabled`.
+    pub shmem_thp: String,
+    /// The load of the last minute when the run began. Above about 1 the times are of a machine that does other things.
+    pub load: f64,
+    /// What stands in for the map ioctl.
+    pub pins: String,
+}
+
+/// What the guest's memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backing {
+    /// Anonymous memory that may not use huge pages.
+    #[serde(rename = "anon-4k")]
+    Anon4k,
+    /// Anonymous memory with transparent huge pages.
+    AnonThp,
+    /// A memfd (shmem) that may not use huge pages.
+    #[serde(rename = "memfd-4k")]
+    Memfd4k,
+    /// A memfd (shmem) with transparent huge pages.
+    MemfdThp,
+    /// A memfd of 2 MiB hugetlb pages.
+    Hugetlb,
+}
+
+impl Backing {
+    /// Its name on the command line and in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Anon4k => "anon-4k",
+            Self::AnonThp => "anon-thp",
+            Self::Memfd4k => "memfd-4k",
+            Self::MemfdThp => "memfd-thp",
+            Self::Hugetlb => "hugetlb",
+        }
+    }
+}
+
+/// What was timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Case {
+    /// Cold memory, mapped as stock QEMU does: one map per region, which faults the memory in on its way.
+    Stock,
+    /// Cold memory, one commit of the engine.
+    Engine,
+    /// Cold memory, faulted in by calls of `pages_per_call` pages, then mapped entry by entry.
+    Batch,
+    /// Memory that is there already, mapped as stock QEMU does.
+    RemapStock,
+    /// Memory that is there already, one commit of the engine.
+    RemapEngine,
+    /// Limit: memory that is there already, cleared by all threads.
+    Clear,
+    /// Limit: one process per thread, each faulting in its own memory, no lock shared.
+    Bare,
+}
+
+/// One measurement.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sample {
+    /// In which alternation, from 0; samples of one round were taken next to each other.
+    pub round: u32,
+    /// What was timed.
+    pub case: Case,
+    /// The memory.
+    pub backing: Backing,
+    /// How much of it.
+    pub bytes: u64,
+    /// Threads allowed (for [`Case::Bare`]: processes).
+    pub threads: usize,
+    /// 4 KiB pages per call that faults in, for [`Case::Batch`].
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pages_per_call: Option<u64>,
+    /// Wall time of the whole.
+    pub seconds: f64,
+    /// Of that, faulting in before the map calls; unknown where the two are not apart.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub populate_seconds: Option<f64>,
+    /// Of that, in the calls that pin.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pin_seconds: Option<f64>,
+    /// Bytes that were in huge pages afterwards.
+    pub huge_bytes: u64,
+}
+
+/// Something that could not be measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The memory.
+    pub backing: Backing,
+    /// How much of it; 0: any.
+    pub bytes: u64,
+    /// Why, and what to change.
+    pub why: String,
+}

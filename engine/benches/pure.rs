@@ -1,0 +1,171 @@
+//! What a transaction costs before the kernel is called: planning, and commits that have little or nothing to do.
+#![allow(unsafe_code, reason = "naming a host address is unsafe; see `hva`")]
+
+use std::hint::black_box;
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
+use vfio_fast_engine::backend::sim::{Sim, SimConfig};
+use vfio_fast_engine::grid::Grid;
+use vfio_fast_engine::plan::{Plan, plan};
+use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
+use vfio_fast_engine::table::MapTable;
+use vfio_fast_engine::wanted::WantedSet;
+use vfio_fast_engine::{Config, Engine};
+
+/// What a type1 container holds by default (`dma_entry_limit`).
+const ENTRIES: u64 = 65_535;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+fn hva(address: u64) -> HostVa {
+    // SAFETY: the model maps nothing and populate is off, so nobody ever looks behind this address.
+    unsafe { vfio_fast_engine::sys::hva::host_va(address) }
+}
+
+/// RAM at an IOVA, the guest's memory being one object from 16 TiB on.
+fn ram(start: u64, end: u64, perm: Perm) -> Region {
+    let range = IovaRange::new(Iova(start), end - start).expect("not empty");
+    Region { range, hva: hva(16 * TIB + start), perm, kind: Kind::Ram, backing: Backing(1), exact: false }
+}
+
+/// Many small objects, none of which joins another: as many entries as a container holds.
+fn crowd() -> impl Iterator<Item = Region> {
+    (0..ENTRIES).map(member)
+}
+
+fn member(number: u64) -> Region {
+    let start = 4 * GIB + number * 2 * MIB;
+    Region { backing: Backing(number + 1), ..ram(start, start + 2 * MIB, Perm::ReadWrite) }
+}
+
+/// A q35 guest of 4 TiB. What firmware opens and closes is the shadow of the BIOS below 1 MiB; QEMU tells it by taking away
+/// and adding the whole section it merges into, which ends at the PCI hole.
+const RAM: [(u64, u64); 3] = [(0, 0xa_0000), (0xc_0000, 0xe_0000), (4 * GIB, 4 * TIB + 2 * GIB)];
+const SHADOW: u64 = 0xe_0000;
+const HOLE: u64 = 2 * GIB;
+
+/// The sections from the shadow to the hole: closed (read-only) or open.
+fn sections(open: bool) -> Vec<Region> {
+    if open {
+        return vec![ram(SHADOW, HOLE, Perm::ReadWrite)];
+    }
+    vec![ram(SHADOW, MIB, Perm::Read), ram(MIB, HOLE, Perm::ReadWrite)]
+}
+
+fn guest() -> impl Iterator<Item = Region> {
+    RAM.into_iter().map(|(start, end)| ram(start, end, Perm::ReadWrite))
+}
+
+fn shadow() -> IovaRange {
+    IovaRange::new(Iova(SHADOW), HOLE - SHADOW).expect("not empty")
+}
+
+fn engine(regions: impl Iterator<Item = Region>) -> Engine {
+    let engine = Engine::new(Box::new(Sim::new(SimConfig::default())), Config::default()).expect("opens");
+    engine.begin().expect("healthy");
+    for region in regions {
+        engine.map_region(region).expect("fits");
+    }
+    engine.commit().expect("commits");
+    engine
+}
+
+fn wanted(regions: impl Iterator<Item = Region>) -> WantedSet {
+    let mut wanted = WantedSet::default();
+    for region in regions {
+        wanted.insert(region).expect("nothing overlaps");
+    }
+    wanted
+}
+
+/// What a commit of all that is wanted puts into the kernel.
+fn table(wanted: &WantedSet) -> MapTable {
+    let mut table = MapTable::default();
+    for entry in planned(wanted, &MapTable::default()).maps {
+        table.insert(entry);
+    }
+    table
+}
+
+fn planned(wanted: &WantedSet, table: &MapTable) -> Plan {
+    let grid = Grid::new(Grid::DEFAULT_ENTRY).expect("the default");
+    plan(wanted, table, wanted.touched(), grid, Some(ENTRIES)).expect("fits")
+}
+
+fn commits(c: &mut Criterion) {
+    let crowded = engine(crowd());
+    assert_eq!(crowded.stats().entries, ENTRIES);
+    c.bench_function("commit, nothing touched, 65535 entries", |b| {
+        b.iter(|| {
+            crowded.begin().expect("healthy");
+            crowded.commit().expect("commits")
+        });
+    });
+    c.bench_function("commit, one region told again, 65535 entries", |b| {
+        let region = member(ENTRIES / 2);
+        b.iter(|| {
+            crowded.begin().expect("healthy");
+            crowded.unmap(region.range).expect("a whole region");
+            crowded.map_region(region).expect("free");
+            let outcome = crowded.commit().expect("commits");
+            assert_eq!((outcome.map_calls, outcome.unmap_calls), (0, 0));
+        });
+    });
+    let steady = engine(guest().chain(sections(false)));
+    c.bench_function("commit, sections told again, 4 TiB", |b| {
+        b.iter(|| {
+            steady.begin().expect("healthy");
+            steady.unmap(shadow()).expect("whole regions");
+            for region in sections(false) {
+                steady.map_region(region).expect("free");
+            }
+            let outcome = steady.commit().expect("commits");
+            assert_eq!((outcome.map_calls, outcome.unmap_calls), (0, 0));
+        });
+    });
+    let firmware = engine(guest().chain(sections(false)));
+    let mut open = false;
+    // With the model's own calls, which copy its configuration each.
+    c.bench_function("commit, PAM toggle, 4 TiB, model's calls included", |b| {
+        b.iter(|| {
+            open = !open;
+            firmware.begin().expect("healthy");
+            firmware.unmap(shadow()).expect("whole regions");
+            for region in sections(open) {
+                firmware.map_region(region).expect("free");
+            }
+            firmware.commit().expect("commits")
+        });
+    });
+}
+
+fn plans(c: &mut Criterion) {
+    // What a transaction notes counts as planning too.
+    let closed = || {
+        let mut closed = wanted(guest().chain(sections(false)));
+        closed.accept();
+        closed
+    };
+    let held = table(&wanted(guest().chain(sections(false))));
+    let toggle = |mut wanted: WantedSet| {
+        wanted.remove(shadow()).expect("whole regions");
+        for region in sections(true) {
+            wanted.insert(region).expect("free");
+        }
+        let plan = planned(black_box(&wanted), black_box(&held));
+        (plan, wanted)
+    };
+    let (plan, _) = toggle(closed());
+    assert_eq!((plan.unmaps.len(), plan.maps.len(), plan.kept_entries), (1, 1, 2), "{plan:?}");
+    c.bench_function("plan, PAM toggle, 4 TiB", |b| b.iter_batched(closed, toggle, BatchSize::SmallInput));
+    let (all, empty) = (wanted(crowd()), MapTable::default());
+    assert_eq!(planned(&all, &empty).maps.len() as u64, ENTRIES);
+    c.bench_function("plan, 65535 entries at once", |b| {
+        b.iter(|| planned(black_box(&all), black_box(&empty)));
+    });
+}
+
+criterion_group!(pure, commits, plans);
+criterion_main!(pure);
