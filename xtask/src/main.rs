@@ -1,5 +1,6 @@
 //! Builds, tests and proves vfio-fast: `cargo xtask --help`.
 
+mod bench;
 mod cache;
 mod debian;
 mod doctor;
@@ -46,6 +47,8 @@ enum Verb {
     Test(test::Args),
     /// Run the nested machines and compare stock QEMU with vfio-fast
     E2e(e2e::Args),
+    /// Measure the speed of mapping on this machine
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Qemu(args) => qemu::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::E2e(args) => e2e::run(&args),
+        Verb::Bench(args) => bench::run(&args),
     };
     outcome::exit_code(result)
 }

@@ -46,6 +46,43 @@ pub fn set_aside() -> u64 {
     pages.trim().parse::<u64>().unwrap_or(0) << 21
 }
 
+/// What all CPUs and what this process's ended children did up to now.
+#[derive(Clone, Copy, Debug)]
+pub struct Busy {
+    /// Seconds of all CPUs together, idle or not.
+    all: f64,
+    /// Of those, not idle.
+    busy: f64,
+    /// Of those, this process's children.
+    ours: f64,
+}
+
+impl Busy {
+    /// Up to now.
+    pub fn now() -> Self {
+        let tick = 1.0 / 100.0; // USER_HZ is 100 wherever Linux runs.
+        let stat = read("/proc/stat");
+        let first = stat.lines().next().unwrap_or_default();
+        let ticks: Vec<f64> =
+            first.split_whitespace().skip(1).take(8).filter_map(|n| n.parse().ok()).collect();
+        let all = ticks.iter().sum::<f64>() * tick;
+        // Fields 4 and 5 of proc_stat(5): idle and waiting for a disk.
+        let idle = ticks.iter().skip(3).take(2).sum::<f64>() * tick;
+        // Fields 16 and 17 of proc_pid_stat(5); what precedes them ends with the name in parentheses, the second field.
+        let own = read("/proc/self/stat");
+        let fields = own.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let ours =
+            fields.split_whitespace().skip(13).take(2).filter_map(|n| n.parse::<f64>().ok()).sum::<f64>();
+        Self { all, busy: all - idle, ours: ours * tick }
+    }
+
+    /// The part of the CPUs' time since then that other processes used.
+    pub fn others_since(&self, then: &Self) -> f64 {
+        let others = (self.busy - then.busy) - (self.ours - then.ours);
+        (others / (self.all - then.all)).clamp(0.0, 1.0)
+    }
+}
+
 /// Why this machine has no memory of that kind, if so.
 pub fn refusal(backing: Backing) -> Option<String> {
     let (knob, setting) = match backing {

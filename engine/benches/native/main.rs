@@ -19,9 +19,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 
 use child::{Job, Worked, tell};
+use machine::Busy;
 use memory::Memory;
 use pins::PinStandIn;
-use record::{Backing, Case, LeftOut, Record, Sample};
+use record::{Backing, Case, LeftOut, Others, Record, Sample};
 
 /// `EX_UNAVAILABLE`, as of every tool here that cannot run on a machine.
 const UNAVAILABLE: i32 = 69;
@@ -106,9 +107,12 @@ fn measure(args: &Args) -> Result<()> {
                     // What grows or sinks through a round shall not always meet the same case.
                     jobs.reverse();
                 }
+                let before = Busy::now();
                 for job in &jobs {
                     run(job).with_context(|| format!("{job:?}"))?;
                 }
+                let share = Busy::now().others_since(&before);
+                tell(&Record::Others(Others { round, backing, bytes, share }));
             }
         }
     }

@@ -10,6 +10,8 @@ pub enum Record {
     Machine(Machine),
     /// One measurement.
     Sample(Sample),
+    /// What the rest of the machine did during one round.
+    Others(Others),
     /// What was asked for and could not be measured here.
     LeftOut(LeftOut),
 }
@@ -116,6 +118,19 @@ pub struct Sample {
     pub pin_seconds: Option<f64>,
     /// Bytes that were in huge pages afterwards.
     pub huge_bytes: u64,
+}
+
+/// How much the measurement had to share.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Others {
+    /// The round.
+    pub round: u32,
+    /// Its memory.
+    pub backing: Backing,
+    /// How much of it.
+    pub bytes: u64,
+    /// The part of all CPUs' time that other processes used.
+    pub share: f64,
 }
 
 /// Something that could not be measured.

@@ -1,0 +1,73 @@
+//! The host's settings that decide which huge pages there are, changed for one run.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+const SHMEM: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+/// Pages beyond those set aside, taken from free memory when needed and given back afterwards.
+const OVERCOMMIT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages";
+
+/// Settings to be put back when dropped.
+#[derive(Debug)]
+pub struct Settings(Vec<(PathBuf, String)>);
+
+/// Lets shmem use huge pages where asked to, and hugetlb pages be had without setting them aside.
+pub fn allow_huge_pages() -> Result<Settings> {
+    let mut settings = Settings(Vec::new());
+    settings.set(SHMEM, "advise")?;
+    settings.set(OVERCOMMIT, "1048576")?;
+    Ok(settings)
+}
+
+impl Settings {
+    fn set(&mut self, path: &str, value: &str) -> Result<()> {
+        let text = fs::read_to_string(path).with_context(|| format!("Cannot read {path}"))?;
+        let old = in_force(&text).to_owned();
+        fs::write(path, value).with_context(|| format!("Cannot write {value} to {path}: needs root"))?;
+        eprintln!("    {path}: {old} -> {value}; if this run is killed: echo {old} > {path}");
+        self.0.push((path.into(), old));
+        Ok(())
+    }
+}
+
+impl Drop for Settings {
+    fn drop(&mut self) {
+        for (path, old) in self.0.iter().rev() {
+            if let Err(error) = fs::write(path, old) {
+                eprintln!("    Cannot put {} back to {old}: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// The word in brackets of a list of choices, or the number the file holds.
+fn in_force(text: &str) -> &str {
+    let inside = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    inside.map_or(text.trim(), |(word, _)| word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_choices_and_numbers() {
+        assert_eq!(in_force("always within_size advise [never] deny force\n"), "never");
+        assert_eq!(in_force("0\n"), "0");
+    }
+
+    #[test]
+    fn puts_back_what_was_there() {
+        let path = crate::paths::target().join(format!("test-scratch/knob-{}", std::process::id()));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "always [madvise] never\n").unwrap();
+        let mut settings = Settings(Vec::new());
+        settings.set(path.to_str().unwrap(), "always").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "always");
+        drop(settings);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "madvise");
+        fs::remove_file(path).unwrap();
+    }
+}

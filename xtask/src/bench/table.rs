@@ -1,0 +1,191 @@
+//! A run as text.
+
+use std::fmt::Write as _;
+
+use super::bars::{Bar, micros, percent, times};
+use super::summary::{Row, Spread, Summary};
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// Columns, and the rows under them.
+pub struct Table {
+    /// The first cell of each column.
+    pub head: Vec<&'static str>,
+    /// As many cells per row.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// Everything for the terminal.
+pub fn text(summary: &Summary, bars: &[Bar]) -> String {
+    let mut text = String::new();
+    for line in about(summary) {
+        let _ = writeln!(text, "{line}");
+    }
+    for (title, table) in tables(summary, bars) {
+        let _ = write!(text, "\n{title}\n{}", lines(&table));
+    }
+    text
+}
+
+/// What was measured where, and what was not.
+pub fn about(summary: &Summary) -> Vec<String> {
+    let machine = &summary.machine;
+    let kind = if machine.virtual_machine { "a virtual machine" } else { "bare metal" };
+    let rounds = summary.cold.iter().map(|row| row.fast.count).max().unwrap_or(0);
+    let mut lines = vec![
+        format!(
+            "{} CPUs {} ({kind}), {:.0} GiB, Linux {}, THP {}, shmem THP {}, load {:.2}",
+            machine.cpus,
+            machine.cpu,
+            machine.memory as f64 / GIB,
+            machine.kernel,
+            machine.thp,
+            machine.shmem_thp,
+            machine.load
+        ),
+        format!("Pins: {}", machine.pins),
+        format!("Command: {} ({rounds} rounds)", summary.command),
+        format!(
+            "Others used {} of the CPUs meanwhile (median of rounds; least {}, most {})",
+            percent(summary.others.median),
+            percent(summary.others.min),
+            percent(summary.others.max)
+        ),
+    ];
+    for out in &summary.left_out {
+        lines.push(format!("Left out: {} of {}: {}", gib(out.bytes), out.backing.name(), out.why));
+    }
+    lines
+}
+
+/// The tables with their titles.
+pub fn tables(summary: &Summary, bars: &[Bar]) -> Vec<(&'static str, Table)> {
+    let cold = Table {
+        head: vec![
+            "memory",
+            "size",
+            "threads",
+            "fault-in",
+            "stock",
+            "fast",
+            "× stock",
+            "of bare",
+            "of clearing",
+            "in huge pages",
+        ],
+        rows: summary.cold.iter().map(cold_row).collect(),
+    };
+    let remap = Table {
+        head: vec!["memory", "size", "threads", "stock", "fast", "fast, fault-in", "fast, pins", "× stock"],
+        rows: summary.remap.iter().map(remap_row).collect(),
+    };
+    let limits = Table {
+        head: vec!["memory", "size", "CPUs", "clearing", "GiB/s", "bare fault-in", "GiB/s"],
+        rows: summary
+            .limits
+            .iter()
+            .map(|limit| {
+                let speed = |spread: Spread| format!("{:.2}", limit.bytes as f64 / GIB / spread.median);
+                vec![
+                    limit.backing.name().into(),
+                    gib(limit.bytes),
+                    limit.cpus.to_string(),
+                    seconds(limit.clear),
+                    speed(limit.clear),
+                    seconds(limit.bare),
+                    speed(limit.bare),
+                ]
+            })
+            .collect(),
+    };
+    let pure = Table {
+        head: vec!["transaction", "median", "95 % between"],
+        rows: summary
+            .pure
+            .iter()
+            .map(|pure| {
+                let between = format!("{} and {}", micros(pure.between.0), micros(pure.between.1));
+                vec![pure.name.clone(), micros(pure.median), between]
+            })
+            .collect(),
+    };
+    let promised = Table {
+        head: vec!["promise", "bar", "found", ""],
+        rows: bars
+            .iter()
+            .map(|bar| {
+                let reached = if bar.reached { "reached" } else { "NOT reached" };
+                vec![bar.what.clone(), bar.promised.clone(), bar.found.clone(), reached.into()]
+            })
+            .collect(),
+    };
+    vec![
+        ("Cold memory: median [least – most]; ratios and parts within a round", cold),
+        ("Memory that is there already", remap),
+        ("Limits of the machine, all CPUs", limits),
+        ("The pure part", pure),
+        ("Promises", promised),
+    ]
+}
+
+fn cold_row(row: &Row) -> Vec<String> {
+    vec![
+        row.backing.name().into(),
+        gib(row.bytes),
+        row.threads.to_string(),
+        fault_in(row),
+        seconds(row.stock),
+        seconds(row.fast),
+        format!("{} [{:.2} – {:.2}]", times(row.ratio.median), row.ratio.min, row.ratio.max),
+        percent(row.of_bare.median),
+        percent(row.of_clear.median),
+        percent(row.huge.1),
+    ]
+}
+
+fn remap_row(row: &Row) -> Vec<String> {
+    vec![
+        row.backing.name().into(),
+        gib(row.bytes),
+        row.threads.to_string(),
+        seconds(row.stock),
+        seconds(row.fast),
+        format!("{:.3} s", row.populate),
+        format!("{:.3} s", row.pin),
+        format!("{} [{:.2} – {:.2}]", times(row.ratio.median), row.ratio.min, row.ratio.max),
+    ]
+}
+
+/// By how much at a time memory is faulted in.
+pub fn fault_in(row: &Row) -> String {
+    match row.pages_per_call {
+        None => "engine".into(),
+        Some(1) => "1 page".into(),
+        Some(pages) => format!("{pages} pages"),
+    }
+}
+
+/// "4 GiB", "0.5 GiB".
+pub fn gib(bytes: u64) -> String {
+    format!("{} GiB", (bytes as f64 / GIB * 100.0).round() / 100.0)
+}
+
+fn seconds(spread: Spread) -> String {
+    format!("{:.3} s [{:.3} – {:.3}]", spread.median, spread.min, spread.max)
+}
+
+/// Columns as wide as their widest cell.
+fn lines(table: &Table) -> String {
+    let head: Vec<String> = table.head.iter().map(|cell| (*cell).to_owned()).collect();
+    let all = || std::iter::once(&head).chain(&table.rows);
+    let width =
+        |column: usize| all().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..head.len()).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in all() {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+    text
+}
