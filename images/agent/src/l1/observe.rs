@@ -155,12 +155,24 @@ pub fn no_threads(lab: &Lab, vm: &Vm, when: &str) -> Result<()> {
 
 /// Host address ranges of `pid` that are mapped from a VFIO device: its BARs.
 pub fn device_memory(pid: u32) -> Result<Vec<(u64, u64)>> {
+    let maps = address_space(pid)?;
+    let bars = maps.into_iter().filter(|(_, _, line)| line.contains("vfio-device"));
+    Ok(bars.map(|(start, end, _)| (start, end)).collect())
+}
+
+/// Whether anything is mapped at that address of `pid`.
+pub fn process_has(pid: u32, address: u64) -> Result<bool> {
+    Ok(address_space(pid)?.iter().any(|(start, end, _)| (*start..*end).contains(&address)))
+}
+
+/// /proc/<pid>/maps: start, end, the whole line.
+fn address_space(pid: u32) -> Result<Vec<(u64, u64, String)>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let mut out = Vec::new();
-    for line in maps.lines().filter(|line| line.contains("vfio-device")) {
+    for line in maps.lines() {
         let span = line.split(' ').next().unwrap_or_default();
         let (start, end) = span.split_once('-').context("a line of maps without a span")?;
-        out.push((u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?));
+        out.push((u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?, line.to_owned()));
     }
     Ok(out)
 }
