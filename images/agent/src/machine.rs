@@ -42,12 +42,17 @@ pub fn kernel_options() -> Result<BTreeMap<String, String>> {
         .collect())
 }
 
-/// Loads every module of the list. One that its hardware refuses (kvm-intel on AMD) is named in
-/// the answer and no error.
+/// Loads every module of the list, KVM's only for this processor. One that its hardware refuses is
+/// named in the answer and no error.
 pub fn load_modules() -> Result<Vec<String>> {
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |flag| processor.split_whitespace().any(|word| word == flag);
+    let skipped = |path: &str| {
+        (path.ends_with("kvm_intel.ko") && !has("vmx")) || (path.ends_with("kvm_amd.ko") && !has("svm"))
+    };
     let list = fs::read_to_string(MODULE_LIST).with_context(|| format!("cannot read {MODULE_LIST}"))?;
     let mut refused = Vec::new();
-    for path in list.lines() {
+    for path in list.lines().filter(|path| !skipped(path)) {
         let file = File::open(path).with_context(|| format!("cannot open module {path}"))?;
         match finit_module(&file, c"", 0) {
             Ok(()) => {}

@@ -70,8 +70,8 @@ pub struct Facts {
     pub unmap_ns: u64,
     /// Nanoseconds the library spent populating; 0 without it.
     pub populate_ns: u64,
-    /// Milliseconds from QEMU's start to the first byte on L2's console.
-    pub first_output_ms: u64,
+    /// Milliseconds from QEMU's start to the first byte on L2's console; only where that is measured.
+    pub first_output_ms: Option<u64>,
 }
 
 /// From L2 to L1.

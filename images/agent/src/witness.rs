@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::ranges::{self, Reach};
 
-const SET_CONTAINER: u32 = 0x3b68;
+const SET_IOMMU: u32 = 0x3b66;
 const UNSET_CONTAINER: u32 = 0x3b69;
 const MAP_DMA: u32 = 0x3b71;
 const UNMAP_DMA: u32 = 0x3b72;
@@ -85,9 +85,9 @@ impl Call {
         self.cmd == UNSET_CONTAINER && self.ret == 0
     }
 
-    /// Whether a group joined a container here.
-    pub fn joins_container(&self) -> bool {
-        self.cmd == SET_CONTAINER && self.ret == 0
+    /// Whether a container got its IOMMU, and its first group a domain, here.
+    pub fn sets_iommu(&self) -> bool {
+        self.cmd == SET_IOMMU && self.ret == 0
     }
 }
 

@@ -54,6 +54,13 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
     if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
         return Ok(Accel::Tcg("/dev/kvm does not open"));
     }
+    let nested = ["kvm_intel", "kvm_amd"].iter().any(|module| {
+        let path = format!("/sys/module/{module}/parameters/nested");
+        fs::read_to_string(path).is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
+    });
+    if !nested {
+        return Ok(Accel::Tcg("KVM has nested virtualization switched off"));
+    }
     let folder = run.join("kvm-probe");
     fs::create_dir_all(&folder)?;
     let initrd = folder.join("initrd.cpio");

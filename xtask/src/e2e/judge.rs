@@ -22,6 +22,8 @@ pub struct Verdict {
     pub name: String,
     /// Which listener.
     pub mode: Mode,
+    /// Whether its times are compared.
+    pub timed: bool,
     /// Everything that was looked at.
     pub checks: Vec<Check>,
     /// What was counted, if the run got that far.
@@ -66,6 +68,7 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
         scenario: plan.scenario,
         name: plan.name(),
         mode,
+        timed: plan.timed,
         checks: told.checks,
         facts: told.facts,
         folder: folder.into(),

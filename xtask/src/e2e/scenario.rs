@@ -154,7 +154,6 @@ impl Plan {
                 "no-threads-after-reset",
                 "mappings-at-every-commit",
                 "data",
-                "witnesses-agree",
                 "nothing-mapped-after-unplug",
                 "unmapped-before-leaving",
             ],
@@ -209,10 +208,14 @@ impl Plan {
                 "no-threads-reset",
             ],
         };
+        if self.scenario != Scenario::Errors {
+            names.push("witnesses-agree");
+        }
         match (self.scenario, mode) {
             (Scenario::Nvme, Mode::Fast) => {
                 names.extend(["stats-agree", "ram-amplification", "equal-pieces-untouched"]);
             }
+            (Scenario::Hotplug | Scenario::Viommu, Mode::Fast) => names.push("stats-agree"),
             (Scenario::TwoDevices, Mode::Fast) => {
                 names.extend(["mixed-refused-through", "mixed-refused-without"]);
             }

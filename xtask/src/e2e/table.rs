@@ -52,10 +52,10 @@ const ROWS: [(&str, Cell); 9] = [
     ("amplification", |f| format!("{:.2}", ratio(f.map_bytes, f.wanted_bytes))),
     ("amplification, RAM", |f| format!("{:.2}", ratio(f.ram_map_bytes, f.wanted_ram_bytes))),
     ("time in map", |f| format!("{:.2} s", (f.map_ns + f.populate_ns) as f64 / 1e9)),
-    ("first guest output", |f| format!("{:.2} s", f.first_output_ms as f64 / 1e3)),
+    ("first guest output", |f| seconds(f.first_output_ms)),
 ];
 
-/// Prints what each run came to, and for every scenario that counted, its modes side by side.
+/// Prints what each run came to, and for every scenario that is timed, its modes side by side.
 pub fn print(verdicts: &[Verdict]) {
     println!();
     for verdict in verdicts {
@@ -68,15 +68,13 @@ pub fn print(verdicts: &[Verdict]) {
             verdict.seconds
         );
     }
-    let mut names: Vec<&str> = verdicts.iter().map(|v| v.name.as_str()).collect();
+    let timed = verdicts.iter().filter(|v| v.timed && v.facts.is_some());
+    let mut names: Vec<&str> = timed.map(|v| v.name.as_str()).collect();
     names.dedup();
-    for name in names {
-        let runs = verdicts.iter().filter(|v| v.name == name);
+    for name in &names {
+        let runs = verdicts.iter().filter(|v| v.name == **name);
         let columns: Vec<(Mode, &Facts)> =
             runs.filter_map(|v| v.facts.as_ref().map(|facts| (v.mode, facts))).collect();
-        if columns.is_empty() {
-            continue;
-        }
         print!("\n{name:<20}");
         columns.iter().for_each(|(mode, _)| print!("{:>14}", mode_name(*mode)));
         println!();
@@ -86,9 +84,13 @@ pub fn print(verdicts: &[Verdict]) {
             println!();
         }
     }
-    if verdicts.iter().any(|v| v.facts.is_some()) {
+    if !names.is_empty() {
         println!("\ncounted by: {WITNESS}");
     }
+}
+
+fn seconds(ms: Option<u64>) -> String {
+    ms.map_or("-".into(), |ms| format!("{:.2} s", ms as f64 / 1e3))
 }
 
 fn gib(bytes: u64) -> String {

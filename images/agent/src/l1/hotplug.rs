@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_agent::record::Event;
+use vfio_fast_agent::job::Mode;
+use vfio_fast_agent::record::{Event, Record};
 use vfio_fast_agent::witness;
 
 use super::vm::{self, Vm};
-use super::{Lab, observe};
+use super::{Lab, count, observe};
 use crate::machine;
 
 const DIMM_MIB: u64 = 256;
@@ -63,10 +64,16 @@ pub fn run(lab: &Lab) -> Result<()> {
 
     lab.report.step("plug again");
     plug(&mut vm, 2, Some(address))?;
-    observe::mappings(lab, &mut vm, "after-reuse")?;
+    let wanted = observe::mappings(lab, &mut vm, "after-reuse")?;
     observe::no_threads(lab, &vm, "after-reuse")?;
     observe::every_commit(lab, &vm)?;
     report_turns(lab, &vm, address)?;
+    let mut facts = count::facts(&vm, &wanted)?;
+    count::witnesses_agree(lab, &vm, &facts)?;
+    if lab.job.mode == Mode::Fast {
+        count::stats_agree(lab, &mut vm, &mut facts)?;
+    }
+    lab.report.send(&Record::Facts(facts));
     vm.quit()
 }
 

@@ -1,15 +1,13 @@
 //! The main scenario: boot, data, reset, data again, unplug.
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 use vfio_fast_agent::job::Mode;
 use vfio_fast_agent::record::{Event, Facts, Record};
-use vfio_fast_agent::witness::Held;
 
 use super::Lab;
-use super::observe;
-use super::tracing;
 use super::vm::{self, Vm};
+use super::{count, observe};
 
 const GIB: u64 = 1 << 30;
 
@@ -63,15 +61,12 @@ pub fn run(lab: &Lab) -> Result<()> {
     observe::every_commit(lab, &vm)?;
     report_data(lab, &moved);
 
-    let mut facts = count(lab, &vm, &last)?;
+    let mut facts = count::facts(&vm, &last)?;
     let first_output = vm.first_output().context("L2 wrote nothing on its console")?;
-    facts.first_output_ms = (first_output - paused).as_millis() as u64;
+    facts.first_output_ms = Some((first_output - paused).as_millis() as u64);
+    count::witnesses_agree(lab, &vm, &facts)?;
     if job.mode == Mode::Fast {
-        let stats = vm
-            .qmp
-            .run("qom-get", json!({ "path": "/machine/peripheral/dut", "property": "x-vfio-fast-stats" }))?;
-        lab.report.log("stats", &stats.to_string());
-        compare_stats(lab, &mut facts, &stats);
+        count::stats_agree(lab, &mut vm, &mut facts)?;
         report_saving(lab, &vm, &facts)?;
     }
     lab.report.send(&Record::Facts(facts));
@@ -82,70 +77,6 @@ pub fn run(lab: &Lab) -> Result<()> {
     observe::nothing_mapped(lab, &vm, "after-unplug")?;
     observe::unmapped_before_leaving(lab, &vm)?;
     vm.quit()
-}
-
-/// Counts of all witnesses; that they agree is the check `witnesses-agree`.
-fn count(lab: &Lab, vm: &Vm, last: &Held) -> Result<Facts> {
-    let calls = vm.witnessed()?;
-    let kernel = tracing::read()?;
-    let bars = observe::device_memory(vm.pid)?;
-    let in_bar = |vaddr: u64| bars.iter().any(|(start, end)| (*start..*end).contains(&vaddr));
-    let maps = || calls.iter().filter(|c| c.mapped());
-    let unmaps = || calls.iter().filter(|c| c.unmapped());
-    let map_bytes: u64 = maps().map(|c| c.size).sum();
-    let unmap_bytes: u64 = unmaps().map(|c| c.out).sum();
-    let asked = |wanted: fn(&vfio_fast_agent::witness::Call) -> bool| {
-        calls.iter().filter(|c| wanted(c)).count() as u64
-    };
-
-    // When a group meets a new domain VFIO maps two pages and unmaps them, to learn how the IOMMU
-    // treats superpages. The IOMMU core counts these too.
-    let attaches = calls.iter().filter(|c| c.joins_container()).count() as u64;
-    let probe_bytes = attaches * 2 * 4096;
-    let facts = Facts {
-        map_calls: kernel.map_calls,
-        unmap_calls: kernel.unmap_calls,
-        map_bytes: kernel.map_bytes.saturating_sub(probe_bytes),
-        unmap_bytes: kernel.unmap_bytes.saturating_sub(probe_bytes),
-        probe_bytes,
-        ram_map_bytes: maps().filter(|c| !in_bar(c.vaddr)).map(|c| c.size).sum(),
-        wanted_bytes: last.values().map(|m| m.size).sum(),
-        wanted_ram_bytes: last.values().filter(|m| !in_bar(m.vaddr)).map(|m| m.size).sum(),
-        map_ns: calls.iter().filter(|c| c.is_map()).map(|c| c.duration_ns).sum(),
-        unmap_ns: calls.iter().filter(|c| c.is_unmap()).map(|c| c.duration_ns).sum(),
-        populate_ns: 0,
-        first_output_ms: 0,
-    };
-    let pairs = [
-        ("map calls", facts.map_calls, asked(|c| c.is_map())),
-        ("unmap calls", facts.unmap_calls, asked(|c| c.is_unmap())),
-        ("bytes mapped", facts.map_bytes, map_bytes),
-        ("bytes unmapped", facts.unmap_bytes, unmap_bytes),
-    ];
-    report_equal(lab, "witnesses-agree", "kernel", "ioctl witness", &pairs);
-    Ok(facts)
-}
-
-/// The library's own counts against the kernel's: the check `stats-agree`.
-fn compare_stats(lab: &Lab, facts: &mut Facts, stats: &Value) {
-    let stat = |name: &str| stats[name].as_u64().unwrap_or(u64::MAX);
-    facts.populate_ns = stats["populate_ns"].as_u64().unwrap_or(0);
-    let pairs = [
-        ("map calls", facts.map_calls, stat("map_calls")),
-        ("unmap calls", facts.unmap_calls, stat("unmap_calls")),
-        ("bytes mapped", facts.map_bytes, stat("map_bytes")),
-        ("bytes unmapped", facts.unmap_bytes, stat("unmap_bytes")),
-        ("bytes wanted", facts.wanted_bytes, stat("wanted_bytes")),
-    ];
-    report_equal(lab, "stats-agree", "kernel", "library", &pairs);
-}
-
-fn report_equal(lab: &Lab, name: &str, left: &str, right: &str, pairs: &[(&str, u64, u64)]) {
-    let wrong = pairs.iter().filter(|(_, a, b)| a != b);
-    let problems: Vec<String> =
-        wrong.map(|(what, a, b)| format!("{what}: {left} {a}, {right} {b}")).collect();
-    let seen: Vec<String> = pairs.iter().map(|(what, a, _)| format!("{what} {a}")).collect();
-    lab.report.check(name, &problems, &seen.join(", "));
 }
 
 /// What the whole thing is for: `ram-amplification` and `equal-pieces-untouched`.

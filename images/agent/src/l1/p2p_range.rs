@@ -8,10 +8,11 @@ use serde_json::json;
 use vfio_fast_agent::flatview::Row;
 use vfio_fast_agent::pattern;
 use vfio_fast_agent::ranges::{self, Reach};
+use vfio_fast_agent::record::Record;
 use vfio_fast_agent::witness;
 
 use super::vm::{self, Vm};
-use super::{Lab, observe};
+use super::{Lab, count, observe};
 use crate::machine;
 
 /// The first address the IOMMU of this scenario cannot have.
@@ -58,6 +59,11 @@ pub fn run(lab: &Lab) -> Result<()> {
     let status = vm.qmp.run("query-status", json!({}))?;
     let problems = if status["running"] == true { vec![] } else { vec![status.to_string()] };
     lab.report.check("alive", &problems, "the VM runs");
+
+    let reach = witness::guest_memory(&vm.witnessed()?);
+    let facts = count::facts(&vm, &reach.into_iter().filter(|(at, _)| *at < BEYOND).collect())?;
+    count::witnesses_agree(lab, &vm, &facts)?;
+    lab.report.send(&Record::Facts(facts));
 
     lab.report.step("resets");
     let mut problems = Vec::new();

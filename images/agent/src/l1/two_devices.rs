@@ -4,10 +4,11 @@
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use vfio_fast_agent::job::Mode;
+use vfio_fast_agent::record::Record;
 use vfio_fast_agent::witness::{self, Call};
 
 use super::vm::{self, Vm};
-use super::{Lab, observe};
+use super::{Lab, count, observe};
 
 pub fn run(lab: &Lab) -> Result<()> {
     together(lab)?;
@@ -61,7 +62,10 @@ fn together(lab: &Lab) -> Result<()> {
 
     lab.report.step("come back");
     vm.qmp.run("device_add", device(lab, 1, lab.job.mode))?;
-    observe::mappings(lab, &mut vm, "come-back")?;
+    let wanted = observe::mappings(lab, &mut vm, "come-back")?;
+    let facts = count::facts(&vm, &wanted)?;
+    count::witnesses_agree(lab, &vm, &facts)?;
+    lab.report.send(&Record::Facts(facts));
     observe::no_threads(lab, &vm, "come-back")?;
     if lab.job.mode == Mode::Fast {
         // The other way round, in a container that the first device has mapped without the library.

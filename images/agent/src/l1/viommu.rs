@@ -3,12 +3,12 @@
 
 use anyhow::Result;
 use serde_json::json;
-use vfio_fast_agent::job::DiskLayout;
-use vfio_fast_agent::record::Event;
+use vfio_fast_agent::job::{DiskLayout, Mode};
+use vfio_fast_agent::record::{Event, Record};
 use vfio_fast_agent::witness;
 
 use super::vm::{self, Vm};
-use super::{Lab, observe};
+use super::{Lab, count, observe};
 
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
@@ -61,6 +61,14 @@ pub fn run(lab: &Lab) -> Result<()> {
         lab.report.check(&format!("data-{step}"), &problems, &format!("{bytes} bytes moved"));
         observe::no_threads(lab, &vm, step)?;
     }
+    // What L2's driver wants mapped, nobody else knows: what is mapped stands for it.
+    let wanted = witness::replay(&vm.witnessed()?)?.into_values().next().unwrap_or_default();
+    let mut facts = count::facts(&vm, &wanted)?;
+    count::witnesses_agree(lab, &vm, &facts)?;
+    if lab.job.mode == Mode::Fast {
+        count::stats_agree(lab, &mut vm, &mut facts)?;
+    }
+    lab.report.send(&Record::Facts(facts));
     vm.quit()
 }
 

@@ -1,0 +1,80 @@
+//! What a run cost, as each witness counted it, and whether they agree.
+
+use anyhow::Result;
+use serde_json::json;
+use vfio_fast_agent::record::Facts;
+use vfio_fast_agent::witness::{Call, Held};
+
+use super::vm::Vm;
+use super::{Lab, observe, tracing};
+
+/// Calls and bytes since L1 started, which must have been this VM's alone; `wanted` is what should
+/// be mapped now.
+pub fn facts(vm: &Vm, wanted: &Held) -> Result<Facts> {
+    let calls = vm.witnessed()?;
+    let kernel = tracing::read()?;
+    let bars = observe::device_memory(vm.pid)?;
+    let in_bar = |vaddr: u64| bars.iter().any(|(start, end)| (*start..*end).contains(&vaddr));
+    let nanoseconds =
+        |which: fn(&Call) -> bool| -> u64 { calls.iter().filter(|c| which(c)).map(|c| c.duration_ns).sum() };
+    // The first group in a container makes VFIO map two pages and unmap them, to learn how the
+    // IOMMU treats superpages. The IOMMU core counts these too.
+    let probes = calls.iter().filter(|c| c.sets_iommu()).count() as u64;
+    let probe_bytes = probes * 2 * 4096;
+    Ok(Facts {
+        map_calls: kernel.map_calls,
+        unmap_calls: kernel.unmap_calls,
+        map_bytes: kernel.map_bytes.saturating_sub(probe_bytes),
+        unmap_bytes: kernel.unmap_bytes.saturating_sub(probe_bytes),
+        probe_bytes,
+        ram_map_bytes: calls.iter().filter(|c| c.mapped() && !in_bar(c.vaddr)).map(|c| c.size).sum(),
+        wanted_bytes: wanted.values().map(|m| m.size).sum(),
+        wanted_ram_bytes: wanted.values().filter(|m| !in_bar(m.vaddr)).map(|m| m.size).sum(),
+        map_ns: nanoseconds(Call::is_map),
+        unmap_ns: nanoseconds(Call::is_unmap),
+        populate_ns: 0,
+        first_output_ms: None,
+    })
+}
+
+/// The check `witnesses-agree`: the kernel's tracepoints and the ioctl witness counted the same.
+pub fn witnesses_agree(lab: &Lab, vm: &Vm, facts: &Facts) -> Result<()> {
+    let calls = vm.witnessed()?;
+    let count = |which: fn(&Call) -> bool| calls.iter().filter(|c| which(c)).count() as u64;
+    let mapped = calls.iter().filter(|c| c.mapped()).map(|c| c.size).sum();
+    let unmapped = calls.iter().filter(|c| c.unmapped()).map(|c| c.out).sum();
+    let pairs = [
+        ("map calls", facts.map_calls, count(Call::is_map)),
+        ("unmap calls", facts.unmap_calls, count(Call::is_unmap)),
+        ("bytes mapped", facts.map_bytes, mapped),
+        ("bytes unmapped", facts.unmap_bytes, unmapped),
+    ];
+    report_equal(lab, "witnesses-agree", "ioctl witness", &pairs);
+    Ok(())
+}
+
+/// The check `stats-agree`: so did the library, which has also told how long it populated.
+pub fn stats_agree(lab: &Lab, vm: &mut Vm, facts: &mut Facts) -> Result<()> {
+    let property = json!({ "path": "/machine/peripheral/dut", "property": "x-vfio-fast-stats" });
+    let stats = vm.qmp.run("qom-get", property)?;
+    lab.report.log("stats", &stats.to_string());
+    facts.populate_ns = stats["populate_ns"].as_u64().unwrap_or(0);
+    let stat = |name: &str| stats[name].as_u64().unwrap_or(u64::MAX);
+    let pairs = [
+        ("map calls", facts.map_calls, stat("map_calls")),
+        ("unmap calls", facts.unmap_calls, stat("unmap_calls")),
+        ("bytes mapped", facts.map_bytes, stat("map_bytes")),
+        ("bytes unmapped", facts.unmap_bytes, stat("unmap_bytes")),
+        ("bytes wanted", facts.wanted_bytes, stat("wanted_bytes")),
+    ];
+    report_equal(lab, "stats-agree", "library", &pairs);
+    Ok(())
+}
+
+fn report_equal(lab: &Lab, name: &str, other: &str, pairs: &[(&str, u64, u64)]) {
+    let wrong = pairs.iter().filter(|(_, a, b)| a != b);
+    let problems: Vec<String> =
+        wrong.map(|(what, a, b)| format!("{what}: kernel {a}, {other} {b}")).collect();
+    let seen: Vec<String> = pairs.iter().map(|(what, a, _)| format!("{what} {a}")).collect();
+    lab.report.check(name, &problems, &seen.join(", "));
+}
