@@ -12,7 +12,7 @@ use super::judge::Verdict;
 use super::scenario::mode_name;
 
 /// Who counted what the table says.
-const WITNESS: &str = "L1 kernel tracepoints (calls, bytes), ioctl preload (time in map)";
+const WITNESS: &str = "L1 kernel tracepoints (calls, bytes), ioctl preload (times)";
 
 /// One object per run.
 pub fn write_json(path: &Path, verdicts: &[Verdict]) -> Result<()> {
@@ -43,7 +43,7 @@ fn object(verdict: &Verdict) -> Value {
 
 type Cell = fn(&Facts) -> String;
 
-const ROWS: [(&str, Cell); 9] = [
+const ROWS: [(&str, Cell); 10] = [
     ("map calls", |f| f.map_calls.to_string()),
     ("unmap calls", |f| f.unmap_calls.to_string()),
     ("mapped", |f| gib(f.map_bytes)),
@@ -52,6 +52,7 @@ const ROWS: [(&str, Cell); 9] = [
     ("amplification", |f| format!("{:.2}", ratio(f.map_bytes, f.wanted_bytes))),
     ("amplification, RAM", |f| format!("{:.2}", ratio(f.ram_map_bytes, f.wanted_ram_bytes))),
     ("time in map", |f| format!("{:.2} s", (f.map_ns + f.populate_ns) as f64 / 1e9)),
+    ("time in unmap", |f| format!("{:.2} s", f.unmap_ns as f64 / 1e9)),
     ("first guest output", |f| seconds(f.first_output_ms)),
 ];
 
