@@ -97,7 +97,7 @@ fn ignore_permission(reach: Vec<Reach>) -> Vec<Reach> {
 
 /// Where a mapping and a slot of the same guest address lead to different host addresses, or the
 /// device may write what the guest may not.
-fn wrong_memory(wanted: &Held, held: &Held) -> Vec<String> {
+pub fn wrong_memory(wanted: &Held, held: &Held) -> Vec<String> {
     let mut problems = Vec::new();
     for (&gpa, slot) in wanted {
         for (&iova, mapping) in held.range(..=gpa + (slot.size - 1)) {

@@ -46,6 +46,11 @@ pub fn run(lab: &Lab) -> Result<()> {
     let wanted: Vec<Reach> = within.iter().filter_map(|row| row.reach()).collect();
     let read_only = wanted.iter().filter(|reach| !reach.write).count();
     let mut problems = ranges::differences("printed", wanted, "mapped", held);
+    let calls = vm.witnessed()?;
+    let slots = witness::guest_memory(&calls);
+    for held in witness::replay(&calls)?.values() {
+        problems.extend(observe::wrong_memory(&slots, held));
+    }
     if read_only == 0 {
         problems.push("no row is read-only: the firmware was not through".into());
     }
@@ -60,8 +65,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let problems = if status["running"] == true { vec![] } else { vec![status.to_string()] };
     lab.report.check("alive", &problems, "the VM runs");
 
-    let reach = witness::guest_memory(&vm.witnessed()?);
-    let facts = count::facts(&vm, &reach.into_iter().filter(|(at, _)| *at < BEYOND).collect())?;
+    let facts = count::facts(&vm, &slots.into_iter().filter(|(at, _)| *at < BEYOND).collect())?;
     count::witnesses_agree(lab, &vm, &facts)?;
     lab.report.send(&Record::Facts(facts));
 
