@@ -492,7 +492,8 @@ struct vfio_fast_stats {
      */
     uint64_t plan_ns;
     /**
-     * Nanoseconds of wall time in which memory was faulted in, whatever the number of threads.
+     * Nanoseconds of wall time that commits gave to faulting memory in, whatever the number of threads. Map calls made
+     * meanwhile are not in it: the sum with `map_ns` is what mapping took.
      */
     uint64_t populate_ns;
     /**

@@ -9,6 +9,7 @@ use vfio_fast_engine::backend::sim::{Sim, SimConfig};
 use vfio_fast_engine::grid::Grid;
 use vfio_fast_engine::plan::{Plan, plan};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
+use vfio_fast_engine::runs::runs;
 use vfio_fast_engine::table::MapTable;
 use vfio_fast_engine::wanted::WantedSet;
 use vfio_fast_engine::{Config, Engine};
@@ -167,5 +168,24 @@ fn plans(c: &mut Criterion) {
     });
 }
 
-criterion_group!(pure, commits, plans);
+/// A million pages as a guest's driver may hand them over: all in a row, none next to another, and runs of eight between.
+fn groups(c: &mut Criterion) {
+    const PAGES: u64 = 1_000_000;
+    const PAGE: u64 = 4096;
+    let arrays: [(&str, fn(u64) -> u64, u64); 3] = [
+        ("in a row", |n| n, 1),
+        ("scattered", |n| 2 * n, PAGES),
+        ("in runs of 8", |n| n / 8 * 16 + n % 8, PAGES / 8),
+    ];
+    for (name, place, expected) in arrays {
+        let pages: Vec<(Iova, HostVa)> =
+            (0..PAGES).map(|n| (Iova(place(n) * PAGE), hva(16 * TIB + place(n) * PAGE))).collect();
+        assert_eq!(runs(pages.iter().copied(), PAGE).count() as u64, expected);
+        c.bench_function(&format!("runs of 1,000,000 pages {name}"), |b| {
+            b.iter(|| runs(black_box(&pages).iter().copied(), PAGE).map(|run| run.pages).sum::<u64>());
+        });
+    }
+}
+
+criterion_group!(pure, commits, plans, groups);
 criterion_main!(pure);

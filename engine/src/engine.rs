@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::addr::{Iova, IovaRange};
-use crate::backend::{Backend, Limits, Memlock};
+use crate::backend::{Backend, Limits, Memlock, Populate};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::execute::{Done, Executor, Refusal};
 use crate::grid::Grid;
@@ -264,7 +264,7 @@ impl Engine {
         };
         let State { table, wanted, .. } = &mut *state;
         let mut executor = Executor { backend: &*self.backend, table, done: Done::default() };
-        let emptied = executor.run(&plan, wanted);
+        let emptied = executor.run(&plan, wanted, None);
         let done = executor.done;
         self.note_done(&done);
         self.note_state(&state);
@@ -317,16 +317,35 @@ impl Engine {
         stats.plan_ns += nanoseconds(planning.elapsed());
         stats.preflight_refusals += u64::from(checked.is_err());
         drop(stats);
-        let mut plan = checked?;
+        let plan = checked?;
 
-        // Before the unmaps: what is unmapped only to be cut anew is out of the device's reach for as short as can be.
-        self.populate(state, &mut plan);
-
+        let when = self.backend.populates();
+        let pieces = if when == Populate::Never { Vec::new() } else { pieces(&plan) };
+        let how = How { threads: self.threads(), huge_pages: self.huge_pages, chunk: populate::CHUNK };
         let State { table, wanted, .. } = state;
         let mut executor = Executor { backend: &*self.backend, table, done: Done::default() };
-        let run = executor.run(&plan, wanted);
+        let (run, report) = populate::with(&pieces, how, |populating| {
+            // What is unmapped only to be cut anew is out of the device's reach for as short as can be.
+            if when == Populate::First || !plan.unmaps.is_empty() {
+                populating.settle_all();
+            }
+            executor.run(&plan, wanted, Some(populating).filter(|_| when != Populate::Never))
+        });
         let done = executor.done;
         self.note_done(&done);
+        if when != Populate::Never {
+            self.note_populated(&report);
+            self.tell_of_small_pages(state, &report);
+        }
+        for entry in &done.devices {
+            self.log.write(
+                Level::Info,
+                format_args!(
+                    "The memory at {:?} (IOVA {}) is device memory: not faulted in",
+                    entry.hva, entry.range
+                ),
+            );
+        }
         for refusal in &done.refusals {
             self.log.write(
                 Level::Warn,
@@ -373,7 +392,7 @@ impl Engine {
         let State { table, wanted, .. } = state;
         let undone = plan::plan(wanted, table, scope, self.grid, None).map(|plan| {
             let mut executor = Executor { backend: &*self.backend, table, done: Done::default() };
-            let run = executor.run(&plan, wanted);
+            let run = executor.run(&plan, wanted, None);
             self.note_done(&executor.done);
             run
         });
@@ -385,34 +404,7 @@ impl Engine {
         }
     }
 
-    /// Faults in what will be mapped. Never an error: what is not faulted in here is faulted in by the map call.
-    fn populate(&self, state: &mut State, plan: &mut Plan) {
-        if !self.backend.wants_populate() {
-            return;
-        }
-        let indices: Vec<usize> =
-            (0..plan.maps.len()).filter(|index| plan.maps[*index].kind == Kind::Ram).collect();
-        let pieces: Vec<Piece> = indices
-            .iter()
-            .map(|index| {
-                let entry = &plan.maps[*index];
-                Piece { hva: entry.hva, bytes: entry.range.length(), writable: entry.perm == Perm::ReadWrite }
-            })
-            .collect();
-        let how = How { threads: self.threads(), huge_pages: self.huge_pages, chunk: populate::CHUNK };
-        let report = populate::populate(&pieces, how);
-        for piece in &report.device_pieces {
-            let entry = &mut plan.maps[indices[*piece]];
-            entry.kind = Kind::Device;
-            state.wanted.reclassify_as_device(entry.range);
-            self.log.write(
-                Level::Info,
-                format_args!(
-                    "The memory at {:?} (IOVA {}) is device memory: not faulted in",
-                    entry.hva, entry.range
-                ),
-            );
-        }
+    fn note_populated(&self, report: &Report) {
         let mut stats = self.stats_mut();
         stats.populate_ns += nanoseconds(report.duration);
         stats.populate_calls += report.calls;
@@ -428,8 +420,6 @@ impl Engine {
         stats.populate_other += report.other;
         stats.thread_fallbacks += report.thread_fallbacks;
         stats.threads_peak = stats.threads_peak.max(report.threads);
-        drop(stats);
-        self.tell_of_small_pages(state, &report);
     }
 
     /// Says once what keeps the host from giving huge pages.
@@ -521,6 +511,15 @@ impl Drop for Engine {
             self.log.write(Level::Error, format_args!("{error}"));
         }
     }
+}
+
+/// The memory behind each entry that will be mapped; of device memory there is nothing to fault in.
+fn pieces(plan: &Plan) -> Vec<Piece> {
+    let pieces = plan.maps.iter().map(|entry| {
+        let bytes = if entry.kind == Kind::Ram { entry.range.length() } else { 0 };
+        Piece { hva: entry.hva, bytes, writable: entry.perm == Perm::ReadWrite }
+    });
+    pieces.collect()
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

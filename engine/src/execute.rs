@@ -6,6 +6,7 @@ use crate::addr::IovaRange;
 use crate::backend::Backend;
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::plan::{Plan, Unmap};
+use crate::populate::Populating;
 use crate::region::Kind;
 use crate::table::{Entry, MapTable};
 use crate::wanted::WantedSet;
@@ -38,6 +39,8 @@ pub struct Done {
     pub unmap_time: Duration,
     /// Device regions that stay unmapped.
     pub refusals: Vec<Refusal>,
+    /// Entries that were taken for RAM and turned out to be device memory.
+    pub devices: Vec<Entry>,
 }
 
 /// Executes plans on one backend.
@@ -56,22 +59,33 @@ impl Executor<'_> {
     ///
     /// A failed unmap does not stop the other unmaps, but no map follows it. The first map that fails for anything but device
     /// memory stops the run. The table then says how far it came.
-    pub fn run(&mut self, plan: &Plan, wanted: &WantedSet) -> Result<()> {
+    ///
+    /// An entry waits until its memory was faulted in: piece `n` of `populating`, if there is one, is entry `n` of the plan.
+    pub fn run(
+        &mut self,
+        plan: &Plan,
+        wanted: &mut WantedSet,
+        populating: Option<&Populating<'_>>,
+    ) -> Result<()> {
         self.clear(&plan.unmaps)?;
-        let mut rest = plan.maps.as_slice();
-        while let Some((entry, tail)) = rest.split_first() {
-            rest = tail;
-            match (self.map(entry), entry.kind) {
+        let mut refused = None;
+        for (index, entry) in plan.maps.iter().enumerate() {
+            if refused.is_some_and(|region: IovaRange| region.contains(entry.range)) {
+                continue;
+            }
+            let mut entry = *entry;
+            if populating.is_some_and(|populating| populating.settle(index)) {
+                entry.kind = Kind::Device;
+                wanted.reclassify_as_device(entry.range);
+                self.done.devices.push(entry);
+            }
+            match (self.map(&entry), entry.kind) {
                 (Ok(()), _) => {}
                 (Err(errno), Kind::Ram) => {
                     let (range, hva) = (Some(entry.range), Some(entry.hva));
                     return Err(Error { op: Op::Map, errno, range, hva, why: Why::Kernel });
                 }
-                (Err(errno), Kind::Device) => {
-                    let region = self.refuse(entry, errno, wanted)?;
-                    let later = rest.iter().take_while(|entry| region.contains(entry.range)).count();
-                    rest = &rest[later..];
-                }
+                (Err(errno), Kind::Device) => refused = Some(self.refuse(&entry, errno, wanted)?),
             }
         }
         Ok(())

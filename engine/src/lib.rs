@@ -6,7 +6,7 @@
 //! | floor | modules | may |
 //! |---|---|---|
 //! | 0 | [`addr`], [`region`], [`error`], [`log`], [`stats`] | compute |
-//! | 1 | [`grid`], [`table`], [`wanted`], [`plan`] | compute: no I/O, no clock, no lock |
+//! | 1 | [`grid`], [`table`], [`wanted`], [`plan`], [`runs`] | compute: no I/O, no clock, no lock |
 //! | 2 | [`sys`], [`backend`], [`populate`], [`hugepage`], [`preflight`] | call the kernel |
 //! | 3 | [`execute`] | run a plan |
 //! | 4 | [`engine`] | lock |
@@ -23,6 +23,7 @@ pub mod plan;
 pub mod populate;
 pub mod preflight;
 pub mod region;
+pub mod runs;
 pub mod stats;
 pub mod sys;
 pub mod table;

@@ -31,7 +31,7 @@ pub struct Stats {
     pub kept_bytes: u64,
     /// Time spent comparing.
     pub plan_ns: u64,
-    /// Time spent faulting memory in, from the first to the last worker.
+    /// Time commits gave to faulting memory in, whatever the number of threads. Map calls made meanwhile are not in it.
     pub populate_ns: u64,
     /// Time spent in map calls.
     pub map_ns: u64,

@@ -1,14 +1,20 @@
 //! Every single failing call, and pairs of them: the table stays true to the kernel, a failed commit leaves what it says it
 //! leaves, the first errno is kept, and what cannot be taken back poisons.
 
+#![allow(unsafe_code, reason = "the memory behind the model's host addresses is mapped by hand")]
+
 mod common;
+
+use std::fs;
 
 use common::{Space, Step, assert_table, base, drive, engine, transactions};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use vfio_fast_engine::Errno;
+use vfio_fast_engine::backend::Populate;
 use vfio_fast_engine::backend::sim::{Call, Sim, SimConfig};
 use vfio_fast_engine::error::{Op, Why};
-use vfio_fast_engine::region::Kind;
+use vfio_fast_engine::region::{Kind, Perm};
 
 /// Not an errno the model answers by itself.
 const INJECTED: Errno = Errno(libc::EREMOTEIO);
@@ -21,6 +27,12 @@ fn ram_only(transactions: Vec<Vec<Step>>) -> Vec<Vec<Step>> {
         unmap @ Step::Unmap { .. } => unmap,
     };
     transactions.into_iter().map(|steps| steps.into_iter().map(ram).collect()).collect()
+}
+
+/// RAM of the first object.
+fn piece(start: u64, units: u64) -> common::Piece {
+    let (object, offset, perm) = (1, start, Perm::ReadWrite);
+    common::Piece { start, units, object, offset, perm, kind: Kind::Ram, exact: false }
 }
 
 /// What a failed commit leaves: what was wanted before, less everything the transaction unmapped.
@@ -36,7 +48,12 @@ fn after_failure(before: &Space, applied: &[Step]) -> Space {
 
 /// Runs the transactions up to the first commit that fails; answers how many calls were made until then.
 fn run_until_failure(transactions: &[Vec<Step>], base: u64, failures: &[(u64, Errno)]) -> (u64, bool) {
-    let (engine, sim) = engine(SimConfig { failures: failures.to_vec(), ..SimConfig::default() });
+    run_with(SimConfig { failures: failures.to_vec(), ..SimConfig::default() }, transactions, base)
+}
+
+fn run_with(config: SimConfig, transactions: &[Vec<Step>], base: u64) -> (u64, bool) {
+    let failures = config.failures.clone();
+    let (engine, sim) = engine(config);
     let mut space = Space::new(base);
     for steps in transactions {
         let before = space.clone();
@@ -52,7 +69,8 @@ fn run_until_failure(transactions: &[Vec<Step>], base: u64, failures: &[(u64, Er
             space.assert_mapped(&sim.mappings());
             continue;
         };
-        assert_eq!(error.errno, failures[0].1, "not the first failure: {error}");
+        let first = failures.first().map_or(Errno::EFAULT, |(_, errno)| *errno);
+        assert_eq!(error.errno, first, "not the first failure: {error}");
         assert!(matches!(error.op, Op::Map | Op::Unmap));
         assert_table(&engine, &sim);
         sim.reconfigure(|config| config.failures.clear());
@@ -86,6 +104,111 @@ fn assert_usable(engine: &vfio_fast_engine::Engine, sim: &Sim, base: u64) {
     assert!(sim.mappings().is_empty());
 }
 
+/// Real memory where the model's host addresses are, so that it can be faulted in.
+struct RealMemory;
+
+impl RealMemory {
+    const OBJECTS: std::ops::Range<u64> = 1..4;
+    /// The space, and as far as an object's offset may be shifted.
+    const BYTES: usize = ((common::UNITS + 4) * common::UNIT) as usize;
+
+    fn new() -> Self {
+        for object in Self::OBJECTS {
+            let address = common::hva_of(object, 0) as *mut libc::c_void;
+            let flags =
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            // SAFETY: with MAP_FIXED_NOREPLACE a mapping replaces nothing.
+            let got = unsafe { libc::mmap(address, Self::BYTES, protection, flags, -1, 0) };
+            assert_eq!(got, address, "{}", std::io::Error::last_os_error());
+        }
+        Self
+    }
+
+    /// Takes away, or gives back, the memory of one unit of the first object.
+    fn protect(&self, unit: u64, protection: libc::c_int) {
+        let address = common::hva_of(1, unit) as *mut libc::c_void;
+        // SAFETY: the unit is inside one of the mappings, which nobody holds a reference into.
+        assert_eq!(unsafe { libc::mprotect(address, common::UNIT as usize, protection) }, 0);
+    }
+
+    /// Makes all of it cold again.
+    fn cool(&self) {
+        for object in Self::OBJECTS {
+            let address = common::hva_of(object, 0) as *mut libc::c_void;
+            // SAFETY: the range is one of the mappings, which nobody holds a reference into.
+            assert_eq!(unsafe { libc::madvise(address, Self::BYTES, libc::MADV_DONTNEED) }, 0);
+        }
+    }
+}
+
+impl Drop for RealMemory {
+    fn drop(&mut self) {
+        for object in Self::OBJECTS {
+            // SAFETY: the range is one of the mappings, which nobody holds a reference into.
+            unsafe { libc::munmap(common::hva_of(object, 0) as *mut libc::c_void, Self::BYTES) };
+        }
+    }
+}
+
+/// Threads of the engine's that are left in this process. A thread that was joined may be listed a moment longer.
+fn workers_left() -> Vec<String> {
+    let mut left = Vec::new();
+    for _ in 0..1000 {
+        let tasks = fs::read_dir("/proc/self/task").unwrap();
+        let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        left = names.filter(|name| name.starts_with("vfio-fast-")).collect();
+        if left.is_empty() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    left
+}
+
+/// With several threads faulting in while entries are mapped, whatever call fails and wherever memory cannot be had.
+#[test]
+fn failures_meanwhile_are_taken_back() {
+    let memory = RealMemory::new();
+    let strategy = (transactions(), base(), 0..common::UNITS);
+    let mut runner =
+        TestRunner::new(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() });
+    let swept = runner.run(&strategy, |(transactions, base, hole)| {
+        let transactions = ram_only(transactions);
+        for populate in [Populate::First, Populate::Meanwhile] {
+            let config = SimConfig { populate, ..SimConfig::default() };
+            memory.cool();
+            let (calls, _) = run_with(config.clone(), &transactions, base);
+            for nth in 1..=calls {
+                memory.cool();
+                let failures = vec![(nth, INJECTED)];
+                run_with(SimConfig { failures, ..config.clone() }, &transactions, base);
+            }
+            for nth in (1..=calls).step_by(3) {
+                let failures = vec![(nth, INJECTED), (nth + 1, SECOND)];
+                run_with(SimConfig { failures, ..config.clone() }, &transactions, base);
+            }
+            memory.cool();
+            memory.protect(hole, libc::PROT_NONE);
+            let at = common::hva_of(1, hole);
+            let unmappable = vec![(at, at + common::UNIT - 1)];
+            run_with(SimConfig { unmappable, ..config }, &transactions, base);
+            memory.protect(hole, libc::PROT_READ | libc::PROT_WRITE);
+        }
+        assert_eq!(workers_left(), Vec::<String>::new());
+        Ok(())
+    });
+    swept.unwrap();
+    // That was worth something only if threads were at work.
+    memory.cool();
+    let (engine, _) = engine(SimConfig { populate: Populate::Meanwhile, ..SimConfig::default() });
+    engine.map_region(Space::new(0).region(piece(0, common::UNITS))).unwrap();
+    let stats = engine.stats();
+    assert_eq!((stats.populate_bytes, stats.populate_present), (common::UNITS * common::UNIT, 0));
+    let threads = std::thread::available_parallelism().unwrap().get() as u64;
+    assert_eq!(stats.threads_peak, threads.min(stats.map_calls));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -110,15 +233,6 @@ proptest! {
 
 #[test]
 fn undo_that_fails_does_poison() {
-    let piece = |start, units| common::Piece {
-        start,
-        units,
-        object: 1,
-        offset: start,
-        perm: vfio_fast_engine::region::Perm::ReadWrite,
-        kind: Kind::Ram,
-        exact: false,
-    };
     // Call 1 maps unit 0, call 2 (of unit 8, another entry) fails, call 3 (taking unit 0 back) fails too.
     let steps = vec![vec![Step::Map(piece(0, 1)), Step::Map(piece(8, 1))]];
     let (_, poisoned) = run_until_failure(&steps, 0, &[(2, INJECTED), (3, SECOND)]);
@@ -131,16 +245,7 @@ fn undo_that_fails_does_poison() {
 fn a_stolen_mapping_is_found_out() {
     let (engine, sim) = engine(SimConfig::default());
     let space = Space::new(0);
-    let piece = common::Piece {
-        start: 0,
-        units: 2,
-        object: 1,
-        offset: 0,
-        perm: vfio_fast_engine::region::Perm::ReadWrite,
-        kind: Kind::Ram,
-        exact: false,
-    };
-    engine.map_region(space.region(piece)).unwrap();
+    engine.map_region(space.region(piece(0, 2))).unwrap();
     assert!(sim.steal(0));
     let error = engine.unmap(space.range(0, 2)).expect_err("the kernel has nothing to unmap");
     assert_eq!(error.why, Why::ByteCount { expected: 2 * common::UNIT, got: 0 });

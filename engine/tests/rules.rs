@@ -207,6 +207,24 @@ fn the_grid_gets_coarser_only_when_entries_run_out() {
 }
 
 #[test]
+fn a_guest_of_64_tib_fits_what_a_container_holds() {
+    // What a q35 machine of 64 TiB has: shadow memory, RAM below the PCI hole, the rest above; and its devices.
+    let (engine, sim) = open(SimConfig::default());
+    let below = [ram(0, 0xa_0000), ram(0xc_0000, 0x2_0000), ram(0x10_0000, 2 * GIB - 0x10_0000)];
+    let rest = ram(4 * GIB, 64 * 1024 * GIB - 2 * GIB);
+    let bars = [(0xc000_0000, GIB / 4), (128 * 1024 * GIB, 64 * GIB)]
+        .map(|(start, length)| Region { kind: Kind::Device, ..ram(start, length) });
+    let regions: Vec<Region> = below.into_iter().chain([rest]).chain(bars).collect();
+    transact(&engine, &[], &regions).unwrap();
+    let stats = engine.stats();
+    let wanted: u64 = regions.iter().map(|region| region.range.length()).sum();
+    assert_eq!((stats.mapped_bytes, stats.entries), (wanted, sim.mappings().len() as u64));
+    assert!(stats.entries <= SimConfig::default().dma_avail, "{} entries", stats.entries);
+    // And once that is so, there is room for what comes and goes.
+    transact(&engine, &[], &[ram(200 * 1024 * GIB, GIB)]).unwrap();
+}
+
+#[test]
 fn ram_the_iommu_cannot_translate_is_refused_before_anything_is_touched() {
     let valid = vec![range(0, 0xfee0_0000), range(0xfef0_0000, (1 << 39) - 0xfef0_0000)];
     let (engine, sim) = open(SimConfig { iova_ranges: valid, ..SimConfig::default() });

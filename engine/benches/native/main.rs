@@ -88,11 +88,6 @@ fn measure(args: &Args) -> Result<()> {
     ensure!(sizes.iter().all(|bytes| *bytes > 0), "A size is below 2 MiB");
     sizes.sort_unstable();
     let threads = if args.threads.is_empty() { doubled(machine::cpus()) } else { args.threads.clone() };
-    if let Some(bytes) = sizes.iter().rev().find(|bytes| fits(**bytes)) {
-        // Where this machine is itself a guest, memory it never used costs its host a fault on top.
-        eprintln!("touching {} once", gib(*bytes));
-        bare(Backing::Anon4k, *bytes, 1, 0)?;
-    }
     for &bytes in &sizes {
         for &backing in &args.backings {
             if let Some(why) = obstacle(backing, bytes) {
@@ -135,7 +130,17 @@ fn jobs(args: &Args, threads: &[usize], backing: Backing, bytes: u64, round: u32
     jobs
 }
 
+/// Uses as much memory as the job will need and gives it back. Where this machine is itself a guest, memory it has not used
+/// lately may cost its host a fault on top: the balloon hands free pages back to the host after a while.
+fn warm(job: &Job) -> Result<()> {
+    // Freed huge pages serve any size of page, hugetlb pages come back to their own pool.
+    let backing = if job.backing == Backing::Hugetlb { Backing::Hugetlb } else { Backing::AnonThp };
+    Memory::new(backing, job.bytes)?.clear(machine::cpus());
+    Ok(())
+}
+
 fn run(job: &Job) -> Result<()> {
+    warm(job)?;
     if job.case == Case::Bare {
         let sample = bare(job.backing, job.bytes, job.threads, job.round)?;
         tell(&Record::Sample(sample));

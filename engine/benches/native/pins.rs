@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vfio_fast_engine::addr::{IovaRange, PageSizes};
-use vfio_fast_engine::backend::{Backend, Limits, Mapping, Memlock};
+use vfio_fast_engine::backend::{Backend, Limits, Mapping, Memlock, Populate};
 use vfio_fast_engine::{Errno, Result};
 
 /// Bytes of one registered buffer: what type1 pins at a time. It also keeps a huge page alone in its buffer; io_uring looks
@@ -110,8 +110,8 @@ impl Backend for PinStandIn {
         Memlock { locked: 0, limit: None }
     }
 
-    fn wants_populate(&self) -> bool {
-        true
+    fn populates(&self) -> Populate {
+        if std::env::var_os("VF_FIRST").is_some() { Populate::First } else { Populate::Meanwhile }
     }
 
     /// Pins always for writing: io_uring knows no other pin.

@@ -29,6 +29,17 @@ pub struct Memlock {
     pub limit: Option<u64>,
 }
 
+/// When memory is faulted in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Populate {
+    /// Not ahead of its map call.
+    Never,
+    /// All of it before the first map call.
+    First,
+    /// Each entry before its own map call, later ones meanwhile.
+    Meanwhile,
+}
+
 /// Something that holds entries for a device. Every call is all or nothing.
 pub trait Backend: Send + Sync + fmt::Debug {
     /// For messages.
@@ -40,8 +51,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// How much may be pinned, now.
     fn memlock(&self) -> Memlock;
 
-    /// Whether faulting memory in before it is mapped pays.
-    fn wants_populate(&self) -> bool;
+    /// Whether and when faulting memory in before it is mapped pays.
+    fn populates(&self) -> Populate;
 
     /// Maps one entry, or nothing.
     fn map(&self, mapping: &Mapping) -> std::result::Result<(), Errno>;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Backend, Limits, Mapping, Memlock};
+use super::{Backend, Limits, Mapping, Memlock, Populate};
 use crate::addr::{IovaRange, PageSizes};
 use crate::error::{Errno, Result};
 
@@ -29,8 +29,8 @@ pub struct SimConfig {
     pub failures: Vec<(u64, Errno)>,
     /// The call of map or unmap that panics, counted from 1.
     pub panic_nth: Option<u64>,
-    /// Whether the engine shall fault memory in before it maps: only if the tests hand over real memory.
-    pub populate: bool,
+    /// When the engine shall fault memory in: other than never only if the tests hand over real memory.
+    pub populate: Populate,
 }
 
 impl Default for SimConfig {
@@ -44,7 +44,7 @@ impl Default for SimConfig {
             unmappable: Vec::new(),
             failures: Vec::new(),
             panic_nth: None,
-            populate: false,
+            populate: Populate::Never,
         }
     }
 }
@@ -150,7 +150,7 @@ impl Backend for Sim {
         Memlock { locked: self.locked(), limit: config.memlock_limit.filter(|_| config.memlock_told) }
     }
 
-    fn wants_populate(&self) -> bool {
+    fn populates(&self) -> Populate {
         lock(&self.config).populate
     }
 

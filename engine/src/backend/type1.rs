@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use crate::addr::{Iova, IovaRange, PageSizes};
-use crate::backend::{Backend, Limits, Mapping, Memlock};
+use crate::backend::{Backend, Limits, Mapping, Memlock, Populate};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::region::Perm;
 use crate::sys::ioctl::{self, Extent};
@@ -76,9 +76,9 @@ impl Backend for Type1 {
         process::memlock()
     }
 
-    fn wants_populate(&self) -> bool {
+    fn populates(&self) -> Populate {
         // The driver pins under one lock, one thread at a time, and four fifths of that time go into clearing pages.
-        true
+        Populate::Meanwhile
     }
 
     fn map(&self, mapping: &Mapping) -> std::result::Result<(), Errno> {

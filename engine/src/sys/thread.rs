@@ -13,18 +13,17 @@ use crate::error::Errno;
 /// deepest call is a read of /proc.
 const STACK: usize = 256 * 1024;
 
-/// Runs `work` on the calling thread and on up to `extra` workers at once, returns when all of them are done, and
-/// answers how many workers could not be started.
+/// Runs `body` on the calling thread while up to `extra` workers run `work`, returns when all of them are done, and answers
+/// what `body` answered and how many workers could not be started.
 ///
-/// `work` must share out what there is to do by itself, and must get all of it done even if only the calling thread runs
-/// it. The workers inherit the calling thread's CPU affinity and memory policy, take no signal, and none is left when
-/// this returns; a panic in one of them is passed on.
-pub fn run(extra: usize, work: impl Fn() + Sync) -> usize {
+/// `body` must be able to do without the workers. They inherit the calling thread's CPU affinity and memory policy, take no
+/// signal, and none is left when this returns; a panic in one of them is passed on.
+pub fn run<R>(extra: usize, work: impl Fn() + Sync, body: impl FnOnce() -> R) -> (R, usize) {
     let mut refused = 0;
     // A new thread's stack is an mmap, which has to wait for page faults that are being served: were the first worker
     // let loose at once, the second would start after it has faulted in its first chunk. So they wait for each other.
     let gate = Mutex::new(());
-    thread::scope(|scope| {
+    let answer = thread::scope(|scope| {
         let mut workers = Vec::new();
         if extra > 0 {
             let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
@@ -48,15 +47,16 @@ pub fn run(extra: usize, work: impl Fn() + Sync) -> usize {
             drop(blocked);
             drop(closed);
         }
-        work();
+        let answer = body();
         for worker in workers {
             // The scope would only wait for the work's end; this waits for the thread's.
             if let Err(panic) = worker.join() {
                 resume_unwind(panic);
             }
         }
+        answer
     });
-    refused
+    (answer, refused)
 }
 
 /// All signals are blocked in the calling thread while this lives.
@@ -111,11 +111,11 @@ mod tests {
         let seen = Mutex::new(Vec::new());
         // Nobody leaves before all are there: otherwise one could do everything while the others start.
         let all_there = Barrier::new(4);
-        let refused = run(3, || {
+        let look = || {
             all_there.wait();
             seen.lock().unwrap().push((own_status("Name:"), own_status("SigBlk:")));
-        });
-        assert_eq!(refused, 0);
+        };
+        assert_eq!(run(3, look, look), ((), 0));
         let mut seen = seen.into_inner().unwrap();
         seen.sort();
         let own = seen.iter().position(|(name, _)| *name == caller).expect("the calling thread works too");
@@ -133,17 +133,16 @@ mod tests {
     fn alone_is_alone() {
         let caller = thread::current().id();
         let runs = Mutex::new(Vec::new());
-        assert_eq!(run(0, || runs.lock().unwrap().push(thread::current().id())), 0);
+        let note = || runs.lock().unwrap().push(thread::current().id());
+        assert_eq!(run(0, note, note), ((), 0));
         assert_eq!(runs.into_inner().unwrap(), [caller]);
     }
 
     #[test]
     fn a_panicking_worker_is_not_lost() {
         let mask = own_status("SigBlk:");
-        let caller = thread::current().id();
-        let panic = catch_unwind(|| run(2, || assert_eq!(thread::current().id(), caller, "worker down")))
-            .unwrap_err();
-        assert!(panic.downcast::<String>().unwrap().contains("worker down"));
+        let panic = catch_unwind(|| run(2, || panic!("worker down"), || ())).unwrap_err();
+        assert!(panic.downcast::<&str>().unwrap().contains("worker down"));
         assert_eq!(own_status("SigBlk:"), mask);
     }
 }

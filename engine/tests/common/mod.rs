@@ -172,7 +172,8 @@ pub fn assert_untouched(before: &Space, after: &Space, kernel_before: &[Mapping]
     }
 }
 
-fn hva_of(object: u64, offset: u64) -> u64 {
+/// Where an object's unit is in the host's memory.
+pub fn hva_of(object: u64, offset: u64) -> u64 {
     0x7000_0000_0000 + (object << 32) + offset * UNIT
 }
 

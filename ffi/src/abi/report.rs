@@ -65,7 +65,8 @@ pub struct vfio_fast_stats {
     pub kept_bytes: u64,
     /// Nanoseconds spent on finding the difference between what is wanted and what is mapped.
     pub plan_ns: u64,
-    /// Nanoseconds of wall time in which memory was faulted in, whatever the number of threads.
+    /// Nanoseconds of wall time that commits gave to faulting memory in, whatever the number of threads. Map calls made
+    /// meanwhile are not in it: the sum with `map_ns` is what mapping took.
     pub populate_ns: u64,
     /// Nanoseconds spent in map calls.
     pub map_ns: u64,

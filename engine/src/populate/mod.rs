@@ -1,0 +1,232 @@
+//! Faulting memory in on many threads before it is mapped.
+//!
+//! A type1 container pins on one thread, under one lock, and most of that time goes into finding and clearing pages that
+//! were never touched. Made present beforehand, on every CPU at once, they are only pinned. This is an optimisation and
+//! nothing else: whatever goes wrong here is counted and left to the map call, which does the same work slower or knows
+//! the right error.
+
+mod queue;
+mod report;
+
+use std::cell::{Cell, RefCell};
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, PoisonError};
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use crate::addr::HostVa;
+use crate::sys::thread;
+use queue::Queue;
+pub use report::Report;
+
+/// Bytes faulted in by one call. A multiple of every PMD, and chunks begin and end on multiples of it, so no huge page
+/// is ever shared by two threads; small enough that the last chunk does not keep one thread busy while the others wait.
+/// From a PMD to 32 MiB no difference can be measured (docs/PERFORMANCE.md).
+pub const CHUNK: u64 = 16 << 20;
+
+/// Below so many bytes a thread costs more than it brings.
+const ALONE_BELOW: u64 = 4 << 20;
+
+/// A contiguous piece of host memory that is about to be mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// Its first byte; page aligned.
+    pub hva: HostVa,
+    /// Its length in bytes; a multiple of the page. Of an empty piece there is nothing to fault in.
+    pub bytes: u64,
+    /// Whether the device may write: then pages are made writable now and not at the pin.
+    pub writable: bool,
+}
+
+/// How to fault in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct How {
+    /// Most threads, the calling one included.
+    pub threads: usize,
+    /// Whether to ask for huge pages first, where there is something to fault in.
+    pub huge_pages: bool,
+    /// Bytes per call and per turn of a thread; a power of two of at least a page. [`CHUNK`] unless measuring.
+    pub chunk: u64,
+}
+
+/// How many threads may work at once: one per CPU that the calling thread may run on (affinity mask) and is given time
+/// on (cgroup quota), at most `most` of them unless that is 0.
+pub fn allowed_threads(most: usize) -> usize {
+    let allowed = available_parallelism().map_or(1, NonZeroUsize::get);
+    if most == 0 { allowed } else { most.min(allowed) }
+}
+
+/// A populate that is under way, as the calling thread has it.
+pub struct Populating<'a> {
+    queue: &'a Queue<'a>,
+    done: RefCell<Report>,
+    /// Time in the methods below.
+    spent: Cell<Duration>,
+}
+
+impl Populating<'_> {
+    /// Works until piece `index` has been dealt with, and answers whether it turned out to be device memory.
+    pub fn settle(&self, index: usize) -> bool {
+        if !self.queue.is_settled(index) {
+            self.timed(|| {
+                while !self.queue.is_settled(index) && self.step() {}
+                self.queue.wait(index);
+            });
+        }
+        self.queue.found_device(index)
+    }
+
+    /// Works until every piece has been dealt with.
+    pub fn settle_all(&self) {
+        self.timed(|| {
+            while self.step() {}
+            (0..self.queue.pieces()).for_each(|index| self.queue.wait(index));
+        });
+    }
+
+    fn step(&self) -> bool {
+        self.queue.step(&mut self.done.borrow_mut())
+    }
+
+    fn timed(&self, work: impl FnOnce()) {
+        let start = Instant::now();
+        work();
+        self.spent.set(self.spent.get() + start.elapsed());
+    }
+}
+
+/// Leaves the rest undone once the calling thread wants no more, or panics.
+struct CancelOnDrop<'a>(&'a Queue<'a>);
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Makes `pieces` present, in their order, on up to `how.threads` threads, the calling one included, while that one runs
+/// `body`: whenever it settles a piece it works along. What is not done when `body` returns is left.
+///
+/// No other thread is left when this returns.
+pub fn with<R>(pieces: &[Piece], how: How, body: impl FnOnce(&Populating<'_>) -> R) -> (R, Report) {
+    let started = Instant::now();
+    let queue = Queue::new(pieces, how);
+    let total = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.bytes));
+    let useful = if total < ALONE_BELOW { 1 } else { usize::try_from(queue.chunks()).unwrap_or(usize::MAX) };
+    let report = Mutex::new(Report::default());
+    let add = |done: &Report| report.lock().unwrap_or_else(PoisonError::into_inner).add(done);
+    let work = || {
+        let mut done = Report::default();
+        while queue.step(&mut done) {}
+        add(&done);
+    };
+    // What the calling thread did instead of faulting in.
+    let mut elsewhere = Duration::ZERO;
+    let (answer, refused) = thread::run(how.threads.min(useful).saturating_sub(1), work, || {
+        let _cancel = CancelOnDrop(&queue);
+        let populating = Populating { queue: &queue, done: RefCell::default(), spent: Cell::default() };
+        let begun = Instant::now();
+        let answer = body(&populating);
+        elsewhere = begun.elapsed().saturating_sub(populating.spent.get());
+        if queue.chunks() > 0 {
+            add(&populating.done.borrow());
+        }
+        answer
+    });
+    let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.thread_fallbacks = refused as u64;
+    report.device_pieces = (0..pieces.len()).filter(|&index| queue.found_device(index)).collect();
+    if queue.chunks() > 0 {
+        report.duration = started.elapsed().saturating_sub(elsewhere);
+    }
+    (answer, report)
+}
+
+/// Makes `pieces` present as far as that is possible, and does nothing else meanwhile; see [`with`].
+pub fn populate(pieces: &[Piece], how: How) -> Report {
+    with(pieces, how, |populating| populating.settle_all()).1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    const PMD: u64 = 2 << 20;
+
+    fn piece(start: u64, bytes: u64) -> Piece {
+        Piece { hva: HostVa::from_raw(start), bytes, writable: true }
+    }
+
+    fn how(threads: usize, chunk: u64) -> How {
+        How { threads, huge_pages: false, chunk }
+    }
+
+    #[test]
+    fn whatever_goes_wrong_is_counted_under_its_name() {
+        // The first pages of the address space are never mapped (vm.mmap_min_addr), nor is its upper half.
+        let report = populate(&[piece(0, 0x1000), piece(1 << 63, 3 * PMD)], how(1, PMD));
+        assert_eq!((report.calls, report.bytes, report.enomem), (4, 0, 4));
+        assert_eq!(report.skipped_bytes, 0x1000 + 3 * PMD);
+    }
+
+    #[test]
+    fn of_device_memory_one_chunk_is_tried() {
+        // The kernel maps its time data into every process as bare page frames, over several pages.
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let vvar =
+            maps.lines().find(|line| line.ends_with("[vvar]")).expect("a [vvar] mapping in this process");
+        let (begin, end) = vvar.split(' ').next().unwrap().split_once('-').unwrap();
+        let [begin, end] = [begin, end].map(|hex| u64::from_str_radix(hex, 16).unwrap());
+        let piece = Piece { writable: false, ..piece(begin, end - begin) };
+        assert!(piece.bytes > 0x1000);
+        let report = populate(&[piece], how(1, 0x1000));
+        let expected = Report { calls: 1, threads: 1, device_pieces: vec![0], ..Report::default() };
+        assert_eq!(Report { duration: Duration::ZERO, ..report }, expected);
+    }
+
+    #[test]
+    fn threads_are_bounded_by_what_there_is_to_do() {
+        let threads = |pieces: &[Piece], threads| populate(pieces, how(threads, PMD)).threads;
+        assert_eq!(threads(&[], 8), 0);
+        assert_eq!(threads(&[piece(0, 0), piece(PMD, 0)], 8), 0);
+        assert_eq!(threads(&[piece(0, ALONE_BELOW - 0x1000)], 8), 1, "two chunks, but small");
+        assert_eq!(threads(&[piece(0, ALONE_BELOW)], 8), 2, "two chunks");
+        assert_eq!(threads(&[piece(0, 8 * PMD)], 3), 3);
+        assert_eq!(threads(&[piece(0, 8 * PMD)], 0), 1, "the calling thread always works");
+    }
+
+    #[test]
+    fn the_callers_number_of_threads_is_an_upper_bound() {
+        let cpus = available_parallelism().unwrap().get();
+        assert_eq!(allowed_threads(0), cpus);
+        assert_eq!(allowed_threads(1), 1);
+        assert_eq!(allowed_threads(cpus + 7), cpus);
+    }
+
+    #[test]
+    fn a_settled_piece_is_done_and_the_rest_may_be_left() {
+        // Unmapped memory: every chunk is one call that fails.
+        let pieces = [piece(1 << 63, 3 * PMD), piece(0, 0), piece(1 << 63, 1 << 40)];
+        for threads in [1, 3] {
+            let (settled, report) = with(&pieces, how(threads, PMD), |populating| {
+                (populating.settle(0), populating.settle(1), populating.queue.is_settled(2))
+            });
+            assert_eq!(settled, (false, false, false));
+            assert!((3..1 << 19).contains(&report.calls), "{report:?}");
+            assert_eq!((report.enomem, report.threads), (report.calls, threads as u64));
+        }
+    }
+
+    #[test]
+    fn a_panic_ends_the_work() {
+        let pieces = [piece(1 << 63, 1 << 44)];
+        let body = |populating: &Populating<'_>| {
+            populating.queue.step(&mut Report::default());
+            panic!("enough");
+        };
+        let ended = catch_unwind(AssertUnwindSafe(|| with(&pieces, how(3, PMD), body).0));
+        assert_eq!(ended.unwrap_err().downcast_ref(), Some(&"enough"));
+    }
+}

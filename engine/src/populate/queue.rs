@@ -1,0 +1,339 @@
+//! The work of a populate, shared out among threads.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+
+use super::{How, Piece, Report};
+use crate::addr::HostVa;
+use crate::error::Errno;
+use crate::sys::madvise::{self, Access};
+use crate::sys::pagemap::Pagemap;
+use crate::sys::vma;
+
+/// Bytes that are looked over for missing pages by one question: what is there already costs one call for so much, and
+/// enough calls remain to be shared out.
+const STRETCH: u64 = 256 << 20;
+
+/// The smallest huge page.
+const HUGE: u64 = 2 << 20;
+
+/// Pieces cut twice, at multiples of [`STRETCH`] to be looked over and at multiples of the chunk to be faulted in. Threads
+/// take one after the other: how long one takes is not known beforehand (what is present already costs nothing, huge pages
+/// cost less), so none is dealt out in advance.
+pub(super) struct Queue<'a> {
+    pieces: &'a [Piece],
+    how: How,
+    stretch: u64,
+    /// For each piece, how many stretches come before its first.
+    first_stretch: Vec<u64>,
+    /// For each stretch, how many bytes are present from its beginning on, once it was looked at.
+    stretches: Vec<OnceLock<u64>>,
+    next_stretch: AtomicU64,
+    /// For each piece, how many chunks come before its first.
+    first_chunk: Vec<u64>,
+    chunks: u64,
+    next_chunk: AtomicU64,
+    /// For each piece, its chunks that are not done.
+    left: Vec<AtomicU64>,
+    /// Told when the last chunk of a piece is done.
+    settled: (Mutex<()>, Condvar),
+    /// For each piece, whether it is device memory, once that has been asked.
+    device: Vec<OnceLock<bool>>,
+    /// For each piece, whether huge pages were asked for: before its first fault, and not at all if it has none.
+    advised: Vec<OnceLock<()>>,
+    /// To see what is there already.
+    pagemap: Option<Pagemap>,
+}
+
+impl<'a> Queue<'a> {
+    pub fn new(pieces: &'a [Piece], how: How) -> Self {
+        let stretch = STRETCH.max(how.chunk);
+        let (first_stretch, stretches) = numbered(pieces, stretch);
+        let (first_chunk, chunks) = numbered(pieces, how.chunk);
+        Self {
+            pieces,
+            how,
+            stretch,
+            first_stretch,
+            stretches: (0..stretches).map(|_| OnceLock::new()).collect(),
+            next_stretch: AtomicU64::new(0),
+            first_chunk,
+            chunks,
+            next_chunk: AtomicU64::new(0),
+            left: pieces.iter().map(|piece| AtomicU64::new(cells_of(piece, how.chunk))).collect(),
+            settled: (Mutex::new(()), Condvar::new()),
+            device: pieces.iter().map(|_| OnceLock::new()).collect(),
+            advised: pieces.iter().map(|_| OnceLock::new()).collect(),
+            pagemap: if chunks > 0 { Pagemap::open() } else { None },
+        }
+    }
+
+    pub fn pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
+    pub fn chunks(&self) -> u64 {
+        self.chunks
+    }
+
+    /// Does one thing that is left to do, if there is one. Everything is looked over before anything is faulted in.
+    pub fn step(&self, done: &mut Report) -> bool {
+        let number = self.next_stretch.fetch_add(1, Ordering::Relaxed);
+        if number < self.stretches.len() as u64 {
+            self.present_in(holder(&self.first_stretch, number), number, done);
+            return true;
+        }
+        let number = self.next_chunk.fetch_add(1, Ordering::Relaxed);
+        if number >= self.chunks {
+            return false;
+        }
+        let index = holder(&self.first_chunk, number);
+        let _finished = Finished { queue: self, index };
+        // Chunks of a piece that is known to be device memory would all be answered alike.
+        if self.device[index].get() != Some(&true) {
+            self.fault_in(index, number, done);
+        }
+        true
+    }
+
+    /// Leaves what nobody has taken yet undone.
+    pub fn cancel(&self) {
+        self.next_stretch.store(self.stretches.len() as u64, Ordering::Relaxed);
+        self.next_chunk.store(self.chunks, Ordering::Relaxed);
+    }
+
+    /// Whether no chunk of piece `index` is left.
+    pub fn is_settled(&self, index: usize) -> bool {
+        self.left[index].load(Ordering::Acquire) == 0
+    }
+
+    /// Waits until that is so. Only when there is no step left: it waits for other threads.
+    pub fn wait(&self, index: usize) {
+        let (lock, settled) = &self.settled;
+        let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while !self.is_settled(index) {
+            guard = settled.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Whether piece `index` has turned out to be device memory.
+    pub fn found_device(&self, index: usize) -> bool {
+        self.device[index].get() == Some(&true)
+    }
+
+    /// How many bytes are present from the beginning of stretch `number` on. Whoever asks first looks, others wait.
+    fn present_in(&self, index: usize, number: u64, done: &mut Report) -> u64 {
+        let slot = usize::try_from(number).map(|number| &self.stretches[number]);
+        let Ok(slot) = slot else { return 0 };
+        *slot.get_or_init(|| {
+            let (hva, bytes) = cell_of(&self.pieces[index], self.stretch, number - self.first_stretch[index]);
+            self.look(index, hva, bytes, done)
+        })
+    }
+
+    /// How many bytes from `hva` on are present; counts them. What cannot be looked at is taken for missing: faulting in
+    /// what is there is slower and does no harm.
+    fn look(&self, index: usize, hva: HostVa, bytes: u64, done: &mut Report) -> u64 {
+        let Some(pagemap) = &self.pagemap else { return 0 };
+        let present = pagemap.present(hva, bytes, access(&self.pieces[index])).unwrap_or(0);
+        done.present_bytes += present;
+        self.count_kinds(hva, present, done);
+        present
+    }
+
+    fn count_kinds(&self, hva: HostVa, bytes: u64, done: &mut Report) {
+        if let Some(Ok(mapped)) = self.pagemap.as_ref().filter(|_| bytes > 0).map(|map| map.kinds(hva, bytes))
+        {
+            done.count(mapped);
+        }
+    }
+
+    /// Makes chunk `number`, which is of piece `index`, present from its first missing byte on.
+    fn fault_in(&self, index: usize, number: u64, done: &mut Report) {
+        let piece = &self.pieces[index];
+        let (hva, bytes) = cell_of(piece, self.how.chunk, number - self.first_chunk[index]);
+        let end = hva.raw() + (bytes - 1);
+        let ahead = hva.raw() / self.stretch - piece.hva.raw() / self.stretch;
+        let (stretch, _) = cell_of(piece, self.stretch, ahead);
+        let known = self.present_in(index, self.first_stretch[index] + ahead, done);
+        let seen_missing = stretch.checked_add(known).unwrap_or(stretch);
+        if seen_missing.raw() > end {
+            return;
+        }
+        let missing = if seen_missing.raw() >= hva.raw() {
+            seen_missing
+        } else {
+            let present = self.look(index, hva, bytes, done);
+            if present == bytes {
+                return;
+            }
+            hva.checked_add(present).unwrap_or(hva)
+        };
+        if self.how.huge_pages {
+            self.advised[index].get_or_init(|| prefer_huge_pages(piece));
+        }
+        let left = end - missing.raw() + 1;
+        done.calls += 1;
+        match madvise::populate(missing, left, access(piece)) {
+            Ok(()) => {
+                done.bytes += left;
+                self.count_kinds(missing, left, done);
+            }
+            Err(Errno::EINVAL) if self.is_device(index) => {}
+            Err(errno) => done.left_to_the_map(left, errno),
+        }
+    }
+
+    /// Whether piece `index` is device memory: looked up once, on the first EINVAL.
+    fn is_device(&self, index: usize) -> bool {
+        let piece = &self.pieces[index];
+        // Where the flags cannot be read nothing is known, and unknown memory is the map call's to judge.
+        *self.device[index].get_or_init(|| vma::is_device(piece.hva, piece.bytes).unwrap_or(false))
+    }
+}
+
+/// One chunk of piece `index` is done when this is dropped, even by a panic: nobody shall wait for it forever.
+struct Finished<'a> {
+    queue: &'a Queue<'a>,
+    index: usize,
+}
+
+impl Drop for Finished<'_> {
+    fn drop(&mut self) {
+        let Self { queue, index } = self;
+        if queue.left[*index].fetch_sub(1, Ordering::AcqRel) == 1 {
+            let (lock, settled) = &queue.settled;
+            // Who has looked and not begun to wait yet holds the lock.
+            drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
+            settled.notify_all();
+        }
+    }
+}
+
+fn access(piece: &Piece) -> Access {
+    if piece.writable { Access::Write } else { Access::Read }
+}
+
+/// Asks for huge pages, if the piece could hold one. Whoever cannot give them says so and is left alone.
+fn prefer_huge_pages(piece: &Piece) {
+    if piece.writable && piece.bytes >= HUGE {
+        // What came of it is seen in the pages, not in the answer: a host can accept the advice and never follow it.
+        let _ = madvise::prefer_huge_pages(piece.hva, piece.bytes);
+    }
+}
+
+/// For each piece, how many cells of `size` come before its first; and how many there are in all.
+fn numbered(pieces: &[Piece], size: u64) -> (Vec<u64>, u64) {
+    let mut total = 0;
+    let first = pieces.iter().map(|piece| {
+        let before = total;
+        total += cells_of(piece, size);
+        before
+    });
+    let first = first.collect();
+    (first, total)
+}
+
+/// The piece that cell `number` is of: the last that starts at or before it. Empty pieces start where their successor does.
+fn holder(first: &[u64], number: u64) -> usize {
+    first.partition_point(|&first| first <= number) - 1
+}
+
+/// The last byte of a piece that is not empty. A piece that runs past the end of the address space ends there: no such
+/// memory exists and the kernel will say so.
+fn last_byte(piece: &Piece) -> Option<u64> {
+    piece.bytes.checked_sub(1).map(|more| piece.hva.raw().saturating_add(more))
+}
+
+/// How many multiples of `size` a piece has bytes between.
+fn cells_of(piece: &Piece, size: u64) -> u64 {
+    last_byte(piece).map_or(0, |last| last / size - piece.hva.raw() / size + 1)
+}
+
+/// Cell `number` of a piece: what lies between two neighbouring multiples of `size`.
+fn cell_of(piece: &Piece, size: u64, number: u64) -> (HostVa, u64) {
+    let start = piece.hva.raw();
+    let floor = (start / size + number) * size;
+    let begin = floor.max(start);
+    let end = floor.saturating_add(size - 1).min(last_byte(piece).unwrap_or(start));
+    (HostVa::from_raw(begin), end - begin + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::populate::CHUNK;
+
+    const PMD: u64 = 2 << 20;
+
+    fn piece(start: u64, bytes: u64) -> Piece {
+        Piece { hva: HostVa::from_raw(start), bytes, writable: true }
+    }
+
+    /// Every cell of `piece`, as (start, bytes).
+    fn cells(piece: &Piece, size: u64) -> Vec<(u64, u64)> {
+        (0..cells_of(piece, size))
+            .map(|number| cell_of(piece, size, number))
+            .map(|(hva, bytes)| (hva.raw(), bytes))
+            .collect()
+    }
+
+    #[test]
+    fn cells_begin_and_end_on_multiples() {
+        assert_eq!((CHUNK % PMD, STRETCH % CHUNK), (0, 0));
+        assert_eq!(cells(&piece(0, 0), PMD), []);
+        assert_eq!(cells(&piece(PMD - 0x1000, 0x1000), PMD), [(PMD - 0x1000, 0x1000)]);
+        assert_eq!(
+            cells(&piece(PMD - 0x1000, PMD + 0x3000), PMD),
+            [(PMD - 0x1000, 0x1000), (PMD, PMD), (2 * PMD, 0x2000)]
+        );
+        assert_eq!(cells(&piece(PMD, 2 * PMD), PMD), [(PMD, PMD), (2 * PMD, PMD)]);
+        // The very end of the address space, and beyond.
+        let top = u64::MAX - PMD + 1;
+        assert_eq!(cells(&piece(top - 0x1000, PMD + 0x1000), PMD), [(top - 0x1000, 0x1000), (top, PMD)]);
+        assert_eq!(cells(&piece(u64::MAX - 0xfff, u64::MAX), PMD), [(u64::MAX - 0xfff, 0x1000)]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn cells_cover_every_byte_once(
+            sizes in prop::collection::vec((0u64..1 << 32, 0u64..64), 0..20),
+            size_pmds in 1u64..40,
+        ) {
+            let size = size_pmds * PMD;
+            let pieces: Vec<Piece> =
+                sizes.iter().map(|&(start, pages)| piece(start & !0xfff, pages * 0x71000)).collect();
+            let (first, all) = numbered(&pieces, size);
+            let mut total = 0;
+            for (index, piece) in pieces.iter().enumerate() {
+                prop_assert_eq!(first[index], total);
+                let mut next = piece.hva.raw();
+                for (start, bytes) in cells(piece, size) {
+                    prop_assert_eq!(holder(&first, total), index);
+                    prop_assert_eq!(start, next);
+                    prop_assert!(bytes > 0 && start / size == (start + bytes - 1) / size);
+                    next = start + bytes;
+                    total += 1;
+                }
+                prop_assert_eq!(next, piece.hva.raw() + piece.bytes);
+            }
+            prop_assert_eq!(all, total);
+        }
+    }
+
+    #[test]
+    fn what_is_cancelled_is_not_begun() {
+        let pieces = [piece(0, 4 * PMD), piece(0, 0)];
+        let queue = Queue::new(&pieces, How { threads: 1, huge_pages: false, chunk: PMD });
+        let mut done = Report::default();
+        assert!(queue.is_settled(1) && !queue.is_settled(0));
+        assert!(queue.step(&mut done) && queue.step(&mut done), "a look and a chunk");
+        queue.cancel();
+        assert!(!queue.step(&mut done));
+        assert_eq!((done.calls, queue.is_settled(0)), (1, false));
+    }
+}
