@@ -17,9 +17,9 @@ const STRETCH: u64 = 256 << 20;
 /// The smallest huge page.
 const HUGE: u64 = 2 << 20;
 
-/// Pieces cut twice, at multiples of [`STRETCH`] to be looked over and at multiples of the chunk to be faulted in. Threads
-/// take one after the other: how long one takes is not known beforehand (what is present already costs nothing, huge pages
-/// cost less), so none is dealt out in advance.
+/// Pieces cut into chunks that threads take one after the other: how long one takes is not known beforehand (what is present
+/// already costs nothing, huge pages cost less), so none is dealt out in advance. Whoever comes first into a [`STRETCH`] looks
+/// for all its chunks what is there.
 pub(super) struct Queue<'a> {
     pieces: &'a [Piece],
     how: How,
@@ -28,7 +28,6 @@ pub(super) struct Queue<'a> {
     first_stretch: Vec<u64>,
     /// For each stretch, how many bytes are present from its beginning on, once it was looked at.
     stretches: Vec<OnceLock<u64>>,
-    next_stretch: AtomicU64,
     /// For each piece, how many chunks come before its first.
     first_chunk: Vec<u64>,
     chunks: u64,
@@ -56,7 +55,6 @@ impl<'a> Queue<'a> {
             stretch,
             first_stretch,
             stretches: (0..stretches).map(|_| OnceLock::new()).collect(),
-            next_stretch: AtomicU64::new(0),
             first_chunk,
             chunks,
             next_chunk: AtomicU64::new(0),
@@ -76,13 +74,8 @@ impl<'a> Queue<'a> {
         self.chunks
     }
 
-    /// Does one thing that is left to do, if there is one. Everything is looked over before anything is faulted in.
+    /// Takes a chunk and deals with it; `false` if none is left to take.
     pub fn step(&self, done: &mut Report) -> bool {
-        let number = self.next_stretch.fetch_add(1, Ordering::Relaxed);
-        if number < self.stretches.len() as u64 {
-            self.present_in(holder(&self.first_stretch, number), number, done);
-            return true;
-        }
         let number = self.next_chunk.fetch_add(1, Ordering::Relaxed);
         if number >= self.chunks {
             return false;
@@ -98,7 +91,6 @@ impl<'a> Queue<'a> {
 
     /// Leaves what nobody has taken yet undone.
     pub fn cancel(&self) {
-        self.next_stretch.store(self.stretches.len() as u64, Ordering::Relaxed);
         self.next_chunk.store(self.chunks, Ordering::Relaxed);
     }
 
@@ -331,7 +323,7 @@ mod tests {
         let queue = Queue::new(&pieces, How { threads: 1, huge_pages: false, chunk: PMD });
         let mut done = Report::default();
         assert!(queue.is_settled(1) && !queue.is_settled(0));
-        assert!(queue.step(&mut done) && queue.step(&mut done), "a look and a chunk");
+        assert!(queue.step(&mut done));
         queue.cancel();
         assert!(!queue.step(&mut done));
         assert_eq!((done.calls, queue.is_settled(0)), (1, false));
