@@ -10,13 +10,14 @@ mod report;
 
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use crate::addr::HostVa;
 use crate::sys::thread;
-use queue::Queue;
+use queue::{Queue, Worker};
 pub use report::Report;
 
 /// Bytes faulted in by one call. A multiple of every PMD, and chunks begin and end on multiples of it, so no huge page
@@ -59,7 +60,7 @@ pub fn allowed_threads(most: usize) -> usize {
 /// A populate that is under way, as the calling thread has it.
 pub struct Populating<'a> {
     queue: &'a Queue<'a>,
-    done: RefCell<Report>,
+    worker: RefCell<Worker<'a>>,
     /// Time in the methods below.
     spent: Cell<Duration>,
 }
@@ -85,7 +86,7 @@ impl Populating<'_> {
     }
 
     fn step(&self) -> bool {
-        self.queue.step(&mut self.done.borrow_mut())
+        self.queue.step(&mut self.worker.borrow_mut())
     }
 
     fn timed(&self, work: impl FnOnce()) {
@@ -115,21 +116,23 @@ pub fn with<R>(pieces: &[Piece], how: How, body: impl FnOnce(&Populating<'_>) ->
     let useful = if total < ALONE_BELOW { 1 } else { usize::try_from(queue.chunks()).unwrap_or(usize::MAX) };
     let report = Mutex::new(Report::default());
     let add = |done: &Report| report.lock().unwrap_or_else(PoisonError::into_inner).add(done);
+    let started_workers = AtomicUsize::new(0);
     let work = || {
-        let mut done = Report::default();
-        while queue.step(&mut done) {}
-        add(&done);
+        let mut worker = queue.worker(started_workers.fetch_add(1, Ordering::Relaxed));
+        while queue.step(&mut worker) {}
+        add(&worker.done);
     };
     // What the calling thread did instead of faulting in.
     let mut elsewhere = Duration::ZERO;
     let (answer, refused) = thread::run(how.threads.min(useful).saturating_sub(1), work, || {
         let _cancel = CancelOnDrop(&queue);
-        let populating = Populating { queue: &queue, done: RefCell::default(), spent: Cell::default() };
+        let populating =
+            Populating { queue: &queue, worker: RefCell::new(queue.caller()), spent: Cell::default() };
         let begun = Instant::now();
         let answer = body(&populating);
         elsewhere = begun.elapsed().saturating_sub(populating.spent.get());
         if queue.chunks() > 0 {
-            add(&populating.done.borrow());
+            add(&populating.worker.borrow().done);
         }
         answer
     });
@@ -223,7 +226,7 @@ mod tests {
     fn a_panic_ends_the_work() {
         let pieces = [piece(1 << 63, 1 << 44)];
         let body = |populating: &Populating<'_>| {
-            populating.queue.step(&mut Report::default());
+            populating.step();
             panic!("enough");
         };
         let ended = catch_unwind(AssertUnwindSafe(|| with(&pieces, how(3, PMD), body).0));

@@ -7,6 +7,7 @@ use super::{How, Piece, Report};
 use crate::addr::HostVa;
 use crate::error::Errno;
 use crate::sys::madvise::{self, Access};
+use crate::sys::numa::{Nodes, Place};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::vma;
 
@@ -31,7 +32,8 @@ pub(super) struct Queue<'a> {
     /// For each piece, how many chunks come before its first.
     first_chunk: Vec<u64>,
     chunks: u64,
-    next_chunk: AtomicU64,
+    groups: Vec<Group>,
+    nodes: Option<Nodes>,
     /// For each piece, its chunks that are not done.
     left: Vec<AtomicU64>,
     /// Told when the last chunk of a piece is done.
@@ -44,11 +46,30 @@ pub(super) struct Queue<'a> {
     pagemap: Option<Pagemap>,
 }
 
+/// Neighbouring pieces whose memory will be on the same NUMA node, or on any.
+struct Group {
+    node: Option<usize>,
+    next: AtomicU64,
+    /// The number after that of its last chunk.
+    end: u64,
+}
+
+/// A thread that works, and which group it took its last chunk from.
+pub(super) struct Worker<'a> {
+    group: usize,
+    /// Where it is; `None`: it stays where it is.
+    place: Option<Place<'a>>,
+    /// What it did.
+    pub done: Report,
+}
+
 impl<'a> Queue<'a> {
     pub fn new(pieces: &'a [Piece], how: How) -> Self {
         let stretch = STRETCH.max(how.chunk);
         let (first_stretch, stretches) = numbered(pieces, stretch);
         let (first_chunk, chunks) = numbered(pieces, how.chunk);
+        let nodes = if how.threads > 1 && chunks > 1 { Nodes::read() } else { None };
+        let groups = grouped(&first_chunk, chunks, |index| nodes.as_ref()?.of(pieces[index].hva));
         Self {
             pieces,
             how,
@@ -57,7 +78,8 @@ impl<'a> Queue<'a> {
             stretches: (0..stretches).map(|_| OnceLock::new()).collect(),
             first_chunk,
             chunks,
-            next_chunk: AtomicU64::new(0),
+            groups,
+            nodes,
             left: pieces.iter().map(|piece| AtomicU64::new(cells_of(piece, how.chunk))).collect(),
             settled: (Mutex::new(()), Condvar::new()),
             device: pieces.iter().map(|_| OnceLock::new()).collect(),
@@ -74,24 +96,50 @@ impl<'a> Queue<'a> {
         self.chunks
     }
 
+    /// The calling thread, which began this: it works from the front, and stays where it is.
+    pub fn caller(&self) -> Worker<'_> {
+        Worker { group: 0, place: None, done: Report::default() }
+    }
+
+    /// Worker `number`, counted from 0. They begin in different groups and meet where there is most to do.
+    pub fn worker(&self, number: usize) -> Worker<'_> {
+        let group = number % self.groups.len().max(1);
+        Worker { group, place: self.nodes.as_ref().map(Place::of_this_thread), done: Report::default() }
+    }
+
     /// Takes a chunk and deals with it; `false` if none is left to take.
-    pub fn step(&self, done: &mut Report) -> bool {
-        let number = self.next_chunk.fetch_add(1, Ordering::Relaxed);
-        if number >= self.chunks {
-            return false;
+    pub fn step(&self, worker: &mut Worker<'_>) -> bool {
+        let Some(number) = self.take(&mut worker.group) else { return false };
+        if let Some(place) = &mut worker.place {
+            place.go(self.groups[worker.group].node);
         }
         let index = holder(&self.first_chunk, number);
         let _finished = Finished { queue: self, index };
         // Chunks of a piece that is known to be device memory would all be answered alike.
         if self.device[index].get() != Some(&true) {
-            self.fault_in(index, number, done);
+            self.fault_in(index, number, &mut worker.done);
         }
         true
     }
 
+    /// The next chunk of `group`, or of the next one that has any, which `group` is then.
+    fn take(&self, group: &mut usize) -> Option<u64> {
+        for _ in 0..self.groups.len() {
+            let Group { next, end, .. } = &self.groups[*group];
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number < *end {
+                return Some(number);
+            }
+            *group = (*group + 1) % self.groups.len();
+        }
+        None
+    }
+
     /// Leaves what nobody has taken yet undone.
     pub fn cancel(&self) {
-        self.next_chunk.store(self.chunks, Ordering::Relaxed);
+        for group in &self.groups {
+            group.next.store(group.end, Ordering::Relaxed);
+        }
     }
 
     /// Whether no chunk of piece `index` is left.
@@ -226,6 +274,23 @@ fn numbered(pieces: &[Piece], size: u64) -> (Vec<u64>, u64) {
     (first, total)
 }
 
+/// Runs of pieces that have a chunk and are on the same node.
+fn grouped(first: &[u64], chunks: u64, node: impl Fn(usize) -> Option<usize>) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (index, &begin) in first.iter().enumerate() {
+        let end = first.get(index + 1).copied().unwrap_or(chunks);
+        if begin == end {
+            continue;
+        }
+        let node = node(index);
+        match groups.last_mut() {
+            Some(last) if last.node == node => last.end = end,
+            _ => groups.push(Group { node, next: AtomicU64::new(begin), end }),
+        }
+    }
+    groups
+}
+
 /// The piece that cell `number` is of: the last that starts at or before it. Empty pieces start where their successor does.
 fn holder(first: &[u64], number: u64) -> usize {
     first.partition_point(|&first| first <= number) - 1
@@ -321,11 +386,34 @@ mod tests {
     fn what_is_cancelled_is_not_begun() {
         let pieces = [piece(0, 4 * PMD), piece(0, 0)];
         let queue = Queue::new(&pieces, How { threads: 1, huge_pages: false, chunk: PMD });
-        let mut done = Report::default();
+        let mut worker = queue.caller();
         assert!(queue.is_settled(1) && !queue.is_settled(0));
-        assert!(queue.step(&mut done));
+        assert!(queue.step(&mut worker));
         queue.cancel();
-        assert!(!queue.step(&mut done));
-        assert_eq!((done.calls, queue.is_settled(0)), (1, false));
+        assert!(!queue.step(&mut worker));
+        assert_eq!((worker.done.calls, queue.is_settled(0)), (1, false));
+    }
+
+    #[test]
+    fn workers_begin_apart_and_every_chunk_is_taken_once() {
+        let pieces: Vec<Piece> = [2, 0, 3, 1, 4].map(|pmds| piece(0, pmds * PMD)).into();
+        let how = How { threads: 1, huge_pages: false, chunk: PMD };
+        let (first, chunks) = numbered(&pieces, PMD);
+        // As if the pieces were on these nodes; the empty one's is never asked.
+        let on = [Some(0), Some(9), Some(0), None, Some(1)];
+        let queue = Queue { groups: grouped(&first, chunks, |index| on[index]), ..Queue::new(&pieces, how) };
+        let groups: Vec<_> = queue
+            .groups
+            .iter()
+            .map(|group| (group.node, group.next.load(Ordering::Relaxed), group.end))
+            .collect();
+        assert_eq!(groups, [(Some(0), 0, 5), (None, 5, 6), (Some(1), 6, 10)]);
+        let mut workers: Vec<Worker<'_>> = (0..4).map(|number| queue.worker(number)).collect();
+        let mut taken = Vec::new();
+        for turn in 0.. {
+            let Some(number) = queue.take(&mut workers[turn % 4].group) else { break };
+            taken.push(number);
+        }
+        assert_eq!(taken, [0, 5, 6, 1, 2, 7, 8, 3, 4, 9]);
     }
 }

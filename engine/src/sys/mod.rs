@@ -5,6 +5,7 @@
 pub mod hva;
 pub(crate) mod ioctl;
 pub(crate) mod madvise;
+pub(crate) mod numa;
 pub(crate) mod pagemap;
 pub(crate) mod process;
 pub(crate) mod thread;

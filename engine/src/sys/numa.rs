@@ -1,0 +1,203 @@
+//! On which NUMA node memory will be, where its owner has said so, and how a worker gets there.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::mem::{MaybeUninit, size_of};
+
+use crate::addr::HostVa;
+use crate::error::Errno;
+
+/// Nodes a policy can name here: the kernel's largest configuration.
+const MOST_NODES: usize = 1024;
+/// The policy of an address instead of the thread's.
+const MPOL_F_ADDR: libc::c_int = 2;
+const MPOL_PREFERRED: libc::c_int = 1;
+const MPOL_BIND: libc::c_int = 2;
+/// What user space adds to a mode (MPOL_F_STATIC_NODES and its like) is in the upper half.
+const MODE: libc::c_int = 0x1fff;
+
+/// The machine's nodes and their CPUs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Nodes(BTreeMap<usize, Vec<usize>>);
+
+impl Nodes {
+    /// `None` where there is nothing to choose: one node, or no way to tell.
+    pub fn read() -> Option<Self> {
+        let mut nodes = BTreeMap::new();
+        for entry in fs::read_dir("/sys/devices/system/node").ok()?.flatten() {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("node")?.parse().ok());
+            if let Some(number) = number {
+                let cpus = listed(&fs::read_to_string(entry.path().join("cpulist")).ok()?)?;
+                nodes.insert(number, cpus);
+            }
+        }
+        // Memory without CPUs of its own (CXL) is as far from all of them.
+        nodes.retain(|_, cpus| !cpus.is_empty());
+        (nodes.len() > 1).then_some(Self(nodes))
+    }
+
+    /// The node whose memory the pages at `hva` shall come from, if its policy names one and that has CPUs.
+    pub fn of(&self, hva: HostVa) -> Option<usize> {
+        policy(hva).filter(|node| self.0.contains_key(node))
+    }
+}
+
+/// Where a worker may run, and where it is.
+pub(crate) struct Place<'a> {
+    nodes: &'a Nodes,
+    /// The CPUs the thread was given; `None` if the kernel would not say.
+    allowed: Option<Cpus>,
+    at: Option<usize>,
+}
+
+impl<'a> Place<'a> {
+    /// Of the calling thread, which must be a worker: it will be moved, and not moved back.
+    pub fn of_this_thread(nodes: &'a Nodes) -> Self {
+        Self { nodes, allowed: Cpus::allowed().ok(), at: None }
+    }
+
+    /// Moves the thread to the CPUs of a node, or of none in particular, as far as it may run there. A sandbox may refuse
+    /// that; then it stays where it is, which is only slower.
+    pub fn go(&mut self, node: Option<usize>) {
+        if self.at == node {
+            return;
+        }
+        self.at = node;
+        let Some(allowed) = &self.allowed else { return };
+        let near = node.and_then(|node| self.nodes.0.get(&node)).and_then(|cpus| allowed.only(cpus));
+        let _ = near.as_ref().unwrap_or(allowed).apply();
+    }
+}
+
+/// A set of CPUs.
+struct Cpus(libc::cpu_set_t);
+
+impl Cpus {
+    /// Where the calling thread may run.
+    fn allowed() -> Result<Self, Errno> {
+        let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
+        // SAFETY: writes at most the size of one set, which `set` has room for.
+        match unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr()) } {
+            // SAFETY: a plain set of bits, for which every pattern is valid.
+            0 => Ok(Self(unsafe { set.assume_init() })),
+            _ => Err(Errno::last()),
+        }
+    }
+
+    /// Those of `cpus` that are in this set; `None` if there are none.
+    fn only(&self, cpus: &[usize]) -> Option<Self> {
+        // SAFETY: a plain set of bits, for which all zeroes is the empty set.
+        let mut only = unsafe { MaybeUninit::<libc::cpu_set_t>::zeroed().assume_init() };
+        let most = libc::CPU_SETSIZE as usize;
+        let mut any = false;
+        // SAFETY: the number is below what a set can hold.
+        for &cpu in cpus.iter().filter(|cpu| **cpu < most && unsafe { libc::CPU_ISSET(**cpu, &self.0) }) {
+            // SAFETY: as above.
+            unsafe { libc::CPU_SET(cpu, &mut only) };
+            any = true;
+        }
+        any.then_some(Self(only))
+    }
+
+    /// Binds the calling thread to this set.
+    fn apply(&self) -> Result<(), Errno> {
+        // SAFETY: reads one set.
+        match unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &self.0) } {
+            0 => Ok(()),
+            _ => Err(Errno::last()),
+        }
+    }
+}
+
+/// The one node that the policy of the memory at `hva` names, if it names one.
+fn policy(hva: HostVa) -> Option<usize> {
+    let mut mode: libc::c_int = 0;
+    let mut nodes = [0u64; MOST_NODES / 64];
+    let address = hva.raw();
+    // SAFETY: the call writes one int and a mask of `MOST_NODES` bits, and looks up which mapping an address belongs to; an
+    // address without one is answered with an error.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_get_mempolicy,
+            &raw mut mode,
+            nodes.as_mut_ptr(),
+            MOST_NODES as libc::c_ulong,
+            address,
+            libc::c_ulong::from(MPOL_F_ADDR as u32),
+        )
+    };
+    if answer != 0 || !matches!(mode & MODE, MPOL_BIND | MPOL_PREFERRED) {
+        return None;
+    }
+    let named: u32 = nodes.iter().map(|word| word.count_ones()).sum();
+    let first = nodes.iter().position(|word| *word != 0)?;
+    (named == 1).then(|| first * 64 + nodes[first].trailing_zeros() as usize)
+}
+
+/// The numbers of a list as the kernel writes it: "0-3,8".
+fn listed(text: &str) -> Option<Vec<usize>> {
+    let mut numbers = Vec::new();
+    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        numbers.extend(from.parse::<usize>().ok()?..=to.parse().ok()?);
+    }
+    Some(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_read_as_the_kernel_writes_them() {
+        assert_eq!(listed("0-2,8\n"), Some(vec![0, 1, 2, 8]));
+        assert_eq!((listed("\n"), listed("x")), (Some(vec![]), None));
+    }
+
+    #[test]
+    fn memory_is_where_its_policy_says() {
+        const BYTES: usize = 8192;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: without MAP_FIXED a mapping replaces nothing.
+        let memory = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, protection, flags, -1, 0) };
+        assert_ne!(memory, libc::MAP_FAILED);
+        let hva = HostVa::from_raw(memory as u64);
+        assert_eq!(policy(hva), None, "the default");
+        for (mode, nodes, expected) in
+            [(MPOL_BIND, 1u64, Some(0)), (MPOL_PREFERRED, 1, Some(0)), (0, 0, None)]
+        {
+            let mask: *const u64 = if nodes == 0 { std::ptr::null() } else { &raw const nodes };
+            // SAFETY: the range is the mapping's, and the mask has 64 bits, of which the call reads less.
+            let answer = unsafe { libc::syscall(libc::SYS_mbind, memory, BYTES, mode, mask, 64u64, 0) };
+            assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
+            assert_eq!(policy(hva), expected, "mode {mode}");
+        }
+        // SAFETY: the range is the mapping's, and nobody holds a reference into it.
+        unsafe { libc::munmap(memory, BYTES) };
+        assert_eq!(policy(HostVa::from_raw(1 << 63)), None, "no mapping");
+    }
+
+    #[test]
+    fn a_worker_goes_to_its_node_and_back() {
+        let now = || -> Vec<usize> {
+            let Cpus(set) = Cpus::allowed().unwrap();
+            // SAFETY: the number is below what a set can hold.
+            (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect()
+        };
+        let own = std::thread::spawn(move || {
+            let before = now();
+            let one = before[0];
+            // A machine of two nodes, one of which this thread may not run on.
+            let nodes = Nodes(BTreeMap::from([(0, vec![one]), (1, vec![1023])]));
+            let mut place = Place::of_this_thread(&nodes);
+            for (node, expected) in [(Some(0), vec![one]), (Some(1), before.clone()), (None, before)] {
+                place.go(node);
+                assert_eq!(now(), expected);
+            }
+        });
+        own.join().unwrap();
+    }
+}
