@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
-use vfio_fast_engine::backend::{Backend, Mapping};
+use vfio_fast_engine::backend::{Backend, Mapping, Populate};
 use vfio_fast_engine::populate::{self, How, Piece};
 use vfio_fast_engine::region::{Backing as Object, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
@@ -48,7 +48,8 @@ pub fn run(job: &Job) -> Result<()> {
     let memory = Memory::new(job.backing, job.bytes).context("Cannot map the guest's memory")?;
     match job.case {
         Case::Stock => stock(job, &memory),
-        Case::Engine => engine(job, &memory),
+        Case::Engine => engine(job, &memory, Populate::Meanwhile),
+        Case::InTurn => engine(job, &memory, Populate::First),
         Case::Batch => batch(job, &memory),
         Case::Bare => bare(job, &memory),
         case => Err(anyhow!("{case:?} is measured as a part of another case")),
@@ -74,11 +75,14 @@ fn stock(job: &Job, memory: &Memory) -> Result<()> {
 }
 
 /// Cold, then again in a second container.
-fn engine(job: &Job, memory: &Memory) -> Result<()> {
-    for case in [Case::Engine, Case::RemapEngine] {
+fn engine(job: &Job, memory: &Memory, populates: Populate) -> Result<()> {
+    let again = (populates == Populate::Meanwhile).then_some(Case::RemapEngine);
+    for case in [Some(job.case), again].into_iter().flatten() {
         let config =
             Config { threads: job.threads, huge_pages: huge_pages(job.backing), ..Config::default() };
-        let engine = Engine::new(Box::new(pins(job.bytes)?), config)?;
+        let mut pins = pins(job.bytes)?;
+        pins.populates = populates;
+        let engine = Engine::new(Box::new(pins), config)?;
         let start = Instant::now();
         engine.begin()?;
         for region in regions(memory, job.bytes) {

@@ -47,7 +47,7 @@ struct Args {
     #[arg(long, value_delimiter = ',')]
     threads: Vec<usize>,
     /// 4 KiB pages per populate call to compare the engine's chunks with, on guests of up to 4 GiB
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 512])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 512, 16384])]
     batches: Vec<u64>,
     /// How often each case is measured
     #[arg(long, default_value_t = 5)]
@@ -120,6 +120,7 @@ fn jobs(args: &Args, threads: &[usize], backing: Backing, bytes: u64, round: u32
     let mut jobs = vec![job.clone()];
     jobs.extend(threads.iter().map(|&threads| Job { case: Case::Engine, threads, ..job.clone() }));
     jobs.push(Job { case: Case::Bare, threads: cpus, ..job.clone() });
+    jobs.push(Job { case: Case::InTurn, threads: cpus, ..job.clone() });
     let batches = args.batches.iter().filter(|_| bytes <= MOST_FOR_BATCHES);
     jobs.extend(batches.map(|&pages_per_call| Job {
         case: Case::Batch,
@@ -263,8 +264,13 @@ fn backing(name: &str) -> Result<Backing> {
     found.with_context(|| format!("One of {}", BACKINGS.map(Backing::name).join(", ")))
 }
 
-const CHILDREN: [(&str, Case); 4] =
-    [("stock", Case::Stock), ("engine", Case::Engine), ("batch", Case::Batch), ("bare", Case::Bare)];
+const CHILDREN: [(&str, Case); 5] = [
+    ("stock", Case::Stock),
+    ("engine", Case::Engine),
+    ("in-turn", Case::InTurn),
+    ("batch", Case::Batch),
+    ("bare", Case::Bare),
+];
 
 fn case(name: &str) -> Result<Case> {
     match CHILDREN.iter().find(|(known, _)| *known == name) {

@@ -24,7 +24,11 @@ const BUFFERS: u64 = 64;
 
 /// Pins what VFIO would map. See the module: a stand-in.
 #[derive(Debug)]
-pub struct PinStandIn(Mutex<State>);
+pub struct PinStandIn {
+    /// When the engine shall fault in.
+    pub populates: Populate,
+    state: Mutex<State>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -51,11 +55,11 @@ impl PinStandIn {
         // One more per entry, which need not end where a ring is full.
         let rings = bytes.div_ceil(BUFFER * BUFFERS) + 8 + (bytes >> 30);
         let free = (0..rings).map(|_| Ring::new()).collect::<io::Result<_>>()?;
-        Ok(Self(Mutex::new(State { free, held: BTreeMap::new() })))
+        Ok(Self { populates: Populate::Meanwhile, state: Mutex::new(State { free, held: BTreeMap::new() }) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -111,7 +115,7 @@ impl Backend for PinStandIn {
     }
 
     fn populates(&self) -> Populate {
-        if std::env::var_os("VF_FIRST").is_some() { Populate::First } else { Populate::Meanwhile }
+        self.populates
     }
 
     /// Pins always for writing: io_uring knows no other pin.

@@ -80,6 +80,8 @@ pub enum Case {
     Stock,
     /// Cold memory, one commit of the engine.
     Engine,
+    /// The same, but everything is faulted in before the first entry is mapped.
+    InTurn,
     /// Cold memory, faulted in by calls of `pages_per_call` pages, then mapped entry by entry.
     Batch,
     /// Memory that is there already, mapped as stock QEMU does.

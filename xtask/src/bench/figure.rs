@@ -2,7 +2,7 @@
 
 use super::bars::{percent, times};
 use super::plot::{Anchor, Area, Canvas};
-use super::record::Backing;
+use super::record::{Backing, Case};
 use super::summary::{Row, Spread, Summary};
 use super::table::{about, fault_in, gib};
 
@@ -176,7 +176,7 @@ fn limits(canvas: &mut Canvas, frame: Box, summary: &Summary) {
 
 /// Faulting in by calls of different size.
 fn batches(canvas: &mut Canvas, frame: Box, summary: &Summary) {
-    let colours = ["#a9c7e2", "#5f9bcc", FAST];
+    let colours = ["#d3e3f1", "#a9c7e2", "#7fb0d8", FAST, "#9a9a9a"];
     // Batches are not measured at every size.
     let measured = |backing: Backing| {
         let batches =
@@ -190,7 +190,7 @@ fn batches(canvas: &mut Canvas, frame: Box, summary: &Summary) {
             let wanted = measured(backing)?;
             let same = |row: &&Row| row.backing == backing && (row.bytes, row.threads) == wanted;
             let mut rows: Vec<&Row> = summary.cold.iter().filter(same).collect();
-            rows.sort_by_key(|row| row.pages_per_call.unwrap_or(u64::MAX));
+            rows.sort_by_key(|row| (row.case == Case::InTurn, row.pages_per_call.unwrap_or(u64::MAX)));
             Some(rows)
         })
         .collect();

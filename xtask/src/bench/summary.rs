@@ -40,6 +40,8 @@ pub struct Row {
     pub bytes: u64,
     /// Threads allowed.
     pub threads: usize,
+    /// What was timed.
+    pub case: Case,
     /// 4 KiB pages per populate call; none: as the engine does it.
     pub pages_per_call: Option<u64>,
     /// Seconds of stock.
@@ -135,7 +137,9 @@ impl Summary {
                 found.map_or(&[][..], |(_, rounds)| rounds)
             };
             match case {
-                Case::Engine | Case::Batch => summary.cold.push(row(key, rounds, Case::Stock, &others)),
+                Case::Engine | Case::InTurn | Case::Batch => {
+                    summary.cold.push(row(key, rounds, Case::Stock, &others))
+                }
                 Case::RemapEngine => summary.remap.push(row(key, rounds, Case::RemapStock, &others)),
                 Case::Bare => summary.limits.push(Limit {
                     backing,
@@ -162,13 +166,13 @@ impl Summary {
 
     /// The engine's own row with the most threads.
     pub fn engine(&self, backing: Backing, bytes: u64) -> Option<&Row> {
-        let own = self.cold.iter().filter(|row| row.pages_per_call.is_none());
+        let own = self.cold.iter().filter(|row| row.case == Case::Engine);
         own.filter(|row| (row.backing, row.bytes) == (backing, bytes)).max_by_key(|row| row.threads)
     }
 }
 
 fn row<'a>(key: &Key, rounds: &[Sample], stock: Case, others: &impl Fn(Case) -> &'a [Sample]) -> Row {
-    let (backing, bytes, _, threads, pages_per_call) = *key;
+    let (backing, bytes, case, threads, pages_per_call) = *key;
     // Of one round: the other case's seconds by this one's.
     let against = |case: Case| {
         Spread::of(rounds.iter().filter_map(|sample| {
@@ -182,6 +186,7 @@ fn row<'a>(key: &Key, rounds: &[Sample], stock: Case, others: &impl Fn(Case) -> 
         backing,
         bytes,
         threads,
+        case,
         pages_per_call,
         stock: Spread::of(others(stock).iter().map(|s| s.seconds)),
         fast: Spread::of(rounds.iter().map(|s| s.seconds)),

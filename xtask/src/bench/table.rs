@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::bars::{Bar, micros, percent, times};
+use super::record::Case;
 use super::summary::{Row, Spread, Summary};
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -159,6 +160,7 @@ fn remap_row(row: &Row) -> Vec<String> {
 /// By how much at a time memory is faulted in.
 pub fn fault_in(row: &Row) -> String {
     match row.pages_per_call {
+        None if row.case == Case::InTurn => "engine, maps after it".into(),
         None => "engine".into(),
         Some(1) => "1 page".into(),
         Some(pages) => format!("{pages} pages"),
