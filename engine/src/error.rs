@@ -10,6 +10,7 @@ pub struct Errno(pub i32);
 
 #[allow(missing_docs, reason = "the names are errno(3)'s")]
 impl Errno {
+    pub const ENOENT: Self = Self(libc::ENOENT);
     pub const EIO: Self = Self(libc::EIO);
     pub const ENOMEM: Self = Self(libc::ENOMEM);
     pub const EFAULT: Self = Self(libc::EFAULT);
@@ -17,6 +18,9 @@ impl Errno {
     pub const EEXIST: Self = Self(libc::EEXIST);
     pub const EINVAL: Self = Self(libc::EINVAL);
     pub const ENOSPC: Self = Self(libc::ENOSPC);
+    pub const EOVERFLOW: Self = Self(libc::EOVERFLOW);
+    pub const EMSGSIZE: Self = Self(libc::EMSGSIZE);
+    pub const EADDRINUSE: Self = Self(libc::EADDRINUSE);
     pub const EHWPOISON: Self = Self(libc::EHWPOISON);
     pub const ENOTRECOVERABLE: Self = Self(libc::ENOTRECOVERABLE);
 

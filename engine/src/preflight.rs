@@ -25,7 +25,7 @@ pub fn check(plan: &Plan, limits: &Limits, memlock: impl FnOnce() -> Memlock) ->
     if needed == 0 {
         return Ok(());
     }
-    let Memlock { locked, limit: Some(limit) } = memlock() else { return Ok(()) };
+    let Memlock { locked, limit: Some(limit), .. } = memlock() else { return Ok(()) };
     if locked.saturating_add(needed) <= limit {
         return Ok(());
     }

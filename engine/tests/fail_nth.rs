@@ -7,12 +7,12 @@ mod common;
 
 use std::fs;
 
-use common::{Space, Step, assert_table, base, drive, engine, transactions};
+use common::{Space, Step, assert_table, base, drive, engine, keeping, rules, transactions};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use vfio_fast_engine::Errno;
 use vfio_fast_engine::backend::Populate;
-use vfio_fast_engine::backend::sim::{Call, Sim, SimConfig};
+use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::error::{Op, Why};
 use vfio_fast_engine::region::{Kind, Perm};
 
@@ -47,8 +47,13 @@ fn after_failure(before: &Space, applied: &[Step]) -> Space {
 }
 
 /// Runs the transactions up to the first commit that fails; answers how many calls were made until then.
-fn run_until_failure(transactions: &[Vec<Step>], base: u64, failures: &[(u64, Errno)]) -> (u64, bool) {
-    run_with(SimConfig { failures: failures.to_vec(), ..SimConfig::default() }, transactions, base)
+fn run_until_failure(
+    rules: Rules,
+    transactions: &[Vec<Step>],
+    base: u64,
+    failures: &[(u64, Errno)],
+) -> (u64, bool) {
+    run_with(SimConfig { failures: failures.to_vec(), ..keeping(rules) }, transactions, base)
 }
 
 fn run_with(config: SimConfig, transactions: &[Vec<Step>], base: u64) -> (u64, bool) {
@@ -170,13 +175,13 @@ fn workers_left() -> Vec<String> {
 #[test]
 fn failures_meanwhile_are_taken_back() {
     let memory = RealMemory::new();
-    let strategy = (transactions(), base(), 0..common::UNITS);
+    let strategy = (rules(), transactions(), base(), 0..common::UNITS);
     let mut runner =
         TestRunner::new(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() });
-    let swept = runner.run(&strategy, |(transactions, base, hole)| {
+    let swept = runner.run(&strategy, |(rules, transactions, base, hole)| {
         let transactions = ram_only(transactions);
         for populate in [Populate::First, Populate::Meanwhile] {
-            let config = SimConfig { populate, ..SimConfig::default() };
+            let config = SimConfig { populate, ..keeping(rules) };
             memory.cool();
             let (calls, _) = run_with(config.clone(), &transactions, base);
             for nth in 1..=calls {
@@ -213,20 +218,29 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_single_failure_is_taken_back(transactions in transactions(), base in base()) {
+    fn every_single_failure_is_taken_back(
+        transactions in transactions(),
+        base in base(),
+        rules in rules(),
+    ) {
         let transactions = ram_only(transactions);
-        let (calls, _) = run_until_failure(&transactions, base, &[]);
+        let (calls, _) = run_until_failure(rules, &transactions, base, &[]);
         for nth in 1..=calls {
-            run_until_failure(&transactions, base, &[(nth, INJECTED)]);
+            run_until_failure(rules, &transactions, base, &[(nth, INJECTED)]);
         }
     }
 
     #[test]
-    fn a_failure_while_taking_back_poisons_or_is_survived(transactions in transactions(), base in base(), gap in 1u64..4) {
+    fn a_failure_while_taking_back_poisons_or_is_survived(
+        transactions in transactions(),
+        base in base(),
+        gap in 1u64..4,
+        rules in rules(),
+    ) {
         let transactions = ram_only(transactions);
-        let (calls, _) = run_until_failure(&transactions, base, &[]);
+        let (calls, _) = run_until_failure(rules, &transactions, base, &[]);
         for nth in 1..=calls {
-            run_until_failure(&transactions, base, &[(nth, INJECTED), (nth + gap, SECOND)]);
+            run_until_failure(rules, &transactions, base, &[(nth, INJECTED), (nth + gap, SECOND)]);
         }
     }
 }
@@ -235,20 +249,65 @@ proptest! {
 fn undo_that_fails_does_poison() {
     // Call 1 maps unit 0, call 2 (of unit 8, another entry) fails, call 3 (taking unit 0 back) fails too.
     let steps = vec![vec![Step::Map(piece(0, 1)), Step::Map(piece(8, 1))]];
-    let (_, poisoned) = run_until_failure(&steps, 0, &[(2, INJECTED), (3, SECOND)]);
+    let (_, poisoned) = run_until_failure(Rules::Type1, &steps, 0, &[(2, INJECTED), (3, SECOND)]);
     assert!(poisoned);
-    let (_, poisoned) = run_until_failure(&steps, 0, &[(2, INJECTED)]);
+    let (_, poisoned) = run_until_failure(Rules::Type1, &steps, 0, &[(2, INJECTED)]);
     assert!(!poisoned);
 }
 
 #[test]
 fn a_stolen_mapping_is_found_out() {
-    let (engine, sim) = engine(SimConfig::default());
+    for rules in [Rules::Type1, Rules::Iommufd] {
+        let (engine, sim) = engine(keeping(rules));
+        let space = Space::new(0);
+        engine.map_region(space.region(piece(0, 2))).unwrap();
+        assert!(sim.steal(0));
+        let error = engine.unmap(space.range(0, 2)).expect_err("the kernel has nothing to unmap");
+        assert_eq!(error.why, Why::ByteCount { expected: 2 * common::UNIT, got: 0 });
+        assert_poisoned(&engine);
+        assert!(sim.calls().iter().any(|call| matches!(call, Call::Unmap(_))));
+    }
+}
+
+/// Somebody else's mapping, longer than the stolen one it took the place of: an unmap of what the table holds cuts it.
+#[test]
+fn a_mapping_that_has_grown_is_found_out() {
+    for (rules, why, left) in [
+        // All or nothing.
+        (Rules::Type1, Why::Kernel, [true, true]),
+        // ENOENT, which others take for success, after the entry below has gone.
+        (Rules::Iommufd, Why::ByteCount { expected: 12 * common::UNIT, got: 0 }, [false, true]),
+    ] {
+        let (engine, sim) = engine(keeping(rules));
+        let space = Space::new(0);
+        engine.map_region(space.region(piece(8, 12))).unwrap();
+        let [first, second] = [space.range(8, 8), space.range(16, 4)];
+        assert_eq!(sim.mappings().iter().map(|mapping| mapping.range).collect::<Vec<_>>(), [first, second]);
+        assert!(sim.steal(second.start()));
+        let region = space.region(piece(16, 8));
+        sim.ask_to_map(second.start(), 8 * common::UNIT, region.hva, region.perm).unwrap();
+        let error = engine.unmap(space.range(8, 12)).expect_err("the kernel's mapping is longer");
+        assert_eq!((error.op, error.why), (Op::Unmap, why), "{rules:?}");
+        assert_poisoned(&engine);
+        let starts: Vec<u64> = sim.mappings().iter().map(|mapping| mapping.range.start()).collect();
+        assert_eq!([first, second].map(|range| starts.contains(&range.start())), left, "{rules:?}");
+        engine.close().unwrap();
+        assert!(sim.mappings().is_empty(), "close left something mapped");
+    }
+}
+
+/// A mapping that is in use stays, and whoever wanted it gone is told.
+#[test]
+fn a_busy_mapping_is_an_error() {
+    let (engine, sim) = engine(keeping(Rules::Iommufd));
     let space = Space::new(0);
-    engine.map_region(space.region(piece(0, 2))).unwrap();
-    assert!(sim.steal(0));
-    let error = engine.unmap(space.range(0, 2)).expect_err("the kernel has nothing to unmap");
-    assert_eq!(error.why, Why::ByteCount { expected: 2 * common::UNIT, got: 0 });
+    engine.map_region(space.region(piece(8, 12))).unwrap();
+    sim.reconfigure(|config| config.busy.push(space.iova(16)));
+    let error = engine.unmap(space.range(8, 12)).expect_err("the second entry is in use");
+    assert_eq!((error.op, error.errno), (Op::Unmap, Errno::EBUSY));
     assert_poisoned(&engine);
-    assert!(sim.calls().iter().any(|call| matches!(call, Call::Unmap(_))));
+    assert_eq!(sim.mappings().len(), 1, "what is not in use has gone");
+    sim.reconfigure(|config| config.busy.clear());
+    engine.close().unwrap();
+    assert!(sim.mappings().is_empty());
 }

@@ -3,16 +3,20 @@
 
 mod common;
 
-use common::{Space, assert_table, assert_untouched, base, drive, engine, transactions};
+use common::{Space, assert_table, assert_untouched, base, drive, engine, keeping, rules, transactions};
 use proptest::prelude::*;
-use vfio_fast_engine::backend::sim::SimConfig;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_kernel_holds_what_is_wanted(transactions in transactions(), base in base(), single in any::<bool>()) {
-        let (engine, sim) = engine(SimConfig::default());
+    fn the_kernel_holds_what_is_wanted(
+        transactions in transactions(),
+        base in base(),
+        single in any::<bool>(),
+        rules in rules(),
+    ) {
+        let (engine, sim) = engine(keeping(rules));
         let mut space = Space::new(base);
         for steps in transactions {
             let (before, kernel, calls) = (space.clone(), sim.mappings(), sim.calls().len());
@@ -45,8 +49,8 @@ proptest! {
     }
 
     #[test]
-    fn an_aborted_transaction_never_was(transactions in transactions(), base in base()) {
-        let (engine, sim) = engine(SimConfig::default());
+    fn an_aborted_transaction_never_was(transactions in transactions(), base in base(), rules in rules()) {
+        let (engine, sim) = engine(keeping(rules));
         let mut space = Space::new(base);
         for (number, steps) in transactions.into_iter().enumerate() {
             let (before, regions, calls) = (space.clone(), engine.regions(), sim.calls().len());

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vfio_fast_engine::addr::{IovaRange, PageSizes};
-use vfio_fast_engine::backend::{Backend, Limits, Mapping, Memlock, Populate};
+use vfio_fast_engine::backend::{Backend, Counted, Limits, Mapping, Memlock, Populate};
 use vfio_fast_engine::{Errno, Result};
 
 /// Bytes of one registered buffer: what type1 pins at a time. It also keeps a huge page alone in its buffer; io_uring looks
@@ -111,11 +111,15 @@ impl Backend for PinStandIn {
 
     /// Unknown: io_uring counts per user, not per process. The kernel refuses what is too much.
     fn memlock(&self) -> Memlock {
-        Memlock { locked: 0, limit: None }
+        Memlock { locked: 0, limit: None, counted: Counted::User }
     }
 
     fn populates(&self) -> Populate {
         self.populates
+    }
+
+    fn parallel(&self) -> bool {
+        false
     }
 
     /// Pins always for writing: io_uring knows no other pin.

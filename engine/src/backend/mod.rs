@@ -1,4 +1,4 @@
-//! What can hold mappings: the kernel's type1 driver, or an executable model of it.
+//! What can hold mappings: the kernel's type1 driver, its iommufd, or an executable model of either.
 
 use std::fmt;
 
@@ -6,6 +6,7 @@ use crate::addr::{IovaRange, PageSizes};
 use crate::error::{Errno, Result};
 pub use crate::region::Mapping;
 
+pub mod iommufd;
 pub mod sim;
 pub mod type1;
 
@@ -16,17 +17,28 @@ pub struct Limits {
     pub page_sizes: PageSizes,
     /// IOVAs the IOMMU can translate, ascending; empty if the kernel does not say.
     pub iova_ranges: Vec<IovaRange>,
-    /// How many more entries fit (VFIO's `dma_avail`); `None`: no limit is known.
+    /// How many more entries fit (VFIO's `dma_avail`); `None`: there is no limit, or none is known.
     pub entries: Option<u64>,
+}
+
+/// Whose pinned memory is added up and held against RLIMIT_MEMLOCK.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Counted {
+    /// This process's, as VmLck shows it.
+    Process,
+    /// That of all of this user's processes, which no file shows.
+    User,
 }
 
 /// How much memory may be pinned, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Memlock {
-    /// Locked now (VmLck).
+    /// Locked now, as far as it can be known: VmLck, or if the user is counted what this backend has mapped.
     pub locked: u64,
     /// RLIMIT_MEMLOCK; `None` where nothing is enforced (no limit, or CAP_IPC_LOCK).
     pub limit: Option<u64>,
+    /// What the kernel holds against the limit.
+    pub counted: Counted,
 }
 
 /// When memory is faulted in.
@@ -40,7 +52,7 @@ pub enum Populate {
     Meanwhile,
 }
 
-/// Something that holds entries for a device. Every call is all or nothing.
+/// Something that holds entries for a device.
 pub trait Backend: Send + Sync + fmt::Debug {
     /// For messages.
     fn name(&self) -> &'static str;
@@ -54,10 +66,17 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Whether and when faulting memory in before it is mapped pays.
     fn populates(&self) -> Populate;
 
+    /// Whether map and unmap calls of disjoint ranges run at the same time if several threads make them. Where not, they are
+    /// still allowed and wait for each other.
+    fn parallel(&self) -> bool;
+
     /// Maps one entry, or nothing.
     fn map(&self, mapping: &Mapping) -> std::result::Result<(), Errno>;
 
-    /// Unmaps every entry wholly inside `range` and answers how many bytes those were. A range that cuts an entry is an
-    /// error and unmaps nothing.
+    /// Unmaps every entry inside `range` and answers how many bytes those were; [`IovaRange::ALL`] is everything.
+    ///
+    /// A range must not cut an entry: type1 then answers an error and unmaps nothing, iommufd counts nothing but may have
+    /// unmapped the entries before the one that is cut. So the caller must know how many bytes it expects, and a number
+    /// that is not that one means that it does not know what is mapped.
     fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno>;
 }

@@ -1,23 +1,41 @@
-//! An executable specification of the kernel's type1v2 container, for tests.
+//! An executable specification of the kernel's type1v2 container and of iommufd's IOAS, for tests.
 //!
 //! It must not use `sys` or `execute`: what it does is written down from the kernel's rules alone, so that it can be held
 //! to the kernel by conformance cases. It never looks at the memory behind a host address.
 
-use std::collections::BTreeMap;
+mod rules;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Backend, Limits, Mapping, Memlock, Populate};
-use crate::addr::{IovaRange, PageSizes};
+use super::iommufd::nothing_if_absent;
+use super::{Backend, Counted, Limits, Mapping, Memlock, Populate};
+use crate::addr::{HostVa, IovaRange, PageSizes};
 use crate::error::{Errno, Result};
+use crate::region::Perm;
+use rules::{Held, Request};
+
+/// Whose rules the model keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    /// A container with VFIO_TYPE1v2_IOMMU.
+    Type1,
+    /// An IOAS of iommufd.
+    Iommufd,
+}
 
 /// What the modelled container offers, and which of its calls shall fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SimConfig {
+    /// Whose rules it keeps.
+    pub rules: Rules,
+    /// Whether the IOMMU of a device is behind it. Without one nothing is pinned, and an IOAS does not know yet what can be
+    /// translated; see [`Sim::attach`].
+    pub attached: bool,
     /// IOMMU page sizes.
     pub page_sizes: PageSizes,
     /// IOVAs that can be translated; empty: all.
     pub iova_ranges: Vec<IovaRange>,
-    /// Entries it can hold (`dma_entry_limit`).
+    /// Entries it can hold (`dma_entry_limit`); of no meaning to iommufd.
     pub dma_avail: u64,
     /// RLIMIT_MEMLOCK in bytes; `None`: not enforced.
     pub memlock_limit: Option<u64>,
@@ -25,6 +43,10 @@ pub struct SimConfig {
     pub memlock_told: bool,
     /// Host addresses the kernel refuses to map (EFAULT), as `start..=last`.
     pub unmappable: Vec<(u64, u64)>,
+    /// Host addresses it refuses to map writable (EFAULT), as `start..=last`.
+    pub read_only: Vec<(u64, u64)>,
+    /// IOVAs of mappings that iommufd answers EBUSY for: somebody else is at them.
+    pub busy: Vec<u64>,
     /// The calls of map and unmap that fail, counted from 1, with what errno.
     pub failures: Vec<(u64, Errno)>,
     /// The call of map or unmap that panics, counted from 1.
@@ -36,12 +58,16 @@ pub struct SimConfig {
 impl Default for SimConfig {
     fn default() -> Self {
         Self {
+            rules: Rules::Type1,
+            attached: true,
             page_sizes: PageSizes::from_bitmap(0x4020_1000),
             iova_ranges: Vec::new(),
             dma_avail: 65_535,
             memlock_limit: None,
             memlock_told: true,
             unmappable: Vec::new(),
+            read_only: Vec::new(),
+            busy: Vec::new(),
             failures: Vec::new(),
             panic_nth: None,
             populate: Populate::Never,
@@ -52,16 +78,15 @@ impl Default for SimConfig {
 /// One call that reached the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// VFIO_IOMMU_MAP_DMA.
+    /// VFIO_IOMMU_MAP_DMA or IOMMU_IOAS_MAP.
     Map(Mapping),
-    /// VFIO_IOMMU_UNMAP_DMA.
+    /// VFIO_IOMMU_UNMAP_DMA or IOMMU_IOAS_UNMAP.
     Unmap(IovaRange),
 }
 
 #[derive(Debug, Default)]
 struct State {
-    mappings: BTreeMap<u64, Mapping>,
-    locked: u64,
+    held: Held,
     calls: Vec<Call>,
 }
 
@@ -69,6 +94,7 @@ struct State {
 #[derive(Clone, Debug)]
 pub struct Sim {
     config: Arc<Mutex<SimConfig>>,
+    /// Locked before the configuration where both are.
     state: Arc<Mutex<State>>,
 }
 
@@ -80,15 +106,15 @@ impl Sim {
 
     /// What is mapped, ascending by IOVA.
     pub fn mappings(&self) -> Vec<Mapping> {
-        self.state().mappings.values().copied().collect()
+        self.state().held.mappings.values().copied().collect()
     }
 
     /// Bytes counted against memlock.
     pub fn locked(&self) -> u64 {
-        self.state().locked
+        self.state().held.locked
     }
 
-    /// Every map and unmap call so far, failed ones too.
+    /// Every map and unmap call of a backend so far, failed ones too.
     pub fn calls(&self) -> Vec<Call> {
         self.state().calls.clone()
     }
@@ -101,22 +127,56 @@ impl Sim {
     /// Takes a mapping away behind the engine's back, as another user of the container could.
     pub fn steal(&self, iova: u64) -> bool {
         let mut state = self.state();
-        let stolen = state.mappings.remove(&iova);
-        if let Some(mapping) = stolen {
-            state.locked -= mapping.range.length();
-        }
-        stolen.is_some()
+        let stolen = state.held.mappings.get(&iova).map(|mapping| mapping.range);
+        stolen.map(|range| state.held.remove(&self.config(), range)).is_some()
+    }
+
+    /// Attaches the first device, which pins what was only noted so far.
+    pub fn attach(&self) -> std::result::Result<(), Errno> {
+        let mut state = self.state();
+        let mut config = lock(&self.config);
+        state.held.attach(&config)?;
+        config.attached = true;
+        Ok(())
+    }
+
+    /// The map ioctl, with any numbers, answered as the kernel would. Not among [`Sim::calls`].
+    pub fn ask_to_map(
+        &self,
+        iova: u64,
+        length: u64,
+        hva: HostVa,
+        perm: Perm,
+    ) -> std::result::Result<(), Errno> {
+        let mut state = self.state();
+        state.held.map(&self.config(), Request { iova, length, hva, perm })
+    }
+
+    /// The unmap ioctl, with any numbers, answered as the kernel would. Not among [`Sim::calls`].
+    pub fn ask_to_unmap(&self, iova: u64, length: u64) -> std::result::Result<u64, Errno> {
+        let mut state = self.state();
+        state.held.unmap(&self.config(), iova, length)
+    }
+
+    /// The unmap ioctl for everything, answered as the kernel would. Not among [`Sim::calls`].
+    pub fn ask_to_unmap_all(&self) -> std::result::Result<u64, Errno> {
+        let mut state = self.state();
+        state.held.unmap_all(&self.config())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
+    fn config(&self) -> SimConfig {
+        lock(&self.config).clone()
+    }
+
     /// Counts the call; answers the failure that was asked for.
     fn record(&self, state: &mut State, call: Call) -> std::result::Result<SimConfig, Errno> {
         state.calls.push(call);
         let nth = state.calls.len() as u64;
-        let config = lock(&self.config).clone();
+        let config = self.config();
         assert!(config.panic_nth != Some(nth), "panic asked for at call {nth}");
         match config.failures.iter().find(|(at, _)| *at == nth) {
             Some((_, errno)) => Err(*errno),
@@ -130,84 +190,63 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+// What the real backends make of the kernel's answers, this one makes of the model's.
 impl Backend for Sim {
     fn name(&self) -> &'static str {
         "sim"
     }
 
     fn limits(&self) -> Result<Limits> {
-        let config = lock(&self.config);
-        let used = self.state().mappings.len() as u64;
-        Ok(Limits {
-            page_sizes: config.page_sizes,
-            iova_ranges: config.iova_ranges.clone(),
-            entries: Some(config.dma_avail.saturating_sub(used)),
+        let used = self.state().held.mappings.len() as u64;
+        let config = self.config();
+        Ok(match config.rules {
+            Rules::Type1 => Limits {
+                page_sizes: config.page_sizes,
+                iova_ranges: config.iova_ranges,
+                entries: Some(config.dma_avail.saturating_sub(used)),
+            },
+            Rules::Iommufd => Limits {
+                page_sizes: PageSizes::from_bitmap(rules::alignment(&config)),
+                iova_ranges: if config.attached { config.iova_ranges } else { Vec::new() },
+                entries: None,
+            },
         })
     }
 
     fn memlock(&self) -> Memlock {
-        let config = lock(&self.config);
-        Memlock { locked: self.locked(), limit: config.memlock_limit.filter(|_| config.memlock_told) }
+        let locked = self.locked();
+        let config = self.config();
+        let counted = match config.rules {
+            Rules::Type1 => Counted::Process,
+            Rules::Iommufd => Counted::User,
+        };
+        Memlock { locked, limit: config.memlock_limit.filter(|_| config.memlock_told), counted }
     }
 
     fn populates(&self) -> Populate {
-        lock(&self.config).populate
+        self.config().populate
     }
 
-    // The order of the checks is the kernel's (vfio_dma_do_map): alignment, overlap, dma_avail, IOVA range, then pinning.
+    fn parallel(&self) -> bool {
+        self.config().rules == Rules::Iommufd
+    }
+
     fn map(&self, mapping: &Mapping) -> std::result::Result<(), Errno> {
         let mut state = self.state();
         let config = self.record(&mut state, Call::Map(*mapping))?;
-        let range = mapping.range;
-        let (length, hva) = (range.length(), mapping.hva.raw());
-        if range == IovaRange::ALL || (length | range.start() | hva) & (config.page_sizes.smallest() - 1) != 0
-        {
-            return Err(Errno::EINVAL);
-        }
-        let hva_last = hva.checked_add(length - 1).ok_or(Errno::EINVAL)?;
-        let below = state.mappings.range(..=range.last()).next_back();
-        if below.is_some_and(|(_, other)| other.range.overlaps(range)) {
-            return Err(Errno::EEXIST);
-        }
-        if state.mappings.len() as u64 >= config.dma_avail {
-            return Err(Errno::ENOSPC);
-        }
-        if !config.iova_ranges.is_empty() && !config.iova_ranges.iter().any(|valid| valid.contains(range)) {
-            return Err(Errno::EINVAL);
-        }
-        if config.unmappable.iter().any(|(start, last)| *start <= hva_last && hva <= *last) {
-            return Err(Errno::EFAULT);
-        }
-        if config.memlock_limit.is_some_and(|limit| state.locked + length > limit) {
-            return Err(Errno::ENOMEM);
-        }
-        state.locked += length;
-        state.mappings.insert(range.start(), *mapping);
-        Ok(())
+        state.held.map(&config, Request::from(mapping))
     }
 
     fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
         let mut state = self.state();
         let config = self.record(&mut state, Call::Unmap(range))?;
-        if range == IovaRange::ALL
-            || (range.start() | range.length()) & (config.page_sizes.smallest() - 1) != 0
-        {
-            return Err(Errno::EINVAL);
+        let answer = match range {
+            IovaRange::ALL => state.held.unmap_all(&config),
+            range => state.held.unmap(&config, range.start(), range.length()),
+        };
+        match config.rules {
+            Rules::Type1 => answer,
+            Rules::Iommufd => nothing_if_absent(answer),
         }
-        let inside: Vec<IovaRange> = state
-            .mappings
-            .values()
-            .map(|mapping| mapping.range)
-            .filter(|other| other.overlaps(range))
-            .collect();
-        if inside.iter().any(|mapping| !range.contains(*mapping)) {
-            return Err(Errno::EINVAL);
-        }
-        let bytes = inside.iter().map(|mapping| mapping.length()).sum();
-        for mapping in inside {
-            state.mappings.remove(&mapping.start());
-        }
-        state.locked -= bytes;
-        Ok(bytes)
     }
 }

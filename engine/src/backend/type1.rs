@@ -3,12 +3,13 @@
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use crate::addr::{Iova, IovaRange, PageSizes};
+use crate::backend::iommufd::nothing_if_absent;
 use crate::backend::{Backend, Limits, Mapping, Memlock, Populate};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::region::Perm;
 use crate::sys::ioctl::{self, Extent};
 use crate::sys::process;
-use crate::sys::type1_info;
+use crate::sys::type1_info::{self, Type1Info};
 
 /// What VFIO_GET_API_VERSION answers, and always has.
 const API_VERSION: i32 = 0;
@@ -22,6 +23,8 @@ pub struct Type1 {
     container: OwnedFd,
     /// The smallest IOMMU page in bytes.
     page: u64,
+    /// Whether it is iommufd's imitation of a container, with iommufd's locking and iommufd's answers.
+    imitated: bool,
 }
 
 impl Type1 {
@@ -33,34 +36,36 @@ impl Type1 {
         if version != API_VERSION {
             return Err(failed(Errno::EINVAL, Why::Other("the container speaks an unknown version of VFIO")));
         }
-        let limits = read_limits(&container).map_err(|error| match error.errno {
+        let info = read_info(&container).map_err(|error| match error.errno {
             // All that a container without an IOMMU type ever answers.
             Errno::EINVAL => {
                 failed(Errno::EINVAL, Why::Other("the container has no group or no IOMMU type set"))
             }
             _ => error,
         })?;
-        let page = limits.page_sizes.smallest();
-        Ok(Self { container, page })
+        let page = PageSizes::from_bitmap(info.page_sizes).smallest();
+        Ok(Self { container, page, imitated: is_imitated(&info) })
     }
 }
 
-/// Asks the container what it can hold.
-fn read_limits(container: &OwnedFd) -> Result<Limits> {
+/// Asks the container what it is.
+fn read_info(container: &OwnedFd) -> Result<Type1Info> {
     let bytes = ioctl::info(container.as_fd())?;
-    let info = type1_info::parse(&bytes).map_err(|malformed| Error {
+    type1_info::parse(&bytes).map_err(|malformed| Error {
         op: Op::Info,
         errno: Errno::EIO,
         range: None,
         hva: None,
         why: Why::Other(malformed.text()),
-    })?;
-    Ok(Limits {
-        page_sizes: PageSizes::from_bitmap(info.page_sizes),
-        iova_ranges: info.iova_ranges,
-        // iommufd's imitation of type1 has no limit and says so with the largest number there is.
-        entries: info.dma_avail.filter(|&entries| entries != u32::MAX).map(u64::from),
     })
+}
+
+/// Whether iommufd imitates this container (an opened `/dev/iommu`, or `/dev/vfio/vfio` of a kernel built so).
+///
+/// It has no limit on entries and says so with the largest number there is. An administrator can set type1's limit to that
+/// number too, but type1 always has dirty tracking, and the imitation never has.
+fn is_imitated(info: &Type1Info) -> bool {
+    info.dma_avail == Some(u32::MAX) && info.migration.is_none()
 }
 
 impl Backend for Type1 {
@@ -69,7 +74,12 @@ impl Backend for Type1 {
     }
 
     fn limits(&self) -> Result<Limits> {
-        read_limits(&self.container)
+        let info = read_info(&self.container)?;
+        Ok(Limits {
+            page_sizes: PageSizes::from_bitmap(info.page_sizes),
+            entries: info.dma_avail.filter(|_| !is_imitated(&info)).map(u64::from),
+            iova_ranges: info.iova_ranges,
+        })
     }
 
     fn memlock(&self) -> Memlock {
@@ -79,6 +89,11 @@ impl Backend for Type1 {
     fn populates(&self) -> Populate {
         // The driver pins under one lock, one thread at a time, and four fifths of that time go into clearing pages.
         Populate::Meanwhile
+    }
+
+    fn parallel(&self) -> bool {
+        // The driver's one lock is held from the first page pinned to the last.
+        self.imitated
     }
 
     fn map(&self, mapping: &Mapping) -> std::result::Result<(), Errno> {
@@ -96,9 +111,10 @@ impl Backend for Type1 {
 
     fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
         let container = self.container.as_fd();
-        unmap_to_the_top(range, self.page, |extent| {
+        let answer = unmap_to_the_top(range, self.page, |extent| {
             ioctl::unmap(container, extent).map_err(|error| error.errno)
-        })
+        });
+        if self.imitated { nothing_if_absent(answer) } else { answer }
     }
 }
 
@@ -234,6 +250,21 @@ mod tests {
             asked_to_unmap(IovaRange::ALL, &[Err(Errno::EINVAL)]),
             (vec![Extent::All], Err(Errno::EINVAL))
         );
+    }
+
+    #[test]
+    fn an_imitation_is_told_by_two_marks() {
+        let migration = Some(type1_info::Migration { page_sizes: 0x1000, most_bitmap_bytes: 1 << 28 });
+        for (dma_avail, migration, imitated) in [
+            (Some(u32::MAX), None, true),
+            (Some(u32::MAX), migration, false),
+            (Some(65535), None, false),
+            (Some(65535), migration, false),
+            (None, None, false),
+        ] {
+            let info = Type1Info { dma_avail, migration, ..Type1Info::default() };
+            assert_eq!(is_imitated(&info), imitated, "{info:?}");
+        }
     }
 
     #[test]

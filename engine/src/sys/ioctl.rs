@@ -1,4 +1,4 @@
-//! The VFIO container's ioctls, all through one funnel.
+//! The funnel all ioctls go through, and those of a VFIO container.
 #![allow(unsafe_code)]
 
 use std::mem::{offset_of, size_of};
@@ -45,23 +45,24 @@ const INFO_MOST: usize = 1 << 20;
 
 /// Every ioctl of the engine is made here.
 ///
-/// An interrupted call is not repeated: VFIO answers EINTR only to a thread that is being killed, which would never get
+/// An interrupted call is not repeated: the kernel answers EINTR only to a thread that is being killed, which would never get
 /// out of a loop, and whose mappings the kernel takes back when it is gone.
 ///
 /// # Safety
 ///
 /// `argument` is null for a request that takes no argument; otherwise it points to a struct that starts with its length
-/// in bytes as a u32, and that many bytes are readable and writable for the call. For [`IOMMU_MAP_DMA`] the memory the
-/// struct names is such as [`crate::sys::hva::host_va`] asks for.
-unsafe fn submit(
+/// in bytes as a u32, and that many bytes are readable and writable for the call. Where the struct names an array for the
+/// answer, that is writable for the call too. Where it names memory to map, that is such as
+/// [`crate::sys::hva::host_va`] asks for.
+pub(super) unsafe fn submit(
     op: Op,
-    container: BorrowedFd<'_>,
+    fd: BorrowedFd<'_>,
     request: libc::c_ulong,
     argument: *mut libc::c_void,
 ) -> Result<libc::c_int> {
     // SAFETY: the descriptor is open, as it is borrowed; what the kernel may read and write behind `argument` is the
-    // caller's promise. A descriptor of something else than a container answers ENOTTY to these requests.
-    let answer = unsafe { libc::ioctl(container.as_raw_fd(), request, argument) };
+    // caller's promise. A descriptor of something else than the request is for answers ENOTTY.
+    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) };
     if answer < 0 {
         return Err(Error { op, errno: Errno::last(), range: None, hva: None, why: Why::Kernel });
     }

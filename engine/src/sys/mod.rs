@@ -4,6 +4,7 @@
 
 pub mod hva;
 pub(crate) mod ioctl;
+pub(crate) mod iommufd;
 pub(crate) mod madvise;
 pub(crate) mod numa;
 pub(crate) mod pagemap;

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
-use crate::backend::Memlock;
+use crate::backend::{Counted, Memlock};
 use crate::error::Errno;
 
 /// Bit of the effective capability set that lifts RLIMIT_MEMLOCK (CAP_IPC_LOCK in `linux/capability.h`).
@@ -41,7 +41,7 @@ pub fn memlock() -> Memlock {
     let namespace = fs::metadata("/proc/thread-self/ns/user").ok().map(|namespace| namespace.ino());
     let status = Status::parse(&status);
     let limit = if status.may_lock_any(namespace) { None } else { memlock_limit() };
-    Memlock { locked: status.locked, limit }
+    Memlock { locked: status.locked, limit, counted: Counted::Process }
 }
 
 /// RLIMIT_MEMLOCK in bytes, `None` for infinity.

@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::Mapping;
-use vfio_fast_engine::backend::sim::{Call, Sim, SimConfig};
+use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Error};
 
@@ -181,6 +181,16 @@ pub fn hva_of(object: u64, offset: u64) -> u64 {
 pub fn hva(address: u64) -> HostVa {
     // SAFETY: the model maps nothing and populate is off, so no device and no kernel ever looks behind this address.
     unsafe { vfio_fast_engine::sys::hva::host_va(address) }
+}
+
+/// A model that keeps these rules.
+pub fn keeping(rules: Rules) -> SimConfig {
+    SimConfig { rules, ..SimConfig::default() }
+}
+
+/// Either kernel driver's rules.
+pub fn rules() -> impl Strategy<Value = Rules> {
+    prop_oneof![Just(Rules::Type1), Just(Rules::Iommufd)]
 }
 
 /// An engine over the model, and the model.

@@ -1,0 +1,136 @@
+//! The kernel's iommufd: an IOAS that devices are attached to.
+
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::addr::{Iova, IovaRange, PageSizes};
+use crate::backend::{Backend, Counted, Limits, Mapping, Memlock, Populate};
+use crate::error::{Errno, Error, Op, Result, Why};
+use crate::region::Perm;
+use crate::sys::{iommufd, process};
+
+/// An IOAS, through a descriptor of its own.
+///
+/// The duplicate keeps the iommufd, and with it every mapping, alive until this is dropped.
+///
+/// With no device attached a map call only notes what is to be mapped: nothing is looked at, pinned or counted before the
+/// first device comes, and then all of it at once on one thread. So the device comes first.
+#[derive(Debug)]
+pub struct Iommufd {
+    fd: OwnedFd,
+    ioas_id: u32,
+    counted: Counted,
+    /// Bytes mapped here: the part of what the kernel counts for this user that is known.
+    mapped: AtomicU64,
+}
+
+impl Iommufd {
+    /// Duplicates `iommufd_fd`, in which `ioas_id` is an IOAS.
+    pub fn open(iommufd_fd: RawFd, ioas_id: u32) -> Result<Self> {
+        let failed = |errno, why| Error { op: Op::Open, errno, range: None, hva: None, why };
+        let fd = process::duplicate(iommufd_fd).map_err(|errno| failed(errno, Why::Kernel))?;
+        iommufd::space(fd.as_fd(), ioas_id).map_err(|error| match error.errno {
+            Errno::ENOENT => failed(Errno::ENOENT, Why::Other("the iommufd has no IOAS with this id")),
+            errno => failed(errno, error.why),
+        })?;
+        // Fixed since the IOAS was made. If it cannot be asked, what the kernel does unless told otherwise is the best guess.
+        let per_process = iommufd::counts_per_process(fd.as_fd()).unwrap_or(false);
+        let counted = if per_process { Counted::Process } else { Counted::User };
+        Ok(Self { fd, ioas_id, counted, mapped: AtomicU64::new(0) })
+    }
+}
+
+impl Backend for Iommufd {
+    fn name(&self) -> &'static str {
+        "iommufd"
+    }
+
+    fn limits(&self) -> Result<Limits> {
+        let space = iommufd::space(self.fd.as_fd(), self.ioas_id)?;
+        // All that is told of page sizes is the alignment.
+        Ok(Limits {
+            page_sizes: PageSizes::from_bitmap(space.alignment),
+            iova_ranges: space.ranges,
+            entries: None,
+        })
+    }
+
+    fn memlock(&self) -> Memlock {
+        let of_process = process::memlock();
+        match self.counted {
+            Counted::Process => of_process,
+            Counted::User => Memlock {
+                locked: self.mapped.load(Ordering::Relaxed),
+                limit: of_process.limit,
+                counted: Counted::User,
+            },
+        }
+    }
+
+    fn populates(&self) -> Populate {
+        // One map call clears pages on one thread only, and huge pages are asked for where memory is faulted in.
+        Populate::Meanwhile
+    }
+
+    fn parallel(&self) -> bool {
+        true
+    }
+
+    fn map(&self, mapping: &Mapping) -> std::result::Result<(), Errno> {
+        let (iova, length) = (Iova(mapping.range.start()), mapping.range.length());
+        let writable = mapping.perm == Perm::ReadWrite;
+        iommufd::map(self.fd.as_fd(), self.ioas_id, iova, mapping.hva, length, writable)
+            .map_err(|error| error.errno)?;
+        self.mapped.fetch_add(length, Ordering::Relaxed);
+        Ok(())
+    }
+
+    // EBUSY is told as it is. It means that somebody else maps or unmaps in this range at this moment, or uses what is mapped
+    // there: neither is ours to wait for, and entries before the busy one may be gone, so that no later answer would add up.
+    fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
+        let answer = iommufd::unmap(self.fd.as_fd(), self.ioas_id, range).map_err(|error| error.errno);
+        let bytes = nothing_if_absent(answer)?;
+        // Others may use the IOAS as well, and what they mapped is not counted here.
+        let less = |mapped: u64| Some(mapped.saturating_sub(bytes));
+        let _ = self.mapped.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        Ok(bytes)
+    }
+}
+
+/// Makes "no entry there" out of ENOENT, which iommufd answers when there is no entry in the range, when the range cuts one,
+/// and when the IOAS is gone.
+///
+/// As an errno it would invite to be taken for success ("already unmapped"), which leaves a mapping behind if an entry was
+/// cut. As a number of bytes it meets the check every caller of [`Backend::unmap`] has to make anyway, and is right where
+/// nothing was expected.
+pub(super) fn nothing_if_absent(answer: std::result::Result<u64, Errno>) -> std::result::Result<u64, Errno> {
+    match answer {
+        Err(Errno::ENOENT) => Ok(0),
+        answer => answer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn only_enoent_is_nothing() {
+        assert_eq!(nothing_if_absent(Err(Errno::ENOENT)), Ok(0));
+        for answer in [Ok(0), Ok(4096), Err(Errno::EBUSY), Err(Errno::EINVAL), Err(Errno::EOVERFLOW)] {
+            assert_eq!(nothing_if_absent(answer), answer);
+        }
+    }
+
+    #[test]
+    fn what_is_no_iommufd_cannot_be_opened() {
+        let file = File::open("/dev/null").unwrap();
+        let error = Iommufd::open(file.as_raw_fd(), 1).unwrap_err();
+        assert_eq!((error.op, error.errno), (Op::Open, Errno(libc::ENOTTY)));
+        let error = Iommufd::open(-1, 1).unwrap_err();
+        assert_eq!((error.op, error.errno), (Op::Open, Errno(libc::EBADF)));
+    }
+}

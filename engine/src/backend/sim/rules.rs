@@ -1,0 +1,222 @@
+//! The kernel's rules, from its sources (6.12 and 7.2): what a call answers and what it leaves, check by check in the
+//! kernel's order.
+
+use std::collections::BTreeMap;
+
+use super::{Rules, SimConfig};
+use crate::addr::{HostVa, Iova, IovaRange};
+use crate::error::Errno;
+use crate::region::{Mapping, Perm};
+
+/// The CPU's page: what is pinned and counted.
+const PAGE: u64 = 4096;
+
+type Answer<T> = Result<T, Errno>;
+
+/// What a map call asks for. Unlike a [`Mapping`] it need not make sense.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub(super) iova: u64,
+    pub(super) length: u64,
+    pub(super) hva: HostVa,
+    pub(super) perm: Perm,
+}
+
+impl From<&Mapping> for Request {
+    fn from(mapping: &Mapping) -> Self {
+        let Mapping { range, hva, perm } = *mapping;
+        Self { iova: range.start(), length: range.length(), hva, perm }
+    }
+}
+
+/// What the kernel holds.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// By IOVA.
+    pub(super) mappings: BTreeMap<u64, Mapping>,
+    /// Bytes counted against memlock.
+    pub(super) locked: u64,
+}
+
+impl Held {
+    pub(super) fn map(&mut self, config: &SimConfig, request: Request) -> Answer<()> {
+        let mapping = match config.rules {
+            Rules::Type1 => self.type1_may_map(config, request)?,
+            Rules::Iommufd => self.iommufd_may_map(config, request)?,
+        };
+        if config.attached {
+            pin(config, self.locked, &mapping)?;
+            self.locked += mapping.range.length();
+        }
+        self.mappings.insert(mapping.range.start(), mapping);
+        Ok(())
+    }
+
+    pub(super) fn unmap(&mut self, config: &SimConfig, iova: u64, length: u64) -> Answer<u64> {
+        match config.rules {
+            Rules::Type1 => self.type1_unmap(config, iova, length),
+            Rules::Iommufd => self.iommufd_unmap(config, iova, length),
+        }
+    }
+
+    /// VFIO_DMA_UNMAP_FLAG_ALL; iommufd's largest length.
+    pub(super) fn unmap_all(&mut self, config: &SimConfig) -> Answer<u64> {
+        match config.rules {
+            Rules::Type1 => {
+                Ok(self.overlapping(IovaRange::ALL).map(|range| self.remove(config, range)).sum())
+            }
+            Rules::Iommufd => self.iommufd_unmap_range(config, IovaRange::ALL),
+        }
+    }
+
+    /// The first device of an IOAS: what was only noted so far is pinned, or nothing is.
+    pub(super) fn attach(&mut self, config: &SimConfig) -> Answer<()> {
+        let mut locked = self.locked;
+        for mapping in self.mappings.values() {
+            let (range, hva) = (mapping.range, mapping.hva.raw());
+            let page = config.page_sizes.smallest();
+            let aligned = (range.start() | range.length() | hva) & (page - 1) == 0;
+            if !aligned || !valid(config, range) {
+                return Err(Errno::EADDRINUSE);
+            }
+        }
+        for mapping in self.mappings.values() {
+            pin(config, locked, mapping)?;
+            locked += mapping.range.length();
+        }
+        self.locked = locked;
+        Ok(())
+    }
+
+    /// Takes one mapping away; answers its bytes.
+    pub(super) fn remove(&mut self, config: &SimConfig, range: IovaRange) -> u64 {
+        self.mappings.remove(&range.start());
+        if config.attached {
+            self.locked -= range.length();
+        }
+        range.length()
+    }
+
+    /// The mappings that share a byte with `range`, ascending.
+    fn overlapping(&self, range: IovaRange) -> std::vec::IntoIter<IovaRange> {
+        let below =
+            self.mappings.range(..=range.start()).next_back().filter(|(_, m)| m.range.overlaps(range));
+        let first = below.map_or(range.start(), |(start, _)| *start);
+        let found = self.mappings.range(first..=range.last()).map(|(_, mapping)| mapping.range);
+        found.collect::<Vec<_>>().into_iter()
+    }
+
+    // vfio_dma_do_map. 7.2 answers EOVERFLOW where 6.12 answers EINVAL to what wraps.
+    fn type1_may_map(&self, config: &SimConfig, request: Request) -> Answer<Mapping> {
+        let Request { iova, length, hva, perm } = request;
+        let page = config.page_sizes.smallest();
+        if length == 0 || (length | iova | hva.raw()) & (page - 1) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let range = IovaRange::new(Iova(iova), length).ok_or(Errno::EINVAL)?;
+        hva.checked_add(length - 1).ok_or(Errno::EINVAL)?;
+        if self.overlapping(range).len() > 0 {
+            return Err(Errno::EEXIST);
+        }
+        if self.mappings.len() as u64 >= config.dma_avail {
+            return Err(Errno::ENOSPC);
+        }
+        if !valid(config, range) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Mapping { range, hva, perm })
+    }
+
+    // iommufd_ioas_map, iopt_alloc_user_pages, iopt_alloc_area_pages.
+    fn iommufd_may_map(&self, config: &SimConfig, request: Request) -> Answer<Mapping> {
+        let Request { iova, length, hva, perm } = request;
+        if iova == u64::MAX || length == u64::MAX || hva.checked_add(length).is_none() {
+            return Err(Errno::EOVERFLOW);
+        }
+        let alignment = alignment(config);
+        if length == 0 || length > u64::MAX - PAGE || (length | iova) & (alignment - 1) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let range = IovaRange::new(Iova(iova), length).ok_or(Errno::EOVERFLOW)?;
+        if config.attached && !valid(config, range) {
+            return Err(Errno::EINVAL);
+        }
+        if self.overlapping(range).len() > 0 {
+            return Err(Errno::EEXIST);
+        }
+        if hva.raw() & (alignment - 1) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Mapping { range, hva, perm })
+    }
+
+    // vfio_dma_do_unmap with v2.
+    fn type1_unmap(&mut self, config: &SimConfig, iova: u64, length: u64) -> Answer<u64> {
+        let page = config.page_sizes.smallest();
+        if length == 0 || (iova | length) & (page - 1) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let range = IovaRange::new(Iova(iova), length).ok_or(Errno::EINVAL)?;
+        let inside = self.overlapping(range);
+        if inside.as_slice().iter().any(|mapping| !range.contains(*mapping)) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(inside.map(|mapping| self.remove(config, mapping)).sum())
+    }
+
+    // iommufd_ioas_unmap, iopt_unmap_iova.
+    fn iommufd_unmap(&mut self, config: &SimConfig, iova: u64, length: u64) -> Answer<u64> {
+        if (iova, length) == (0, u64::MAX) {
+            return self.iommufd_unmap_range(config, IovaRange::ALL);
+        }
+        if iova == u64::MAX || length == u64::MAX {
+            return Err(Errno::EOVERFLOW);
+        }
+        if length == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let range = IovaRange::new(Iova(iova), length).ok_or(Errno::EOVERFLOW)?;
+        match self.iommufd_unmap_range(config, range)? {
+            0 => Err(Errno::ENOENT),
+            bytes => Ok(bytes),
+        }
+    }
+
+    // iopt_unmap_iova_range: from the lowest mapping up, and what is gone before an error stays gone.
+    fn iommufd_unmap_range(&mut self, config: &SimConfig, range: IovaRange) -> Answer<u64> {
+        let mut bytes = 0;
+        for mapping in self.overlapping(range) {
+            if config.busy.contains(&mapping.start()) {
+                return Err(Errno::EBUSY);
+            }
+            if !range.contains(mapping) {
+                return Err(Errno::ENOENT);
+            }
+            bytes += self.remove(config, mapping);
+        }
+        Ok(bytes)
+    }
+}
+
+/// An IOAS without a device restricts nothing.
+pub(super) fn alignment(config: &SimConfig) -> u64 {
+    if config.attached { config.page_sizes.smallest() } else { 1 }
+}
+
+fn valid(config: &SimConfig, range: IovaRange) -> bool {
+    config.iova_ranges.is_empty() || config.iova_ranges.iter().any(|valid| valid.contains(range))
+}
+
+/// Whether the memory can be pinned with `locked` bytes counted already.
+fn pin(config: &SimConfig, locked: u64, mapping: &Mapping) -> Answer<()> {
+    let (start, length) = (mapping.hva.raw(), mapping.range.length());
+    let last = start + (length - 1);
+    let among = |places: &[(u64, u64)]| places.iter().any(|(first, end)| *first <= last && start <= *end);
+    if among(&config.unmappable) || (mapping.perm == Perm::ReadWrite && among(&config.read_only)) {
+        return Err(Errno::EFAULT);
+    }
+    match config.memlock_limit {
+        Some(limit) if (locked + length) / PAGE > limit / PAGE => Err(Errno::ENOMEM),
+        _ => Ok(()),
+    }
+}

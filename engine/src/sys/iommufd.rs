@@ -1,0 +1,373 @@
+//! iommufd's ioctls on one IOAS, through the engine's one funnel.
+#![allow(unsafe_code)]
+
+use std::mem::{offset_of, size_of};
+use std::os::fd::BorrowedFd;
+
+use super::ioctl::submit;
+use crate::addr::{HostVa, Iova, IovaRange};
+use crate::error::{Errno, Error, Op, Result, Why};
+
+// From include/uapi/linux/iommufd.h. The only published bindings may not be linked into everything this library may be
+// linked into, so they are what the test below compares with.
+
+/// `_IO(IOMMUFD_TYPE, number)`: as with VFIO, the size is in the struct.
+const fn request(number: libc::c_ulong) -> libc::c_ulong {
+    const TYPE: libc::c_ulong = b';' as libc::c_ulong;
+    TYPE << 8 | number
+}
+
+const IOAS_IOVA_RANGES: libc::c_ulong = request(0x84);
+const IOAS_MAP: libc::c_ulong = request(0x85);
+const IOAS_UNMAP: libc::c_ulong = request(0x86);
+const OPTION: libc::c_ulong = request(0x87);
+
+const MAP_FIXED_IOVA: u32 = 1;
+const MAP_WRITEABLE: u32 = 1 << 1;
+const MAP_READABLE: u32 = 1 << 2;
+const OPTION_RLIMIT_MODE: u32 = 0;
+const OPTION_GET: u16 = 1;
+
+/// `struct iommu_iova_range`
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+struct Range {
+    start: u64,
+    last: u64,
+}
+
+/// `struct iommu_ioas_iova_ranges`
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+struct IovaRanges {
+    size: u32,
+    ioas_id: u32,
+    /// How many fit, then how many there are.
+    num_iovas: u32,
+    reserved: u32,
+    /// Where the array is.
+    allowed_iovas: u64,
+    out_iova_alignment: u64,
+}
+
+/// `struct iommu_ioas_map`
+#[repr(C)]
+#[derive(Default)]
+struct Map {
+    size: u32,
+    flags: u32,
+    ioas_id: u32,
+    reserved: u32,
+    user_va: u64,
+    length: u64,
+    iova: u64,
+}
+
+/// `struct iommu_ioas_unmap`
+#[repr(C)]
+#[derive(Default)]
+struct Unmap {
+    size: u32,
+    ioas_id: u32,
+    iova: u64,
+    length: u64,
+}
+
+/// `struct iommu_option`
+#[repr(C)]
+#[derive(Default)]
+struct GetOption {
+    size: u32,
+    option_id: u32,
+    op: u16,
+    reserved: u16,
+    object_id: u32,
+    val64: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Range>() == 16 && offset_of!(Range, start) == 0 && offset_of!(Range, last) == 8);
+    assert!(size_of::<IovaRanges>() == 32 && offset_of!(IovaRanges, num_iovas) == 8);
+    assert!(offset_of!(IovaRanges, allowed_iovas) == 16 && offset_of!(IovaRanges, out_iova_alignment) == 24);
+    assert!(size_of::<Map>() == 40 && offset_of!(Map, flags) == 4 && offset_of!(Map, ioas_id) == 8);
+    assert!(offset_of!(Map, user_va) == 16 && offset_of!(Map, length) == 24 && offset_of!(Map, iova) == 32);
+    assert!(size_of::<Unmap>() == 24 && offset_of!(Unmap, ioas_id) == 4);
+    assert!(offset_of!(Unmap, iova) == 8 && offset_of!(Unmap, length) == 16);
+    assert!(size_of::<GetOption>() == 24 && offset_of!(GetOption, option_id) == 4);
+    assert!(offset_of!(GetOption, op) == 8 && offset_of!(GetOption, object_id) == 12);
+    assert!(offset_of!(GetOption, val64) == 16);
+};
+
+/// How many ranges are asked for first. An IOMMU has one to four.
+const RANGES_FIRST: usize = 16;
+/// The most ranges an IOAS may have: one that has more than this is not one.
+const RANGES_MOST: usize = 1 << 16;
+
+/// The length of an argument, as its first field says it.
+const fn size<T>() -> u32 {
+    size_of::<T>() as u32
+}
+
+/// Lets devices read, and if `writable` also write, the `length` bytes at `hva` through `iova`.
+pub(crate) fn map(
+    iommufd: BorrowedFd<'_>,
+    ioas_id: u32,
+    iova: Iova,
+    hva: HostVa,
+    length: u64,
+    writable: bool,
+) -> Result<()> {
+    let write = if writable { MAP_WRITEABLE } else { 0 };
+    let mut argument = Map {
+        size: size::<Map>(),
+        flags: MAP_FIXED_IOVA | MAP_READABLE | write,
+        ioas_id,
+        user_va: hva.raw(),
+        length,
+        iova: iova.0,
+        ..Map::default()
+    };
+    // SAFETY: `argument` is as long as its first field says and lives through the call. Whoever made the `HostVa`
+    // vouched for the memory.
+    unsafe { submit(Op::Map, iommufd, IOAS_MAP, (&raw mut argument).cast()) }.map(drop)
+}
+
+/// Takes away every entry inside `range`, and answers how many bytes those were.
+pub(crate) fn unmap(iommufd: BorrowedFd<'_>, ioas_id: u32, range: IovaRange) -> Result<u64> {
+    // The length of the whole space does not fit; the kernel takes the largest number for it.
+    let (iova, length) = (range.start(), range.length());
+    let mut argument = Unmap { size: size::<Unmap>(), ioas_id, iova, length };
+    // SAFETY: `argument` is as long as its first field says and lives through the call.
+    unsafe { submit(Op::Unmap, iommufd, IOAS_UNMAP, (&raw mut argument).cast()) }?;
+    Ok(argument.length)
+}
+
+/// Whether pinned memory is counted per process, as VFIO does it, and not per user.
+pub(crate) fn counts_per_process(iommufd: BorrowedFd<'_>) -> Result<bool> {
+    let mut argument = GetOption {
+        size: size::<GetOption>(),
+        option_id: OPTION_RLIMIT_MODE,
+        op: OPTION_GET,
+        ..GetOption::default()
+    };
+    // SAFETY: `argument` is as long as its first field says and lives through the call.
+    unsafe { submit(Op::Info, iommufd, OPTION, (&raw mut argument).cast()) }?;
+    Ok(argument.val64 == 1)
+}
+
+/// What an IOAS can translate.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Space {
+    /// The IOVAs, ascending and never empty.
+    pub(crate) ranges: Vec<IovaRange>,
+    /// What every IOVA, length and host address must be a multiple of: a power of two.
+    pub(crate) alignment: u64,
+}
+
+/// What the IOAS can translate, as the devices attached to it now allow.
+pub(crate) fn space(iommufd: BorrowedFd<'_>, ioas_id: u32) -> Result<Space> {
+    read_space(|buffer| {
+        let mut argument = IovaRanges {
+            size: size::<IovaRanges>(),
+            ioas_id,
+            num_iovas: u32::try_from(buffer.len()).unwrap_or(u32::MAX),
+            allowed_iovas: buffer.as_mut_ptr() as u64,
+            ..IovaRanges::default()
+        };
+        // SAFETY: `argument` is as long as its first field says, the array it names holds as many ranges as it says, and
+        // both live through the call.
+        let asked = unsafe { submit(Op::Info, iommufd, IOAS_IOVA_RANGES, (&raw mut argument).cast()) };
+        match asked {
+            // The kernel has filled the struct all the same.
+            Ok(_) | Err(Error { errno: Errno::EMSGSIZE, .. }) => Ok(argument),
+            Err(error) => Err(error),
+        }
+    })
+}
+
+/// Asks with a buffer that grows until everything fits. Nothing of the answer is taken on trust.
+fn read_space(mut ask: impl FnMut(&mut [Range]) -> Result<IovaRanges>) -> Result<Space> {
+    let malformed =
+        |text| Error { op: Op::Info, errno: Errno::EIO, range: None, hva: None, why: Why::Other(text) };
+    let mut buffer = vec![Range::default(); RANGES_FIRST];
+    loop {
+        let answer = ask(&mut buffer)?;
+        let count = answer.num_iovas as usize;
+        let Some(ranges) = buffer.get(..count) else {
+            // Devices can come while we ask, but each round has more room than the one before.
+            if count > RANGES_MOST {
+                return Err(malformed("the IOAS says it has more than 65536 ranges of valid IOVAs"));
+            }
+            buffer = vec![Range::default(); count];
+            continue;
+        };
+        if ranges.is_empty() {
+            return Err(malformed(
+                "no IOVA of the IOAS can be mapped: its devices have no address in common",
+            ));
+        }
+        let mut ranges: Vec<IovaRange> = ranges
+            .iter()
+            .map(|range| IovaRange::from_bounds(range.start, range.last))
+            .collect::<Option<_>>()
+            .ok_or_else(|| malformed("a range of valid IOVAs ends before it starts"))?;
+        ranges.sort_unstable();
+        let alignment = answer.out_iova_alignment;
+        if !alignment.is_power_of_two() {
+            return Err(malformed("the IOAS's alignment of IOVAs is no power of two"));
+        }
+        return Ok(Space { ranges, alignment });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use iommufd_bindings as uapi;
+
+    use super::*;
+
+    #[test]
+    fn the_numbers_are_the_published_ones() {
+        let theirs = |command: u32| libc::c_ulong::from(uapi::IOMMUFD_TYPE) << 8 | command as libc::c_ulong;
+        assert_eq!(IOAS_IOVA_RANGES, theirs(uapi::IOMMUFD_CMD_IOAS_IOVA_RANGES));
+        assert_eq!(IOAS_MAP, theirs(uapi::IOMMUFD_CMD_IOAS_MAP));
+        assert_eq!(IOAS_UNMAP, theirs(uapi::IOMMUFD_CMD_IOAS_UNMAP));
+        assert_eq!(OPTION, theirs(uapi::IOMMUFD_CMD_OPTION));
+        assert_eq!(MAP_FIXED_IOVA, uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA);
+        assert_eq!(MAP_WRITEABLE, uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE);
+        assert_eq!(MAP_READABLE, uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE);
+        assert_eq!(OPTION_RLIMIT_MODE, uapi::iommufd_option_IOMMU_OPTION_RLIMIT_MODE);
+        assert_eq!(u32::from(OPTION_GET), uapi::iommufd_option_ops_IOMMU_OPTION_OP_GET);
+    }
+
+    /// Compares sizes and the offsets of fields by name.
+    macro_rules! same_layout {
+        ($ours:ty, $theirs:ty, $($field:ident = $their_field:ident),+) => {
+            assert_eq!(size_of::<$ours>(), size_of::<$theirs>(), stringify!($theirs));
+            $(assert_eq!(
+                offset_of!($ours, $field),
+                offset_of!($theirs, $their_field),
+                concat!(stringify!($theirs), ".", stringify!($their_field))
+            );)+
+        };
+    }
+
+    #[test]
+    fn the_layouts_are_the_published_ones() {
+        same_layout!(Range, uapi::iommu_iova_range, start = start, last = last);
+        same_layout!(
+            IovaRanges,
+            uapi::iommu_ioas_iova_ranges,
+            size = size,
+            ioas_id = ioas_id,
+            num_iovas = num_iovas,
+            reserved = __reserved,
+            allowed_iovas = allowed_iovas,
+            out_iova_alignment = out_iova_alignment
+        );
+        same_layout!(
+            Map,
+            uapi::iommu_ioas_map,
+            size = size,
+            flags = flags,
+            ioas_id = ioas_id,
+            reserved = __reserved,
+            user_va = user_va,
+            length = length,
+            iova = iova
+        );
+        same_layout!(
+            Unmap,
+            uapi::iommu_ioas_unmap,
+            size = size,
+            ioas_id = ioas_id,
+            iova = iova,
+            length = length
+        );
+        same_layout!(
+            GetOption,
+            uapi::iommu_option,
+            size = size,
+            option_id = option_id,
+            op = op,
+            reserved = __reserved,
+            object_id = object_id,
+            val64 = val64
+        );
+    }
+
+    #[test]
+    fn what_is_no_iommufd_answers_with_the_operation_and_the_errno() {
+        let file = File::open("/proc/self/status").unwrap();
+        let fd = file.as_fd();
+        let range = IovaRange::new(Iova(0), 0x1000).unwrap();
+        let tried = [
+            (Op::Info, space(fd, 1).map(drop)),
+            (Op::Info, counts_per_process(fd).map(drop)),
+            (Op::Map, map(fd, 1, Iova(0), HostVa::from_raw(0), 0x1000, true)),
+            (Op::Unmap, unmap(fd, 1, range).map(drop)),
+            (Op::Unmap, unmap(fd, 1, IovaRange::ALL).map(drop)),
+        ];
+        for (op, result) in tried {
+            let error = result.unwrap_err();
+            assert_eq!((error.op, error.errno, error.why), (op, Errno(libc::ENOTTY), Why::Kernel));
+        }
+    }
+
+    /// Answers as the kernel does: fills what fits and says how many there are.
+    fn kernel(all: &[(u64, u64)], alignment: u64) -> impl FnMut(&mut [Range]) -> Result<IovaRanges> + '_ {
+        move |buffer| {
+            for (to, &(start, last)) in buffer.iter_mut().zip(all) {
+                *to = Range { start, last };
+            }
+            let num_iovas = u32::try_from(all.len()).unwrap();
+            Ok(IovaRanges { num_iovas, out_iova_alignment: alignment, ..IovaRanges::default() })
+        }
+    }
+
+    #[test]
+    fn ranges_are_read_however_many_there_are() {
+        for count in [1, 2, RANGES_FIRST, RANGES_FIRST + 1, RANGES_MOST] {
+            let all: Vec<(u64, u64)> =
+                (0..count as u64).map(|n| (n * 0x10_000, n * 0x10_000 + 0xfff)).collect();
+            let space = read_space(kernel(&all, 0x1000)).unwrap();
+            let bounds: Vec<_> = space.ranges.iter().map(|range| (range.start(), range.last())).collect();
+            assert_eq!((bounds, space.alignment), (all, 0x1000), "{count} ranges");
+        }
+        // Nothing attached yet.
+        let space = read_space(kernel(&[(0, u64::MAX)], 1)).unwrap();
+        assert_eq!(space, Space { ranges: vec![IovaRange::ALL], alignment: 1 });
+    }
+
+    #[test]
+    fn ranges_that_grow_while_they_are_read_are_asked_for_again() {
+        let mut asked = 0;
+        let space = read_space(|buffer| {
+            asked += 1;
+            // One more than fits, three times over.
+            let count = if asked <= 3 { buffer.len() + 1 } else { buffer.len() };
+            let all: Vec<(u64, u64)> = (0..count as u64).map(|n| (n, n)).collect();
+            kernel(&all, 1)(buffer)
+        });
+        assert_eq!((asked, space.unwrap().ranges.len()), (4, RANGES_FIRST + 3));
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        let mut asked = 0;
+        let endless = read_space(|_| {
+            asked += 1;
+            Ok(IovaRanges { num_iovas: u32::MAX, out_iova_alignment: 1, ..IovaRanges::default() })
+        });
+        assert_eq!((asked, endless.unwrap_err().errno), (1, Errno::EIO));
+        for (all, alignment) in
+            [(&[][..], 0x1000), (&[(0x2000, 0x1fff)], 0x1000), (&[(0, 0xffff)], 0), (&[(0, 0xffff)], 0x1001)]
+        {
+            let error = read_space(kernel(all, alignment)).unwrap_err();
+            assert_eq!((error.op, error.errno), (Op::Info, Errno::EIO), "{all:?} {alignment}");
+        }
+    }
+}
