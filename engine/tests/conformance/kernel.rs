@@ -1,0 +1,384 @@
+//! The kernel itself: a container or an IOAS made anew for each case, around a device that is bound to vfio-pci.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Error;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::ptr;
+
+use iommufd_bindings as iommufd;
+use vfio_bindings::bindings::vfio;
+
+use super::cases::{MEMORY, PAGE};
+use super::run::{Case, Hva, Kernel, Needs, Target};
+use super::{Memory, Through};
+use vfio_fast_engine::Errno;
+use vfio_fast_engine::backend::Backend;
+use vfio_fast_engine::backend::iommufd::Iommufd;
+use vfio_fast_engine::backend::type1::Type1;
+
+/// Names the device: a PCI address, as in sysfs.
+const DEVICE: &str = "VFIO_FAST_DEVICE";
+const ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
+
+const VFIO_SET_IOMMU: libc::c_ulong = 0x3b66;
+const VFIO_GROUP_SET_CONTAINER: libc::c_ulong = 0x3b68;
+const VFIO_GROUP_GET_DEVICE_FD: libc::c_ulong = 0x3b6a;
+const VFIO_IOMMU_MAP_DMA: libc::c_ulong = 0x3b71;
+const VFIO_IOMMU_UNMAP_DMA: libc::c_ulong = 0x3b72;
+const VFIO_DEVICE_BIND_IOMMUFD: libc::c_ulong = 0x3b76;
+const VFIO_DEVICE_ATTACH_IOMMUFD_PT: libc::c_ulong = 0x3b77;
+const IOMMU_IOAS_ALLOC: libc::c_ulong = 0x3b81;
+const IOMMU_IOAS_MAP: libc::c_ulong = 0x3b85;
+const IOMMU_IOAS_UNMAP: libc::c_ulong = 0x3b86;
+
+/// What can be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    Type1,
+    Iommufd,
+    /// A container that iommufd imitates. Its ioctls answer like neither, but a backend evens that out.
+    Imitation,
+}
+
+impl Driver {
+    pub fn answers_as(self) -> Kernel {
+        if self == Self::Type1 { Kernel::Type1 } else { Kernel::Iommufd }
+    }
+}
+
+/// Runs `case` on the driver's ioctls.
+pub fn on_ioctls(case: &Case, driver: Driver, run: impl FnOnce(&dyn Target)) {
+    on_the_kernel(case.needs, driver, |opened, memory| {
+        run(&Ioctls { opened, kernel: driver.answers_as(), memory });
+    });
+}
+
+/// Runs `case` on the backend for the driver.
+pub fn on_backend(case: &Case, driver: Driver, run: impl FnOnce(&dyn Target)) {
+    with_backend(case.needs, driver, |backend, opened, memory| {
+        run(&Through { backend, attach: &|| opened.attach().map_err(Errno), memory });
+    });
+}
+
+/// Opens the backend for the driver, with the device attached.
+pub fn attached(driver: Driver, run: impl FnOnce(&dyn Backend, Memory)) {
+    with_backend(Needs::default(), driver, |backend, _, memory| run(backend, memory));
+}
+
+fn with_backend(needs: Needs, driver: Driver, run: impl FnOnce(&dyn Backend, &Opened, Memory)) {
+    on_the_kernel(needs, driver, |opened, memory| {
+        let backend: Box<dyn Backend> = match driver {
+            Driver::Type1 | Driver::Imitation => Box::new(Type1::open(opened.fd()).unwrap()),
+            Driver::Iommufd => Box::new(Iommufd::open(opened.fd(), opened.ioas_id).unwrap()),
+        };
+        run(&*backend, opened, memory);
+    });
+}
+
+fn on_the_kernel(needs: Needs, driver: Driver, run: impl FnOnce(&Opened, Memory)) {
+    let device = Device::named_by_environment();
+    let memory = RealMemory::new();
+    let entries = needs.entries.map(EntryLimit::new);
+    let opened = match driver {
+        Driver::Type1 => Opened::container(&device, "/dev/vfio/vfio"),
+        Driver::Imitation => Opened::imitation(&device),
+        Driver::Iommufd => Opened::ioas(&device, !needs.no_device),
+    };
+    drop(entries); // The limit is read when a container is made.
+    let limited = needs.memlock_pages.map(Memlock::new);
+    run(&opened, memory.addresses);
+    drop(limited);
+    drop(opened);
+}
+
+/// The answer of an ioctl; its argument is written back to.
+fn ioctl<T>(fd: RawFd, request: libc::c_ulong, argument: &mut T) -> Result<i32, i32> {
+    // SAFETY: every request here takes the struct, or the number, it is called with below.
+    let answer = unsafe { libc::ioctl(fd, request, ptr::from_mut(argument)) };
+    if answer < 0 { Err(Error::last_os_error().raw_os_error().unwrap_or(0)) } else { Ok(answer) }
+}
+
+fn length_of<T>() -> u32 {
+    u32::try_from(size_of::<T>()).unwrap()
+}
+
+struct Device {
+    folder: PathBuf,
+}
+
+impl Device {
+    fn named_by_environment() -> Self {
+        let name = std::env::var(DEVICE).unwrap_or_else(|_| panic!("{DEVICE} names no device"));
+        Self { folder: Path::new("/sys/bus/pci/devices").join(name) }
+    }
+
+    fn group(&self) -> PathBuf {
+        let group = fs::read_link(self.folder.join("iommu_group")).unwrap();
+        Path::new("/dev/vfio").join(group.file_name().unwrap())
+    }
+
+    fn character_device(&self) -> PathBuf {
+        let mut entries = fs::read_dir(self.folder.join("vfio-dev")).unwrap();
+        Path::new("/dev/vfio/devices").join(entries.next().unwrap().unwrap().file_name())
+    }
+}
+
+fn open(path: &Path) -> File {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    file.unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()))
+}
+
+/// A container with its group, or an iommufd with its device and an IOAS.
+struct Opened {
+    _opened_device: Option<OwnedFd>,
+    /// What is attached; dropped before what it is attached to.
+    device: File,
+    file: File,
+    ioas_id: u32,
+}
+
+impl Opened {
+    fn container(device: &Device, path: &str) -> Self {
+        let (file, device) = (open(Path::new(path)), open(&device.group()));
+        let mut container: i32 = file.as_raw_fd();
+        ioctl(device.as_raw_fd(), VFIO_GROUP_SET_CONTAINER, &mut container).expect("a viable group");
+        // SAFETY: this request takes a number.
+        let set = unsafe { libc::ioctl(file.as_raw_fd(), VFIO_SET_IOMMU, vfio::VFIO_TYPE1v2_IOMMU) };
+        assert_eq!(set, 0, "{}", Error::last_os_error());
+        Self { _opened_device: None, device, file, ioas_id: 0 }
+    }
+
+    /// iommufd attaches a group's device when that is opened.
+    fn imitation(device: &Device) -> Self {
+        let opened = Self::container(device, "/dev/iommu");
+        let mut name = [0u8; 32];
+        let address = device.folder.file_name().unwrap().as_bytes();
+        name[..address.len()].copy_from_slice(address);
+        let fd = ioctl(opened.device.as_raw_fd(), VFIO_GROUP_GET_DEVICE_FD, &mut name).expect("its device");
+        // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
+        let opened_device = unsafe { OwnedFd::from_raw_fd(fd) };
+        Self { _opened_device: Some(opened_device), ..opened }
+    }
+
+    fn ioas(device: &Device, attach: bool) -> Self {
+        let (file, device) = (open(Path::new("/dev/iommu")), open(&device.character_device()));
+        let mut bind = vfio::vfio_device_bind_iommufd {
+            argsz: length_of::<vfio::vfio_device_bind_iommufd>(),
+            iommufd: file.as_raw_fd(),
+            ..Default::default()
+        };
+        ioctl(device.as_raw_fd(), VFIO_DEVICE_BIND_IOMMUFD, &mut bind).expect("binding works");
+        let mut alloc = iommufd::iommu_ioas_alloc {
+            size: length_of::<iommufd::iommu_ioas_alloc>(),
+            ..Default::default()
+        };
+        ioctl(file.as_raw_fd(), IOMMU_IOAS_ALLOC, &mut alloc).expect("an IOAS");
+        let opened = Self { _opened_device: None, device, file, ioas_id: alloc.out_ioas_id };
+        if attach {
+            opened.attach().expect("attaching to an empty IOAS works");
+        }
+        opened
+    }
+
+    fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    fn attach(&self) -> Result<(), i32> {
+        let mut attach = vfio::vfio_device_attach_iommufd_pt {
+            argsz: length_of::<vfio::vfio_device_attach_iommufd_pt>(),
+            pt_id: self.ioas_id,
+            ..Default::default()
+        };
+        ioctl(self.device.as_raw_fd(), VFIO_DEVICE_ATTACH_IOMMUFD_PT, &mut attach).map(drop)
+    }
+}
+
+/// The ioctls, with bindings that the engine does not use for iommufd.
+struct Ioctls<'a> {
+    opened: &'a Opened,
+    kernel: Kernel,
+    memory: Memory,
+}
+
+impl Ioctls<'_> {
+    fn unmap_type1(&self, flags: u32, iova: u64, size: u64) -> Result<u64, i32> {
+        let argsz = length_of::<vfio::vfio_iommu_type1_dma_unmap>();
+        let mut unmap = vfio::vfio_iommu_type1_dma_unmap { argsz, flags, iova, size, ..Default::default() };
+        ioctl(self.opened.fd(), VFIO_IOMMU_UNMAP_DMA, &mut unmap)?;
+        Ok(unmap.size)
+    }
+
+    fn unmap_iommufd(&self, iova: u64, length: u64) -> Result<u64, i32> {
+        let size = length_of::<iommufd::iommu_ioas_unmap>();
+        let mut unmap = iommufd::iommu_ioas_unmap { size, ioas_id: self.opened.ioas_id, iova, length };
+        ioctl(self.opened.fd(), IOMMU_IOAS_UNMAP, &mut unmap)?;
+        Ok(unmap.length)
+    }
+}
+
+impl Target for Ioctls<'_> {
+    fn map(&self, iova: u64, length: u64, memory: Hva, writable: bool) -> Result<(), i32> {
+        let address = self.memory.address(memory);
+        match self.kernel {
+            Kernel::Type1 => {
+                let write = if writable { vfio::VFIO_DMA_MAP_FLAG_WRITE } else { 0 };
+                let mut map = vfio::vfio_iommu_type1_dma_map {
+                    argsz: length_of::<vfio::vfio_iommu_type1_dma_map>(),
+                    flags: vfio::VFIO_DMA_MAP_FLAG_READ | write,
+                    vaddr: address,
+                    iova,
+                    size: length,
+                };
+                ioctl(self.opened.fd(), VFIO_IOMMU_MAP_DMA, &mut map).map(drop)
+            }
+            Kernel::Iommufd => {
+                let write =
+                    if writable { iommufd::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE } else { 0 };
+                let fixed = iommufd::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
+                let mut map = iommufd::iommu_ioas_map {
+                    size: length_of::<iommufd::iommu_ioas_map>(),
+                    flags: fixed | iommufd::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE | write,
+                    ioas_id: self.opened.ioas_id,
+                    user_va: address,
+                    length,
+                    iova,
+                    ..Default::default()
+                };
+                ioctl(self.opened.fd(), IOMMU_IOAS_MAP, &mut map).map(drop)
+            }
+        }
+    }
+
+    fn unmap(&self, iova: u64, length: u64) -> Result<u64, i32> {
+        match self.kernel {
+            Kernel::Type1 => self.unmap_type1(0, iova, length),
+            Kernel::Iommufd => self.unmap_iommufd(iova, length),
+        }
+    }
+
+    fn unmap_all(&self) -> Result<u64, i32> {
+        match self.kernel {
+            Kernel::Type1 => self.unmap_type1(vfio::VFIO_DMA_UNMAP_FLAG_ALL, 0, 0),
+            Kernel::Iommufd => self.unmap_iommufd(0, u64::MAX),
+        }
+    }
+
+    fn attach(&self) -> Result<(), i32> {
+        self.opened.attach()
+    }
+}
+
+/// Writable memory, nothing behind it, and memory that can only be read; every page of it was written.
+struct RealMemory {
+    addresses: Memory,
+}
+
+impl RealMemory {
+    fn new() -> Self {
+        let bytes = usize::try_from(3 * MEMORY).unwrap();
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: without MAP_FIXED a mapping replaces nothing.
+        let start = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
+        assert_ne!(start, libc::MAP_FAILED, "{}", Error::last_os_error());
+        let third = usize::try_from(MEMORY).unwrap();
+        for (number, protection) in [(1, libc::PROT_NONE), (2, libc::PROT_READ)] {
+            // SAFETY: within the mapping made above, of which nobody has a reference.
+            let set = unsafe { libc::mprotect(start.wrapping_byte_add(number * third), third, protection) };
+            assert_eq!(set, 0, "{}", Error::last_os_error());
+        }
+        let writable = start as u64;
+        let addresses = Memory { writable, nothing: writable + MEMORY, read_only: writable + 2 * MEMORY };
+        Self { addresses }
+    }
+}
+
+impl Drop for RealMemory {
+    fn drop(&mut self) {
+        let (start, bytes) = (self.addresses.writable as *mut _, usize::try_from(3 * MEMORY).unwrap());
+        // SAFETY: the mapping is this struct's, and every container that knew it is closed.
+        let gone = unsafe { libc::munmap(start, bytes) };
+        assert_eq!(gone, 0);
+    }
+}
+
+/// The limit that containers made from now on have, until this is dropped.
+struct EntryLimit {
+    before: String,
+}
+
+impl EntryLimit {
+    fn new(entries: u64) -> Self {
+        let before = fs::read_to_string(ENTRY_LIMIT).unwrap();
+        fs::write(ENTRY_LIMIT, entries.to_string()).unwrap();
+        Self { before }
+    }
+}
+
+impl Drop for EntryLimit {
+    fn drop(&mut self) {
+        fs::write(ENTRY_LIMIT, &self.before).unwrap();
+    }
+}
+
+/// Lets this thread lock a few pages more than are locked now, and takes from it the right to ignore that.
+struct Memlock {
+    before: libc::rlimit,
+    capabilities: [Capabilities; 2],
+}
+
+/// `struct __user_cap_data_struct`
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Capabilities {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// `struct __user_cap_header_struct`, version 3, of the calling thread.
+const HEADER: [u32; 2] = [0x2008_0522, 0];
+const CAP_IPC_LOCK: u32 = 14;
+
+impl Memlock {
+    fn new(pages: u64) -> Self {
+        let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the struct is the one the call fills.
+        assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut before) }, 0);
+        let mut header = HEADER;
+        let mut capabilities = [Capabilities::default(); 2];
+        let (to, from) = (header.as_mut_ptr(), capabilities.as_mut_ptr());
+        // SAFETY: header and data are as long as this version of the call takes them.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_capget, to, from) }, 0);
+        let mut fewer = capabilities;
+        fewer[0].effective &= !(1 << CAP_IPC_LOCK);
+        set(&libc::rlimit { rlim_cur: locked() + pages * PAGE, ..before }, fewer);
+        Self { before, capabilities }
+    }
+}
+
+impl Drop for Memlock {
+    fn drop(&mut self) {
+        set(&self.before, self.capabilities);
+    }
+}
+
+fn set(limit: &libc::rlimit, capabilities: [Capabilities; 2]) {
+    // SAFETY: the struct is the one the call reads.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, limit) }, 0);
+    let mut header = HEADER;
+    // SAFETY: header and data are as long as this version of the call takes them.
+    let set = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), capabilities.as_ptr()) };
+    assert_eq!(set, 0, "{}", Error::last_os_error());
+}
+
+/// VmLck in bytes.
+fn locked() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+}

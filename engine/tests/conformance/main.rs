@@ -1,0 +1,339 @@
+//! The model and the kernel answer the same: one table of cases, run on the model everywhere and on real kernels where there
+//! is a device for it.
+#![allow(unsafe_code, reason = "naming host addresses is unsafe")]
+
+mod cases;
+mod kernel;
+mod run;
+
+use std::collections::HashSet;
+
+use cases::{MEMORY, PAGE};
+use kernel::Driver;
+use run::{Answer, Case, Difference, Hva, Kernel, Op, Target};
+use vfio_fast_engine::Errno;
+use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
+use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
+use vfio_fast_engine::backend::{Backend, Mapping};
+use vfio_fast_engine::region::Perm;
+
+/// Where the addresses of user space end.
+const USER_END: u64 = 0x8000_0000_0000;
+
+/// Addresses of the memory that cases speak of.
+#[derive(Clone, Copy, Debug)]
+struct Memory {
+    writable: u64,
+    nothing: u64,
+    read_only: u64,
+}
+
+impl Memory {
+    /// What the model is given, which never looks behind an address.
+    const IMAGINED: Self = {
+        let writable = 0x7000_0000_0000;
+        Self { writable, nothing: writable + MEMORY, read_only: writable + 2 * MEMORY }
+    };
+
+    fn address(self, memory: Hva) -> u64 {
+        match memory {
+            Hva::Writable(offset) => self.writable + offset,
+            Hva::ReadOnly(offset) => self.read_only + offset,
+            Hva::Nothing => self.nothing,
+            Hva::At(address) => address,
+        }
+    }
+
+    fn host(self, memory: Hva) -> HostVa {
+        // SAFETY: imagined memory is looked at by nobody. Real memory is the kernel tests' own, is mapped until every
+        // container that knew it is closed, and nobody has a reference to it.
+        unsafe { vfio_fast_engine::sys::hva::host_va(self.address(memory)) }
+    }
+}
+
+fn perm(writable: bool) -> Perm {
+    if writable { Perm::ReadWrite } else { Perm::Read }
+}
+
+/// A model with what the case needs, and the IOVAs of an x86 machine.
+fn model(case: &Case, kernel: Kernel) -> Sim {
+    let range = |start, last| IovaRange::from_bounds(start, last).unwrap();
+    let Memory { nothing, read_only, .. } = Memory::IMAGINED;
+    Sim::new(SimConfig {
+        rules: match kernel {
+            Kernel::Type1 => Rules::Type1,
+            Kernel::Iommufd => Rules::Iommufd,
+        },
+        attached: !case.needs.no_device,
+        iova_ranges: vec![range(0, 0xfedf_ffff), range(0xfef0_0000, (1 << 48) - 1)],
+        dma_avail: case.needs.entries.unwrap_or(65_535),
+        memlock_limit: case.needs.memlock_pages.map(|pages| pages * PAGE),
+        unmappable: vec![(nothing, nothing + MEMORY - 1), (USER_END, u64::MAX)],
+        read_only: vec![(read_only, read_only + MEMORY - 1)],
+        ..SimConfig::default()
+    })
+}
+
+/// The model's answers to the ioctls.
+struct Ioctls(Sim);
+
+impl Target for Ioctls {
+    fn map(&self, iova: u64, length: u64, memory: Hva, writable: bool) -> Result<(), i32> {
+        self.0
+            .ask_to_map(iova, length, Memory::IMAGINED.host(memory), perm(writable))
+            .map_err(|errno| errno.0)
+    }
+
+    fn unmap(&self, iova: u64, length: u64) -> Result<u64, i32> {
+        self.0.ask_to_unmap(iova, length).map_err(|errno| errno.0)
+    }
+
+    fn unmap_all(&self) -> Result<u64, i32> {
+        self.0.ask_to_unmap_all().map_err(|errno| errno.0)
+    }
+
+    fn attach(&self) -> Result<(), i32> {
+        self.0.attach().map_err(|errno| errno.0)
+    }
+}
+
+/// What a backend makes of the answers; it can only be asked what an [`IovaRange`] can say.
+struct Through<'a> {
+    backend: &'a dyn Backend,
+    attach: &'a dyn Fn() -> Result<(), Errno>,
+    memory: Memory,
+}
+
+impl Target for Through<'_> {
+    fn map(&self, iova: u64, length: u64, memory: Hva, writable: bool) -> Result<(), i32> {
+        let range = IovaRange::new(Iova(iova), length).expect("an expressible case");
+        let mapping = Mapping { range, hva: self.memory.host(memory), perm: perm(writable) };
+        self.backend.map(&mapping).map_err(|errno| errno.0)
+    }
+
+    fn unmap(&self, iova: u64, length: u64) -> Result<u64, i32> {
+        let range = IovaRange::new(Iova(iova), length).expect("an expressible case");
+        self.backend.unmap(range).map_err(|errno| errno.0)
+    }
+
+    fn unmap_all(&self) -> Result<u64, i32> {
+        self.backend.unmap(IovaRange::ALL).map_err(|errno| errno.0)
+    }
+
+    fn attach(&self) -> Result<(), i32> {
+        (self.attach)().map_err(|errno| errno.0)
+    }
+}
+
+/// Whether the engine could ask this at all. A range never is as long as the largest number: that length is ALL's.
+fn is_expressible(case: &Case) -> bool {
+    case.steps.iter().all(|step| match step.op {
+        Op::Map { iova, length, .. } | Op::Unmap { iova, length } => {
+            length != u64::MAX && IovaRange::new(Iova(iova), length).is_some()
+        }
+        Op::UnmapAll | Op::Attach => true,
+    })
+}
+
+/// What a backend makes of iommufd's ENOENT: nothing was there, and the caller counts.
+fn as_backend(mut case: Case) -> Case {
+    for step in &mut case.steps {
+        if let (Op::Unmap { .. }, Answer::No([libc::ENOENT])) = (step.op, step.iommufd) {
+            step.iommufd = Answer::Bytes(0);
+        }
+    }
+    case
+}
+
+fn assert_same(differences: &[Difference]) {
+    let lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    assert!(lines.is_empty(), "{} differences\n{}", lines.len(), lines.join("\n"));
+}
+
+fn cases_for(kernel: Kernel) -> Vec<Case> {
+    cases::all().into_iter().filter(|case| case.is_for(kernel)).collect()
+}
+
+#[test]
+fn the_model_answers_as_type1() {
+    on_the_model(Kernel::Type1);
+}
+
+#[test]
+fn the_model_answers_as_iommufd() {
+    on_the_model(Kernel::Iommufd);
+}
+
+fn on_the_model(kernel: Kernel) {
+    let run = |case: &Case| {
+        let sim = model(case, kernel);
+        let differences = run::run(case, kernel, &Ioctls(sim.clone()));
+        assert_eq!(sim.locked(), 0, "{}: memory stays locked", case.name);
+        differences
+    };
+    assert_same(&cases_for(kernel).iter().flat_map(run).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_models_backend_answers_as_type1() {
+    on_the_models_backend(Kernel::Type1);
+}
+
+#[test]
+fn the_models_backend_answers_as_iommufd() {
+    on_the_models_backend(Kernel::Iommufd);
+}
+
+fn on_the_models_backend(kernel: Kernel) {
+    let (expressible, not): (Vec<Case>, Vec<Case>) = cases_for(kernel).into_iter().partition(is_expressible);
+    let names: Vec<&str> = not.iter().map(|case| case.name).collect();
+    let inexpressible = [
+        "no length",
+        "map around the end",
+        "unmap around the end",
+        "the largest IOVA",
+        "the largest length",
+        "the largest length from 0",
+    ];
+    assert_eq!(names, inexpressible);
+    let run = |case: Case| {
+        let sim = model(&case, kernel);
+        let target = Through { backend: &sim, attach: &|| sim.attach(), memory: Memory::IMAGINED };
+        run::run(&as_backend(case), kernel, &target)
+    };
+    assert_same(&expressible.into_iter().flat_map(run).collect::<Vec<_>>());
+}
+
+const THREADS: u64 = 8;
+const ROUNDS: u64 = 200;
+
+/// Threads that keep to ranges of their own never see each other: no EBUSY, no byte too many or too few.
+fn assert_undisturbed(backend: &dyn Backend, memory: Memory) {
+    let range = |thread: u64| IovaRange::new(Iova(0x1000_0000 + thread * 2 * PAGE), 2 * PAGE).unwrap();
+    let work = |thread| {
+        for round in 0..ROUNDS {
+            let hva = memory.host(Hva::Writable(2 * PAGE * ((thread + round) % THREADS)));
+            backend.map(&Mapping { range: range(thread), hva, perm: Perm::ReadWrite })?;
+            match backend.unmap(range(thread)) {
+                Ok(bytes) => assert_eq!(bytes, 2 * PAGE),
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || work(thread))).collect();
+        for thread in threads {
+            assert_eq!(thread.join().unwrap(), Ok(()));
+        }
+    });
+    assert_eq!(backend.unmap(IovaRange::ALL), Ok(0));
+}
+
+#[test]
+fn threads_on_the_model_are_undisturbed() {
+    for kernel in [Kernel::Type1, Kernel::Iommufd] {
+        let case = &cases::all()[0];
+        assert_undisturbed(&model(case, kernel), Memory::IMAGINED);
+    }
+}
+
+#[test]
+#[ignore = "needs a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn type1_answers_as_type1() {
+    kernel::attached(Driver::Type1, |backend, memory| {
+        assert!(!backend.parallel() && backend.limits().unwrap().entries.is_some());
+        assert_undisturbed(backend, memory);
+    });
+    on_the_kernel(Driver::Type1);
+}
+
+#[test]
+#[ignore = "needs a kernel with iommufd and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn iommufd_answers_as_iommufd() {
+    assert_is_iommufd(Driver::Iommufd);
+    on_the_kernel(Driver::Iommufd);
+}
+
+#[test]
+#[ignore = "needs a kernel with iommufd and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn the_imitation_answers_as_iommufd() {
+    assert_is_iommufd(Driver::Imitation);
+    on_the_kernel(Driver::Imitation);
+}
+
+/// What a backend says of a driver that is iommufd on an x86 machine.
+fn assert_is_iommufd(driver: Driver) {
+    kernel::attached(driver, |backend, memory| {
+        let limits = backend.limits().unwrap();
+        assert!(backend.parallel());
+        assert_eq!((limits.entries, limits.page_sizes.smallest()), (None, PAGE));
+        let interrupts = IovaRange::from_bounds(0xfee0_0000, 0xfeef_ffff).unwrap();
+        assert!(!limits.iova_ranges.iter().any(|range| range.overlaps(interrupts)), "{limits:?}");
+        assert!(limits.iova_ranges.iter().any(|range| range.start() == 0), "{limits:?}");
+        assert_undisturbed(backend, memory);
+    });
+}
+
+fn on_the_kernel(driver: Driver) {
+    let kernel = driver.answers_as();
+    let mut differences = Vec::new();
+    for case in cases_for(kernel) {
+        if driver != Driver::Imitation {
+            kernel::on_ioctls(&case, driver, |target| differences.extend(run::run(&case, kernel, target)));
+        }
+        if is_expressible(&case) && !(driver == Driver::Imitation && case.needs.no_device) {
+            let case = as_backend(case);
+            kernel::on_backend(&case, driver, |target| differences.extend(run::run(&case, kernel, target)));
+        }
+    }
+    assert_same(&differences);
+}
+
+/// A table that is wrong must be noticed: every expected answer, changed, makes a difference.
+#[test]
+fn every_answer_matters() {
+    for kernel in [Kernel::Type1, Kernel::Iommufd] {
+        for case in cases_for(kernel) {
+            for wrong in 0..case.steps.len() {
+                let mut case = case.clone();
+                let step = &mut case.steps[wrong];
+                let lie = match step.answer(kernel) {
+                    Answer::Done => Answer::No(&[libc::EIO]),
+                    _ => Answer::Done,
+                };
+                (step.type1, step.iommufd) = (lie, lie);
+                assert_ne!(
+                    run::run(&case, kernel, &Ioctls(model(&case, kernel))),
+                    [],
+                    "{} {wrong}",
+                    case.name
+                );
+            }
+            let mut less = case.clone();
+            for left in &mut less.left {
+                left.pop();
+            }
+            let has_left = !case.left(kernel).is_empty();
+            let noticed = !run::run(&less, kernel, &Ioctls(model(&case, kernel))).is_empty();
+            assert_eq!(noticed, has_left, "{}: what is left", case.name);
+            let mut more = case.clone();
+            for left in &mut more.left {
+                left.push((1 << 40, PAGE));
+            }
+            assert_ne!(
+                run::run(&more, kernel, &Ioctls(model(&case, kernel))),
+                [],
+                "{}: more left",
+                case.name
+            );
+        }
+    }
+}
+
+#[test]
+fn names_are_unique() {
+    let cases = cases::all();
+    let names: HashSet<&str> = cases.iter().map(|case| case.name).collect();
+    assert_eq!(names.len(), cases.len());
+}
