@@ -5,16 +5,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::addr::{Iova, IovaRange};
-use crate::backend::{Backend, Limits, Memlock, Populate};
+use crate::backend::{Backend, Limits, Memlock};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::execute::{Done, Executor, Refusal};
 use crate::grid::Grid;
 use crate::hugepage;
 use crate::log::{Level, Log};
 use crate::plan::{self, Plan};
-use crate::populate::{self, How, Piece, Report};
+use crate::populate::{self, How, Report};
 use crate::preflight;
-use crate::region::{Kind, Perm, Region};
+use crate::region::Region;
 use crate::stats::Stats;
 use crate::table::{Entry, MapTable};
 use crate::wanted::WantedSet;
@@ -263,7 +263,7 @@ impl Engine {
             return Ok(()); // Without a capacity there is always room.
         };
         let State { table, wanted, .. } = &mut *state;
-        let mut executor = Executor { backend: &*self.backend, table, done: Done::default() };
+        let mut executor = self.executor(table);
         let emptied = executor.run(&plan, wanted, None);
         let done = executor.done;
         self.note_done(&done);
@@ -319,23 +319,15 @@ impl Engine {
         drop(stats);
         let plan = checked?;
 
-        let when = self.backend.populates();
-        let pieces = if when == Populate::Never { Vec::new() } else { pieces(&plan) };
         let how = How { threads: self.threads(), huge_pages: self.huge_pages, chunk: populate::CHUNK };
         let State { table, wanted, .. } = state;
-        let mut executor = Executor { backend: &*self.backend, table, done: Done::default() };
-        let (run, report) = populate::with(&pieces, how, |populating| {
-            // What is unmapped only to be cut anew is out of the device's reach for as short as can be.
-            if when == Populate::First || !plan.unmaps.is_empty() {
-                populating.settle_all();
-            }
-            executor.run(&plan, wanted, Some(populating).filter(|_| when != Populate::Never))
-        });
+        let mut executor = self.executor(table);
+        let run = executor.run(&plan, wanted, Some(how));
         let done = executor.done;
         self.note_done(&done);
-        if when != Populate::Never {
-            self.note_populated(&report);
-            self.tell_of_small_pages(state, &report);
+        if let Some(report) = &done.populated {
+            self.note_populated(report);
+            self.tell_of_small_pages(state, report);
         }
         for entry in &done.devices {
             self.log.write(
@@ -391,7 +383,7 @@ impl Engine {
         self.stats_mut().undo_runs += 1;
         let State { table, wanted, .. } = state;
         let undone = plan::plan(wanted, table, scope, self.grid, None).map(|plan| {
-            let mut executor = Executor { backend: &*self.backend, table, done: Done::default() };
+            let mut executor = self.executor(table);
             let run = executor.run(&plan, wanted, None);
             self.note_done(&executor.done);
             run
@@ -431,6 +423,10 @@ impl Engine {
             state.told_of_small_pages = true;
             self.log.write(Level::Warn, format_args!("{hint}"));
         }
+    }
+
+    fn executor<'a>(&'a self, table: &'a mut MapTable) -> Executor<'a> {
+        Executor { backend: &*self.backend, table, threads: self.threads(), done: Done::default() }
     }
 
     fn threads(&self) -> usize {
@@ -511,15 +507,6 @@ impl Drop for Engine {
             self.log.write(Level::Error, format_args!("{error}"));
         }
     }
-}
-
-/// The memory behind each entry that will be mapped; of device memory there is nothing to fault in.
-fn pieces(plan: &Plan) -> Vec<Piece> {
-    let pieces = plan.maps.iter().map(|entry| {
-        let bytes = if entry.kind == Kind::Ram { entry.range.length() } else { 0 };
-        Piece { hva: entry.hva, bytes, writable: entry.perm == Perm::ReadWrite }
-    });
-    pieces.collect()
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

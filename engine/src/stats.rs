@@ -33,9 +33,9 @@ pub struct Stats {
     pub plan_ns: u64,
     /// Time commits gave to faulting memory in, whatever the number of threads. Map calls made meanwhile are not in it.
     pub populate_ns: u64,
-    /// Time spent in map calls.
+    /// Time spent in map calls; of calls made at the same time, each counts.
     pub map_ns: u64,
-    /// Time spent in unmap calls.
+    /// Time spent in unmap calls; of calls made at the same time, each counts.
     pub unmap_ns: u64,
     /// madvise calls that faulted memory in.
     pub populate_calls: u64,

@@ -209,7 +209,9 @@ fn failures_meanwhile_are_taken_back() {
     let (engine, _) = engine(SimConfig { populate: Populate::Meanwhile, ..SimConfig::default() });
     engine.map_region(Space::new(0).region(piece(0, common::UNITS))).unwrap();
     let stats = engine.stats();
-    assert_eq!((stats.populate_bytes, stats.populate_present), (common::UNITS * common::UNIT, 0));
+    // A huge page may belong to two entries, of which one thread is the first.
+    assert_eq!(stats.populate_bytes + stats.populate_present, common::UNITS * common::UNIT);
+    assert!(stats.populate_bytes >= stats.populate_present, "{stats:?}");
     let threads = std::thread::available_parallelism().unwrap().get() as u64;
     assert_eq!(stats.threads_peak, threads.min(stats.map_calls));
 }

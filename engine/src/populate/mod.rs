@@ -57,7 +57,7 @@ pub fn allowed_threads(most: usize) -> usize {
     if most == 0 { allowed } else { most.min(allowed) }
 }
 
-/// A populate that is under way, as the calling thread has it.
+/// A populate that is under way, as one of its threads has it.
 pub struct Populating<'a> {
     queue: &'a Queue<'a>,
     worker: RefCell<Worker<'a>>,
@@ -65,8 +65,12 @@ pub struct Populating<'a> {
     spent: Cell<Duration>,
 }
 
-impl Populating<'_> {
-    /// Works until piece `index` has been dealt with, and answers whether it turned out to be device memory.
+impl<'a> Populating<'a> {
+    fn new(queue: &'a Queue<'a>, worker: Worker<'a>) -> Self {
+        Self { queue, worker: RefCell::new(worker), spent: Cell::default() }
+    }
+
+    /// Works until piece `index` has been dealt with or all was cancelled, and answers whether it turned out to be device memory.
     pub fn settle(&self, index: usize) -> bool {
         if !self.queue.is_settled(index) {
             self.timed(|| {
@@ -77,12 +81,14 @@ impl Populating<'_> {
         self.queue.found_device(index)
     }
 
-    /// Works until every piece has been dealt with.
-    pub fn settle_all(&self) {
-        self.timed(|| {
-            while self.step() {}
-            (0..self.queue.pieces()).for_each(|index| self.queue.wait(index));
-        });
+    /// Works until nothing is left to take. Others may not be done with what they took.
+    pub fn work(&self) {
+        self.timed(|| while self.step() {});
+    }
+
+    /// Leaves undone what nobody has taken yet, and lets those go on who wait for it.
+    pub fn cancel(&self) {
+        self.queue.cancel();
     }
 
     fn step(&self) -> bool {
@@ -105,29 +111,37 @@ impl Drop for CancelOnDrop<'_> {
     }
 }
 
-/// Makes `pieces` present, in their order, on up to `how.threads` threads, the calling one included, while that one runs
-/// `body`: whenever it settles a piece it works along. What is not done when `body` returns is left.
+/// Makes `pieces` present, in their order, on up to `how.threads` threads, the calling one included. That one runs `body`, the
+/// others `work`: whoever settles a piece works along. `jobs` is how many threads have something to do beside that. What nobody
+/// has taken when `body` returns is left.
 ///
 /// No other thread is left when this returns.
-pub fn with<R>(pieces: &[Piece], how: How, body: impl FnOnce(&Populating<'_>) -> R) -> (R, Report) {
+pub fn with<R>(
+    pieces: &[Piece],
+    how: How,
+    jobs: usize,
+    work: impl Fn(&Populating<'_>) + Sync,
+    body: impl FnOnce(&Populating<'_>) -> R,
+) -> (R, Report) {
     let started = Instant::now();
     let queue = Queue::new(pieces, how);
     let total = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.bytes));
-    let useful = if total < ALONE_BELOW { 1 } else { usize::try_from(queue.chunks()).unwrap_or(usize::MAX) };
+    let chunks = if total < ALONE_BELOW { 1 } else { usize::try_from(queue.chunks()).unwrap_or(usize::MAX) };
+    let extra = how.threads.min(chunks.max(jobs)).saturating_sub(1);
     let report = Mutex::new(Report::default());
     let add = |done: &Report| report.lock().unwrap_or_else(PoisonError::into_inner).add(done);
     let started_workers = AtomicUsize::new(0);
     let work = || {
-        let mut worker = queue.worker(started_workers.fetch_add(1, Ordering::Relaxed));
-        while queue.step(&mut worker) {}
-        add(&worker.done);
+        let worker = queue.worker(started_workers.fetch_add(1, Ordering::Relaxed));
+        let populating = Populating::new(&queue, worker);
+        work(&populating);
+        add(&populating.worker.borrow().done);
     };
     // What the calling thread did instead of faulting in.
     let mut elsewhere = Duration::ZERO;
-    let (answer, refused) = thread::run(how.threads.min(useful).saturating_sub(1), work, || {
+    let (answer, refused) = thread::run(extra, work, || {
         let _cancel = CancelOnDrop(&queue);
-        let populating =
-            Populating { queue: &queue, worker: RefCell::new(queue.caller()), spent: Cell::default() };
+        let populating = Populating::new(&queue, queue.caller());
         let begun = Instant::now();
         let answer = body(&populating);
         elsewhere = begun.elapsed().saturating_sub(populating.spent.get());
@@ -147,7 +161,8 @@ pub fn with<R>(pieces: &[Piece], how: How, body: impl FnOnce(&Populating<'_>) ->
 
 /// Makes `pieces` present as far as that is possible, and does nothing else meanwhile; see [`with`].
 pub fn populate(pieces: &[Piece], how: How) -> Report {
-    with(pieces, how, |populating| populating.settle_all()).1
+    let work = |populating: &Populating<'_>| populating.work();
+    with(pieces, how, 1, work, work).1
 }
 
 #[cfg(test)]
@@ -213,9 +228,13 @@ mod tests {
         // Unmapped memory: every chunk is one call that fails.
         let pieces = [piece(1 << 63, 3 * PMD), piece(0, 0), piece(1 << 63, 1 << 40)];
         for threads in [1, 3] {
-            let (settled, report) = with(&pieces, how(threads, PMD), |populating| {
-                (populating.settle(0), populating.settle(1), populating.queue.is_settled(2))
-            });
+            let (settled, report) = with(
+                &pieces,
+                how(threads, PMD),
+                1,
+                |p| p.work(),
+                |populating| (populating.settle(0), populating.settle(1), populating.queue.is_settled(2)),
+            );
             assert_eq!(settled, (false, false, false));
             assert!((3..1 << 19).contains(&report.calls), "{report:?}");
             assert_eq!((report.enomem, report.threads), (report.calls, threads as u64));
@@ -229,7 +248,7 @@ mod tests {
             populating.step();
             panic!("enough");
         };
-        let ended = catch_unwind(AssertUnwindSafe(|| with(&pieces, how(3, PMD), body).0));
+        let ended = catch_unwind(AssertUnwindSafe(|| with(&pieces, how(3, PMD), 1, |p| p.work(), body).0));
         assert_eq!(ended.unwrap_err().downcast_ref(), Some(&"enough"));
     }
 }

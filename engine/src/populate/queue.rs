@@ -1,6 +1,6 @@
 //! The work of a populate, shared out among threads.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use super::{How, Piece, Report};
@@ -36,7 +36,8 @@ pub(super) struct Queue<'a> {
     nodes: Option<Nodes>,
     /// For each piece, its chunks that are not done.
     left: Vec<AtomicU64>,
-    /// Told when the last chunk of a piece is done.
+    cancelled: AtomicBool,
+    /// Told when the last chunk of a piece is done, and when all is cancelled.
     settled: (Mutex<()>, Condvar),
     /// For each piece, whether it is device memory, once that has been asked.
     device: Vec<OnceLock<bool>>,
@@ -81,15 +82,12 @@ impl<'a> Queue<'a> {
             groups,
             nodes,
             left: pieces.iter().map(|piece| AtomicU64::new(cells_of(piece, how.chunk))).collect(),
+            cancelled: AtomicBool::new(false),
             settled: (Mutex::new(()), Condvar::new()),
             device: pieces.iter().map(|_| OnceLock::new()).collect(),
             advised: pieces.iter().map(|_| OnceLock::new()).collect(),
             pagemap: if chunks > 0 { Pagemap::open() } else { None },
         }
-    }
-
-    pub fn pieces(&self) -> usize {
-        self.pieces.len()
     }
 
     pub fn chunks(&self) -> u64 {
@@ -135,11 +133,21 @@ impl<'a> Queue<'a> {
         None
     }
 
-    /// Leaves what nobody has taken yet undone.
+    /// Leaves what nobody has taken yet undone, and lets those go on who wait for it.
     pub fn cancel(&self) {
         for group in &self.groups {
             group.next.store(group.end, Ordering::Relaxed);
         }
+        self.cancelled.store(true, Ordering::Release);
+        self.tell();
+    }
+
+    /// Whoever waits looks again.
+    fn tell(&self) {
+        let (lock, settled) = &self.settled;
+        // Who has looked and not begun to wait yet holds the lock.
+        drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
+        settled.notify_all();
     }
 
     /// Whether no chunk of piece `index` is left.
@@ -147,11 +155,11 @@ impl<'a> Queue<'a> {
         self.left[index].load(Ordering::Acquire) == 0
     }
 
-    /// Waits until that is so. Only when there is no step left: it waits for other threads.
+    /// Waits until that is so, or all was cancelled. Only when there is no step left: it waits for other threads.
     pub fn wait(&self, index: usize) {
         let (lock, settled) = &self.settled;
         let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        while !self.is_settled(index) {
+        while !self.is_settled(index) && !self.cancelled.load(Ordering::Acquire) {
             guard = settled.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -242,10 +250,7 @@ impl Drop for Finished<'_> {
     fn drop(&mut self) {
         let Self { queue, index } = self;
         if queue.left[*index].fetch_sub(1, Ordering::AcqRel) == 1 {
-            let (lock, settled) = &queue.settled;
-            // Who has looked and not begun to wait yet holds the lock.
-            drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
-            settled.notify_all();
+            queue.tell();
         }
     }
 }

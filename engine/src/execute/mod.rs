@@ -1,0 +1,207 @@
+//! Runs a plan against the kernel and keeps the table true to it, call by call.
+
+mod parallel;
+
+use std::time::{Duration, Instant};
+
+use crate::addr::IovaRange;
+use crate::backend::{Backend, Populate};
+use crate::error::{Errno, Error, Op, Result, Why};
+use crate::plan::{Plan, Unmap};
+use crate::populate::{self, How, Piece, Populating, Report};
+use crate::region::{Kind, Perm};
+use crate::table::{Entry, MapTable};
+use crate::wanted::WantedSet;
+
+/// A device region the kernel refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// The whole region.
+    pub region: IovaRange,
+    /// The entry of it that failed.
+    pub entry: Entry,
+    /// What the kernel answered.
+    pub errno: Errno,
+}
+
+/// What was done: filled in as it happens, so that it is true after a failure as well.
+#[derive(Clone, Debug, Default)]
+pub struct Done {
+    /// Map calls that succeeded.
+    pub map_calls: u64,
+    /// Bytes they mapped.
+    pub map_bytes: u64,
+    /// Time in map calls, failed ones included; of calls made at the same time, each counts.
+    pub map_time: Duration,
+    /// Unmap calls that succeeded.
+    pub unmap_calls: u64,
+    /// Bytes they unmapped.
+    pub unmap_bytes: u64,
+    /// Time in unmap calls, failed ones included; of calls made at the same time, each counts.
+    pub unmap_time: Duration,
+    /// What was faulted in; `None` if that was not tried.
+    pub populated: Option<Report>,
+    /// Device regions that stay unmapped.
+    pub refusals: Vec<Refusal>,
+    /// Entries that were taken for RAM and turned out to be device memory.
+    pub devices: Vec<Entry>,
+}
+
+/// Executes plans on one backend.
+#[derive(Debug)]
+pub struct Executor<'a> {
+    /// What holds the entries.
+    pub backend: &'a dyn Backend,
+    /// What it holds.
+    pub table: &'a mut MapTable,
+    /// Most threads to call a parallel backend from, the calling one included.
+    pub threads: usize,
+    /// What was done so far.
+    pub done: Done,
+}
+
+impl Executor<'_> {
+    /// All unmaps, then all maps: what is wanted at an IOVA now may overlap what was mapped there before. Memory is faulted in
+    /// ahead of its map as `fault_in` says, if it says anything and the backend has use for it.
+    ///
+    /// A failed unmap does not stop the other unmaps, but no map follows it. The first map that fails for anything but device
+    /// memory stops the run. The table then says how far it came.
+    pub fn run(&mut self, plan: &Plan, wanted: &mut WantedSet, fault_in: Option<How>) -> Result<()> {
+        let when = self.backend.populates();
+        let fault_in = fault_in.filter(|_| when != Populate::Never);
+        let mut entries = plan.maps.clone();
+        let mut meanwhile = fault_in;
+        if when == Populate::First || !plan.unmaps.is_empty() {
+            // What is unmapped only to be cut anew is out of the device's reach for as short as can be.
+            if let Some(how) = meanwhile.take() {
+                let report = populate::populate(&pieces(&entries), how);
+                for &index in &report.device_pieces {
+                    self.reclassify(&mut entries[index], wanted);
+                }
+                self.done.populated = Some(report);
+            }
+        }
+        self.clear(&plan.unmaps)?;
+        if self.backend.parallel() {
+            return self.map_in_parallel(entries, wanted, meanwhile);
+        }
+        let Some(how) = meanwhile else { return self.map_in_order(entries, wanted, None) };
+        let pieces = pieces(&entries);
+        let work = |populating: &Populating<'_>| populating.work();
+        let (mapped, report) = populate::with(&pieces, how, 1, work, |populating| {
+            self.map_in_order(entries, wanted, Some(populating))
+        });
+        self.done.populated = Some(report);
+        mapped
+    }
+
+    /// Maps one entry after the other, each once its memory is there: piece `n` of `populating` is entry `n`.
+    fn map_in_order(
+        &mut self,
+        entries: Vec<Entry>,
+        wanted: &mut WantedSet,
+        populating: Option<&Populating<'_>>,
+    ) -> Result<()> {
+        let mut refused: Option<IovaRange> = None;
+        for (index, mut entry) in entries.into_iter().enumerate() {
+            if refused.is_some_and(|region| region.contains(entry.range)) {
+                continue;
+            }
+            if populating.is_some_and(|populating| populating.settle(index)) {
+                self.reclassify(&mut entry, wanted);
+            }
+            let start = Instant::now();
+            let answer = self.backend.map(&entry.mapping());
+            self.note_map(&entry, answer, start.elapsed());
+            match (answer, entry.kind) {
+                (Ok(()), _) => {}
+                (Err(errno), Kind::Ram) => return Err(not_mapped(&entry, errno)),
+                (Err(errno), Kind::Device) => refused = Some(self.refuse(&entry, errno, wanted)?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes entries away; answers the first failure but does not stop at it.
+    pub fn clear(&mut self, unmaps: &[Unmap]) -> Result<()> {
+        if self.backend.parallel() {
+            return self.clear_in_parallel(unmaps);
+        }
+        let mut first = Ok(());
+        for unmap in unmaps {
+            first = first.and(self.unmap(unmap.range));
+        }
+        first
+    }
+
+    /// A region is mapped whole or not at all: takes back what of it is mapped. It stays wanted, and since plans look only
+    /// where something was touched, it is not tried again until the caller maps it anew.
+    fn refuse(&mut self, entry: &Entry, errno: Errno, wanted: &WantedSet) -> Result<IovaRange> {
+        let region = wanted.overlapping(entry.range).next().map_or(entry.range, |wanted| wanted.region.range);
+        let mapped: Vec<IovaRange> = self.table.overlapping(region).map(|entry| entry.range).collect();
+        for range in mapped {
+            self.unmap(range)?;
+        }
+        self.done.refusals.push(Refusal { region, entry: *entry, errno });
+        Ok(region)
+    }
+
+    /// What was taken for RAM is device memory.
+    fn reclassify(&mut self, entry: &mut Entry, wanted: &mut WantedSet) {
+        entry.kind = Kind::Device;
+        wanted.reclassify_as_device(entry.range);
+        self.done.devices.push(*entry);
+    }
+
+    fn unmap(&mut self, range: IovaRange) -> Result<()> {
+        let start = Instant::now();
+        let answer = self.backend.unmap(range);
+        self.note_unmap(range, answer, start.elapsed())
+    }
+
+    fn note_map(&mut self, entry: &Entry, answer: std::result::Result<(), Errno>, took: Duration) {
+        self.done.map_time += took;
+        if answer.is_ok() {
+            self.table.insert(*entry);
+            self.done.map_calls += 1;
+            self.done.map_bytes = self.done.map_bytes.saturating_add(entry.range.length());
+        }
+    }
+
+    fn note_unmap(
+        &mut self,
+        range: IovaRange,
+        answer: std::result::Result<u64, Errno>,
+        took: Duration,
+    ) -> Result<()> {
+        self.done.unmap_time += took;
+        let failed = |errno, why| Err(Error { op: Op::Unmap, errno, range: Some(range), hva: None, why });
+        let got = match answer {
+            Ok(got) => got,
+            Err(errno) => return failed(errno, Why::Kernel),
+        };
+        self.done.unmap_calls += 1;
+        self.done.unmap_bytes = self.done.unmap_bytes.saturating_add(got);
+        // A plan unmaps whole adjacent entries, so the kernel must find every byte of the range mapped.
+        let expected = range.length();
+        if got != expected {
+            return failed(Errno::EIO, Why::ByteCount { expected, got });
+        }
+        self.table.remove_within(range);
+        Ok(())
+    }
+}
+
+fn not_mapped(entry: &Entry, errno: Errno) -> Error {
+    let (range, hva) = (Some(entry.range), Some(entry.hva));
+    Error { op: Op::Map, errno, range, hva, why: Why::Kernel }
+}
+
+/// The memory behind each entry; of device memory there is nothing to fault in.
+fn pieces(entries: &[Entry]) -> Vec<Piece> {
+    let pieces = entries.iter().map(|entry| {
+        let bytes = if entry.kind == Kind::Ram { entry.range.length() } else { 0 };
+        Piece { hva: entry.hva, bytes, writable: entry.perm == Perm::ReadWrite }
+    });
+    pieces.collect()
+}

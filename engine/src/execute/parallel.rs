@@ -1,0 +1,154 @@
+//! Map and unmap calls from many threads at once, on a backend that runs them so.
+//!
+//! Entries of one plan are disjoint, and so are its unmaps: no call depends on another one of the same kind. Which of several
+//! failures is told is the one that came first.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Executor, not_mapped, pieces};
+use crate::addr::IovaRange;
+use crate::error::{Errno, Error, Result};
+use crate::plan::Unmap;
+use crate::populate::{self, How, Populating};
+use crate::region::Kind;
+use crate::sys::thread;
+use crate::table::Entry;
+use crate::wanted::WantedSet;
+
+/// Below so many bytes a thread costs more than it brings.
+const ALONE_BELOW: u64 = 4 << 20;
+
+/// An unmap of as much is worth more calls than one.
+const SPLIT_FROM: u64 = 64 << 20;
+
+impl Executor<'_> {
+    /// Maps the entries on as many threads as there are, each once its memory is there. Device memory comes last and in order:
+    /// a refusal takes back what of its region is mapped.
+    pub(super) fn map_in_parallel(
+        &mut self,
+        mut entries: Vec<Entry>,
+        wanted: &mut WantedSet,
+        fault_in: Option<How>,
+    ) -> Result<()> {
+        let mapping = Mapping {
+            entries: &entries,
+            next: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            devices: Mutex::default(),
+            first: Mutex::default(),
+        };
+        let ram: u64 = entries.iter().fold(0, |sum, entry| sum.saturating_add(entry.range.length()));
+        let jobs = if ram < ALONE_BELOW { 1 } else { entries.len() };
+        let faulted = fault_in.is_some();
+        let pieces = if faulted { pieces(&entries) } else { Vec::new() };
+        let how =
+            fault_in.unwrap_or(How { threads: self.threads, huge_pages: false, chunk: populate::CHUNK });
+        let backend = self.backend;
+        let noted = Mutex::new(&mut *self);
+        let work = |populating: &Populating<'_>| {
+            mapping.work(faulted.then_some(populating), |entry| {
+                let start = Instant::now();
+                let answer = backend.map(&entry.mapping());
+                let took = start.elapsed();
+                lock(&noted).note_map(entry, answer, took);
+                answer
+            });
+        };
+        let ((), report) = populate::with(&pieces, how, jobs, work, work);
+        let Mapping { devices, first, .. } = mapping;
+        let devices = devices.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if faulted {
+            self.done.populated = Some(report);
+        }
+        if let Some(error) = first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        for index in devices {
+            self.reclassify(&mut entries[index], wanted);
+        }
+        entries.retain(|entry| entry.kind == Kind::Device);
+        self.map_in_order(entries, wanted, None)
+    }
+
+    /// Takes entries away from as many threads as there are; answers the first failure but does not stop at it.
+    pub(super) fn clear_in_parallel(&mut self, unmaps: &[Unmap]) -> Result<()> {
+        let mut calls = Vec::new();
+        for unmap in unmaps {
+            if unmap.range.length() < SPLIT_FROM {
+                calls.push(unmap.range);
+            } else {
+                calls.extend(self.table.overlapping(unmap.range).map(|entry| entry.range));
+            }
+        }
+        let bytes = calls.iter().fold(0u64, |sum, range| sum.saturating_add(range.length()));
+        let useful = if bytes < ALONE_BELOW { 1 } else { calls.len() };
+        let threads = self.threads.min(useful);
+        let backend = self.backend;
+        let next = AtomicUsize::new(0);
+        let first = Mutex::new(Ok(()));
+        let noted = Mutex::new(&mut *self);
+        let note = |range: IovaRange, answer: std::result::Result<u64, Errno>, took: Duration| {
+            let done = lock(&noted).note_unmap(range, answer, took);
+            let mut first = lock(&first);
+            *first = std::mem::replace(&mut *first, Ok(())).and(done);
+        };
+        let work = || {
+            while let Some(range) = calls.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let start = Instant::now();
+                let answer = backend.unmap(*range);
+                note(*range, answer, start.elapsed());
+            }
+        };
+        thread::run(threads.saturating_sub(1), work, work);
+        first.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Entries that threads take one after the other.
+struct Mapping<'a> {
+    entries: &'a [Entry],
+    next: AtomicUsize,
+    stop: AtomicBool,
+    /// What turned out to be device memory, by index.
+    devices: Mutex<Vec<usize>>,
+    first: Mutex<Option<Error>>,
+}
+
+impl Mapping<'_> {
+    /// Takes entries until there are none left or one has failed.
+    fn work(
+        &self,
+        populating: Option<&Populating<'_>>,
+        map: impl Fn(&Entry) -> std::result::Result<(), Errno>,
+    ) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(entry) = self.entries.get(index) else {
+                // Others wait for memory that nobody has taken yet.
+                return populating.map_or((), Populating::work);
+            };
+            if populating.is_some_and(|populating| populating.settle(index)) {
+                lock(&self.devices).push(index);
+                continue;
+            }
+            // Another entry may have failed while this one's memory was waited for.
+            if entry.kind == Kind::Ram
+                && !self.stop.load(Ordering::Relaxed)
+                && let Err(errno) = map(entry)
+            {
+                lock(&self.first).get_or_insert(not_mapped(entry, errno));
+                self.stop.store(true, Ordering::Relaxed);
+            }
+        }
+        if let Some(populating) = populating {
+            populating.cancel();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Whoever panicked with it is passed on when the threads are joined.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
