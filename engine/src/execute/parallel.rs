@@ -20,9 +20,6 @@ use crate::wanted::WantedSet;
 /// Below so many bytes a thread costs more than it brings.
 const ALONE_BELOW: u64 = 4 << 20;
 
-/// An unmap of as much is worth more calls than one.
-const SPLIT_FROM: u64 = 64 << 20;
-
 impl Executor<'_> {
     /// Maps the entries on as many threads as there are, each once its memory is there. Device memory comes last and in order:
     /// a refusal takes back what of its region is mapped.
@@ -74,14 +71,9 @@ impl Executor<'_> {
 
     /// Takes entries away from as many threads as there are; answers the first failure but does not stop at it.
     pub(super) fn clear_in_parallel(&mut self, unmaps: &[Unmap]) -> Result<()> {
-        let mut calls = Vec::new();
-        for unmap in unmaps {
-            if unmap.range.length() < SPLIT_FROM {
-                calls.push(unmap.range);
-            } else {
-                calls.extend(self.table.overlapping(unmap.range).map(|entry| entry.range));
-            }
-        }
+        // One entry a call: threads can share the work, and a call that fails leaves no entry half of its range unmapped.
+        let entries = unmaps.iter().flat_map(|unmap| self.table.overlapping(unmap.range));
+        let calls: Vec<IovaRange> = entries.map(|entry| entry.range).collect();
         let bytes = calls.iter().fold(0u64, |sum, range| sum.saturating_add(range.length()));
         let useful = if bytes < ALONE_BELOW { 1 } else { calls.len() };
         let threads = self.threads.min(useful);

@@ -168,6 +168,7 @@ pub fn populate(pieces: &[Piece], how: How) -> Report {
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::mpsc::channel;
 
     use super::*;
 
@@ -239,6 +240,23 @@ mod tests {
             assert!((3..1 << 19).contains(&report.calls), "{report:?}");
             assert_eq!((report.enomem, report.threads), (report.calls, threads as u64));
         }
+    }
+
+    #[test]
+    fn nobody_waits_for_what_was_cancelled() {
+        let (sender, ended) = channel();
+        std::thread::spawn(move || {
+            let pieces = [piece(1 << 63, 1 << 44)];
+            let settle = |populating: &Populating<'_>| _ = populating.settle(0);
+            let ((), report) = with(&pieces, how(3, PMD), 1, settle, |populating| {
+                populating.step();
+                populating.cancel();
+                populating.settle(0);
+            });
+            sender.send(report.calls)
+        });
+        let calls = ended.recv_timeout(Duration::from_secs(60)).expect("somebody still waits");
+        assert!(calls > 0 && calls < 1 << 23);
     }
 
     #[test]

@@ -63,6 +63,15 @@ pub fn on_backend(case: &Case, driver: Driver, run: impl FnOnce(&dyn Target)) {
     });
 }
 
+/// What opening an IOAS answers that the iommufd does not have.
+pub fn open_wrong_ioas() -> vfio_fast_engine::Error {
+    let mut error = None;
+    on_the_kernel(Needs::default(), Driver::Iommufd, |opened, _| {
+        error = Iommufd::open(opened.fd(), opened.ioas_id + 1000).err();
+    });
+    error.expect("there is no such IOAS")
+}
+
 /// Opens the backend for the driver, with the device attached.
 pub fn attached(driver: Driver, run: impl FnOnce(&dyn Backend, Memory)) {
     with_backend(Needs::default(), driver, |backend, _, memory| run(backend, memory));

@@ -11,11 +11,11 @@ use std::collections::HashSet;
 use cases::{MEMORY, PAGE};
 use kernel::Driver;
 use run::{Answer, Case, Difference, Hva, Kernel, Op, Target};
-use vfio_fast_engine::Errno;
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
-use vfio_fast_engine::backend::{Backend, Mapping};
+use vfio_fast_engine::backend::{Backend, Counted, Mapping};
 use vfio_fast_engine::region::Perm;
+use vfio_fast_engine::{Errno, error};
 
 /// Where the addresses of user space end.
 const USER_END: u64 = 0x8000_0000_0000;
@@ -252,6 +252,17 @@ fn type1_answers_as_type1() {
 #[ignore = "needs a kernel with iommufd and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
 fn iommufd_answers_as_iommufd() {
     assert_is_iommufd(Driver::Iommufd);
+    let wrong = kernel::open_wrong_ioas();
+    assert_eq!((wrong.op, wrong.errno), (error::Op::Open, Errno::ENOENT), "{wrong}");
+    kernel::attached(Driver::Iommufd, |backend, memory| {
+        let range = IovaRange::new(Iova(0x1000_0000), 2 * PAGE).unwrap();
+        let locked = || (backend.memlock().locked, backend.memlock().counted);
+        assert_eq!(locked(), (0, Counted::User));
+        backend.map(&Mapping { range, hva: memory.host(Hva::Writable(0)), perm: Perm::Read }).unwrap();
+        assert_eq!(locked(), (2 * PAGE, Counted::User));
+        backend.unmap(range).unwrap();
+        assert_eq!(locked(), (0, Counted::User));
+    });
     on_the_kernel(Driver::Iommufd);
 }
 
