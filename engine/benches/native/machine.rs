@@ -1,16 +1,17 @@
-//! What the machine says of itself.
+//! What the machine says of itself. `cargo xtask bench` asks in the same way.
 
 use std::fs;
 use std::thread::available_parallelism;
 
-use crate::pins::PinStandIn;
-use crate::record::{Backing, Machine};
+use super::record::Machine;
 
-const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
-const SHMEM_THP: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+/// Which anonymous memory gets huge pages.
+pub const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+/// Which shmem gets them.
+pub const SHMEM_THP: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
-/// The machine, now.
-pub fn machine() -> Machine {
+/// The machine, now; `pins` says what maps on it.
+pub fn machine(pins: &str) -> Machine {
     let cpuinfo = read("/proc/cpuinfo");
     let of_cpu = |name: &str| {
         let line = cpuinfo.lines().find(|line| line.starts_with(name));
@@ -26,7 +27,7 @@ pub fn machine() -> Machine {
         thp: chosen(THP),
         shmem_thp: chosen(SHMEM_THP),
         load: read("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0),
-        pins: PinStandIn::NAME.to_owned(),
+        pins: pins.to_owned(),
     }
 }
 
@@ -38,12 +39,6 @@ pub fn cpus() -> usize {
 /// Bytes that can be had without swapping.
 pub fn available() -> u64 {
     meminfo("MemAvailable:")
-}
-
-/// Bytes of 2 MiB hugetlb pages that are set aside and free.
-pub fn set_aside() -> u64 {
-    let pages = read("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
-    pages.trim().parse::<u64>().unwrap_or(0) << 21
 }
 
 /// What all CPUs and what this process's ended children did up to now.
@@ -83,19 +78,8 @@ impl Busy {
     }
 }
 
-/// Why this machine has no memory of that kind, if so.
-pub fn refusal(backing: Backing) -> Option<String> {
-    let (knob, setting) = match backing {
-        Backing::AnonThp => (THP, chosen(THP)),
-        Backing::MemfdThp => (SHMEM_THP, chosen(SHMEM_THP)),
-        _ => return None,
-    };
-    let refused = ["never", "deny", ""].contains(&setting.as_str());
-    refused.then(|| format!("{knob} is [{setting}]"))
-}
-
 /// The word in brackets of a file like `always [madvise] never`.
-fn chosen(path: &str) -> String {
+pub fn chosen(path: &str) -> String {
     let text = read(path);
     let inside = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
     inside.map_or(String::new(), |(word, _)| word.to_owned())
@@ -108,6 +92,7 @@ fn meminfo(name: &str) -> u64 {
     kib.unwrap_or(0) << 10
 }
 
-fn read(path: &str) -> String {
+/// The text of a file of the kernel's; empty if there is none.
+pub fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }

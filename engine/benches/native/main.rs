@@ -10,6 +10,7 @@ mod machine;
 mod memory;
 mod pins;
 mod record;
+mod refusal;
 
 use std::env::current_exe;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -82,7 +83,7 @@ fn measure(args: &Args) -> Result<()> {
         eprintln!("This machine allows no io_uring, which stands in for VFIO here: {error}");
         exit(UNAVAILABLE);
     }
-    tell(&Record::Machine(machine::machine()));
+    tell(&Record::Machine(machine::machine(PinStandIn::NAME)));
     let mut sizes: Vec<u64> =
         args.sizes.iter().map(|gib| (gib * GIB as f64) as u64 & !((2 << 20) - 1)).collect();
     ensure!(sizes.iter().all(|bytes| *bytes > 0), "A size is below 2 MiB");
@@ -230,11 +231,11 @@ fn command(job: &Job) -> Result<Command> {
 
 /// Why this cannot be measured here and now, if so.
 fn obstacle(backing: Backing, bytes: u64) -> Option<String> {
-    if let Some(why) = machine::refusal(backing) {
+    if let Some(why) = refusal::refusal(backing) {
         return Some(why);
     }
     // Hugetlb pages that were set aside before are not in what is available.
-    let set_aside = backing == Backing::Hugetlb && machine::set_aside() >= bytes;
+    let set_aside = backing == Backing::Hugetlb && refusal::set_aside() >= bytes;
     if !set_aside && !fits(bytes) {
         let available = gib(machine::available());
         return Some(format!("only {available} of memory are available, and {} stay free", gib(SPARE)));
