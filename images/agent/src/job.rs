@@ -21,6 +21,8 @@ pub enum Scenario {
     TwoDevices,
     /// L2 has an IOMMU of its own.
     Viommu,
+    /// Starts L2 again and again and times it: a measurement, for `cargo xtask bench --vm`.
+    Starts,
 }
 
 /// Which listener maps: the column of the table.
@@ -38,6 +40,16 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Its name in files, checks and results.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::Reference => "reference",
+            Mode::NotBuilt => "not-built",
+            Mode::Stock => "stock",
+            Mode::Fast => "fast",
+        }
+    }
+
     /// The property a vfio-pci device gets, with its leading comma; unpatched QEMU knows none, and built without
     /// the library it needs none.
     pub fn device_property(self) -> &'static str {
@@ -49,12 +61,53 @@ impl Mode {
     }
 }
 
+/// What [`Scenario::Starts`] makes L2's RAM of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Memory {
+    /// Anonymous memory in a kernel that gives no huge pages.
+    #[serde(rename = "anon-4k")]
+    Anon4k,
+    /// Anonymous memory with transparent huge pages.
+    AnonThp,
+    /// A memfd (shmem) in a kernel that gives no huge pages.
+    #[serde(rename = "memfd-4k")]
+    Memfd4k,
+    /// A memfd (shmem) with transparent huge pages.
+    MemfdThp,
+}
+
+impl Memory {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Anon4k, Self::AnonThp, Self::Memfd4k, Self::MemfdThp];
+
+    /// Its name in tables and checks.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Anon4k => "anon-4k",
+            Self::AnonThp => "anon-thp",
+            Self::Memfd4k => "memfd-4k",
+            Self::MemfdThp => "memfd-thp",
+        }
+    }
+
+    /// Whether it is a memfd.
+    pub const fn is_memfd(self) -> bool {
+        matches!(self, Self::Memfd4k | Self::MemfdThp)
+    }
+
+    /// Whether it may have huge pages.
+    pub const fn may_be_huge(self) -> bool {
+        matches!(self, Self::AnonThp | Self::MemfdThp)
+    }
+}
+
 /// One boot of L1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// What to do.
     pub scenario: Scenario,
-    /// With which listener.
+    /// With which listener. [`Scenario::Starts`] takes [`Mode::Stock`] and [`Mode::Fast`], which are one binary, in turns.
     pub mode: Mode,
     /// PCI addresses, in L1, of the devices to hand to vfio-pci.
     pub devices: Vec<String>,
@@ -66,6 +119,8 @@ pub struct Job {
     pub image_seed: u64,
     /// Seed of what L2 writes.
     pub write_seed: u64,
+    /// The memories and rounds in which [`Scenario::Starts`] starts each mode once; none elsewhere.
+    pub starts: Vec<(Memory, u32)>,
     /// Seconds one wait (boot of L2, an event, QEMU's exit) may take.
     pub wait_s: u64,
 }
@@ -126,6 +181,16 @@ mod tests {
     }
 
     #[test]
+    fn memories_and_modes_have_one_name() {
+        for memory in Memory::ALL {
+            assert_eq!(serde_json::to_value(memory).unwrap(), memory.name());
+        }
+        for mode in [Mode::Reference, Mode::NotBuilt, Mode::Stock, Mode::Fast] {
+            assert_eq!(serde_json::to_value(mode).unwrap(), mode.name());
+        }
+    }
+
+    #[test]
     fn a_job_survives_its_json() {
         let job = Job {
             scenario: Scenario::P2pRange,
@@ -135,6 +200,7 @@ mod tests {
             disk_mib: 64,
             image_seed: u64::MAX,
             write_seed: 1,
+            starts: vec![(Memory::Anon4k, 3)],
             wait_s: 60,
         };
         let text = serde_json::to_string(&job).unwrap();

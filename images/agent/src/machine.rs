@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::OFlags;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, finit_module, reboot};
+use rustix::time::{ClockId, clock_gettime};
 
 /// The order in which modules have to be loaded; written when the image is built.
 const MODULE_LIST: &str = "/vft/modules.list";
@@ -147,6 +148,12 @@ pub fn uptime_ms() -> u64 {
     let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
     let seconds: f64 = text.split(' ').next().unwrap_or("0").parse().unwrap_or(0.0);
     (seconds * 1000.0) as u64
+}
+
+/// The clock that does not jump, in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
 
 /// Memory this kernel uses, in MiB.

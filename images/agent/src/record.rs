@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::{Memory, Mode};
+
 /// Name of the virtio-serial port the records of L1 leave through.
 pub const L1_PORT: &str = "vft.records";
 /// Name of the virtio-serial port the events of L2 leave through.
@@ -36,6 +38,8 @@ pub enum Record {
     },
     /// What was counted until the measured part of the run ended.
     Facts(Facts),
+    /// One start of L2, timed.
+    Start(Start),
     /// L1 could not go on.
     Fatal {
         /// Why.
@@ -72,6 +76,60 @@ pub struct Facts {
     pub populate_ns: u64,
     /// Milliseconds from QEMU's start to the first byte on L2's console; only where that is measured.
     pub first_output_ms: Option<u64>,
+}
+
+/// One start of L2: how long until it executes, and what was mapped for it by then.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// In which alternation, from 0; both modes of one round ran right after each other.
+    pub round: u32,
+    /// With which listener.
+    pub mode: Mode,
+    /// What L2's RAM is made of.
+    pub memory: Memory,
+    /// When the firmware had written its first byte: the guest executes.
+    pub first_instruction: Moment,
+    /// When L2's kernel had written its first byte: the firmware has changed the memory map for the last time.
+    pub kernel: Moment,
+    /// Bytes mapped in the end, from the ioctl witness.
+    pub held_bytes: u64,
+    /// Bytes QEMU had locked in the end, as L1's kernel accounts them (VmLck).
+    pub locked_bytes: u64,
+    /// Bytes of shmem, a memfd among it, that QEMU had in the end.
+    pub shmem_bytes: u64,
+    /// Bytes of QEMU's memory in huge pages in the end.
+    pub huge_bytes: u64,
+}
+
+impl Start {
+    /// The end of the names of its checks, like `anon-4k-stock-0`.
+    pub fn name_of(memory: Memory, mode: Mode, round: u32) -> String {
+        format!("{}-{}-{round}", memory.name(), mode.name())
+    }
+
+    /// The end of the names of its checks.
+    pub fn name(&self) -> String {
+        Self::name_of(self.memory, self.mode, self.round)
+    }
+}
+
+/// What had happened since QEMU was started, up to a moment. Times of calls are the ioctl witness's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// Nanoseconds since then.
+    pub at_ns: u64,
+    /// MAP_DMA calls.
+    pub map_calls: u64,
+    /// UNMAP_DMA calls.
+    pub unmap_calls: u64,
+    /// Bytes they mapped.
+    pub map_bytes: u64,
+    /// Nanoseconds inside MAP_DMA.
+    pub map_ns: u64,
+    /// Nanoseconds inside UNMAP_DMA.
+    pub unmap_ns: u64,
+    /// Nanoseconds the library says it spent faulting in; 0 without it.
+    pub populate_ns: u64,
 }
 
 /// From L2 to L1.

@@ -4,10 +4,12 @@ use super::bars::{percent, times};
 use super::plot::{Anchor, Area, Canvas};
 use super::record::{Backing, Case};
 use super::summary::{Row, Spread, Summary};
-use super::table::{about, fault_in, gib};
+use super::table::{Section, fault_in, gib};
 
-const WIDTH: f64 = 1200.0;
-const MARGIN: f64 = 30.0;
+/// The drawing's width.
+pub const WIDTH: f64 = 1200.0;
+/// What stays free at its sides.
+pub const MARGIN: f64 = 30.0;
 const HALF: f64 = (WIDTH - 3.0 * MARGIN) / 2.0;
 const STOCK: &str = "#9a9a9a";
 const FAST: &str = "#1f6fb4";
@@ -15,28 +17,44 @@ const BARE: &str = "#2c9c69";
 const CLEAR: &str = "#d9902f";
 const LINES: [&str; 5] = ["#1f6fb4", "#d9902f", "#2c9c69", "#b2365b", "#7a56b3"];
 /// Room above the highest median; what an outlier's whisker needs beyond is cut.
-const ROOM: f64 = 1.25;
+pub const ROOM: f64 = 1.25;
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// All plots, one below the other.
-pub fn draw(summary: &Summary) -> String {
+/// All plots, one below the other: the native ones of `native`, and whatever draws the next from a height on down to the
+/// height it answers.
+pub fn draw(native: Option<(&Summary, &Section)>, next: impl FnOnce(&mut Canvas, f64) -> f64) -> String {
     let mut canvas = Canvas::default();
     canvas.text(MARGIN, 40.0, 22, Anchor::Start, "vfio-fast: mapping guest memory");
-    let mut y = 64.0;
-    for line in about(summary) {
-        canvas.text(MARGIN, y, 12, Anchor::Start, &line);
+    let mut y = 70.0;
+    if let Some((summary, section)) = native {
+        y = draw_native(&mut canvas, y, summary, section);
+    }
+    y = next(&mut canvas, y);
+    canvas.finish(WIDTH, y)
+}
+
+/// Title and facts of a section; the answer is where its plots begin.
+pub fn heading(canvas: &mut Canvas, mut y: f64, section: &Section) -> f64 {
+    canvas.text(MARGIN, y, 18, Anchor::Start, section.title);
+    y += 24.0;
+    for line in &section.about {
+        canvas.text(MARGIN, y, 12, Anchor::Start, line);
         y += 17.0;
     }
-    y += 26.0;
-    throughput(&mut canvas, (MARGIN, y, WIDTH - 2.0 * MARGIN, 380.0), summary);
+    y + 26.0
+}
+
+fn draw_native(canvas: &mut Canvas, y: f64, summary: &Summary, section: &Section) -> f64 {
+    let mut y = heading(canvas, y, section);
+    throughput(canvas, (MARGIN, y, WIDTH - 2.0 * MARGIN, 380.0), summary);
     y += 410.0;
     let right = MARGIN + HALF + MARGIN;
-    scaling(&mut canvas, (MARGIN, y, HALF, 360.0), summary);
-    limits(&mut canvas, (right, y, HALF, 360.0), summary);
+    scaling(canvas, (MARGIN, y, HALF, 360.0), summary);
+    limits(canvas, (right, y, HALF, 360.0), summary);
     y += 390.0;
-    batches(&mut canvas, (MARGIN, y, HALF, 360.0), summary);
-    remap(&mut canvas, (right, y, HALF, 360.0), summary);
-    canvas.finish(WIDTH, y + 370.0)
+    batches(canvas, (MARGIN, y, HALF, 360.0), summary);
+    remap(canvas, (right, y, HALF, 360.0), summary);
+    y + 390.0
 }
 
 type Box = (f64, f64, f64, f64);
@@ -51,7 +69,8 @@ fn whole(spread: Spread, by: f64) -> (f64, f64, f64) {
     (spread.median * by, spread.min * by, spread.max * by)
 }
 
-fn most(values: impl IntoIterator<Item = f64>) -> f64 {
+/// The largest of these; 0 if there are none.
+pub fn most(values: impl IntoIterator<Item = f64>) -> f64 {
     values.into_iter().fold(0.0, f64::max)
 }
 

@@ -3,6 +3,8 @@
 mod bars;
 mod figure;
 mod knobs;
+#[path = "../../../engine/benches/native/machine.rs"]
+mod machine;
 mod page;
 mod plot;
 mod pure;
@@ -10,6 +12,7 @@ mod pure;
 mod record;
 mod summary;
 mod table;
+mod vm;
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -17,23 +20,31 @@ use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
+use serde::Serialize;
 
 use crate::outcome::{CannotRun, UNAVAILABLE};
 use crate::paths;
 use crate::progress::{run_logged, step};
+use bars::Bar;
 use summary::Summary;
+use table::Section;
 
 /// What to measure.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
+    /// Pins of this machine's memory, without VFIO [default, unless --vm is given]
+    #[arg(long)]
+    native: bool,
+    /// Starts of a guest in the nested machine, with real VFIO
+    #[arg(long)]
+    vm: bool,
     /// One small guest, few rounds: to see that it works, not to quote
     #[arg(long)]
     quick: bool,
-    /// Guest sizes in GiB [default: 1,2,4,8,16, as far as memory allows]
+    /// Guest sizes in GiB [default: 1,2,4,8,16, as far as memory allows; with --vm 1,2,4]
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<f64>,
-    /// How often each case is measured [default: 5, with --quick 3]
+    /// How often each case is measured [default: 5, with --quick 3, with --quick --vm 1]
     #[arg(long)]
     rounds: Option<u32>,
     /// Write the results there too
@@ -44,9 +55,47 @@ pub struct Args {
     host_settings: bool,
 }
 
+/// Everything a run found: `results.json`.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    /// The native part.
+    summary: Option<Summary>,
+    /// What it says of what is promised.
+    bars: Vec<Bar>,
+    /// The part with real VFIO.
+    vm: Option<vm::Summary>,
+}
+
 /// Measures, then shows.
 pub fn run(args: &Args) -> Result<()> {
+    let measures_native = args.native || !args.vm;
+    ensure!(measures_native || !args.host_settings, "--host-settings changes nothing in the nested machine");
+    // Before anything takes long.
+    let wanted = args.vm.then(|| vm::Wanted::new(&vm_sizes(args), vm_rounds(args))).transpose()?;
     let folder = new_run()?;
+    let mut report = Report::default();
+    if measures_native {
+        let mut summary = measure_native(args, &folder)?;
+        summary.command = command_line(args);
+        report.bars = bars::judge(&summary);
+        report.summary = Some(summary);
+    }
+    let mut outcome = Ok(());
+    if let Some(wanted) = wanted {
+        outcome = vm::run(&wanted, &folder).and_then(|(mut summary, counted)| {
+            summary.command = command_line(args);
+            report.vm = Some(summary);
+            counted
+        });
+    }
+    // What was measured is shown, even if something went wrong after it.
+    if report.summary.is_some() || report.vm.is_some() {
+        show(args, &report, &folder)?;
+    }
+    outcome
+}
+
+fn measure_native(args: &Args, folder: &Path) -> Result<Summary> {
     let settings = args.host_settings.then(knobs::allow_huge_pages).transpose()?;
     let lines = folder.join("native.jsonl");
     let measured =
@@ -58,22 +107,32 @@ pub fn run(args: &Args) -> Result<()> {
         run_logged(&mut pure_command(args.quick, &criterion), log)
     });
     pure?;
-
     let mut summary = Summary::read(&lines)?;
-    summary.command = command_line(args);
     summary.pure = pure::read(&criterion)?;
-    let bars = bars::judge(&summary);
-    let results = serde_json::to_string_pretty(&json!({ "summary": summary, "bars": bars }))? + "\n";
+    Ok(summary)
+}
+
+fn show(args: &Args, report: &Report, folder: &Path) -> Result<()> {
+    let results = serde_json::to_string_pretty(report)? + "\n";
     fs::write(folder.join("results.json"), &results)?;
     if let Some(path) = &args.json {
         fs::write(path, &results).with_context(|| format!("Cannot write {}", path.display()))?;
     }
-    let figure = figure::draw(&summary);
+    let native = report.summary.as_ref().map(|summary| table::section(summary, &report.bars));
+    let vm = report.vm.as_ref().map(vm::section);
+    let figure = figure::draw(report.summary.as_ref().zip(native.as_ref()), |canvas, y| {
+        report
+            .vm
+            .as_ref()
+            .zip(vm.as_ref())
+            .map_or(y, |(summary, section)| vm::draw(canvas, y, summary, section))
+    });
+    let sections: Vec<Section> = native.into_iter().chain(vm).collect();
     fs::write(folder.join("bench.svg"), &figure)?;
-    fs::write(folder.join("bench.html"), page::html(&summary, &bars, &figure))?;
-    fs::write(folder.join("bench.md"), page::markdown(&summary, &bars))?;
+    fs::write(folder.join("bench.html"), page::html(&sections, &figure))?;
+    fs::write(folder.join("bench.md"), page::markdown(&sections))?;
     plot::write_png(&figure, &folder.join("bench.png"))?;
-    print!("{}", table::text(&summary, &bars));
+    print!("{}", table::text(&sections));
     println!("{}", folder.join("bench.html").display());
     Ok(())
 }
@@ -105,6 +164,18 @@ fn rounds(args: &Args) -> u32 {
     args.rounds.unwrap_or(if args.quick { 3 } else { 5 })
 }
 
+fn vm_sizes(args: &Args) -> Vec<f64> {
+    match (args.sizes.is_empty(), args.quick) {
+        (false, _) => args.sizes.clone(),
+        (true, true) => vec![1.0],
+        (true, false) => vec![1.0, 2.0, 4.0],
+    }
+}
+
+fn vm_rounds(args: &Args) -> u32 {
+    args.rounds.unwrap_or(if args.quick { 1 } else { 5 })
+}
+
 fn pure_command(quick: bool, folder: &Path) -> Command {
     let mut command = Command::new(paths::cargo());
     command.current_dir(paths::root()).env("CARGO_TERM_COLOR", "never");
@@ -116,8 +187,8 @@ fn pure_command(quick: bool, folder: &Path) -> Command {
 /// What was typed, to be typed again.
 fn command_line(args: &Args) -> String {
     let mut words = vec!["cargo xtask bench".to_owned()];
-    if args.quick {
-        words.push("--quick".to_owned());
+    for (given, word) in [(args.native, "--native"), (args.vm, "--vm"), (args.quick, "--quick")] {
+        words.extend(given.then(|| word.to_owned()));
     }
     if !args.sizes.is_empty() {
         words.push(format!("--sizes {}", listed(&args.sizes)));

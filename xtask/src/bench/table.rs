@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::bars::{Bar, micros, percent, times};
-use super::record::Case;
+use super::record::{Case, Machine};
 use super::summary::{Row, Spread, Summary};
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -16,24 +16,40 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
 }
 
+/// What was measured in one place.
+pub struct Section {
+    /// Where.
+    pub title: &'static str,
+    /// What was measured there, and what was not.
+    pub about: Vec<String>,
+    /// The tables with their titles.
+    pub tables: Vec<(&'static str, Table)>,
+}
+
 /// Everything for the terminal.
-pub fn text(summary: &Summary, bars: &[Bar]) -> String {
+pub fn text(sections: &[Section]) -> String {
     let mut text = String::new();
-    for line in about(summary) {
-        let _ = writeln!(text, "{line}");
-    }
-    for (title, table) in tables(summary, bars) {
-        let _ = write!(text, "\n{title}\n{}", lines(&table));
+    for section in sections {
+        let _ = writeln!(text, "\n{}", section.title);
+        for line in &section.about {
+            let _ = writeln!(text, "{line}");
+        }
+        for (title, table) in &section.tables {
+            let _ = write!(text, "\n{title}\n{}", lines(table));
+        }
     }
     text
 }
 
-/// What was measured where, and what was not.
-pub fn about(summary: &Summary) -> Vec<String> {
-    let machine = &summary.machine;
+/// The native part.
+pub fn section(summary: &Summary, bars: &[Bar]) -> Section {
+    Section { title: "Natively", about: about(summary), tables: tables(summary, bars) }
+}
+
+/// What every section says of its machine and its command.
+pub fn about_run(machine: &Machine, command: &str, rounds: usize, others: Spread) -> Vec<String> {
     let kind = if machine.virtual_machine { "a virtual machine" } else { "bare metal" };
-    let rounds = summary.cold.iter().map(|row| row.fast.count).max().unwrap_or(0);
-    let mut lines = vec![
+    vec![
         format!(
             "{} CPUs {} ({kind}), {:.0} GiB, Linux {}, THP {}, shmem THP {}, load {:.2}",
             machine.cpus,
@@ -45,22 +61,26 @@ pub fn about(summary: &Summary) -> Vec<String> {
             machine.load
         ),
         format!("Pins: {}", machine.pins),
-        format!("Command: {} ({rounds} rounds)", summary.command),
+        format!("Command: {command} ({rounds} rounds)"),
         format!(
-            "Others used {} of the CPUs meanwhile (median of rounds; least {}, most {})",
-            percent(summary.others.median),
-            percent(summary.others.min),
-            percent(summary.others.max)
+            "Others used {} of the CPUs meanwhile (median; least {}, most {})",
+            percent(others.median),
+            percent(others.min),
+            percent(others.max)
         ),
-    ];
+    ]
+}
+
+fn about(summary: &Summary) -> Vec<String> {
+    let rounds = summary.cold.iter().map(|row| row.fast.count).max().unwrap_or(0);
+    let mut lines = about_run(&summary.machine, &summary.command, rounds, summary.others);
     for out in &summary.left_out {
         lines.push(format!("Left out: {} of {}: {}", gib(out.bytes), out.backing.name(), out.why));
     }
     lines
 }
 
-/// The tables with their titles.
-pub fn tables(summary: &Summary, bars: &[Bar]) -> Vec<(&'static str, Table)> {
+fn tables(summary: &Summary, bars: &[Bar]) -> Vec<(&'static str, Table)> {
     let cold = Table {
         head: vec![
             "memory",
@@ -137,7 +157,7 @@ fn cold_row(row: &Row) -> Vec<String> {
         fault_in(row),
         seconds(row.stock),
         seconds(row.fast),
-        format!("{} [{:.2} – {:.2}]", times(row.ratio.median), row.ratio.min, row.ratio.max),
+        ratio(row.ratio),
         percent(row.of_bare.median),
         percent(row.of_clear.median),
         percent(row.huge.1),
@@ -153,7 +173,7 @@ fn remap_row(row: &Row) -> Vec<String> {
         seconds(row.fast),
         format!("{:.3} s", row.populate),
         format!("{:.3} s", row.pin),
-        format!("{} [{:.2} – {:.2}]", times(row.ratio.median), row.ratio.min, row.ratio.max),
+        ratio(row.ratio),
     ]
 }
 
@@ -172,7 +192,13 @@ pub fn gib(bytes: u64) -> String {
     format!("{} GiB", (bytes as f64 / GIB * 100.0).round() / 100.0)
 }
 
-fn seconds(spread: Spread) -> String {
+/// "1.87× [1.80 – 1.95]".
+pub fn ratio(spread: Spread) -> String {
+    format!("{} [{:.2} – {:.2}]", times(spread.median), spread.min, spread.max)
+}
+
+/// "3.201 s [3.100 – 3.400]".
+pub fn seconds(spread: Spread) -> String {
     format!("{:.3} s [{:.3} – {:.3}]", spread.median, spread.min, spread.max)
 }
 

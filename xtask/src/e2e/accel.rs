@@ -66,7 +66,7 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
     let initrd = folder.join("initrd.cpio");
     let payload = Payload { agent: &parts.agent, qemu: None, libraries: &[], job: b"" };
     parts.guest.write_initrd(&payload, &initrd)?;
-    let mut command = l0::command(&parts.reference, &parts.guest, Accel::Kvm, &initrd, &folder);
+    let mut command = l0::command(&parts.reference, &parts.guest, Accel::Kvm, "", &initrd, &folder);
     command.args(["-m", "1024M"]);
     let told = l0::run(command, &folder, PROBE_LIMIT, "kvm-probe", || ());
     fs::remove_file(initrd)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use vfio_fast_agent::job::{Mode, Scenario};
-use vfio_fast_agent::record::Facts;
+use vfio_fast_agent::record::{Facts, Start};
 use vfio_fast_agent::witness;
 
 use super::records::{Check, Told, log_text};
@@ -28,6 +28,10 @@ pub struct Verdict {
     pub checks: Vec<Check>,
     /// What was counted, if the run got that far.
     pub facts: Option<Facts>,
+    /// What was timed.
+    pub starts: Vec<Start>,
+    /// Whether L1 itself hung.
+    pub hung: bool,
     /// Where its logs are.
     pub folder: PathBuf,
     /// How long L1 ran, in seconds.
@@ -71,6 +75,8 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
         timed: plan.timed,
         checks: told.checks,
         facts: told.facts,
+        starts: told.starts,
+        hung: told.hung,
         folder: folder.into(),
         seconds: told.took.as_secs_f64(),
     };

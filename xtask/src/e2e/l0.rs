@@ -15,9 +15,18 @@ use crate::progress::elapsed;
 
 /// The file L1's records arrive in.
 const RECORDS: &str = "records.jsonl";
+/// A machine that is through is off long before this.
+const POWER_OFF: Duration = Duration::from_secs(30);
 
-/// QEMU with what every L1 has; memory and devices under test are to be added.
-pub fn command(qemu: &Path, guest: &Guest, accel: Accel, initrd: &Path, folder: &Path) -> Command {
+/// QEMU with what every L1 has; memory and devices under test are to be added. `options` are for L1's kernel.
+pub fn command(
+    qemu: &Path,
+    guest: &Guest,
+    accel: Accel,
+    options: &str,
+    initrd: &Path,
+    folder: &Path,
+) -> Command {
     let mut command = Command::new(qemu);
     for path in guest.firmware() {
         command.arg("-L").arg(path);
@@ -31,11 +40,11 @@ pub fn command(qemu: &Path, guest: &Guest, accel: Accel, initrd: &Path, folder: 
         .arg(guest.kernel())
         .arg("-initrd")
         .arg(initrd)
-        .args([
-            "-append",
-            "console=ttyS0 earlycon=uart8250,io,0x3f8 intel_iommu=on iommu=nopt panic=-1 \
-             mitigations=off random.trust_cpu=on log_buf_len=4M no_timer_check vft.role=l1",
-        ])
+        .arg("-append")
+        .arg(format!(
+            "console=ttyS0 earlycon=uart8250,io,0x3f8 intel_iommu=on iommu=nopt panic=-1 mitigations=off \
+             random.trust_cpu=on log_buf_len=4M no_timer_check vft.role=l1 {options}"
+        ))
         .args(["-chardev", &format!("file,id=console,{}", file("l1-console.log"))])
         .args(["-serial", "chardev:console"])
         .args(["-chardev", &format!("file,id=records,{}", file(RECORDS))])
@@ -63,6 +72,7 @@ pub fn run(
     let start = Instant::now();
     let mut listener = Listener::new(folder, RECORDS);
     let mut begun = Some(begun);
+    let mut through: Option<Instant> = None;
     let ended = loop {
         // Asked before listening, so that what was said last is heard.
         let ended = child.try_wait()?;
@@ -72,7 +82,10 @@ pub fn run(
             }
             println!("    {name}: {step} ({})", elapsed(start.elapsed()));
         }
-        if ended.is_some() || start.elapsed() > limit {
+        if listener.told.ended {
+            listener.told.hung = through.get_or_insert_with(Instant::now).elapsed() > POWER_OFF;
+        }
+        if ended.is_some() || listener.told.hung || start.elapsed() > limit {
             break ended;
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -85,7 +98,8 @@ pub fn run(
         None => {
             child.kill()?;
             child.wait()?;
-            told.trouble.push(format!("L1 was stopped after {}", elapsed(limit)));
+            let why = if told.hung { "it was through, and did not power off" } else { "it was not through" };
+            told.trouble.push(format!("L1 was stopped after {}: {why}", elapsed(told.took)));
         }
     }
     Ok(told)

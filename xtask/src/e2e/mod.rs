@@ -15,8 +15,16 @@ mod scenario;
 mod splat;
 mod table;
 
+pub use accel::Accel;
+pub use judge::Verdict;
+pub use phase::{Phase, Phases};
+#[cfg(test)]
+pub use records::Check;
+pub use runs::{Parts, Runs, require_memory};
+pub use scenario::Plan;
+
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cache::Cache;
@@ -25,8 +33,6 @@ use crate::image::{self, Guest};
 use crate::qemu::{self, Kind};
 use crate::{install, packages, paths, progress};
 use anyhow::{Context, Result, bail};
-use phase::{Phase, Phases};
-use runs::{Parts, Runs};
 
 /// Which scenarios to run.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -54,20 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
     let cache = Cache::open()?;
     packages::ensure(&cache)?;
     let run = new_run()?;
-    let guest = Guest::prepare(&cache, &Debian::open(&cache)?)?;
-    let reference = qemu::built(Kind::Stock)?;
-    let not_built = qemu::built(Kind::Off)?;
-    let patched = qemu::built(Kind::On)?;
-
-    phases.enter(Phase::Build);
-    let agent = progress::step("Build the agent", &run.join("agent.log"), image::build_agent)?;
-    let witness = progress::step("Build the witness", &run.join("witness.log"), image::build_witness)?;
-    let prefix = run.join("prefix");
-    progress::step("Build the library", &run.join("library.log"), |log| install::into(&prefix, log))?;
-    let library = prefix.join("lib").join(install::soname());
-    let parts = Parts { guest, reference, patched, not_built, library, agent, witness };
-    let accel = accel::choose(&parts, &run)?;
-    println!("    L1 runs under {accel}");
+    let (parts, accel) = prepare(&cache, &run, &phases)?;
 
     let runs = Runs { parts: &parts, folder: &run, accel, phases: &phases };
     let (mut verdicts, outcome) = runs.all(&plans);
@@ -86,6 +79,25 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("{failed} of {} runs failed", verdicts.len());
     }
     outcome
+}
+
+/// Fetches and builds what the machines are made of, and chooses how L1 runs.
+pub fn prepare(cache: &Cache, run: &Path, phases: &Phases) -> Result<(Parts, Accel)> {
+    let guest = Guest::prepare(cache, &Debian::open(cache)?)?;
+    let reference = qemu::built(Kind::Stock)?;
+    let not_built = qemu::built(Kind::Off)?;
+    let patched = qemu::built(Kind::On)?;
+
+    phases.enter(Phase::Build);
+    let agent = progress::step("Build the agent", &run.join("agent.log"), image::build_agent)?;
+    let witness = progress::step("Build the witness", &run.join("witness.log"), image::build_witness)?;
+    let prefix = run.join("prefix");
+    progress::step("Build the library", &run.join("library.log"), |log| install::into(&prefix, log))?;
+    let library = prefix.join("lib").join(install::soname());
+    let parts = Parts { guest, reference, patched, not_built, library, agent, witness };
+    let accel = accel::choose(&parts, run)?;
+    println!("    L1 runs under {accel}");
+    Ok((parts, accel))
 }
 
 /// A new folder for this run, and `latest` pointing to it.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vfio_fast_agent::record::{Facts, Record};
+use vfio_fast_agent::record::{Facts, Record, Start};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,12 +27,16 @@ pub struct Told {
     pub checks: Vec<Check>,
     /// What was counted.
     pub facts: Option<Facts>,
+    /// What was timed.
+    pub starts: Vec<Start>,
     /// What kept the run from going on, or from ending as it should.
     pub trouble: Vec<String>,
     /// Whether anything was told at all.
     pub reached_user_space: bool,
     /// Whether L1 said that it is through.
     pub ended: bool,
+    /// Whether it then did not end: not what it ran hung, but L1 itself, or what emulates it.
+    pub hung: bool,
     /// How long L1 ran.
     pub took: Duration,
 }
@@ -87,6 +91,7 @@ impl Listener {
             Record::Step { what, .. } => return Ok(Some(what)),
             Record::Check { name, ok, detail } => self.told.checks.push(Check { name, ok, detail }),
             Record::Facts(facts) => self.told.facts = Some(facts),
+            Record::Start(start) => self.told.starts.push(start),
             Record::Fatal { error } => self.told.trouble.push(format!("L1: {error}")),
             Record::End => self.told.ended = true,
             Record::Log { file, line } => self.log(&file, &line)?,

@@ -14,7 +14,7 @@ use super::disk::Disk;
 use super::judge::{self, Verdict};
 use super::l0;
 use super::phase::{Phase, Phases};
-use super::scenario::{self, Plan};
+use super::scenario::Plan;
 use crate::image::{Guest, Payload};
 use crate::outcome::CannotRun;
 
@@ -103,7 +103,7 @@ impl Runs<'_> {
     /// One boot of L1.
     fn one(&self, plan: &Plan, mode: Mode) -> Result<Verdict> {
         let parts = self.parts;
-        let name = format!("{}-{}", plan.name(), scenario::mode_name(mode));
+        let name = plan.run_name(mode);
         let folder = self.folder.join(&name);
         fs::create_dir_all(&folder)?;
         self.phases.enter(Phase::Boot(&name));
@@ -118,6 +118,7 @@ impl Runs<'_> {
             disk_mib: plan.disk_mib,
             image_seed: disk.image_seed,
             write_seed: disk.write_seed,
+            starts: plan.starts.clone(),
             wait_s: 120,
         };
         let initrd = folder.join("initrd.cpio");
@@ -137,8 +138,9 @@ impl Runs<'_> {
             job: &serde_json::to_vec(&job)?,
         };
         parts.guest.write_initrd(&payload, &initrd)?;
-        let mut command = l0::command(&parts.reference, &parts.guest, self.accel, &initrd, &folder);
-        command.args(["-m", &format!("{}M", plan.l1_memory_mib())]);
+        let options = plan.l1_options();
+        let mut command = l0::command(&parts.reference, &parts.guest, self.accel, options, &initrd, &folder);
+        command.args(plan.l0_memory());
         for spare in 1..plan.addresses().len() {
             fs::File::create(disk.path.with_extension(format!("{spare}.img")))?.set_len(1 << 20)?;
         }
@@ -168,7 +170,8 @@ fn workers(plans: &[Plan], available_mib: u64) -> usize {
     WORKERS.min(processors).min(fit).max(1)
 }
 
-fn require_memory(plan: &Plan) -> Result<()> {
+/// Ends the verb with 69 if this machine has too little memory for that now.
+pub fn require_memory(plan: &Plan) -> Result<()> {
     let (needed, available) = (plan.l1_memory_mib() + OVERHEAD_MIB, available_mib()?);
     if available < needed {
         bail!(CannotRun(format!("{needed} MiB of memory are needed, {available} MiB are available")));
@@ -186,6 +189,7 @@ fn available_mib() -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::e2e::scenario;
 
     #[test]
     fn workers_fit_into_memory() {

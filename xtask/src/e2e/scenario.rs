@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use vfio_fast_agent::job::{Mode, Scenario};
+use vfio_fast_agent::job::{Memory, Mode, Scenario};
+use vfio_fast_agent::record::Start;
 
 /// One line of the table.
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub struct Plan {
     pub l2_boots: bool,
     /// Whether its times are compared, so that nothing may run beside it.
     pub timed: bool,
+    /// The memories and rounds that are measured, where that is what it is about.
+    pub starts: Vec<(Memory, u32)>,
     /// Time for the whole run of L1.
     pub limit: Duration,
 }
@@ -42,65 +45,96 @@ const PLAIN: Plan = Plan {
     writes_disk: false,
     l2_boots: false,
     timed: false,
+    starts: Vec::new(),
     limit: Duration::from_secs(240),
 };
 
-/// Every scenario.
-const PLANS: &[Plan] = &[
-    Plan {
-        scenario: Scenario::Nvme,
-        what: "boot, data through a passthrough NVMe, reset, data again, unplug",
-        modes: ALL_MODES,
-        // Memory on both sides of 4 GiB: the machine has 2 GiB below.
-        l2_memory_mib: 3072,
-        disk_mib: 64,
-        writes_disk: true,
-        l2_boots: true,
-        timed: true,
-        limit: Duration::from_secs(400),
-    },
-    Plan {
-        scenario: Scenario::Errors,
-        what: "too little lockable memory, when a device is added and at run time",
-        modes: ALL_MODES,
-        ..PLAIN
-    },
-    Plan {
-        scenario: Scenario::Hotplug,
-        what: "memory devices come, go, and take each other's place",
-        l2_boots: true,
-        limit: Duration::from_secs(400),
-        ..PLAIN
-    },
-    Plan {
-        scenario: Scenario::P2pRange,
-        what: "a BAR beyond the IOMMU's reach: one warning, and the VM goes on",
-        modes: &[Mode::Reference, Mode::NotBuilt, Mode::Stock, Mode::Fast],
-        // With memory above 4 GiB the firmware puts large BARs far up.
-        l2_memory_mib: 3072,
-        ..PLAIN
-    },
-    Plan {
-        scenario: Scenario::TwoDevices,
-        what: "two devices in one container join and leave; a QEMU that becomes a daemon",
-        modes: ALL_MODES,
-        ..PLAIN
-    },
-    Plan {
-        scenario: Scenario::Viommu,
-        what: "L2 has an IOMMU of its own, and moves data through it",
-        disk_mib: 8,
-        writes_disk: true,
-        l2_boots: true,
-        limit: Duration::from_secs(400),
-        ..PLAIN
-    },
-];
+/// Every scenario of e2e.
+fn plans() -> [Plan; 6] {
+    [
+        Plan {
+            scenario: Scenario::Nvme,
+            what: "boot, data through a passthrough NVMe, reset, data again, unplug",
+            modes: ALL_MODES,
+            // Memory on both sides of 4 GiB: the machine has 2 GiB below.
+            l2_memory_mib: 3072,
+            disk_mib: 64,
+            writes_disk: true,
+            l2_boots: true,
+            timed: true,
+            limit: Duration::from_secs(400),
+            ..PLAIN
+        },
+        Plan {
+            scenario: Scenario::Errors,
+            what: "too little lockable memory, when a device is added and at run time",
+            modes: ALL_MODES,
+            ..PLAIN
+        },
+        Plan {
+            scenario: Scenario::Hotplug,
+            what: "memory devices come, go, and take each other's place",
+            l2_boots: true,
+            limit: Duration::from_secs(400),
+            ..PLAIN
+        },
+        Plan {
+            scenario: Scenario::P2pRange,
+            what: "a BAR beyond the IOMMU's reach: one warning, and the VM goes on",
+            modes: &[Mode::Reference, Mode::NotBuilt, Mode::Stock, Mode::Fast],
+            // With memory above 4 GiB the firmware puts large BARs far up.
+            l2_memory_mib: 3072,
+            ..PLAIN
+        },
+        Plan {
+            scenario: Scenario::TwoDevices,
+            what: "two devices in one container join and leave; a QEMU that becomes a daemon",
+            modes: ALL_MODES,
+            ..PLAIN
+        },
+        Plan {
+            scenario: Scenario::Viommu,
+            what: "L2 has an IOMMU of its own, and moves data through it",
+            disk_mib: 8,
+            writes_disk: true,
+            l2_boots: true,
+            limit: Duration::from_secs(400),
+            ..PLAIN
+        },
+    ]
+}
 
 impl Plan {
+    /// The measurement of `cargo xtask bench --vm` for guests of one size.
+    pub fn starts(l2_memory_mib: u64, starts: Vec<(Memory, u32)>) -> Self {
+        let pairs = starts.len() as u64;
+        Self {
+            scenario: Scenario::Starts,
+            what: "starts of L2, timed",
+            // Both: see `Job::mode`.
+            modes: &[Mode::Fast],
+            l2_memory_mib,
+            timed: true,
+            starts,
+            // Many times what they need.
+            limit: Duration::from_secs(240 + pairs * (120 + l2_memory_mib / 8)),
+            ..PLAIN
+        }
+    }
+
     /// Its name on the command line.
     pub fn name(&self) -> String {
-        kebab(&self.scenario)
+        // The names serde gives are the names everywhere.
+        let value = serde_json::to_value(self.scenario).expect("a plain enum");
+        value.as_str().expect("a plain enum is a string").to_owned()
+    }
+
+    /// The name of one of its runs.
+    pub fn run_name(&self, mode: Mode) -> String {
+        match self.scenario {
+            Scenario::Starts => format!("{}-{}m", self.name(), self.l2_memory_mib),
+            _ => format!("{}-{}", self.name(), mode.name()),
+        }
     }
 
     /// RAM of L1: L2's, and room for its own programs.
@@ -112,6 +146,27 @@ impl Plan {
     pub fn addresses(&self) -> Vec<String> {
         let slots: &[u8] = if self.scenario == Scenario::TwoDevices { &[4, 5] } else { &[4] };
         slots.iter().map(|slot| format!("0000:00:{slot:02x}.0")).collect()
+    }
+
+    /// Options for L1's kernel.
+    pub fn l1_options(&self) -> &'static str {
+        match self.scenario {
+            // An emulated processor that halts while L2 is at work is, once in some fifty starts, never woken again.
+            Scenario::Starts => "idle=poll",
+            _ => "",
+        }
+    }
+
+    /// Arguments for L1's memory.
+    pub fn l0_memory(&self) -> Vec<String> {
+        let mib = self.l1_memory_mib();
+        let mut arguments = vec!["-m".to_owned(), format!("{mib}M")];
+        if self.scenario == Scenario::Starts {
+            // What L1 touches for the first time would otherwise cost this machine a fault, too.
+            let memory = format!("memory-backend-ram,id=l1,size={mib}M,prealloc=on");
+            arguments.extend(["-object", &memory, "-machine", "memory-backend=l1"].map(str::to_owned));
+        }
+        arguments
     }
 
     /// Arguments for L1's IOMMU and the devices under test.
@@ -143,8 +198,9 @@ impl Plan {
     }
 
     /// The checks a run has to have made; one that is missing has failed.
-    pub fn expected_checks(&self, mode: Mode) -> Vec<&'static str> {
+    pub fn expected_checks(&self, mode: Mode) -> Vec<String> {
         let mut names = match self.scenario {
+            Scenario::Starts => return self.expected_of_starts(),
             Scenario::Nvme => vec![
                 "mappings-after-realize",
                 "flat-view-after-realize",
@@ -221,29 +277,31 @@ impl Plan {
             }
             _ => {}
         }
+        names.into_iter().map(str::to_owned).collect()
+    }
+
+    fn expected_of_starts(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for &(memory, round) in &self.starts {
+            for &mode in PATCHED {
+                let start = Start::name_of(memory, mode, round);
+                names.extend((mode == Mode::Fast).then(|| format!("stats-{start}")));
+                names.push(format!("mappings-{start}"));
+            }
+        }
         names
     }
 }
 
 /// The scenarios of these names; all without any.
 pub fn chosen(names: &[String]) -> Result<Vec<Plan>> {
-    let known: Vec<String> = PLANS.iter().map(Plan::name).collect();
+    let plans = plans();
+    let known: Vec<String> = plans.iter().map(Plan::name).collect();
     if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
         bail!("there is no scenario {unknown}, only {}", known.join(", "));
     }
-    let wanted = |plan: &&Plan| names.is_empty() || names.contains(&plan.name());
-    Ok(PLANS.iter().filter(wanted).cloned().collect())
-}
-
-/// The name of a mode in files and results.
-pub fn mode_name(mode: Mode) -> String {
-    kebab(&mode)
-}
-
-/// The names serde gives are the names everywhere.
-fn kebab(value: &impl serde::Serialize) -> String {
-    let value = serde_json::to_value(value).expect("a plain enum");
-    value.as_str().expect("a plain enum is a string").to_owned()
+    let wanted = |plan: &Plan| names.is_empty() || names.contains(&plan.name());
+    Ok(plans.into_iter().filter(wanted).collect())
 }
 
 #[cfg(test)]
@@ -252,14 +310,23 @@ mod tests {
 
     #[test]
     fn names_choose() {
-        assert_eq!(chosen(&[]).unwrap().len(), PLANS.len());
+        assert_eq!(chosen(&[]).unwrap().len(), plans().len());
         assert_eq!(chosen(&["nvme".into()]).unwrap()[0].scenario, Scenario::Nvme);
         assert!(chosen(&["nvmee".into()]).unwrap_err().to_string().contains("nvme"));
     }
 
     #[test]
+    fn every_start_is_checked() {
+        let plan = Plan::starts(1024, vec![(Memory::Anon4k, 0), (Memory::MemfdThp, 1)]);
+        let names = plan.expected_checks(Mode::Fast);
+        // Both modes' mappings, and the library's own counters.
+        assert_eq!(names.len(), 2 * 3);
+        assert!(names.contains(&"stats-memfd-thp-fast-1".to_owned()), "{names:?}");
+    }
+
+    #[test]
     fn every_scenario_expects_checks() {
-        for plan in PLANS {
+        for plan in plans() {
             for &mode in plan.modes {
                 assert!(!plan.expected_checks(mode).is_empty(), "{} {mode:?}", plan.name());
             }

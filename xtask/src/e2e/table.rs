@@ -9,7 +9,6 @@ use vfio_fast_agent::job::Mode;
 use vfio_fast_agent::record::Facts;
 
 use super::judge::Verdict;
-use super::scenario::mode_name;
 
 /// Who counted what the table says.
 const WITNESS: &str = "L1 kernel tracepoints (calls, bytes), ioctl preload (times)";
@@ -26,7 +25,7 @@ fn object(verdict: &Verdict) -> Value {
         verdict.checks.iter().map(|c| json!({ "name": c.name, "ok": c.ok, "detail": c.detail })).collect();
     let mut object = json!({
         "scenario": verdict.name,
-        "mode": mode_name(verdict.mode),
+        "mode": verdict.mode.name(),
         "verdict": if verdict.passed() { "pass" } else { "fail" },
         "seconds": verdict.seconds,
         "witness": WITNESS,
@@ -65,7 +64,7 @@ pub fn print(verdicts: &[Verdict]) {
         println!(
             "{word}  {:12} {:10} {checks} checks, {:.0} s",
             verdict.name,
-            mode_name(verdict.mode),
+            verdict.mode.name(),
             verdict.seconds
         );
     }
@@ -77,7 +76,7 @@ pub fn print(verdicts: &[Verdict]) {
         let columns: Vec<(Mode, &Facts)> =
             runs.filter_map(|v| v.facts.as_ref().map(|facts| (v.mode, facts))).collect();
         print!("\n{name:<20}");
-        columns.iter().for_each(|(mode, _)| print!("{:>14}", mode_name(*mode)));
+        columns.iter().for_each(|(mode, _)| print!("{:>14}", mode.name()));
         println!();
         for (label, cell) in ROWS {
             print!("{label:<20}");

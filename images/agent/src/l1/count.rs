@@ -1,7 +1,7 @@
 //! What a run cost, as each witness counted it, and whether they agree.
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 use vfio_fast_agent::record::Facts;
 use vfio_fast_agent::witness::{Call, Held};
 
@@ -55,8 +55,7 @@ pub fn witnesses_agree(lab: &Lab, vm: &Vm, facts: &Facts) -> Result<()> {
 
 /// The check `stats-agree`: so did the library, which has also told how long it populated.
 pub fn stats_agree(lab: &Lab, vm: &mut Vm, facts: &mut Facts) -> Result<()> {
-    let property = json!({ "path": "/machine/peripheral/dut", "property": "x-vfio-fast-stats" });
-    let stats = vm.qmp.run("qom-get", property)?;
+    let stats = library_stats(vm)?;
     lab.report.log("stats", &stats.to_string());
     facts.populate_ns = stats["populate_ns"].as_u64().unwrap_or(0);
     let stat = |name: &str| stats[name].as_u64().unwrap_or(u64::MAX);
@@ -69,6 +68,12 @@ pub fn stats_agree(lab: &Lab, vm: &mut Vm, facts: &mut Facts) -> Result<()> {
     ];
     report_equal(lab, "stats-agree", "library", &pairs);
     Ok(())
+}
+
+/// What the library of the device `dut` counted.
+pub fn library_stats(vm: &mut Vm) -> Result<Value> {
+    let property = json!({ "path": "/machine/peripheral/dut", "property": "x-vfio-fast-stats" });
+    vm.qmp.run("qom-get", property)
 }
 
 fn report_equal(lab: &Lab, name: &str, other: &str, pairs: &[(&str, u64, u64)]) {

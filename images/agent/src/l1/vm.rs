@@ -23,6 +23,7 @@ use crate::machine;
 const WITNESS: &str = "/run/witness";
 const MONITOR: &str = "/run/qmp";
 const EVENTS: &str = "/run/l2-events";
+const CONSOLE: &str = "/run/l2-console-file";
 
 /// A running QEMU.
 pub struct Vm {
@@ -113,10 +114,23 @@ impl Vm {
     /// Starts QEMU paused (`-S`) and waits until its machine is built.
     pub fn start(lab: &Lab, arguments: &[String]) -> Result<Self> {
         let mut command = command(arguments)?;
-        command
-            .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.arg("-S");
+        command.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+        Self::spawn(lab, command, "l2-console")
+    }
+
+    /// Starts QEMU and lets the guest run as soon as it can. What counts as first output is the
+    /// firmware's: SeaBIOS writes its name to this port before it does anything else.
+    pub fn start_running(lab: &Lab, arguments: &[String]) -> Result<Self> {
+        let mut command = command(arguments)?;
+        command.args(["-chardev", "stdio,id=firmware,signal=off"]);
+        command.args(["-device", "isa-debugcon,iobase=0x402,chardev=firmware"]);
+        command.args(["-serial", &format!("file:{CONSOLE}")]);
+        Self::spawn(lab, command, "l2-firmware")
+    }
+
+    fn spawn(lab: &Lab, mut command: Command, output: &'static str) -> Result<Self> {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         lab.report.log("l1-setup", &format!("{command:?}"));
         let started = Instant::now();
         let mut child = command.spawn().context("cannot start QEMU")?;
@@ -125,7 +139,7 @@ impl Vm {
         let errors = child.stderr.take().context("QEMU has no standard error")?;
         let first = first_output.clone();
         let readers = vec![
-            copy_lines(console, "l2-console", lab.report.clone(), move || {
+            copy_lines(console, output, lab.report.clone(), move || {
                 let _ = first.set(Instant::now());
             }),
             copy_lines(errors, "qemu-stderr", lab.report.clone(), || ()),
@@ -138,7 +152,7 @@ impl Vm {
     pub fn start_daemon(lab: &Lab, arguments: &[String]) -> Result<Self> {
         const PID_FILE: &str = "/run/qemu-pid";
         let mut command = command(arguments)?;
-        command.args(["-daemonize", "-pidfile", PID_FILE]).stdout(Stdio::null());
+        command.args(["-S", "-daemonize", "-pidfile", PID_FILE]).stdout(Stdio::null());
         lab.report.log("l1-setup", &format!("{command:?}"));
         let started = Instant::now();
         // What is started ends once the daemon's machine is built.
@@ -180,9 +194,39 @@ impl Vm {
         self.started.elapsed()
     }
 
-    /// From QEMU's start to the first byte on L2's console.
+    /// When QEMU was started, on the clock of the ioctl witness.
+    pub fn started_ns(&self) -> u64 {
+        machine::monotonic_ns() - self.age().as_nanos() as u64
+    }
+
+    /// From QEMU's start to the first byte on its standard output: L2's console, or what [`Self::start_running`] says.
     pub fn first_output(&self) -> Option<Duration> {
         self.first_output.get().map(|at| *at - self.started)
+    }
+
+    /// Waits for it.
+    pub fn wait_first_output(&mut self) -> Result<Duration> {
+        self.wait_while_running("the firmware's first byte", |vm| vm.first_output())
+    }
+
+    /// Waits for the first byte on L2's console, after [`Self::start_running`]; the answer is the time since QEMU's start.
+    pub fn wait_console(&mut self) -> Result<Duration> {
+        let written = || fs::metadata(CONSOLE).is_ok_and(|file| file.len() > 0);
+        self.wait_while_running("the first byte on L2's console", |vm| written().then(|| vm.age()))
+    }
+
+    fn wait_while_running<T>(&mut self, what: &str, mut ask: impl FnMut(&Self) -> Option<T>) -> Result<T> {
+        let wait = self.wait;
+        let answer = machine::wait_for(wait, || match (ask(self), self.process.try_wait()) {
+            (Some(answer), _) => Some(Ok(answer)),
+            (None, Ok(None)) => None,
+            (None, ended) => Some(Err(ended)),
+        });
+        match answer {
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(ended)) => bail!("{what}: QEMU ended before it: {ended:?}"),
+            None => bail!("{what}: not within {} s", wait.as_secs()),
+        }
     }
 
     /// Every VFIO ioctl so far.
@@ -277,6 +321,12 @@ impl Vm {
         Ok(())
     }
 
+    /// Ends QEMU as it stands; its memory is free afterwards.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.kill();
+        self.wait_exit().map(drop)
+    }
+
     /// Sends the ioctl record to the host.
     pub fn log_witness(&self) -> Result<()> {
         let text = fs::read_to_string(WITNESS).context("cannot read the witness")?;
@@ -298,7 +348,7 @@ impl Drop for Vm {
 
 /// The command that every start begins with.
 fn command(arguments: &[String]) -> Result<Command> {
-    for stale in [WITNESS, MONITOR, EVENTS] {
+    for stale in [WITNESS, MONITOR, EVENTS, CONSOLE] {
         match fs::remove_file(stale) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot remove {stale}"));
@@ -309,7 +359,6 @@ fn command(arguments: &[String]) -> Result<Command> {
     let mut command = Command::new("/vft/qemu");
     command
         .args(arguments)
-        .arg("-S")
         .env("LD_PRELOAD", "/vft/lib/libwitness.so")
         .env("LD_LIBRARY_PATH", "/vft/lib")
         .env("VFT_WITNESS", WITNESS)

@@ -1,0 +1,165 @@
+//! Starts L2 again and again, mapped by QEMU's listener and by the library in turns, and times it: until L2
+//! executes, and until its kernel has taken over from the firmware. Every memory is cold: each start is a
+//! new process, and what the one before had is free again.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use vfio_fast_agent::job::{Memory, Mode};
+use vfio_fast_agent::record::{Moment, Record, Start};
+use vfio_fast_agent::witness::{self, Call};
+
+use super::vm::{self, Vm};
+use super::{Lab, count, limits, observe};
+
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage";
+/// RAM of the guests that are started before anything is timed.
+const WARM_UP_MIB: u64 = 256;
+
+pub fn run(lab: &Lab) -> Result<()> {
+    let mut before = None;
+    for &(memory, round) in &lab.job.starts {
+        if before != Some(memory) {
+            prepare(lab, memory)?;
+            before = Some(memory);
+        }
+        lab.report.step(&format!("{}, round {}", memory.name(), round + 1));
+        let mut modes = [Mode::Stock, Mode::Fast];
+        if round % 2 == 1 {
+            // What grows or sinks through a round shall not always meet the same mode.
+            modes.reverse();
+        }
+        for mode in modes {
+            let name = Start::name_of(memory, mode, round);
+            let start = one(lab, lab.job.l2_memory_mib, memory, mode, round, &name).with_context(|| name)?;
+            lab.report.send(&Record::Start(start));
+        }
+    }
+    Ok(())
+}
+
+/// Lets this kernel give that memory, and runs each mode once with a small guest.
+fn prepare(lab: &Lab, memory: Memory) -> Result<()> {
+    // QEMU and the library ask for huge pages themselves, both with the same call.
+    let (anonymous, shmem) = if memory.may_be_huge() { ("madvise", "advise") } else { ("never", "never") };
+    set(&format!("{HUGE_PAGES}/enabled"), anonymous)?;
+    set(&format!("{HUGE_PAGES}/shmem_enabled"), shmem)?;
+    // An emulator translates code when it runs first: the first to be timed would pay for the others.
+    for mode in [Mode::Stock, Mode::Fast] {
+        let name = format!("{}-{}-warm-up", memory.name(), mode.name());
+        one(lab, WARM_UP_MIB, memory, mode, 0, &name).with_context(|| name)?;
+    }
+    Ok(())
+}
+
+/// One start, until L2's kernel runs.
+fn one(lab: &Lab, mib: u64, memory: Memory, mode: Mode, round: u32, name: &str) -> Result<Start> {
+    // As much free memory in one piece for each start, so that huge pages are to be had or not alike.
+    set("/proc/sys/vm/drop_caches", "3")?;
+    set("/proc/sys/vm/compact_memory", "1")?;
+    let mut vm = Vm::start_running(lab, &arguments(lab, mib, memory, mode))?;
+    let executes = vm.wait_first_output()?.as_nanos() as u64;
+    let populate_then = populate_ns(&mut vm, mode)?;
+    let kernel = vm.wait_console()?.as_nanos() as u64;
+
+    vm.qmp.run("stop", json!({}))?;
+    observe::mappings(lab, &mut vm, name)?;
+    let calls = vm.witnessed()?;
+    let populate_ns = if mode == Mode::Fast { stats_agree(lab, &mut vm, &calls, name)? } else { 0 };
+    let started = vm.started_ns();
+    let moment = |at_ns: u64, populate_ns| Moment { at_ns, populate_ns, ..moment(&calls, started + at_ns) };
+    let held = witness::replay(&calls)?;
+    let start = Start {
+        round,
+        mode,
+        memory,
+        first_instruction: moment(executes, populate_then),
+        kernel: moment(kernel, populate_ns),
+        held_bytes: held.values().flatten().map(|(_, mapping)| mapping.size).sum(),
+        locked_bytes: limits::locked_bytes(vm.pid)?,
+        shmem_bytes: kib(&format!("/proc/{}/status", vm.pid), "RssShmem:")? << 10,
+        huge_bytes: huge_bytes(vm.pid)?,
+    };
+    vm.kill()?;
+    Ok(start)
+}
+
+fn arguments(lab: &Lab, mib: u64, memory: Memory, mode: Mode) -> Vec<String> {
+    let device = format!("vfio-pci,host={},id=dut,bus=rp0{}", lab.job.devices[0], mode.device_property());
+    let mut arguments = vm::common_arguments();
+    let mut machine = "q35";
+    if memory.is_memfd() {
+        // QEMU makes a memfd of this and maps it where huge pages fit. What memory-backend-memfd maps begins
+        // at any page, and never gets one.
+        machine = "q35,memory-backend=ram";
+        let backend = format!("memory-backend-ram,id=ram,size={mib}M,share=on");
+        arguments.extend(["-object".to_owned(), backend]);
+    }
+    let size = format!("{mib}M");
+    let port = "pcie-root-port,id=rp0,chassis=1";
+    arguments.extend(
+        ["-machine", machine, "-smp", "1", "-m", &size, "-device", port, "-device", &device]
+            .map(str::to_owned),
+    );
+    arguments.extend(vm::kernel_arguments("vft.plan=idle"));
+    arguments
+}
+
+/// The calls that had ended at that time.
+fn moment(calls: &[Call], until_ns: u64) -> Moment {
+    let mut moment = Moment::default();
+    for call in calls.iter().filter(|call| call.start_ns + call.duration_ns <= until_ns) {
+        if call.is_map() {
+            moment.map_calls += 1;
+            moment.map_ns += call.duration_ns;
+        } else if call.is_unmap() {
+            moment.unmap_calls += 1;
+            moment.unmap_ns += call.duration_ns;
+        }
+        if call.mapped() {
+            moment.map_bytes += call.size;
+        }
+    }
+    moment
+}
+
+/// What the library spent so far on faulting in.
+fn populate_ns(vm: &mut Vm, mode: Mode) -> Result<u64> {
+    if mode != Mode::Fast {
+        return Ok(0);
+    }
+    count::library_stats(vm)?["populate_ns"].as_u64().context("the library tells no populate_ns")
+}
+
+/// The check `stats-<name>`: library and ioctl witness counted the same. The answer is what the library alone knows, how
+/// long it faulted in.
+fn stats_agree(lab: &Lab, vm: &mut Vm, calls: &[Call], name: &str) -> Result<u64> {
+    let stats = count::library_stats(vm)?;
+    let seen = moment(calls, u64::MAX);
+    let pairs =
+        [("map_calls", seen.map_calls), ("unmap_calls", seen.unmap_calls), ("map_bytes", seen.map_bytes)];
+    let wrong = pairs.iter().filter(|(stat, seen)| stats[stat].as_u64() != Some(*seen));
+    let problems: Vec<String> =
+        wrong.map(|(stat, seen)| format!("{stat}: witness {seen}, library {}", stats[stat])).collect();
+    lab.report.check(&format!("stats-{name}"), &problems, &format!("{pairs:?}"));
+    stats["populate_ns"].as_u64().context("the library tells no populate_ns")
+}
+
+/// Bytes of a process's memory that are mapped by huge pages.
+fn huge_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    Ok((kib(&path, "AnonHugePages:")? + kib(&path, "ShmemPmdMapped:")?) << 10)
+}
+
+/// The number after `name` in a file of lines like `VmLck:  4 kB`.
+fn kib(path: &str, name: &str) -> Result<u64> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok());
+    kib.with_context(|| format!("{path} states no {name}"))
+}
+
+fn set(path: &str, value: &str) -> Result<()> {
+    fs::write(path, value).with_context(|| format!("cannot write {value} to {path}"))
+}

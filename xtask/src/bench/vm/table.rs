@@ -1,0 +1,78 @@
+//! Starts as a section of the report.
+
+use super::summary::{Row, Side, Summary};
+use crate::bench::bars::percent;
+use crate::bench::summary::Spread;
+use crate::bench::table::{Section, Table, about_run, gib, ratio, seconds};
+
+/// The section.
+pub fn section(summary: &Summary) -> Section {
+    let mut about = about_run(&summary.machine, &summary.command, summary.rounds, summary.others);
+    about.push(format!(
+        "L1 has 2 CPUs and runs under {}: Debian's kernel, the guest on nested KVM, an NVMe passed through",
+        summary.accel
+    ));
+    if summary.translated {
+        about.push(
+            "Under TCG every instruction of L1, its kernel's included, is translated: seconds are many times those of \
+             hardware, and the parts of fault-in, pin and firmware are not in its proportions. Calls and bytes are exact."
+                .into(),
+        );
+    }
+    for at in &summary.hung {
+        about.push(format!(
+            "L1 itself hung in {at}: its emulator lost a processor; the rest is of another boot"
+        ));
+    }
+    Section {
+        title: "In the VM",
+        about,
+        tables: vec![
+            (
+                "From QEMU's start to the guest's first instruction: median [least – most]; ratios within a round",
+                table(&summary.first_instruction),
+            ),
+            ("From QEMU's start to the first output of the guest's kernel", table(&summary.kernel)),
+        ],
+    }
+}
+
+fn table(rows: &[Row]) -> Table {
+    Table {
+        head: vec![
+            "memory",
+            "size",
+            "stock",
+            "fast",
+            "× stock",
+            "in map, stock",
+            "in map, fast",
+            "× stock",
+            "in unmap",
+            "map calls",
+            "mapped, GiB",
+            "in huge pages",
+        ],
+        rows: rows.iter().map(cells).collect(),
+    }
+}
+
+fn cells(row: &Row) -> Vec<String> {
+    let both = |of: fn(&Side) -> Spread, show: &dyn Fn(f64) -> String| {
+        format!("{} / {}", show(of(&row.stock).median), show(of(&row.fast).median))
+    };
+    vec![
+        row.memory.name().into(),
+        gib(row.bytes),
+        seconds(row.stock.seconds),
+        seconds(row.fast.seconds),
+        ratio(row.ratio),
+        seconds(row.stock.map),
+        seconds(row.fast.map),
+        ratio(row.map_ratio),
+        both(|side| side.unmap, &|seconds| format!("{seconds:.3} s")),
+        both(|side| side.map_calls, &|calls| calls.to_string()),
+        both(|side| side.map_bytes, &|bytes| format!("{:.3}", bytes / f64::from(1 << 30))),
+        both(|side| side.huge, &percent),
+    ]
+}
