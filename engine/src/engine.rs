@@ -253,7 +253,7 @@ impl Engine {
             return Ok(()); // Without a capacity there is always room.
         };
         let State { table, wanted, .. } = &mut *state;
-        let mut executor = self.executor(table);
+        let mut executor = self.executor(table, &plan);
         let emptied = executor.run(&plan, wanted, None);
         let done = executor.done;
         self.note_done(&done);
@@ -327,9 +327,10 @@ impl Engine {
         drop(stats);
         let plan = checked?;
 
-        let how = How { threads: self.threads(), huge_pages: self.huge_pages, chunk: populate::CHUNK };
         let State { table, wanted, .. } = state;
-        let mut executor = self.executor(table);
+        let mut executor = self.executor(table, &plan);
+        let threads = executor.threads;
+        let how = How { threads, huge_pages: self.huge_pages, chunk: populate::CHUNK };
         let run = executor.run(&plan, wanted, Some(how));
         let done = executor.done;
         self.note_done(&done);
@@ -391,7 +392,7 @@ impl Engine {
         self.stats_mut().undo_runs += 1;
         let State { table, wanted, .. } = state;
         let undone = plan::plan(wanted, table, scope, self.grid, None).map(|plan| {
-            let mut executor = self.executor(table);
+            let mut executor = self.executor(table, &plan);
             let run = executor.run(&plan, wanted, None);
             self.note_done(&executor.done);
             run
@@ -433,8 +434,10 @@ impl Engine {
         }
     }
 
-    fn executor<'a>(&'a self, table: &'a mut MapTable) -> Executor<'a> {
-        Executor { backend: &*self.backend, table, threads: self.threads(), done: Done::default() }
+    fn executor<'a>(&'a self, table: &'a mut MapTable, plan: &Plan) -> Executor<'a> {
+        // To count the CPUs costs more than a small plan: affinity and cgroup are read anew.
+        let threads = if plan.bytes() < populate::ALONE_BELOW { 1 } else { self.threads() };
+        Executor { backend: &*self.backend, table, threads, done: Done::default() }
     }
 
     fn threads(&self) -> usize {

@@ -35,6 +35,14 @@ pub struct Plan {
     pub scope: Vec<IovaRange>,
 }
 
+impl Plan {
+    /// Bytes that will be unmapped or mapped.
+    pub fn bytes(&self) -> u64 {
+        let unmaps = self.unmaps.iter().map(|unmap| unmap.range.length());
+        unmaps.chain(self.maps.iter().map(|entry| entry.range.length())).fold(0, u64::saturating_add)
+    }
+}
+
 /// More entries are needed than the container can hold, on the coarsest grid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NoRoom {

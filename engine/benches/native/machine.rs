@@ -41,14 +41,14 @@ pub fn available() -> u64 {
     meminfo("MemAvailable:")
 }
 
-/// What all CPUs and what this process's ended children did up to now.
+/// What all CPUs and what this process and its ended children did up to now.
 #[derive(Clone, Copy, Debug)]
 pub struct Busy {
     /// Seconds of all CPUs together, idle or not.
     all: f64,
     /// Of those, not idle.
     busy: f64,
-    /// Of those, this process's children.
+    /// Of those, this process and its children.
     ours: f64,
 }
 
@@ -63,11 +63,11 @@ impl Busy {
         let all = ticks.iter().sum::<f64>() * tick;
         // Fields 4 and 5 of proc_stat(5): idle and waiting for a disk.
         let idle = ticks.iter().skip(3).take(2).sum::<f64>() * tick;
-        // Fields 16 and 17 of proc_pid_stat(5); what precedes them ends with the name in parentheses, the second field.
+        // Fields 14 to 17 of proc_pid_stat(5), own and children's; what precedes them ends with the name in parentheses, the second field.
         let own = read("/proc/self/stat");
         let fields = own.rsplit_once(')').map_or("", |(_, fields)| fields);
         let ours =
-            fields.split_whitespace().skip(13).take(2).filter_map(|n| n.parse::<f64>().ok()).sum::<f64>();
+            fields.split_whitespace().skip(11).take(4).filter_map(|n| n.parse::<f64>().ok()).sum::<f64>();
         Self { all, busy: all - idle, ours: ours * tick }
     }
 

@@ -11,14 +11,11 @@ use super::{Executor, not_mapped, pieces};
 use crate::addr::IovaRange;
 use crate::error::{Errno, Error, Result};
 use crate::plan::Unmap;
-use crate::populate::{self, How, Populating};
+use crate::populate::{self, ALONE_BELOW, How, Populating};
 use crate::region::Kind;
 use crate::sys::thread;
 use crate::table::Entry;
 use crate::wanted::WantedSet;
-
-/// Below so many bytes a thread costs more than it brings.
-const ALONE_BELOW: u64 = 4 << 20;
 
 impl Executor<'_> {
     /// Maps the entries on as many threads as there are, each once its memory is there. Device memory comes last and in order:

@@ -26,7 +26,7 @@ pub use report::Report;
 pub const CHUNK: u64 = 16 << 20;
 
 /// Below so many bytes a thread costs more than it brings.
-const ALONE_BELOW: u64 = 4 << 20;
+pub const ALONE_BELOW: u64 = 4 << 20;
 
 /// A contiguous piece of host memory that is about to be mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -182,18 +182,12 @@ impl<'a> Queue<'a> {
     /// How many bytes from `hva` on are present; counts them. What cannot be looked at is taken for missing: faulting in
     /// what is there is slower and does no harm.
     fn look(&self, index: usize, hva: HostVa, bytes: u64, done: &mut Report) -> u64 {
-        let Some(pagemap) = &self.pagemap else { return 0 };
-        let present = pagemap.present(hva, bytes, access(&self.pieces[index])).unwrap_or(0);
-        done.present_bytes += present;
-        self.count_kinds(hva, present, done);
-        present
-    }
-
-    fn count_kinds(&self, hva: HostVa, bytes: u64, done: &mut Report) {
-        if let Some(Ok(mapped)) = self.pagemap.as_ref().filter(|_| bytes > 0).map(|map| map.kinds(hva, bytes))
-        {
-            done.count(mapped);
-        }
+        let asked =
+            self.pagemap.as_ref().map(|pagemap| pagemap.present(hva, bytes, access(&self.pieces[index])));
+        let Some(Ok(mapped)) = asked else { return 0 };
+        done.present_bytes += mapped.bytes();
+        done.count(mapped);
+        mapped.bytes()
     }
 
     /// Makes chunk `number`, which is of piece `index`, present from its first missing byte on.
@@ -225,7 +219,10 @@ impl<'a> Queue<'a> {
         match madvise::populate(missing, left, access(piece)) {
             Ok(()) => {
                 done.bytes += left;
-                self.count_kinds(missing, left, done);
+                let asked = self.pagemap.as_ref().map(|pagemap| pagemap.kinds(missing, left, access(piece)));
+                if let Some(Ok(mapped)) = asked {
+                    done.count(mapped);
+                }
             }
             Err(Errno::EINVAL) if self.is_device(index) => {}
             Err(errno) => done.left_to_the_map(left, errno),

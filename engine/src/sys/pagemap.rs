@@ -71,6 +71,13 @@ pub(crate) struct Mapped {
     pub small_file: u64,
 }
 
+impl Mapped {
+    /// All of them.
+    pub fn bytes(self) -> u64 {
+        self.huge + self.small_anonymous + self.small_file
+    }
+}
+
 impl Pagemap {
     /// `None` where there is no /proc, or the kernel is older: then nothing is known of any page.
     pub fn open() -> Option<Self> {
@@ -79,17 +86,16 @@ impl Pagemap {
         pagemap.scan(&mut PmScanArg::default(), &mut []).ok().map(|_| pagemap)
     }
 
-    /// How many bytes from `hva` on can be accessed without a fault; at most `bytes`.
+    /// How many bytes from `hva` on can be accessed without a fault, at most `bytes`, and what maps them.
     ///
-    /// For a write a shared zero page has to be replaced. What a write would have to copy (after a fork) is taken for
-    /// present: the pin will see to it. Memory without pages of its own (device memory) is never present.
-    pub fn present(&self, hva: HostVa, bytes: u64, access: Access) -> Result<u64, Errno> {
-        let write = access == Access::Write;
+    /// What a write would have to copy (after a fork) is taken for present: the pin will see to it. So is a shared zero page
+    /// that a write would replace, unless it is met where a huge page could begin: memory that was only read is so all over.
+    /// Memory without pages of its own (device memory) is never present.
+    pub fn present(&self, hva: HostVa, bytes: u64, access: Access) -> Result<Mapped, Errno> {
         // What the kernel passes over, device memory and holes, has no missing page either: one has to be seen.
         match self.page(hva)? {
-            None => return Ok(0),
-            Some(categories) if write && categories & PAGE_IS_PFNZERO != 0 => return Ok(0),
-            Some(_) => {}
+            Some(categories) if !faults(categories, access) => {}
+            _ => return Ok(Mapped::default()),
         }
         // Asking for the first page that is not there is several times faster than being told of all that are.
         let mut question = PmScanArg {
@@ -97,26 +103,39 @@ impl Pagemap {
             end: hva.raw().saturating_add(bytes),
             max_pages: 1,
             category_inverted: PAGE_IS_PRESENT,
-            category_anyof_mask: PAGE_IS_PRESENT | if write { PAGE_IS_PFNZERO } else { 0 },
+            category_mask: PAGE_IS_PRESENT,
             return_mask: PAGE_IS_PRESENT,
             ..PmScanArg::default()
         };
         let mut missing = [PageRegion::default()];
         let found = self.scan(&mut question, &mut missing)?;
-        Ok(if found == 0 { bytes } else { missing[0].start - hva.raw() })
+        let present = if found == 0 { bytes } else { missing[0].start - hva.raw() };
+        self.kinds(hva, present, access)
     }
 
-    /// What kinds of pages map `bytes` bytes of present memory at `hva`.
+    /// What kinds of pages map `bytes` bytes of present memory at `hva`, up to the first page seen that `access` would fault.
     ///
     /// Huge pages are counted exactly; what the others belong to is told by the first page.
-    pub fn kinds(&self, hva: HostVa, bytes: u64) -> Result<Mapped, Errno> {
+    pub fn kinds(&self, hva: HostVa, bytes: u64, access: Access) -> Result<Mapped, Errno> {
         let first = self.page(hva)?.unwrap_or(0);
-        let huge = if first & PAGE_IS_HUGE != 0 && self.all_huge(hva, bytes)? {
-            bytes
-        } else {
-            self.huge_bytes(hva, bytes)?
-        };
-        let small = bytes - huge;
+        if first & PAGE_IS_HUGE != 0 && self.all_huge(hva, bytes)? {
+            return Ok(Mapped { huge: bytes, ..Mapped::default() });
+        }
+        let (mut huge, mut small) = (0, 0);
+        let end = hva.raw().saturating_add(bytes);
+        let mut at = hva;
+        // One look at each place where a huge page could begin: no base page is asked about twice.
+        while at.raw() < end {
+            let next = at.checked_add(HUGE - at.raw() % HUGE).filter(|next| next.raw() < end);
+            let length = next.map_or(end, HostVa::raw) - at.raw();
+            let categories = self.page(at)?.unwrap_or(0);
+            if faults(categories, access) {
+                break;
+            }
+            *(if categories & PAGE_IS_HUGE != 0 { &mut huge } else { &mut small }) += length;
+            let Some(next) = next else { break };
+            at = next;
+        }
         let file = first & PAGE_IS_FILE != 0;
         let (small_file, small_anonymous) = if file { (small, 0) } else { (0, small) };
         Ok(Mapped { huge, small_anonymous, small_file })
@@ -149,22 +168,6 @@ impl Pagemap {
         Ok(found > 0 && run[0].start == question.start && run[0].end >= question.end)
     }
 
-    /// Bytes mapped by huge pages, one look at each place where one could be: no base page is asked about twice.
-    fn huge_bytes(&self, hva: HostVa, bytes: u64) -> Result<u64, Errno> {
-        let end = hva.raw().saturating_add(bytes);
-        let (mut at, mut huge) = (hva, 0);
-        while at.raw() < end {
-            let next = at.checked_add(HUGE - at.raw() % HUGE).filter(|next| next.raw() < end);
-            let length = next.map_or(end, HostVa::raw) - at.raw();
-            if self.page(at)?.is_some_and(|categories| categories & PAGE_IS_HUGE != 0) {
-                huge += length;
-            }
-            let Some(next) = next else { break };
-            at = next;
-        }
-        Ok(huge)
-    }
-
     /// Asks; answers how many of `found` were written.
     fn scan(&self, question: &mut PmScanArg, found: &mut [PageRegion]) -> Result<usize, Errno> {
         question.size = size_of::<PmScanArg>() as u64;
@@ -178,6 +181,11 @@ impl Pagemap {
     }
 }
 
+/// Whether an access faults though the page is present: a write replaces the shared zero page.
+fn faults(categories: u64, access: Access) -> bool {
+    access == Access::Write && categories & PAGE_IS_PFNZERO != 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,10 +195,9 @@ mod tests {
         let pagemap = Pagemap::open().expect("Linux 6.7 or newer");
         let page = vec![1u8; 3 * 4096];
         let inside = HostVa::from_raw((page.as_ptr() as u64).next_multiple_of(4096));
-        assert_eq!(pagemap.present(inside, 8192, Access::Write), Ok(8192));
-        let kinds = pagemap.kinds(inside, 8192).unwrap();
+        let kinds = pagemap.present(inside, 8192, Access::Write).unwrap();
         assert_eq!((kinds.huge + kinds.small_anonymous, kinds.small_file), (8192, 0));
-        assert_eq!(pagemap.present(HostVa::from_raw(0), 1 << 30, Access::Read), Ok(0));
+        assert_eq!(pagemap.present(HostVa::from_raw(0), 1 << 30, Access::Read), Ok(Mapped::default()));
         assert_eq!(pagemap.present(HostVa::from_raw(1), 4096, Access::Read), Err(Errno::EINVAL));
     }
 }

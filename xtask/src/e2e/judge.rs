@@ -30,8 +30,6 @@ pub struct Verdict {
     pub facts: Option<Facts>,
     /// What was timed.
     pub starts: Vec<Start>,
-    /// Whether L1 itself hung.
-    pub hung: bool,
     /// Where its logs are.
     pub folder: PathBuf,
     /// How long L1 ran, in seconds.
@@ -76,7 +74,6 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
         checks: told.checks,
         facts: told.facts,
         starts: told.starts,
-        hung: told.hung,
         folder: folder.into(),
         seconds: told.took.as_secs_f64(),
     };

@@ -83,9 +83,10 @@ pub fn run(
             println!("    {name}: {step} ({})", elapsed(start.elapsed()));
         }
         if listener.told.ended {
-            listener.told.hung = through.get_or_insert_with(Instant::now).elapsed() > POWER_OFF;
+            through.get_or_insert_with(Instant::now);
         }
-        if ended.is_some() || listener.told.hung || start.elapsed() > limit {
+        let hangs = through.is_some_and(|since| since.elapsed() > POWER_OFF);
+        if ended.is_some() || hangs || start.elapsed() > limit {
             break ended;
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -98,7 +99,7 @@ pub fn run(
         None => {
             child.kill()?;
             child.wait()?;
-            let why = if told.hung { "it was through, and did not power off" } else { "it was not through" };
+            let why = if told.ended { "it was through, and did not power off" } else { "it was not through" };
             told.trouble.push(format!("L1 was stopped after {}: {why}", elapsed(told.took)));
         }
     }

@@ -35,8 +35,6 @@ pub struct Told {
     pub reached_user_space: bool,
     /// Whether L1 said that it is through.
     pub ended: bool,
-    /// Whether it then did not end: not what it ran hung, but L1 itself, or what emulates it.
-    pub hung: bool,
     /// How long L1 ran.
     pub took: Duration,
 }

@@ -10,10 +10,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
-use vfio_fast_agent::job::{Memory, Mode};
-use vfio_fast_agent::record::Start;
+use vfio_fast_agent::job::Memory;
 
 use super::machine::{Busy, machine};
 use super::summary::Spread;
@@ -59,17 +58,6 @@ impl Wanted {
     }
 }
 
-/// What was measured so far.
-#[derive(Default)]
-struct Measured {
-    starts: Vec<(u64, Start)>,
-    /// The part of the CPUs' time that others used, boot by boot.
-    shares: Vec<f64>,
-    /// Where L1 itself hung.
-    hung: Vec<String>,
-    boots: usize,
-}
-
 /// Measures. The second answer says what went wrong; what was measured until then is in the first.
 pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     let phases = Phases::default();
@@ -78,83 +66,39 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     packages::ensure(&cache)?;
     let (parts, accel) = e2e::prepare(&cache, folder, &phases)?;
     let machine = machine(PINS);
-    let mut measured = Measured::default();
+    let runs = Runs { parts: &parts, folder, accel, phases: &phases };
+    let mut lines = File::create(folder.join("vm.jsonl"))?;
+    let (mut starts, mut shares) = (Vec::new(), Vec::new());
     let mut outcome = Ok(());
     for &mib in &wanted.sizes {
-        let boot = |plan: Plan, number: usize| {
-            // Each with its logs.
-            let folder = folder.join(format!("boot-{number}"));
-            let runs = Runs { parts: &parts, folder: &folder, accel, phases: &phases };
-            let (mut verdicts, end) = runs.all(&[plan]);
-            end.and_then(|()| verdicts.pop().context("L1 was not booted"))
-        };
-        outcome = one_size(wanted, mib, boot, &mut measured);
+        let before = Busy::now();
+        let (verdicts, end) = runs.all(&[Plan::starts(mib, wanted.pairs())]);
+        shares.push(Busy::now().others_since(&before));
+        outcome = end;
+        for verdict in verdicts {
+            outcome = outcome.and_then(|()| check(&verdict, mib, wanted.rounds));
+            for start in verdict.starts {
+                let bytes = mib << 20;
+                writeln!(lines, "{}", json!({ "bytes": bytes, "start": start }))?;
+                starts.push((bytes, start));
+            }
+        }
         if outcome.is_err() {
             break;
         }
     }
-    let mut lines = File::create(folder.join("vm.jsonl"))?;
-    for (bytes, start) in &measured.starts {
-        writeln!(lines, "{}", json!({ "bytes": bytes, "start": start }))?;
-    }
-    let others = Spread::of(measured.shares);
-    Ok((Summary::of(&measured.starts, machine, accel, others, measured.hung), outcome))
+    Ok((Summary::of(&starts, machine, accel, Spread::of(shares)), outcome))
 }
 
-/// Guests of one size, in one boot of L1. An emulated processor may stop for good, and takes L1 with it: it cannot even
-/// power off then. That is nobody's fault who is measured here. What is left is done in another boot, and the report says so.
-fn one_size(
-    wanted: &Wanted,
-    mib: u64,
-    boot: impl Fn(Plan, usize) -> Result<Verdict>,
-    measured: &mut Measured,
-) -> Result<()> {
-    let mut left = wanted.pairs();
-    let mut starts = Vec::new();
-    while !left.is_empty() {
-        let before = Busy::now();
-        measured.boots += 1;
-        let verdict = boot(Plan::starts(mib, left.clone()), measured.boots)?;
-        measured.shares.push(Busy::now().others_since(&before));
-        let done = left.len();
-        // The two sides of a round ran in one boot.
-        left.retain(|pair| !is_whole(&verdict.starts, *pair));
-        let done = done - left.len();
-        let wrong = failed(&verdict);
-        let counted = verdict.starts.into_iter().filter(|start| !left.contains(&(start.memory, start.round)));
-        starts.extend(counted);
-        ensure!(wrong.is_empty(), "{mib} MiB: {}", wrong.join("; "));
-        if verdict.hung {
-            let at = left.first().map_or(String::new(), |(memory, round)| {
-                format!("{mib} MiB, {}, round {}", memory.name(), round + 1)
-            });
-            println!("    L1 itself hung in {at}; booting it again for the rest");
-            measured.hung.push(at);
-            ensure!(done > 0, "L1 hung and had measured nothing, logs: {}", verdict.folder.display());
-        }
+/// What was counted, never what was timed.
+fn check(verdict: &Verdict, mib: u64, rounds: u32) -> Result<()> {
+    let told = verdict.checks.iter().filter(|check| !check.ok);
+    let mut wrong: Vec<String> = told.map(|check| format!("{}: {}", check.name, check.detail)).collect();
+    for (name, problems, _) in judge::all(&verdict.starts, mib << 20, rounds) {
+        wrong.extend(problems.into_iter().map(|problem| format!("{name}: {problem}")));
     }
-    let checks = judge::all(&starts, mib << 20, wanted.rounds);
-    measured.starts.extend(starts.into_iter().map(|start| (mib << 20, start)));
-    let wrong: Vec<String> = checks
-        .into_iter()
-        .filter(|(_, problems, _)| !problems.is_empty())
-        .map(|(name, problems, _)| format!("{name}: {}", problems.join("; ")))
-        .collect();
-    ensure!(wrong.is_empty(), "{mib} MiB: {}", wrong.join("\n"));
+    ensure!(wrong.is_empty(), "{mib} MiB: {}, logs: {}", wrong.join("\n"), verdict.folder.display());
     Ok(())
-}
-
-fn is_whole(starts: &[Start], (memory, round): (Memory, u32)) -> bool {
-    let is_there = |mode| starts.iter().any(|s| (s.memory, s.round, s.mode) == (memory, round, mode));
-    is_there(Mode::Stock) && is_there(Mode::Fast)
-}
-
-/// The checks that failed; of a boot that hung only those that were about a start.
-fn failed(verdict: &Verdict) -> Vec<String> {
-    let about_start = |name: &str| name.starts_with("mappings-") || name.starts_with("stats-");
-    let failed = verdict.checks.iter().filter(|check| !check.ok);
-    let counts = failed.filter(|check| !verdict.hung || about_start(&check.name));
-    counts.map(|check| format!("{}: {}", check.name, check.detail)).collect()
 }
 
 #[cfg(test)]
@@ -163,8 +107,8 @@ mod tests {
     use crate::bench::figure;
     use crate::e2e::{Accel, Check};
     use crate::outcome::{UNAVAILABLE, code_of};
-    use vfio_fast_agent::job::Scenario;
-    use vfio_fast_agent::record::Moment;
+    use vfio_fast_agent::job::{Mode, Scenario};
+    use vfio_fast_agent::record::{Moment, Start};
 
     pub const GIB: u64 = 1 << 30;
 
@@ -205,7 +149,7 @@ mod tests {
     fn every_memory_is_in_table_and_plots() {
         let starts: Vec<(u64, Start)> = right().into_iter().map(|start| (GIB, start)).collect();
         let summary =
-            Summary::of(&starts, super::machine(PINS), Accel::Tcg("no processor"), Spread::default(), vec![]);
+            Summary::of(&starts, super::machine(PINS), Accel::Tcg("no processor"), Spread::default());
         let section = section(&summary);
         assert!(section.about.iter().any(|line| line.contains("TCG (no processor)")));
         let figure = figure::draw(None, |canvas, y| draw(canvas, y, &summary, &section));
@@ -218,55 +162,27 @@ mod tests {
         }
     }
 
-    /// Measures two rounds with boots that hang after so many starts; the last one does not.
-    fn measure(hangs: &[usize], wrong: Option<&str>) -> (Result<()>, Measured) {
-        let wanted = Wanted { sizes: vec![1024], rounds: 2 };
-        let mut measured = Measured::default();
-        let boot = |plan: Plan, number: usize| {
-            let mut starts = right();
-            starts.retain(|start| plan.starts.contains(&(start.memory, start.round)));
-            starts.sort_by_key(|start| (start.memory, start.round));
-            let hangs = hangs.get(number - 1);
-            starts.truncate(hangs.copied().unwrap_or(usize::MAX));
-            let check = |name: &str, ok| Check { name: name.into(), ok, detail: String::new() };
-            let mut checks = vec![check("ran-to-its-end", hangs.is_none())];
-            checks.extend(wrong.filter(|_| number == 1).map(|name| check(name, false)));
-            Ok(Verdict {
+    #[test]
+    fn a_wrong_count_is_an_error() {
+        let of = |ok: bool, starts: Vec<Start>| {
+            let check = Check { name: "mappings-anon-4k-fast-0".into(), ok, detail: "a difference".into() };
+            Verdict {
                 scenario: Scenario::Starts,
                 name: "starts".into(),
                 mode: Mode::Fast,
                 timed: true,
-                checks,
+                checks: vec![check],
                 facts: None,
                 starts,
-                hung: hangs.is_some(),
                 folder: "logs".into(),
                 seconds: 1.0,
-            })
+            }
         };
-        (one_size(&wanted, 1024, boot, &mut measured), measured)
-    }
-
-    #[test]
-    fn what_a_hung_machine_left_is_done_in_another() {
-        let (outcome, measured) = measure(&[], None);
-        outcome.unwrap();
-        assert_eq!((measured.starts.len(), measured.boots, measured.hung.len()), (16, 1, 0));
-        // In the middle of a pair: both of it are started again.
-        let (outcome, measured) = measure(&[5, 4], None);
-        outcome.unwrap();
-        assert_eq!((measured.starts.len(), measured.boots), (16, 3));
-        assert_eq!(measured.hung, ["1024 MiB, anon-thp, round 1", "1024 MiB, memfd-4k, round 1"]);
-        assert!(measure(&[5, 1], None).0.is_err(), "a boot that brings nothing is the last");
-    }
-
-    #[test]
-    fn a_wrong_count_is_an_error_whether_the_machine_hung_or_not() {
-        for hangs in [&[][..], &[5]] {
-            assert!(measure(hangs, Some("mappings-anon-4k-fast-0")).0.is_err());
-            assert!(measure(hangs, Some("stats-anon-4k-fast-0")).0.is_err());
-        }
-        assert!(measure(&[], Some("kernel-logs")).0.is_err());
-        assert!(measure(&[5], Some("kernel-logs")).0.is_ok(), "a hung machine complains in its log");
+        check(&of(true, right()), 1024, 2).unwrap();
+        let error = check(&of(false, right()), 1024, 2).unwrap_err().to_string();
+        assert!(error.contains("mappings-anon-4k-fast-0: a difference"), "{error}");
+        let error = check(&of(true, right()), 1025, 2).unwrap_err().to_string();
+        assert!(error.contains("all-memory-mapped: anon-4k-stock-0"), "{error}");
+        assert!(check(&of(true, right()), 1024, 3).is_err());
     }
 }

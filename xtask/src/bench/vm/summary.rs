@@ -23,8 +23,6 @@ pub struct Summary {
     pub translated: bool,
     /// The part of all CPUs' time that other processes used, over the boots of L1.
     pub others: Spread,
-    /// Where L1 itself hung, so that the rest was measured in another boot.
-    pub hung: Vec<String>,
     /// How often each case was started.
     pub rounds: usize,
     /// From QEMU's start until the guest executes.
@@ -73,13 +71,7 @@ pub struct Side {
 
 impl Summary {
     /// Of starts of guests with so many bytes.
-    pub fn of(
-        starts: &[(u64, Start)],
-        machine: Machine,
-        accel: Accel,
-        others: Spread,
-        hung: Vec<String>,
-    ) -> Self {
+    pub fn of(starts: &[(u64, Start)], machine: Machine, accel: Accel, others: Spread) -> Self {
         let mut cases: BTreeMap<(Memory, u64), Vec<&Start>> = BTreeMap::new();
         for (bytes, start) in starts {
             cases.entry((start.memory, *bytes)).or_default().push(start);
@@ -96,7 +88,6 @@ impl Summary {
             accel: accel.to_string(),
             translated: matches!(accel, Accel::Tcg(_)),
             others,
-            hung,
             rounds: kernel.iter().map(|row| row.fast.seconds.count).max().unwrap_or(0),
             first_instruction,
             kernel,
@@ -180,7 +171,7 @@ mod tests {
                 ));
             }
         }
-        let summary = Summary::of(&starts, Machine::default(), Accel::Tcg("why"), Spread::default(), vec![]);
+        let summary = Summary::of(&starts, Machine::default(), Accel::Tcg("why"), Spread::default());
         assert_eq!((summary.first_instruction.len(), summary.kernel.len(), summary.rounds), (1, 1, 3));
         let row = &summary.first_instruction[0];
         assert_eq!(row.ratio, Spread { median: 2.0, min: 2.0, max: 2.0, count: 3 });

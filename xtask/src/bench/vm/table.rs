@@ -14,15 +14,12 @@ pub fn section(summary: &Summary) -> Section {
     ));
     if summary.translated {
         about.push(
-            "Under TCG every instruction of L1, its kernel's included, is translated: seconds are many times those of \
-             hardware, and the parts of fault-in, pin and firmware are not in its proportions. Calls and bytes are exact."
+            "Under TCG every instruction of L1, its kernel's included, is translated: seconds are many times those of hardware."
                 .into(),
         );
-    }
-    for at in &summary.hung {
-        about.push(format!(
-            "L1 itself hung in {at}: its emulator lost a processor; the rest is of another boot"
-        ));
+        about.push(
+            "Fault-in, pin and firmware are not in its proportions either. Calls and bytes are exact.".into(),
+        );
     }
     Section {
         title: "In the VM",
