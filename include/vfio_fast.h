@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
 /*
- * libvfio_fast: what is mapped for DMA in a VFIO container, and how it gets there.
+ * libvfio_fast: what is mapped for DMA in a VFIO container, and how it gets there. What is said of a container holds for
+ * an IOAS of iommufd as well.
  *
  * The caller declares the regions of memory that a device shall reach. The library compares that with what the kernel
  * holds and executes only the difference: memory is faulted in on many CPUs, equal pieces are not touched, and what
@@ -10,7 +11,7 @@
  *         .size = sizeof(config),
  *         .backend = VFIO_FAST_BACKEND_TYPE1,
  *         .container_fd = container,           // VFIO_SET_IOMMU has been done
- *     };
+ *     };                                       // (or BACKEND_IOMMUFD, .iommufd_fd and .ioas_id)
  *     struct vfio_fast_region ram = {
  *         .size = sizeof(ram),
  *         .flags = VFIO_FAST_REGION_WRITE,
@@ -74,7 +75,7 @@
  *   EINVAL           an argument is NULL, misaligned, empty, out of range, or wrong in this state
  *   E2BIG            a struct is longer than this library knows and uses what it does not know
  *   EOPNOTSUPP       a flag bit or value this library does not know
- *   EBUSY            a transaction is open already
+ *   EBUSY            a transaction is open already; from an unmap call of iommufd, somebody else uses what is mapped
  *   EEXIST           a region overlaps a wanted one
  *   ENOMEM           the locked-memory limit (RLIMIT_MEMLOCK) or memory itself does not suffice
  *   ENOSPC           the IOMMU driver has too few entries left (dma_avail)
@@ -120,8 +121,16 @@
 #define VFIO_FAST_BACKEND_TYPE1 1u
 
 /**
- * Backend FOR TESTS ONLY: an executable model of the type1v2 driver. It maps nothing, needs no file descriptor and
- * no privilege, and can be told to fail or to panic (struct vfio_fast_sim_config). The value is 0x7e570001.
+ * Backend: an IOAS of an iommufd, to which the device, or a hardware page table made from the IOAS, is attached. The
+ * device comes first: while none is attached, the kernel only notes what is mapped, and pins all of it on one thread
+ * when the first one comes. Device regions (VFIO_FAST_REGION_DEVICE) cannot be mapped.
+ */
+#define VFIO_FAST_BACKEND_IOMMUFD 2u
+
+/**
+ * Backend FOR TESTS ONLY: an executable model of the type1v2 driver, or of iommufd. It maps nothing, needs no file
+ * descriptor and no privilege, and can be told to fail or to panic (struct vfio_fast_sim_config). The value is
+ * 0x7e570001.
  */
 #define VFIO_FAST_BACKEND_SIM 2119630849u
 
@@ -211,6 +220,19 @@
 #define VFIO_FAST_INFO_IN_TRANSACTION (1u << 1)
 
 /**
+ * Info flag: the threads of a commit map and unmap at the same time. Otherwise they only fault memory in, because the
+ * kernel would let one call wait for the other.
+ */
+#define VFIO_FAST_INFO_PARALLEL (1u << 2)
+
+/**
+ * Info flag: the kernel adds up the pinned memory of all processes of this user and holds the sum against
+ * RLIMIT_MEMLOCK. Nothing shows that sum: memlock_used is the part of it that this handle has mapped, and a commit that
+ * looks as if it would fit may still answer -ENOMEM. Otherwise it is this process's locked memory (VmLck).
+ */
+#define VFIO_FAST_INFO_MEMLOCK_OF_USER (1u << 3)
+
+/**
  * A handle. What is inside is none of the caller's business.
  */
 struct vfio_fast;
@@ -257,6 +279,15 @@ struct vfio_fast_sim_config {
      * Bytes the process may lock, as if set with RLIMIT_MEMLOCK. Default: no limit.
      */
     uint64_t memlock_limit;
+    /**
+     * Whose rules the model keeps: VFIO_FAST_BACKEND_TYPE1 or VFIO_FAST_BACKEND_IOMMUFD. Anything else is -EOPNOTSUPP.
+     * Default: those of type1.
+     */
+    uint32_t backend;
+    /**
+     * Must be 0. Anything else is -EOPNOTSUPP.
+     */
+    uint32_t reserved;
 };
 
 /**
@@ -286,7 +317,8 @@ struct vfio_fast_config {
      */
     uint64_t entry_size;
     /**
-     * The most threads that fault in memory during a commit. 0: one for each CPU this process may use.
+     * The most threads that work during a commit: they fault in memory and, with VFIO_FAST_INFO_PARALLEL, map and unmap.
+     * 0: one for each CPU this process may use.
      */
     uint32_t threads;
     /**
@@ -306,6 +338,16 @@ struct vfio_fast_config {
      * backend it must be NULL.
      */
     const struct vfio_fast_sim_config *sim;
+    /**
+     * VFIO_FAST_BACKEND_IOMMUFD: the iommufd, an opened /dev/iommu, borrowed. The library duplicates it, the caller may
+     * close its own as soon as vfio_fast_open() has returned. Other backends ignore it.
+     */
+    int32_t iommufd_fd;
+    /**
+     * VFIO_FAST_BACKEND_IOMMUFD: the IOAS in it to map in, as IOMMU_IOAS_ALLOC named it. The caller destroys it, after
+     * vfio_fast_close(). Other backends ignore it.
+     */
+    uint32_t ioas_id;
 };
 
 /**
@@ -492,16 +534,19 @@ struct vfio_fast_stats {
      */
     uint64_t plan_ns;
     /**
-     * Nanoseconds of wall time that commits gave to faulting memory in, whatever the number of threads. Map calls made
-     * meanwhile are not in it: the sum with `map_ns` is what mapping took.
+     * Nanoseconds of wall time that the threads which called commits gave to faulting memory in, whatever the number of
+     * other threads. Map calls they made meanwhile are not in it. Without VFIO_FAST_INFO_PARALLEL the sum with map_ns is
+     * what mapping took.
      */
     uint64_t populate_ns;
     /**
-     * Nanoseconds spent in map calls.
+     * Nanoseconds spent in map calls. Of calls made at the same time each counts, so this can be more than the commits
+     * took.
      */
     uint64_t map_ns;
     /**
-     * Nanoseconds spent in unmap calls.
+     * Nanoseconds spent in unmap calls. Of calls made at the same time each counts, so this can be more than the commits
+     * took.
      */
     uint64_t unmap_ns;
     /**
@@ -597,7 +642,7 @@ struct vfio_fast_info {
      */
     uint32_t backend;
     /**
-     * The most threads a commit uses to fault in memory.
+     * The most threads that work during a commit.
      */
     uint32_t threads;
     /**
@@ -631,7 +676,7 @@ struct vfio_fast_info {
      */
     uint64_t memlock_limit;
     /**
-     * Bytes this process has locked now.
+     * Bytes locked now: this process's, or with VFIO_FAST_INFO_MEMLOCK_OF_USER what this handle has mapped.
      */
     uint64_t memlock_used;
 };
@@ -695,8 +740,9 @@ extern "C" {
  *   a backend that has none; the container has no IOMMU type set
  * - -E2BIG: a struct is too long (the size rule)
  * - -EOPNOTSUPP: unknown backend, flags or log_level
- * - -EBADF, -ENOTTY, -EMFILE or another errno the kernel gave: container_fd is not open, is no container, or cannot be
- *   duplicated
+ * - -ENOENT: the iommufd has no IOAS with ioas_id
+ * - -EBADF, -ENOTTY, -EMFILE or another errno the kernel gave: container_fd or iommufd_fd is not open, is not what the
+ *   backend needs, or cannot be duplicated
  *
  * # Threads
  * Any.

@@ -24,7 +24,7 @@ use crate::wanted::WantedSet;
 pub struct Config {
     /// Bytes of the largest kernel entry; see [`Grid`].
     pub entry_size: u64,
-    /// Most threads to fault memory in with; 0: one per allowed CPU.
+    /// Most threads a commit may work with; 0: one per allowed CPU.
     pub threads: usize,
     /// Whether to ask for huge pages before memory is faulted in.
     pub huge_pages: bool,
@@ -68,8 +68,10 @@ pub struct Info {
     pub memlock: Memlock,
     /// Bytes of the largest entry.
     pub entry_size: u64,
-    /// Most threads a commit may fault memory in with.
+    /// Most threads a commit may work with.
     pub threads: usize,
+    /// Whether they map and unmap at the same time, or only fault memory in.
+    pub parallel: bool,
     /// Whether a transaction is open.
     pub in_transaction: bool,
     /// Whether the engine is poisoned.
@@ -215,6 +217,7 @@ impl Engine {
             memlock: self.backend.memlock(),
             entry_size: self.grid.entry_size(),
             threads: self.threads(),
+            parallel: self.backend.parallel(),
             in_transaction: state.in_transaction,
             poisoned: state.poison.is_some(),
         }

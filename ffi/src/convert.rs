@@ -1,16 +1,17 @@
 //! C structs to engine values and back. Fields with values this version does not know are refused here.
 
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
+use vfio_fast_engine::backend::Counted;
 use vfio_fast_engine::log::Level;
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
 use vfio_fast_engine::{Info, Outcome};
 
 use crate::abi::{
-    VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_POISONED, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR,
-    VFIO_FAST_LOG_INFO, VFIO_FAST_LOG_WARN, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT,
-    VFIO_FAST_REGION_WRITE, vfio_fast_info, vfio_fast_outcome, vfio_fast_range, vfio_fast_region,
-    vfio_fast_stats,
+    VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_MEMLOCK_OF_USER, VFIO_FAST_INFO_PARALLEL,
+    VFIO_FAST_INFO_POISONED, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR, VFIO_FAST_LOG_INFO,
+    VFIO_FAST_LOG_WARN, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT, VFIO_FAST_REGION_WRITE,
+    vfio_fast_info, vfio_fast_outcome, vfio_fast_range, vfio_fast_region, vfio_fast_stats,
 };
 use crate::failure::{Failure, Result};
 
@@ -89,7 +90,7 @@ pub(crate) fn outcome(outcome: &Outcome) -> vfio_fast_outcome {
     }
 }
 
-/// A count in a field of 32 bits. A container holds at most 2^32 - 1 entries, so it fits.
+/// A count in a field of 32 bits. So many entries no host has the memory for, so it fits.
 fn count(count: u64) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
@@ -181,7 +182,9 @@ pub(crate) fn info(info: &Info, backend: u32) -> vfio_fast_info {
     vfio_fast_info {
         size: 0,
         flags: flag(info.poisoned, VFIO_FAST_INFO_POISONED)
-            | flag(info.in_transaction, VFIO_FAST_INFO_IN_TRANSACTION),
+            | flag(info.in_transaction, VFIO_FAST_INFO_IN_TRANSACTION)
+            | flag(info.parallel, VFIO_FAST_INFO_PARALLEL)
+            | flag(info.memlock.counted == Counted::User, VFIO_FAST_INFO_MEMLOCK_OF_USER),
         backend,
         threads: count(info.threads as u64),
         iova_pgsizes: info.limits.page_sizes.bitmap(),

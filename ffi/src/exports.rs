@@ -29,8 +29,9 @@ use crate::sized::{self, Output};
 ///   a backend that has none; the container has no IOMMU type set
 /// - -E2BIG: a struct is too long (the size rule)
 /// - -EOPNOTSUPP: unknown backend, flags or log_level
-/// - -EBADF, -ENOTTY, -EMFILE or another errno the kernel gave: container_fd is not open, is no container, or cannot be
-///   duplicated
+/// - -ENOENT: the iommufd has no IOAS with ioas_id
+/// - -EBADF, -ENOTTY, -EMFILE or another errno the kernel gave: container_fd or iommufd_fd is not open, is not what the
+///   backend needs, or cannot be duplicated
 ///
 /// # Threads
 /// Any.

@@ -3,14 +3,15 @@
 #![allow(unsafe_code)] // reads the caller's configuration
 
 use vfio_fast_engine::backend::Backend;
-use vfio_fast_engine::backend::sim::{Sim, SimConfig};
+use vfio_fast_engine::backend::iommufd::Iommufd;
+use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::backend::type1::Type1;
 use vfio_fast_engine::log::Log;
 use vfio_fast_engine::{Config, Engine, Errno};
 
 use crate::abi::{
-    VFIO_FAST_BACKEND_SIM, VFIO_FAST_BACKEND_TYPE1, VFIO_FAST_CONFIG_NO_HUGEPAGE, VFIO_FAST_LOG_DEBUG,
-    vfio_fast_config, vfio_fast_sim_config,
+    VFIO_FAST_BACKEND_IOMMUFD, VFIO_FAST_BACKEND_SIM, VFIO_FAST_BACKEND_TYPE1, VFIO_FAST_CONFIG_NO_HUGEPAGE,
+    VFIO_FAST_LOG_DEBUG, vfio_fast_config, vfio_fast_sim_config,
 };
 use crate::convert;
 use crate::failure::{Failure, Result};
@@ -86,9 +87,12 @@ impl vfio_fast {
 
 fn backend(config: &vfio_fast_config, sim: Option<vfio_fast_sim_config>) -> Result<Box<dyn Backend>> {
     match (config.backend, sim) {
-        (VFIO_FAST_BACKEND_SIM, sim) => Ok(Box::new(Sim::new(sim.map(sim_config).unwrap_or_default()))),
+        (VFIO_FAST_BACKEND_SIM, sim) => {
+            Ok(Box::new(Sim::new(sim.map(sim_config).transpose()?.unwrap_or_default())))
+        }
         (VFIO_FAST_BACKEND_TYPE1, None) => Ok(Box::new(Type1::open(config.container_fd)?)),
-        (VFIO_FAST_BACKEND_TYPE1, Some(_)) => Err(Failure::check(
+        (VFIO_FAST_BACKEND_IOMMUFD, None) => Ok(Box::new(Iommufd::open(config.iommufd_fd, config.ioas_id)?)),
+        (VFIO_FAST_BACKEND_TYPE1 | VFIO_FAST_BACKEND_IOMMUFD, Some(_)) => Err(Failure::check(
             libc::EINVAL,
             "struct vfio_fast_config: sim is set, but the backend is not VFIO_FAST_BACKEND_SIM".to_owned(),
         )),
@@ -96,19 +100,26 @@ fn backend(config: &vfio_fast_config, sim: Option<vfio_fast_sim_config>) -> Resu
     }
 }
 
-fn sim_config(sim: vfio_fast_sim_config) -> SimConfig {
+fn sim_config(sim: vfio_fast_sim_config) -> Result<SimConfig> {
+    convert::known("struct vfio_fast_sim_config: reserved", sim.reserved, 0)?;
+    let rules = match sim.backend {
+        0 | VFIO_FAST_BACKEND_TYPE1 => Rules::Type1,
+        VFIO_FAST_BACKEND_IOMMUFD => Rules::Iommufd,
+        unknown => return Err(Failure::unknown("struct vfio_fast_sim_config: backend", unknown)),
+    };
     let default = SimConfig::default();
     let fail_errno = match i32::try_from(sim.fail_errno) {
         Ok(errno) if errno > 0 => Errno(errno),
         _ => Errno::EIO,
     };
-    SimConfig {
+    Ok(SimConfig {
+        rules,
         failures: (sim.fail_nth != 0).then_some((sim.fail_nth, fail_errno)).into_iter().collect(),
         panic_nth: (sim.panic_nth != 0).then_some(sim.panic_nth),
         dma_avail: if sim.dma_avail == 0 { default.dma_avail } else { sim.dma_avail },
         memlock_limit: (sim.memlock_limit != 0).then_some(sim.memlock_limit),
         ..default
-    }
+    })
 }
 
 /// The engine's log, which drops what is more verbose than `most`.

@@ -158,7 +158,7 @@ impl<T: Sized32> Output<T> {
 mod tests {
     use super::*;
 
-    /// A struct that has grown by `late` since its first release, which none of the real ones has yet.
+    /// A struct that has grown by `late` since its first release.
     #[derive(Clone, Copy, PartialEq, Debug)]
     #[repr(C)]
     struct grown {

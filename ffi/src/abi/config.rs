@@ -35,6 +35,11 @@ pub struct vfio_fast_sim_config {
     pub dma_avail: u64,
     /// Bytes the process may lock, as if set with RLIMIT_MEMLOCK. Default: no limit.
     pub memlock_limit: u64,
+    /// Whose rules the model keeps: VFIO_FAST_BACKEND_TYPE1 or VFIO_FAST_BACKEND_IOMMUFD. Anything else is -EOPNOTSUPP.
+    /// Default: those of type1.
+    pub backend: u32,
+    /// Must be 0. Anything else is -EOPNOTSUPP.
+    pub reserved: u32,
 }
 
 /// How to open a handle. Set it to zero, then fill in size, backend and what the backend needs.
@@ -53,7 +58,8 @@ pub struct vfio_fast_config {
     /// Bytes of the largest kernel entry: a power of two, at least 2 MiB. 0: 1 GiB. It is enlarged when the IOMMU has
     /// too few entries left for it.
     pub entry_size: u64,
-    /// The most threads that fault in memory during a commit. 0: one for each CPU this process may use.
+    /// The most threads that work during a commit: they fault in memory and, with VFIO_FAST_INFO_PARALLEL, map and unmap.
+    /// 0: one for each CPU this process may use.
     pub threads: u32,
     /// The most verbose level delivered to log, VFIO_FAST_LOG_*. 0: none. Anything else is -EOPNOTSUPP.
     pub log_level: u32,
@@ -64,6 +70,12 @@ pub struct vfio_fast_config {
     /// VFIO_FAST_BACKEND_SIM: its settings, read before vfio_fast_open() returns. NULL: the defaults. With another
     /// backend it must be NULL.
     pub sim: *const vfio_fast_sim_config,
+    /// VFIO_FAST_BACKEND_IOMMUFD: the iommufd, an opened /dev/iommu, borrowed. The library duplicates it, the caller may
+    /// close its own as soon as vfio_fast_open() has returned. Other backends ignore it.
+    pub iommufd_fd: i32,
+    /// VFIO_FAST_BACKEND_IOMMUFD: the IOAS in it to map in, as IOMMU_IOAS_ALLOC named it. The caller destroys it, after
+    /// vfio_fast_close(). Other backends ignore it.
+    pub ioas_id: u32,
 }
 
 // Offset of the last field of the first release, and its size: what a caller must at least have.

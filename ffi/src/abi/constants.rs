@@ -28,8 +28,14 @@ pub const VFIO_FAST_ABI_VERSION: u32 = 1u32;
 /// Backend: a VFIO container file descriptor on which VFIO_SET_IOMMU(VFIO_TYPE1v2_IOMMU) has succeeded.
 pub const VFIO_FAST_BACKEND_TYPE1: u32 = 1u32;
 
-/// Backend FOR TESTS ONLY: an executable model of the type1v2 driver. It maps nothing, needs no file descriptor and
-/// no privilege, and can be told to fail or to panic (struct vfio_fast_sim_config). The value is 0x7e570001.
+/// Backend: an IOAS of an iommufd, to which the device, or a hardware page table made from the IOAS, is attached. The
+/// device comes first: while none is attached, the kernel only notes what is mapped, and pins all of it on one thread
+/// when the first one comes. Device regions (VFIO_FAST_REGION_DEVICE) cannot be mapped.
+pub const VFIO_FAST_BACKEND_IOMMUFD: u32 = 2u32;
+
+/// Backend FOR TESTS ONLY: an executable model of the type1v2 driver, or of iommufd. It maps nothing, needs no file
+/// descriptor and no privilege, and can be told to fail or to panic (struct vfio_fast_sim_config). The value is
+/// 0x7e570001.
 pub const VFIO_FAST_BACKEND_SIM: u32 = 0x7e57_0001u32;
 
 /// Config flag: do not ask for huge pages (madvise(MADV_HUGEPAGE)) where RAM is faulted in. Without it the library does,
@@ -84,3 +90,12 @@ pub const VFIO_FAST_INFO_POISONED: u32 = 1u32 << 0;
 
 /// Info flag: a transaction is open, vfio_fast_begin() was called and neither commit nor abort yet.
 pub const VFIO_FAST_INFO_IN_TRANSACTION: u32 = 1u32 << 1;
+
+/// Info flag: the threads of a commit map and unmap at the same time. Otherwise they only fault memory in, because the
+/// kernel would let one call wait for the other.
+pub const VFIO_FAST_INFO_PARALLEL: u32 = 1u32 << 2;
+
+/// Info flag: the kernel adds up the pinned memory of all processes of this user and holds the sum against
+/// RLIMIT_MEMLOCK. Nothing shows that sum: memlock_used is the part of it that this handle has mapped, and a commit that
+/// looks as if it would fit may still answer -ENOMEM. Otherwise it is this process's locked memory (VmLck).
+pub const VFIO_FAST_INFO_MEMLOCK_OF_USER: u32 = 1u32 << 3;

@@ -65,12 +65,15 @@ pub struct vfio_fast_stats {
     pub kept_bytes: u64,
     /// Nanoseconds spent on finding the difference between what is wanted and what is mapped.
     pub plan_ns: u64,
-    /// Nanoseconds of wall time that commits gave to faulting memory in, whatever the number of threads. Map calls made
-    /// meanwhile are not in it: the sum with `map_ns` is what mapping took.
+    /// Nanoseconds of wall time that the threads which called commits gave to faulting memory in, whatever the number of
+    /// other threads. Map calls they made meanwhile are not in it. Without VFIO_FAST_INFO_PARALLEL the sum with map_ns is
+    /// what mapping took.
     pub populate_ns: u64,
-    /// Nanoseconds spent in map calls.
+    /// Nanoseconds spent in map calls. Of calls made at the same time each counts, so this can be more than the commits
+    /// took.
     pub map_ns: u64,
-    /// Nanoseconds spent in unmap calls.
+    /// Nanoseconds spent in unmap calls. Of calls made at the same time each counts, so this can be more than the commits
+    /// took.
     pub unmap_ns: u64,
     /// madvise calls that faulted memory in.
     pub populate_calls: u64,
@@ -122,7 +125,7 @@ pub struct vfio_fast_info {
     pub flags: u32,
     /// VFIO_FAST_BACKEND_* of the configuration.
     pub backend: u32,
-    /// The most threads a commit uses to fault in memory.
+    /// The most threads that work during a commit.
     pub threads: u32,
     /// Page sizes of the IOMMU: bit n set means pages of 2^n bytes. The lowest bit is the alignment of every address
     /// and length.
@@ -140,7 +143,7 @@ pub struct vfio_fast_info {
     pub iova_ranges: u64,
     /// Bytes this process may lock. UINT64_MAX: no limit.
     pub memlock_limit: u64,
-    /// Bytes this process has locked now.
+    /// Bytes locked now: this process's, or with VFIO_FAST_INFO_MEMLOCK_OF_USER what this handle has mapped.
     pub memlock_used: u64,
 }
 

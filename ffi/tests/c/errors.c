@@ -47,6 +47,24 @@ static void bad_configurations(void)
     CHECK(failure().op == VFIO_FAST_OP_OPEN);
     config.container_fd = 0; /* the runner gives /dev/null: a file, but no container */
     CHECK_RC(vfio_fast_open(&config, &vf), -ENOTTY);
+    config.backend = VFIO_FAST_BACKEND_IOMMUFD;
+    config.ioas_id = 1;
+    CHECK_RC(vfio_fast_open(&config, &vf), -ENOTTY);
+    config.iommufd_fd = -1;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EBADF);
+    CHECK(failure().op == VFIO_FAST_OP_OPEN);
+    config.sim = &sim;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EINVAL);
+    CHECK_TEXT("VFIO_FAST_BACKEND_SIM");
+
+    config = sim_config(&sim);
+    sim.backend = VFIO_FAST_BACKEND_SIM;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EOPNOTSUPP);
+    CHECK_TEXT("struct vfio_fast_sim_config: backend");
+    sim.backend = VFIO_FAST_BACKEND_IOMMUFD;
+    sim.reserved = 1;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EOPNOTSUPP);
+    CHECK_TEXT("reserved");
     CHECK(vf == NULL);
 }
 

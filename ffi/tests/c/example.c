@@ -5,7 +5,7 @@
 
 int main(void)
 {
-    /* With a real device: VFIO_FAST_BACKEND_TYPE1, and .container_fd = the VFIO container. */
+    /* With a real device: VFIO_FAST_BACKEND_TYPE1 and the VFIO container, or VFIO_FAST_BACKEND_IOMMUFD and an IOAS. */
     struct vfio_fast_config config = {.size = sizeof(config), .backend = VFIO_FAST_BACKEND_SIM};
     struct vfio_fast_region ram = {.size = sizeof(ram), .flags = VFIO_FAST_REGION_WRITE, .length = 64 << 20};
     struct vfio_fast_outcome outcome = {.size = sizeof(outcome)};

@@ -12,6 +12,7 @@
 SAME(VFIO_FAST_ABI_VERSION, 1u);
 
 SAME(VFIO_FAST_BACKEND_TYPE1, 1u);
+SAME(VFIO_FAST_BACKEND_IOMMUFD, 2u);
 SAME(VFIO_FAST_BACKEND_SIM, 0x7e570001u);
 SAME(VFIO_FAST_LOG_ERROR, 1u);
 SAME(VFIO_FAST_LOG_WARN, 2u);
@@ -28,16 +29,21 @@ SAME(VFIO_FAST_OP_UNMAP, 4u);
 SAME(VFIO_FAST_OP_INFO, 5u);
 SAME(VFIO_FAST_INFO_POISONED, 1u);
 SAME(VFIO_FAST_INFO_IN_TRANSACTION, 2u);
+SAME(VFIO_FAST_INFO_PARALLEL, 4u);
+SAME(VFIO_FAST_INFO_MEMLOCK_OF_USER, 8u);
 
 SAME(VFIO_FAST_CONFIG_NO_HUGEPAGE, 1u);
 
-/* Each last field of the first release, and where it ends. */
+/* Each last field of the first release, where it ends, and what came since. */
 SAME(offsetof(struct vfio_fast_sim_config, memlock_limit), 32);
-SAME(sizeof(struct vfio_fast_sim_config), 40);
+SAME(offsetof(struct vfio_fast_sim_config, backend), 40);
+SAME(sizeof(struct vfio_fast_sim_config), 48);
 SAME(offsetof(struct vfio_fast_config, entry_size), 16);
 SAME(offsetof(struct vfio_fast_config, log), 32);
 SAME(offsetof(struct vfio_fast_config, sim), 48);
-SAME(sizeof(struct vfio_fast_config), 56);
+SAME(offsetof(struct vfio_fast_config, iommufd_fd), 56);
+SAME(offsetof(struct vfio_fast_config, ioas_id), 60);
+SAME(sizeof(struct vfio_fast_config), 64);
 SAME(offsetof(struct vfio_fast_region, backing), 32);
 SAME(sizeof(struct vfio_fast_region), 40);
 SAME(offsetof(struct vfio_fast_range, length), 16);

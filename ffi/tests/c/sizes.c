@@ -90,14 +90,15 @@ static int call_last_failure(void *arg)
     return vfio_fast_last_failure((struct vfio_fast_failure *)arg);
 }
 
-static void sweep_input(const void *template_, size_t known, call_fn call)
+/* `first` bytes had the struct in its first release, `known` it has now. */
+static void sweep_input(const void *template_, size_t first, size_t known, call_fn call)
 {
     size_t size, at;
     unsigned char *bytes;
 
-    for (size = 0; size < known; size++)
+    for (size = 0; size < first; size++)
         CHECK_RC(call(place(template_, known, size, 0)), -EINVAL);
-    for (size = known; size <= known + BEYOND; size++) {
+    for (size = first; size <= known + BEYOND; size++) {
         CHECK_RC(call(place(template_, known, size, 0)), 0);
         for (at = known; at < size; at++) {
             bytes = (unsigned char *)place(template_, known, size, 0);
@@ -138,6 +139,27 @@ static void sweep_output(size_t known, call_fn call)
     CHECK_RC(call(bytes), -E2BIG);
 }
 
+/* What lies behind the size that the program was compiled with is not looked at, and reads as zero. */
+static void what_an_older_program_did_not_set(void)
+{
+    struct vfio_fast_sim_config sim = sim_defaults();
+    struct vfio_fast_config config = sim_config(&sim);
+    struct vfio_fast *opened = NULL;
+
+    sim.backend = VFIO_FAST_BACKEND_SIM; /* no rules it could keep */
+    CHECK_RC(vfio_fast_open(&config, &opened), -EOPNOTSUPP);
+    sim.size = (uint32_t)offsetof(struct vfio_fast_sim_config, backend);
+    CHECK_RC(vfio_fast_open(&config, &opened), 0);
+    CHECK_RC(vfio_fast_close(&opened), 0);
+
+    config.sim = NULL;
+    config.backend = VFIO_FAST_BACKEND_IOMMUFD;
+    config.iommufd_fd = -1;
+    CHECK_RC(vfio_fast_open(&config, &opened), -EBADF);
+    config.size = (uint32_t)offsetof(struct vfio_fast_config, iommufd_fd);
+    CHECK_RC(vfio_fast_open(&config, &opened), -ENOTTY); /* descriptor 0, which is /dev/null */
+}
+
 int main(void)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -151,10 +173,11 @@ int main(void)
     CHECK(mprotect(edge, page, PROT_NONE) == 0);
     vf = open_sim(NULL);
 
-    sweep_input(&sim, sizeof(sim), call_open_sim);
-    sweep_input(&config, sizeof(config), call_open);
-    sweep_input(&ram, sizeof(ram), call_map_region);
-    sweep_input(&all, sizeof(all), call_unmap);
+    sweep_input(&sim, offsetof(struct vfio_fast_sim_config, backend), sizeof(sim), call_open_sim);
+    sweep_input(&config, offsetof(struct vfio_fast_config, iommufd_fd), sizeof(config), call_open);
+    sweep_input(&ram, sizeof(ram), sizeof(ram), call_map_region);
+    sweep_input(&all, sizeof(all), sizeof(all), call_unmap);
+    what_an_older_program_did_not_set();
     sweep_output(sizeof(struct vfio_fast_outcome), call_commit);
     sweep_output(sizeof(struct vfio_fast_stats), call_get_stats);
     sweep_output(sizeof(struct vfio_fast_info), call_get_info);

@@ -125,6 +125,15 @@ static void information(void)
     CHECK(i.iova_ranges == 0 && i.iova_first == 0 && i.iova_last == UINT64_MAX); /* the model does not say */
     CHECK(i.memlock_limit == 64 * MIB);
     CHECK_RC(vfio_fast_close(&vf), 0);
+
+    /* iommufd: calls run at the same time, there is no limit on entries, and the kernel counts the user. */
+    sim.backend = VFIO_FAST_BACKEND_IOMMUFD;
+    CHECK_RC(vfio_fast_open(&config, &vf), 0);
+    i = info(vf);
+    CHECK(i.flags == (VFIO_FAST_INFO_PARALLEL | VFIO_FAST_INFO_MEMLOCK_OF_USER));
+    CHECK(i.backend == VFIO_FAST_BACKEND_SIM);
+    CHECK(i.dma_avail == UINT64_MAX);
+    CHECK_RC(vfio_fast_close(&vf), 0);
 }
 
 int main(void)
