@@ -87,8 +87,9 @@ impl Backend for Type1 {
     }
 
     fn populates(&self) -> Populate {
-        // The driver pins under one lock, one thread at a time, and four fifths of that time go into clearing pages.
-        Populate::Meanwhile
+        // The driver pins under one lock, one thread at a time, and four fifths of that time go into clearing pages. It takes
+        // the lock of the address space for writing to count what it pinned, which holds up faults: so not meanwhile.
+        Populate::First
     }
 
     fn parallel(&self) -> bool {
