@@ -33,6 +33,15 @@ impl Accel {
             Accel::Tcg(_) => ["-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off"],
         }
     }
+
+    /// Options for L1's kernel.
+    pub fn kernel_options(self) -> &'static str {
+        match self {
+            Accel::Kvm => "",
+            // An emulated processor that halts while L2 is at work is, once in some fifty starts, never woken again.
+            Accel::Tcg(_) => "idle=poll",
+        }
+    }
 }
 
 impl fmt::Display for Accel {
@@ -66,7 +75,7 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
     let initrd = folder.join("initrd.cpio");
     let payload = Payload { agent: &parts.agent, qemu: None, libraries: &[], job: b"" };
     parts.guest.write_initrd(&payload, &initrd)?;
-    let mut command = l0::command(&parts.reference, &parts.guest, Accel::Kvm, "", &initrd, &folder);
+    let mut command = l0::command(&parts.reference, &parts.guest, Accel::Kvm, &initrd, &folder);
     command.args(["-m", "1024M"]);
     let told = l0::run(command, &folder, PROBE_LIMIT, "kvm-probe", || ());
     fs::remove_file(initrd)?;

@@ -18,15 +18,8 @@ const RECORDS: &str = "records.jsonl";
 /// A machine that is through is off long before this.
 const POWER_OFF: Duration = Duration::from_secs(30);
 
-/// QEMU with what every L1 has; memory and devices under test are to be added. `options` are for L1's kernel.
-pub fn command(
-    qemu: &Path,
-    guest: &Guest,
-    accel: Accel,
-    options: &str,
-    initrd: &Path,
-    folder: &Path,
-) -> Command {
+/// QEMU with what every L1 has; memory and devices under test are to be added.
+pub fn command(qemu: &Path, guest: &Guest, accel: Accel, initrd: &Path, folder: &Path) -> Command {
     let mut command = Command::new(qemu);
     for path in guest.firmware() {
         command.arg("-L").arg(path);
@@ -43,7 +36,8 @@ pub fn command(
         .arg("-append")
         .arg(format!(
             "console=ttyS0 earlycon=uart8250,io,0x3f8 intel_iommu=on iommu=nopt panic=-1 mitigations=off \
-             random.trust_cpu=on log_buf_len=4M no_timer_check vft.role=l1 {options}"
+             random.trust_cpu=on log_buf_len=4M no_timer_check vft.role=l1 {}",
+            accel.kernel_options()
         ))
         .args(["-chardev", &format!("file,id=console,{}", file("l1-console.log"))])
         .args(["-serial", "chardev:console"])

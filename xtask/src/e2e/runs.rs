@@ -14,7 +14,9 @@ use super::disk::Disk;
 use super::judge::{self, Verdict};
 use super::l0;
 use super::phase::{Phase, Phases};
+use super::records::log_text;
 use super::scenario::Plan;
+use super::splat;
 use crate::image::{Guest, Payload};
 use crate::outcome::CannotRun;
 
@@ -83,7 +85,7 @@ impl Runs<'_> {
                 // A statement of its own: the queue is not locked during the run.
                 let next = runs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some((n, (plan, mode))) = next else { return };
-                let result = self.one(&plan, mode);
+                let result = self.twice_if_stalled(&plan, mode);
                 let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                 match result {
                     Ok(verdict) => done.0.push((n, verdict)),
@@ -98,6 +100,23 @@ impl Runs<'_> {
         let (mut verdicts, outcome) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         verdicts.sort_by_key(|(n, _)| *n);
         (verdicts.into_iter().map(|(_, verdict)| verdict).collect(), outcome)
+    }
+
+    /// One boot of L1; another where a processor of the emulated machine stood still, which nothing under test
+    /// can make it do.
+    fn twice_if_stalled(&self, plan: &Plan, mode: Mode) -> Result<Verdict> {
+        let verdict = self.one(plan, mode)?;
+        let emulated = matches!(self.accel, Accel::Tcg(_));
+        if verdict.passed() || !emulated || !splat::stalled(&log_text(&verdict.folder, "l1-console")) {
+            return Ok(verdict);
+        }
+        let kept = verdict.folder.with_extension("stalled");
+        println!(
+            "    a processor of the emulated L1 stood still: once more; logs of this try: {}",
+            kept.display()
+        );
+        fs::rename(&verdict.folder, kept)?;
+        self.one(plan, mode)
     }
 
     /// One boot of L1.
@@ -138,8 +157,7 @@ impl Runs<'_> {
             job: &serde_json::to_vec(&job)?,
         };
         parts.guest.write_initrd(&payload, &initrd)?;
-        let options = plan.l1_options();
-        let mut command = l0::command(&parts.reference, &parts.guest, self.accel, options, &initrd, &folder);
+        let mut command = l0::command(&parts.reference, &parts.guest, self.accel, &initrd, &folder);
         command.args(plan.l0_memory());
         for spare in 1..plan.addresses().len() {
             fs::File::create(disk.path.with_extension(format!("{spare}.img")))?.set_len(1 << 20)?;

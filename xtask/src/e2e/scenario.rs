@@ -148,15 +148,6 @@ impl Plan {
         slots.iter().map(|slot| format!("0000:00:{slot:02x}.0")).collect()
     }
 
-    /// Options for L1's kernel.
-    pub fn l1_options(&self) -> &'static str {
-        match self.scenario {
-            // An emulated processor that halts while L2 is at work is, once in some fifty starts, never woken again.
-            Scenario::Starts => "idle=poll",
-            _ => "",
-        }
-    }
-
     /// Arguments for L1's memory.
     pub fn l0_memory(&self) -> Vec<String> {
         let mib = self.l1_memory_mib();

@@ -56,6 +56,11 @@ pub fn scan(name: &str, log: &str) -> Vec<String> {
     found
 }
 
+/// Whether the kernel says that one of its processors stood still.
+pub fn stalled(log: &str) -> bool {
+    log.lines().any(|line| line.contains("rcu: INFO: ") && line.contains("detected stall"))
+}
+
 /// The complaints of the emulator of L1: what it says of its IOMMU is about DMA gone astray.
 pub fn scan_emulator(log: &str) -> Vec<String> {
     let bad = log.lines().filter(|line| line.contains("vtd_") || line.contains("detected"));
@@ -106,6 +111,14 @@ mod tests {
             let log = format!("{CLEAN}{splat}\n{CLEAN}");
             assert_eq!(scan("l1", &log), [format!("l1:7: {splat}")]);
         }
+    }
+
+    #[test]
+    fn a_stall_is_told_from_other_complaints() {
+        assert!(stalled("[  171.134270] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\n"));
+        assert!(stalled("<3> rcu: INFO: rcu_preempt self-detected stall on CPU\n"));
+        assert!(!stalled(CLEAN));
+        assert!(!stalled("<3> watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [qemu:77]\n"));
     }
 
     #[test]
