@@ -123,7 +123,7 @@
 /**
  * Backend: an IOAS of an iommufd, to which the device, or a hardware page table made from the IOAS, is attached. The
  * device comes first: while none is attached, the kernel only notes what is mapped, and pins all of it on one thread
- * when the first one comes. Device regions (VFIO_FAST_REGION_DEVICE) cannot be mapped.
+ * when the first one comes. Device regions (VFIO_FAST_REGION_DEVICE) can be mapped only with VFIO_FAST_REGION_FD.
  */
 #define VFIO_FAST_BACKEND_IOMMUFD 2u
 
@@ -176,6 +176,20 @@
  * whole; unmapping and mapping it again in one transaction always reaches the kernel.
  */
 #define VFIO_FAST_REGION_EXACT (1u << 2)
+
+/**
+ * Region flag: fd, fd_offset and, for device memory, region_index say what the memory is besides an address. iommufd can
+ * map files of memory faster that way, and device memory no other way; type1 has no use for it. Needs a backing: all
+ * regions with one backing are parts of one file or BAR, and each byte of it has one host virtual address.
+ *
+ * RAM must be a shared mapping of the file, which may be a memfd or any file on tmpfs or hugetlbfs. The library asks the
+ * kernel whether it is (Linux 6.11) and maps by address if not, as it does where the kernel maps no files (before 6.13).
+ *
+ * Device memory is exported by the VFIO device as a dma-buf (Linux 6.19) and becomes one kernel entry, as if
+ * VFIO_FAST_REGION_EXACT were set. While the device does not decode its memory it cannot be mapped, and what is mapped of
+ * it is taken away by the kernel: unmap the region when decoding is turned off, and map it when it is on again.
+ */
+#define VFIO_FAST_REGION_FD (1u << 3)
 
 /**
  * Failed operation: none, no call of this thread has failed yet.
@@ -382,6 +396,21 @@ struct vfio_fast_region {
      * kernel entries only if it is equal and not 0.
      */
     uint64_t backing;
+    /**
+     * VFIO_FAST_REGION_FD: what the memory is, borrowed until this call returns; a file of memory, or with
+     * VFIO_FAST_REGION_DEVICE the VFIO device whose BAR it is. Ignored without the flag.
+     */
+    int32_t fd;
+    /**
+     * VFIO_FAST_REGION_FD and VFIO_FAST_REGION_DEVICE: VFIO's number of the BAR (VFIO_PCI_BAR0_REGION_INDEX and so
+     * on). Ignored otherwise.
+     */
+    uint32_t region_index;
+    /**
+     * VFIO_FAST_REGION_FD: where in the file or the BAR the region begins, in bytes, a multiple of the smallest IOMMU
+     * page. Ignored without the flag.
+     */
+    uint64_t fd_offset;
 };
 
 /**
@@ -807,7 +836,10 @@ int vfio_fast_begin(struct vfio_fast *vf);
  * # Returns
  * 0, or
  * - -EINVAL: a pointer is NULL; the struct is too short; iova, length or hva is not a multiple of the smallest IOMMU
- *   page; length is 0; the region reaches past the end of an address space
+ *   page; length is 0; the region reaches past the end of an address space; with VFIO_FAST_REGION_FD and a backend that
+ *   has use for it also: fd_offset is no such multiple, backing is 0, or other regions with this backing have another
+ *   file or BAR, or other offsets in it
+ * - -EBADF, -EMFILE: fd is not open, or cannot be duplicated
  * - -E2BIG: the struct is too long (the size rule)
  * - -EOPNOTSUPP: unknown flags
  * - -EEXIST: a wanted region overlaps it

@@ -1,5 +1,7 @@
 //! Transactions: what a caller wants, committed as a difference, taken back as a whole.
 
+mod notes;
+
 use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,10 +11,10 @@ use crate::backend::{Backend, Limits, Memlock};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::execute::{Done, Executor, Refusal};
 use crate::grid::Grid;
-use crate::hugepage;
 use crate::log::{Level, Log};
+use crate::object::{Named, ObjectKind, Objects};
 use crate::plan::{self, Plan};
-use crate::populate::{self, How, Report};
+use crate::populate::{self, How};
 use crate::preflight;
 use crate::region::Region;
 use crate::stats::Stats;
@@ -83,10 +85,19 @@ struct State {
     /// As they were when last asked, but `entries` is how many there can be in all.
     limits: Limits,
     wanted: WantedSet,
+    objects: Objects,
     table: MapTable,
     in_transaction: bool,
     told_of_small_pages: bool,
     poison: Option<String>,
+}
+
+impl State {
+    /// Closes the objects that no wanted region is a part of any more.
+    fn forget_objects(&mut self) {
+        let Self { objects, wanted, .. } = self;
+        objects.retain(|backing| wanted.names(backing));
+    }
 }
 
 /// Owns what is mapped in one container. Any thread may call any method; calls serialise.
@@ -114,11 +125,11 @@ impl Engine {
         let limits = backend.limits()?;
         let Config { threads, huge_pages, log, .. } = config;
         let page = limits.page_sizes.smallest();
-        let (wanted, table) = Default::default();
-        let (in_transaction, told_of_small_pages) = (false, false);
-        let state =
-            Mutex::new(State { limits, wanted, table, in_transaction, told_of_small_pages, poison: None });
-        Ok(Self { backend, page, grid, threads, huge_pages, log, state, stats: Mutex::default() })
+        let (wanted, objects, table, in_transaction, told_of_small_pages) = Default::default();
+        let poison = None;
+        let state = State { limits, wanted, objects, table, in_transaction, told_of_small_pages, poison };
+        let (state, stats) = (Mutex::new(state), Mutex::default());
+        Ok(Self { backend, page, grid, threads, huge_pages, log, state, stats })
     }
 
     /// Opens a transaction: until [`Engine::commit`], regions are only noted.
@@ -133,6 +144,18 @@ impl Engine {
 
     /// Wants a region. Outside a transaction it is mapped when this returns.
     pub fn map_region(&self, region: Region) -> Result<()> {
+        self.map(region, None)
+    }
+
+    /// Wants a region that is a part of `object`, which some kernels can map where, or faster than, they map host addresses.
+    /// All regions of one backing are parts of one object, and each byte of it has one host address. BARs are exact: the kernel
+    /// may have taken away what is mapped of them.
+    pub fn map_object(&self, region: Region, object: &Named) -> Result<()> {
+        let is_bar = matches!(object.kind, ObjectKind::Bar { .. });
+        self.map(Region { exact: region.exact || is_bar, ..region }, Some(object))
+    }
+
+    fn map(&self, region: Region, object: Option<&Named>) -> Result<()> {
         let range = region.range;
         let refused =
             |errno, why| Err(Error { hva: Some(region.hva), ..Error::check(errno, Some(range), why) });
@@ -148,8 +171,13 @@ impl Engine {
             return refused(Errno::EINVAL, Why::BadRange);
         }
         let mut state = self.healthy()?;
+        let object = object.filter(|_| self.backend.takes_objects());
+        let accepted = object.map(|object| state.objects.check(&region, object, page)).transpose()?;
         if let Err(with) = state.wanted.insert(region) {
             return refused(Errno::EEXIST, Why::Overlap { with });
+        }
+        if let Some(accepted) = accepted {
+            state.objects.insert(accepted);
         }
         if state.in_transaction {
             return Ok(());
@@ -161,6 +189,7 @@ impl Engine {
         let forgotten = state.wanted.remove(range);
         debug_assert!(forgotten.is_ok());
         state.wanted.accept();
+        state.forget_objects();
         self.note_state(&state);
         let (range, hva) = (Some(refusal.entry.range), Some(refusal.entry.hva));
         Err(Error { op: Op::Map, errno: refusal.errno, range, hva, why: Why::Kernel })
@@ -198,6 +227,7 @@ impl Engine {
         let mut state = self.in_transaction()?;
         state.in_transaction = false;
         state.wanted.revert();
+        state.forget_objects();
         Ok(())
     }
 
@@ -255,8 +285,8 @@ impl Engine {
         let Ok(plan) = plan::plan(&state.wanted, &state.table, &[IovaRange::ALL], self.grid, None) else {
             return Ok(()); // Without a capacity there is always room.
         };
-        let State { table, wanted, .. } = &mut *state;
-        let mut executor = self.executor(table, &plan);
+        let State { table, wanted, objects, .. } = &mut *state;
+        let mut executor = self.executor(table, objects, &plan);
         let emptied = executor.run(&plan, wanted, None);
         let done = executor.done;
         self.note_done(&done);
@@ -293,10 +323,14 @@ impl Engine {
         let mut scope = state.wanted.touched().to_vec();
         let mut outcome = Outcome::default();
         match self.attempt(state, &mut scope, &mut outcome) {
-            Ok(()) => state.wanted.accept(),
+            Ok(()) => {
+                state.wanted.accept();
+                state.forget_objects();
+            }
             Err(error) => {
                 self.log.write(Level::Error, format_args!("{error}"));
                 self.take_back(state, &scope, &error);
+                state.forget_objects();
                 let mut stats = self.stats_mut();
                 stats.failed_commits += 1;
                 drop(stats);
@@ -325,13 +359,13 @@ impl Engine {
             checked = self.plan(state, scope);
         }
         let mut stats = self.stats_mut();
-        stats.plan_ns += nanoseconds(planning.elapsed());
+        stats.plan_ns += notes::nanoseconds(planning.elapsed());
         stats.preflight_refusals += u64::from(checked.is_err());
         drop(stats);
         let plan = checked?;
 
-        let State { table, wanted, .. } = state;
-        let mut executor = self.executor(table, &plan);
+        let State { table, wanted, objects, .. } = state;
+        let mut executor = self.executor(table, objects, &plan);
         let threads = executor.threads;
         let how = How { threads, huge_pages: self.huge_pages, chunk: populate::CHUNK };
         let run = executor.run(&plan, wanted, Some(how));
@@ -393,9 +427,9 @@ impl Engine {
     fn take_back(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         state.wanted.revert_additions();
         self.stats_mut().undo_runs += 1;
-        let State { table, wanted, .. } = state;
+        let State { table, wanted, objects, .. } = state;
         let undone = plan::plan(wanted, table, scope, self.grid, None).map(|plan| {
-            let mut executor = self.executor(table, &plan);
+            let mut executor = self.executor(table, objects, &plan);
             let run = executor.run(&plan, wanted, None);
             self.note_done(&executor.done);
             run
@@ -408,64 +442,14 @@ impl Engine {
         }
     }
 
-    fn note_populated(&self, report: &Report) {
-        let mut stats = self.stats_mut();
-        stats.populate_ns += nanoseconds(report.duration);
-        stats.populate_calls += report.calls;
-        stats.populate_bytes += report.bytes;
-        stats.populate_present += report.present_bytes;
-        stats.populate_huge += report.huge_bytes;
-        stats.populate_small += report.small_anonymous_bytes + report.small_file_bytes;
-        stats.populate_skipped += report.skipped_bytes;
-        stats.populate_einval += report.einval;
-        stats.populate_efault += report.efault;
-        stats.populate_enomem += report.enomem;
-        stats.populate_ehwpoison += report.ehwpoison;
-        stats.populate_other += report.other;
-        stats.thread_fallbacks += report.thread_fallbacks;
-        stats.threads_peak = stats.threads_peak.max(report.threads);
-    }
-
-    /// Says once what keeps the host from giving huge pages.
-    fn tell_of_small_pages(&self, state: &mut State, report: &Report) {
-        if !self.huge_pages || state.told_of_small_pages {
-            return;
-        }
-        if let Some(hint) = hugepage::hint(report) {
-            state.told_of_small_pages = true;
-            self.log.write(Level::Warn, format_args!("{hint}"));
-        }
-    }
-
-    fn executor<'a>(&'a self, table: &'a mut MapTable, plan: &Plan) -> Executor<'a> {
+    fn executor<'a>(&'a self, table: &'a mut MapTable, objects: &'a Objects, plan: &Plan) -> Executor<'a> {
         // To count the CPUs costs more than a small plan: affinity and cgroup are read anew.
         let threads = if plan.bytes() < populate::ALONE_BELOW { 1 } else { self.threads() };
-        Executor { backend: &*self.backend, table, threads, done: Done::default() }
+        Executor { backend: &*self.backend, table, objects, threads, done: Done::default() }
     }
 
     fn threads(&self) -> usize {
         populate::allowed_threads(self.threads)
-    }
-
-    fn note_done(&self, done: &Done) {
-        let mut stats = self.stats_mut();
-        stats.map_calls += done.map_calls;
-        stats.map_bytes += done.map_bytes;
-        stats.map_ns += nanoseconds(done.map_time);
-        stats.unmap_calls += done.unmap_calls;
-        stats.unmap_bytes += done.unmap_bytes;
-        stats.unmap_ns += nanoseconds(done.unmap_time);
-    }
-
-    fn note_state(&self, state: &State) {
-        let totals = state.table.totals();
-        let mut stats = self.stats_mut();
-        stats.regions = state.wanted.len();
-        stats.wanted_bytes = state.wanted.bytes();
-        stats.entries = state.table.len();
-        stats.mapped_bytes = totals.bytes;
-        stats.congruent_2m_bytes = totals.congruent_2m;
-        stats.congruent_1g_bytes = totals.congruent_1g;
     }
 
     fn set_poison(&self, state: &mut State, cause: String) {
@@ -521,10 +505,6 @@ impl Drop for Engine {
             self.log.write(Level::Error, format_args!("{error}"));
         }
     }
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A range from a start and a length, as most interfaces give it.

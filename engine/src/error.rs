@@ -21,6 +21,7 @@ impl Errno {
     pub const EOVERFLOW: Self = Self(libc::EOVERFLOW);
     pub const EMSGSIZE: Self = Self(libc::EMSGSIZE);
     pub const EADDRINUSE: Self = Self(libc::EADDRINUSE);
+    pub const ENOTTY: Self = Self(libc::ENOTTY);
     pub const EHWPOISON: Self = Self(libc::EHWPOISON);
     pub const ENOTRECOVERABLE: Self = Self(libc::ENOTRECOVERABLE);
 

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 0 | [`addr`], [`region`], [`error`], [`log`], [`stats`] | compute |
 //! | 1 | [`grid`], [`table`], [`wanted`], [`plan`], [`runs`] | compute: no I/O, no clock, no lock |
-//! | 2 | [`sys`], [`backend`], [`populate`], [`hugepage`], [`preflight`] | call the kernel |
+//! | 2 | [`sys`], [`object`], [`backend`], [`populate`], [`hugepage`], [`preflight`] | call the kernel |
 //! | 3 | [`execute`] | run a plan |
 //! | 4 | [`engine`] | lock |
 
@@ -19,6 +19,7 @@ pub mod execute;
 pub mod grid;
 pub mod hugepage;
 pub mod log;
+pub mod object;
 pub mod plan;
 pub mod populate;
 pub mod preflight;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::addr::IovaRange;
-use crate::region::{Kind, Region};
+use crate::region::{Backing, Kind, Region};
 use crate::table::{Entry, Generation};
 
 /// A region the caller asked for.
@@ -35,7 +35,7 @@ impl Wanted {
             && a.kind == Kind::Ram
             && b.kind == Kind::Ram
             && a.backing == b.backing
-            && a.backing != crate::region::Backing::UNKNOWN
+            && a.backing != Backing::UNKNOWN
             && a.perm == b.perm
             && a.range.last().checked_add(1) == Some(b.range.start())
             && a.hva.checked_add(a.range.length()) == Some(b.hva)
@@ -53,6 +53,7 @@ enum Change {
 pub struct WantedSet {
     regions: BTreeMap<u64, Wanted>,
     bytes: u64,
+    uses: BTreeMap<Backing, u64>,
     generations: u64,
     journal: Vec<Change>,
     touched: Vec<IovaRange>,
@@ -73,6 +74,11 @@ impl WantedSet {
     /// How many bytes are wanted.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether a wanted region names this backing.
+    pub fn names(&self, backing: Backing) -> bool {
+        self.uses.contains_key(&backing)
     }
 
     /// All wanted regions, ascending.
@@ -179,12 +185,12 @@ impl WantedSet {
         while let Some(change) = self.journal.pop() {
             match change {
                 Change::Inserted(range) => {
-                    if self.regions.remove(&range.start()).is_some() {
-                        self.bytes = self.bytes.wrapping_sub(range.length());
+                    if let Some(wanted) = self.regions.remove(&range.start()) {
+                        self.count_out(&wanted.region);
                     }
                 }
                 Change::Removed(wanted) => {
-                    self.bytes = self.bytes.wrapping_add(wanted.region.range.length());
+                    self.count_in(&wanted.region);
                     self.regions.insert(wanted.region.range.start(), wanted);
                 }
             }
@@ -206,15 +212,30 @@ impl WantedSet {
 
     fn put(&mut self, wanted: Wanted) {
         let range = wanted.region.range;
-        self.bytes = self.bytes.wrapping_add(range.length());
+        self.count_in(&wanted.region);
         self.regions.insert(range.start(), wanted);
         self.journal.push(Change::Inserted(range));
     }
 
     fn take(&mut self, wanted: &Wanted) {
         let range = wanted.region.range;
-        self.bytes = self.bytes.wrapping_sub(range.length());
+        self.count_out(&wanted.region);
         self.regions.remove(&range.start());
         self.journal.push(Change::Removed(*wanted));
+    }
+
+    fn count_in(&mut self, region: &Region) {
+        self.bytes = self.bytes.wrapping_add(region.range.length());
+        *self.uses.entry(region.backing).or_default() += 1;
+    }
+
+    fn count_out(&mut self, region: &Region) {
+        self.bytes = self.bytes.wrapping_sub(region.range.length());
+        if let Some(uses) = self.uses.get_mut(&region.backing) {
+            *uses -= 1;
+            if *uses == 0 {
+                self.uses.remove(&region.backing);
+            }
+        }
     }
 }

@@ -322,7 +322,7 @@ fn unmaps_are_joined_but_bounded() {
         .iter()
         .map(|call| match call {
             Call::Unmap(range) => range.length() / GIB,
-            Call::Map(_) => panic!("a map while unmapping"),
+            Call::Map(_) | Call::MapFile(..) => panic!("a map while unmapping"),
         })
         .collect();
     assert_eq!(unmaps, [64; 4]);

@@ -3,6 +3,7 @@
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::Counted;
 use vfio_fast_engine::log::Level;
+use vfio_fast_engine::object::{Named, ObjectKind};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
 use vfio_fast_engine::{Info, Outcome};
@@ -10,12 +11,14 @@ use vfio_fast_engine::{Info, Outcome};
 use crate::abi::{
     VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_MEMLOCK_OF_USER, VFIO_FAST_INFO_PARALLEL,
     VFIO_FAST_INFO_POISONED, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR, VFIO_FAST_LOG_INFO,
-    VFIO_FAST_LOG_WARN, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT, VFIO_FAST_REGION_WRITE,
-    vfio_fast_info, vfio_fast_outcome, vfio_fast_range, vfio_fast_region, vfio_fast_stats,
+    VFIO_FAST_LOG_WARN, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT, VFIO_FAST_REGION_FD,
+    VFIO_FAST_REGION_WRITE, vfio_fast_info, vfio_fast_outcome, vfio_fast_range, vfio_fast_region,
+    vfio_fast_stats,
 };
 use crate::failure::{Failure, Result};
 
-const REGION_FLAGS: u32 = VFIO_FAST_REGION_WRITE | VFIO_FAST_REGION_DEVICE | VFIO_FAST_REGION_EXACT;
+const REGION_FLAGS: u32 =
+    VFIO_FAST_REGION_WRITE | VFIO_FAST_REGION_DEVICE | VFIO_FAST_REGION_EXACT | VFIO_FAST_REGION_FD;
 
 /// The region a caller declares; `hva` is `region.hva`, vouched for.
 pub(crate) fn region(region: &vfio_fast_region, hva: HostVa) -> Result<Region> {
@@ -29,6 +32,17 @@ pub(crate) fn region(region: &vfio_fast_region, hva: HostVa) -> Result<Region> {
         backing: Backing(region.backing),
         exact: has(VFIO_FAST_REGION_EXACT),
     })
+}
+
+/// What a caller says the region's memory is.
+pub(crate) fn object(region: &vfio_fast_region) -> Option<Named> {
+    let has = |flag| region.flags & flag != 0;
+    let kind = if has(VFIO_FAST_REGION_DEVICE) {
+        ObjectKind::Bar { region_index: region.region_index }
+    } else {
+        ObjectKind::Memory
+    };
+    has(VFIO_FAST_REGION_FD).then_some(Named { fd: region.fd, kind, offset: region.fd_offset })
 }
 
 /// The range a caller names.

@@ -124,7 +124,10 @@ pub unsafe extern "C" fn vfio_fast_begin(vf: *mut vfio_fast) -> c_int {
 /// # Returns
 /// 0, or
 /// - -EINVAL: a pointer is NULL; the struct is too short; iova, length or hva is not a multiple of the smallest IOMMU
-///   page; length is 0; the region reaches past the end of an address space
+///   page; length is 0; the region reaches past the end of an address space; with VFIO_FAST_REGION_FD and a backend that
+///   has use for it also: fd_offset is no such multiple, backing is 0, or other regions with this backing have another
+///   file or BAR, or other offsets in it
+/// - -EBADF, -EMFILE: fd is not open, or cannot be duplicated
 /// - -E2BIG: the struct is too long (the size rule)
 /// - -EOPNOTSUPP: unknown flags
 /// - -EEXIST: a wanted region overlaps it
@@ -145,7 +148,12 @@ pub unsafe extern "C" fn vfio_fast_map_region(vf: *mut vfio_fast, region: *const
         let region = unsafe { sized::read(region) }?;
         // SAFETY: this function's contract says of region.length bytes from region.hva on what host_va() demands.
         let hva = unsafe { host_va(region.hva) };
-        Ok(handle.engine.map_region(convert::region(&region, hva)?)?)
+        let wanted = convert::region(&region, hva)?;
+        match convert::object(&region) {
+            Some(object) => handle.engine.map_object(wanted, &object)?,
+            None => handle.engine.map_region(wanted)?,
+        }
+        Ok(())
     };
     // SAFETY: vf is as this function's contract says.
     unsafe { guard_handle(vf, body) }

@@ -184,7 +184,7 @@ fn pins(bytes: u64) -> Result<PinStandIn> {
 }
 
 fn pin(pins: &PinStandIn, range: IovaRange, hva: HostVa) -> Result<()> {
-    pins.map(&Mapping { range, hva, perm: Perm::ReadWrite }).map_err(|errno| {
+    pins.map(&Mapping { range, hva, perm: Perm::ReadWrite }, None).map_err(|errno| {
         anyhow!("Cannot pin {range}: {errno}. With ENOMEM, raise `ulimit -l` or run with CAP_IPC_LOCK.")
     })
 }

@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vfio_fast_engine::addr::{IovaRange, PageSizes};
 use vfio_fast_engine::backend::{Backend, Counted, Limits, Mapping, Memlock, Populate};
+use vfio_fast_engine::object::Object;
 use vfio_fast_engine::{Errno, Result};
 
 /// Bytes of one registered buffer: what type1 pins at a time. It also keeps a huge page alone in its buffer; io_uring looks
@@ -123,7 +124,7 @@ impl Backend for PinStandIn {
     }
 
     /// Pins always for writing: io_uring knows no other pin.
-    fn map(&self, mapping: &Mapping) -> std::result::Result<(), Errno> {
+    fn map(&self, mapping: &Mapping, _: Option<Object<'_>>) -> std::result::Result<(), Errno> {
         let mut state = self.state();
         let below = state.held.range(..=mapping.range.last()).next_back();
         if below.is_some_and(|(_, held)| held.range.overlaps(mapping.range)) {

@@ -1,13 +1,16 @@
 //! The kernel's iommufd: an IOAS that devices are attached to.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::addr::{Iova, IovaRange, PageSizes};
 use crate::backend::{Backend, Counted, Limits, Mapping, Memlock, Populate};
 use crate::error::{Errno, Error, Op, Result, Why};
+use crate::object::{Object, ObjectKind};
 use crate::region::Perm;
-use crate::sys::{iommufd, process};
+use crate::sys::{bar, iommufd, process, procmap};
 
 /// An IOAS, through a descriptor of its own.
 ///
@@ -22,6 +25,10 @@ pub struct Iommufd {
     counted: Counted,
     /// Bytes mapped here: the part of what the kernel counts for this user that is known.
     mapped: AtomicU64,
+    /// What is mapped and not counted: BARs, by IOVA, in bytes.
+    bars: Mutex<BTreeMap<u64, u64>>,
+    /// Whether the kernel has turned out to map no files.
+    no_files: AtomicBool,
 }
 
 impl Iommufd {
@@ -36,7 +43,51 @@ impl Iommufd {
         // Fixed since the IOAS was made. If it cannot be asked, what the kernel does unless told otherwise is the best guess.
         let per_process = iommufd::counts_per_process(fd.as_fd()).unwrap_or(false);
         let counted = if per_process { Counted::Process } else { Counted::User };
-        Ok(Self { fd, ioas_id, counted, mapped: AtomicU64::new(0) })
+        let (mapped, bars, no_files) = Default::default();
+        Ok(Self { fd, ioas_id, counted, mapped, bars, no_files })
+    }
+
+    /// By host address: what any kernel can do, with memory.
+    fn map_address(&self, mapping: &Mapping) -> Result<()> {
+        let (iova, length) = (Iova(mapping.range.start()), mapping.range.length());
+        iommufd::map(self.fd.as_fd(), self.ioas_id, iova, mapping.hva, length, writable(mapping))
+    }
+
+    /// By file: without page tables or the lock of the address space, a huge page at a time. Of a private mapping these would be
+    /// the wrong pages, so what the caller says is not taken on trust.
+    fn map_file(&self, mapping: &Mapping, file: Object<'_>) -> Result<()> {
+        let (range, Object { fd, offset, .. }) = (mapping.range, file);
+        let known = !self.no_files.load(Ordering::Relaxed);
+        if !known || !procmap::is_shared_memory(mapping.hva, range.length(), fd, offset) {
+            return self.map_address(mapping);
+        }
+        match iommufd::map_file(self.fd.as_fd(), self.ioas_id, range, fd, offset, writable(mapping)) {
+            Err(Error { errno: Errno::ENOTTY, .. }) => {
+                self.no_files.store(true, Ordering::Relaxed);
+                self.map_address(mapping)
+            }
+            answer => answer,
+        }
+    }
+
+    /// Through a dma-buf, which only lives as long as it takes: what is mapped keeps it.
+    fn map_bar(&self, mapping: &Mapping, bar: Object<'_>, region_index: u32) -> Result<()> {
+        let range = mapping.range;
+        let buffer = bar::export(bar.fd, region_index, bar.offset, range.length())?;
+        iommufd::map_file(self.fd.as_fd(), self.ioas_id, range, buffer.as_fd(), 0, writable(mapping))?;
+        self.bars().insert(range.start(), range.length());
+        Ok(())
+    }
+
+    /// Answers how many bytes of BARs were mapped in `range`.
+    fn forget_bars(&self, range: IovaRange) -> u64 {
+        let mut bars = self.bars();
+        let gone: Vec<u64> = bars.range(range.start()..=range.last()).map(|(iova, _)| *iova).collect();
+        gone.into_iter().filter_map(|iova| bars.remove(&iova)).sum()
+    }
+
+    fn bars(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.bars.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,12 +127,20 @@ impl Backend for Iommufd {
         true
     }
 
-    fn map(&self, mapping: &Mapping) -> std::result::Result<(), Errno> {
-        let (iova, length) = (Iova(mapping.range.start()), mapping.range.length());
-        let writable = mapping.perm == Perm::ReadWrite;
-        iommufd::map(self.fd.as_fd(), self.ioas_id, iova, mapping.hva, length, writable)
-            .map_err(|error| error.errno)?;
-        self.mapped.fetch_add(length, Ordering::Relaxed);
+    fn takes_objects(&self) -> bool {
+        true
+    }
+
+    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
+        let mapped = match object {
+            Some(bar @ Object { kind: ObjectKind::Bar { region_index }, .. }) => {
+                return self.map_bar(mapping, bar, region_index).map_err(|error| error.errno);
+            }
+            Some(file) => self.map_file(mapping, file),
+            None => self.map_address(mapping),
+        };
+        mapped.map_err(|error| error.errno)?;
+        self.mapped.fetch_add(mapping.range.length(), Ordering::Relaxed);
         Ok(())
     }
 
@@ -90,11 +149,16 @@ impl Backend for Iommufd {
     fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
         let answer = iommufd::unmap(self.fd.as_fd(), self.ioas_id, range).map_err(|error| error.errno);
         let bytes = nothing_if_absent(answer)?;
+        let counted = bytes.saturating_sub(self.forget_bars(range));
         // Others may use the IOAS as well, and what they mapped is not counted here.
-        let less = |mapped: u64| Some(mapped.saturating_sub(bytes));
+        let less = |mapped: u64| Some(mapped.saturating_sub(counted));
         let _ = self.mapped.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         Ok(bytes)
     }
+}
+
+fn writable(mapping: &Mapping) -> bool {
+    mapping.perm == Perm::ReadWrite
 }
 
 /// Makes "no entry there" out of ENOENT, which iommufd answers when there is no entry in the range, when the range cuts one,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::addr::{IovaRange, PageSizes};
 use crate::error::{Errno, Result};
+use crate::object::Object;
 pub use crate::region::Mapping;
 
 pub mod iommufd;
@@ -70,8 +71,13 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// still allowed and wait for each other.
     fn parallel(&self) -> bool;
 
-    /// Maps one entry, or nothing.
-    fn map(&self, mapping: &Mapping) -> std::result::Result<(), Errno>;
+    /// Whether it has use for the objects behind entries.
+    fn takes_objects(&self) -> bool {
+        false
+    }
+
+    /// Maps one entry, or nothing. `object` is what the caller says is behind it, if it says anything.
+    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno>;
 
     /// Unmaps every entry inside `range` and answers how many bytes those were; [`IovaRange::ALL`] is everything.
     ///

@@ -11,6 +11,7 @@ use super::iommufd::nothing_if_absent;
 use super::{Backend, Counted, Limits, Mapping, Memlock, Populate};
 use crate::addr::{HostVa, IovaRange, PageSizes};
 use crate::error::{Errno, Result};
+use crate::object::{Object, ObjectKind};
 use crate::region::Perm;
 use rules::{Held, Request};
 
@@ -80,6 +81,8 @@ impl Default for SimConfig {
 pub enum Call {
     /// VFIO_IOMMU_MAP_DMA or IOMMU_IOAS_MAP.
     Map(Mapping),
+    /// IOMMU_IOAS_MAP_FILE of so many bytes into what was named.
+    MapFile(Mapping, ObjectKind, u64),
     /// VFIO_IOMMU_UNMAP_DMA or IOMMU_IOAS_UNMAP.
     Unmap(IovaRange),
 }
@@ -150,6 +153,21 @@ impl Sim {
     ) -> std::result::Result<(), Errno> {
         let mut state = self.state();
         state.held.map(&self.config(), Request { iova, length, hva, perm })
+    }
+
+    /// IOMMU_IOAS_MAP_FILE of a file of so many bytes, with any numbers, answered as the kernel would. Not among
+    /// [`Sim::calls`].
+    pub fn ask_to_map_file(
+        &self,
+        iova: u64,
+        length: u64,
+        offset: u64,
+        file_bytes: u64,
+        perm: Perm,
+    ) -> std::result::Result<(), Errno> {
+        let mut state = self.state();
+        let hva = HostVa::from_raw(offset);
+        state.held.map_file(&self.config(), Request { iova, length, hva, perm }, file_bytes)
     }
 
     /// The unmap ioctl, with any numbers, answered as the kernel would. Not among [`Sim::calls`].
@@ -231,9 +249,15 @@ impl Backend for Sim {
         self.config().rules == Rules::Iommufd
     }
 
-    fn map(&self, mapping: &Mapping) -> std::result::Result<(), Errno> {
+    fn takes_objects(&self) -> bool {
+        self.config().rules == Rules::Iommufd
+    }
+
+    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
         let mut state = self.state();
-        let config = self.record(&mut state, Call::Map(*mapping))?;
+        let call =
+            object.map_or(Call::Map(*mapping), |object| Call::MapFile(*mapping, object.kind, object.offset));
+        let config = self.record(&mut state, call)?;
         state.held.map(&config, Request::from(mapping))
     }
 

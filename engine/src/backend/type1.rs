@@ -6,6 +6,7 @@ use crate::addr::{Iova, IovaRange, PageSizes};
 use crate::backend::iommufd::nothing_if_absent;
 use crate::backend::{Backend, Limits, Mapping, Memlock, Populate};
 use crate::error::{Errno, Error, Op, Result, Why};
+use crate::object::Object;
 use crate::region::Perm;
 use crate::sys::ioctl::{self, Extent};
 use crate::sys::process;
@@ -97,7 +98,7 @@ impl Backend for Type1 {
         self.imitated
     }
 
-    fn map(&self, mapping: &Mapping) -> std::result::Result<(), Errno> {
+    fn map(&self, mapping: &Mapping, _: Option<Object<'_>>) -> std::result::Result<(), Errno> {
         let container = self.container.as_fd();
         let iova = Iova(mapping.range.start());
         let writable = mapping.perm == Perm::ReadWrite;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::addr::IovaRange;
 use crate::backend::{Backend, Populate};
 use crate::error::{Errno, Error, Op, Result, Why};
+use crate::object::Objects;
 use crate::plan::{Plan, Unmap};
 use crate::populate::{self, How, Piece, Populating, Report};
 use crate::region::{Kind, Perm};
@@ -54,6 +55,8 @@ pub struct Executor<'a> {
     pub backend: &'a dyn Backend,
     /// What it holds.
     pub table: &'a mut MapTable,
+    /// What is behind the entries.
+    pub objects: &'a Objects,
     /// Most threads to call a parallel backend from, the calling one included.
     pub threads: usize,
     /// What was done so far.
@@ -111,7 +114,7 @@ impl Executor<'_> {
                 self.reclassify(&mut entry, wanted);
             }
             let start = Instant::now();
-            let answer = self.backend.map(&entry.mapping());
+            let answer = self.backend.map(&entry.mapping(), self.objects.behind(&entry));
             self.note_map(&entry, answer, start.elapsed());
             match (answer, entry.kind) {
                 (Ok(()), _) => {}

@@ -39,12 +39,12 @@ impl Executor<'_> {
         let pieces = if faulted { pieces(&entries) } else { Vec::new() };
         let how =
             fault_in.unwrap_or(How { threads: self.threads, huge_pages: false, chunk: populate::CHUNK });
-        let backend = self.backend;
+        let (backend, objects) = (self.backend, self.objects);
         let noted = Mutex::new(&mut *self);
         let work = |populating: &Populating<'_>| {
             mapping.work(faulted.then_some(populating), |entry| {
                 let start = Instant::now();
-                let answer = backend.map(&entry.mapping());
+                let answer = backend.map(&entry.mapping(), objects.behind(entry));
                 let took = start.elapsed();
                 lock(&noted).note_map(entry, answer, took);
                 answer

@@ -51,7 +51,7 @@ const INFO_MOST: usize = 1 << 20;
 /// # Safety
 ///
 /// `argument` is null for a request that takes no argument; otherwise it points to a struct that starts with its length
-/// in bytes as a u32, and that many bytes are readable and writable for the call. Where the struct names an array for the
+/// in bytes, and that many bytes are readable and writable for the call. Where the struct names an array for the
 /// answer, that is writable for the call too. Where it names memory to map, that is such as
 /// [`crate::sys::hva::host_va`] asks for.
 pub(super) unsafe fn submit(

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::mem::{offset_of, size_of};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::ioctl::submit;
 use crate::addr::{HostVa, Iova, IovaRange};
@@ -21,6 +21,7 @@ const IOAS_IOVA_RANGES: libc::c_ulong = request(0x84);
 const IOAS_MAP: libc::c_ulong = request(0x85);
 const IOAS_UNMAP: libc::c_ulong = request(0x86);
 const OPTION: libc::c_ulong = request(0x87);
+const IOAS_MAP_FILE: libc::c_ulong = request(0x8f);
 
 const MAP_FIXED_IOVA: u32 = 1;
 const MAP_WRITEABLE: u32 = 1 << 1;
@@ -63,6 +64,19 @@ struct Map {
     iova: u64,
 }
 
+/// `struct iommu_ioas_map_file`
+#[repr(C)]
+#[derive(Default)]
+struct MapFile {
+    size: u32,
+    flags: u32,
+    ioas_id: u32,
+    fd: i32,
+    start: u64,
+    length: u64,
+    iova: u64,
+}
+
 /// `struct iommu_ioas_unmap`
 #[repr(C)]
 #[derive(Default)]
@@ -91,6 +105,11 @@ const _: () = {
     assert!(offset_of!(IovaRanges, allowed_iovas) == 16 && offset_of!(IovaRanges, out_iova_alignment) == 24);
     assert!(size_of::<Map>() == 40 && offset_of!(Map, flags) == 4 && offset_of!(Map, ioas_id) == 8);
     assert!(offset_of!(Map, user_va) == 16 && offset_of!(Map, length) == 24 && offset_of!(Map, iova) == 32);
+    assert!(
+        size_of::<MapFile>() == 40 && offset_of!(MapFile, flags) == 4 && offset_of!(MapFile, ioas_id) == 8
+    );
+    assert!(offset_of!(MapFile, fd) == 12 && offset_of!(MapFile, start) == 16);
+    assert!(offset_of!(MapFile, length) == 24 && offset_of!(MapFile, iova) == 32);
     assert!(size_of::<Unmap>() == 24 && offset_of!(Unmap, ioas_id) == 4);
     assert!(offset_of!(Unmap, iova) == 8 && offset_of!(Unmap, length) == 16);
     assert!(size_of::<GetOption>() == 24 && offset_of!(GetOption, option_id) == 4);
@@ -117,10 +136,9 @@ pub(crate) fn map(
     length: u64,
     writable: bool,
 ) -> Result<()> {
-    let write = if writable { MAP_WRITEABLE } else { 0 };
     let mut argument = Map {
         size: size::<Map>(),
-        flags: MAP_FIXED_IOVA | MAP_READABLE | write,
+        flags: map_flags(writable),
         ioas_id,
         user_va: hva.raw(),
         length,
@@ -130,6 +148,34 @@ pub(crate) fn map(
     // SAFETY: `argument` is as long as its first field says and lives through the call. Whoever made the `HostVa`
     // vouched for the memory.
     unsafe { submit(Op::Map, iommufd, IOAS_MAP, (&raw mut argument).cast()) }.map(drop)
+}
+
+/// Lets devices read, and if `writable` also write, as many bytes of a file as `range` is long, from `start` on. ENOTTY from
+/// kernels before 6.13.
+pub(crate) fn map_file(
+    iommufd: BorrowedFd<'_>,
+    ioas_id: u32,
+    range: IovaRange,
+    file: BorrowedFd<'_>,
+    start: u64,
+    writable: bool,
+) -> Result<()> {
+    let mut argument = MapFile {
+        size: size::<MapFile>(),
+        flags: map_flags(writable),
+        ioas_id,
+        fd: file.as_raw_fd(),
+        start,
+        length: range.length(),
+        iova: range.start(),
+    };
+    // SAFETY: `argument` is as long as its first field says and lives through the call. What is mapped is a file's, or a
+    // device's, and only what this process has a shared mapping of: whoever made the `HostVa` of that vouched for it.
+    unsafe { submit(Op::Map, iommufd, IOAS_MAP_FILE, (&raw mut argument).cast()) }.map(drop)
+}
+
+fn map_flags(writable: bool) -> u32 {
+    MAP_FIXED_IOVA | MAP_READABLE | if writable { MAP_WRITEABLE } else { 0 }
 }
 
 /// Takes away every entry inside `range`, and answers how many bytes those were.
@@ -236,6 +282,7 @@ mod tests {
         assert_eq!(IOAS_MAP, theirs(uapi::IOMMUFD_CMD_IOAS_MAP));
         assert_eq!(IOAS_UNMAP, theirs(uapi::IOMMUFD_CMD_IOAS_UNMAP));
         assert_eq!(OPTION, theirs(uapi::IOMMUFD_CMD_OPTION));
+        assert_eq!(IOAS_MAP_FILE, theirs(uapi::IOMMUFD_CMD_IOAS_MAP_FILE));
         assert_eq!(MAP_FIXED_IOVA, uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA);
         assert_eq!(MAP_WRITEABLE, uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE);
         assert_eq!(MAP_READABLE, uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE);
@@ -280,6 +327,17 @@ mod tests {
             iova = iova
         );
         same_layout!(
+            MapFile,
+            uapi::iommu_ioas_map_file,
+            size = size,
+            flags = flags,
+            ioas_id = ioas_id,
+            fd = fd,
+            start = start,
+            length = length,
+            iova = iova
+        );
+        same_layout!(
             Unmap,
             uapi::iommu_ioas_unmap,
             size = size,
@@ -308,6 +366,7 @@ mod tests {
             (Op::Info, space(fd, 1).map(drop)),
             (Op::Info, counts_per_process(fd).map(drop)),
             (Op::Map, map(fd, 1, Iova(0), HostVa::from_raw(0), 0x1000, true)),
+            (Op::Map, map_file(fd, 1, range, fd, 0, true)),
             (Op::Unmap, unmap(fd, 1, range).map(drop)),
             (Op::Unmap, unmap(fd, 1, IovaRange::ALL).map(drop)),
         ];

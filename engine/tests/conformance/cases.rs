@@ -72,7 +72,7 @@ fn gone(iova: u64, pages: u64, bytes: u64) -> Step {
 
 /// All cases.
 pub fn all() -> Vec<Case> {
-    [maps(), unmaps(), numbers(), memory(), limits(), without_a_device()].concat()
+    [maps(), unmaps(), numbers(), memory(), limits(), files(), without_a_device()].concat()
 }
 
 fn case(name: &'static str, steps: Vec<Step>) -> Case {
@@ -347,6 +347,67 @@ fn limits() -> Vec<Case> {
         .needs(Needs { entries: Some(2), ..Needs::default() })
         .only(Kernel::Type1)
         .leaves(&[(1, 1), (2, 1)]),
+    ]
+}
+
+/// IOMMU_IOAS_MAP_FILE, since Linux 6.13.
+fn files() -> Vec<Case> {
+    let at = |n: u64| A + n * PAGE;
+    let map = |iova, length, offset, answer| {
+        let op = Op::MapFile { iova, length, offset, writable: true };
+        same(op, answer)
+    };
+    let file = |name, steps| case(name, steps).only(Kernel::Iommufd);
+    vec![
+        file("a file", vec![map(A, 4 * PAGE, 0, Done), gone(A, 4, 4 * PAGE)]),
+        file("a whole file", vec![map(A, MEMORY, 0, Done)]).leaves(&[(0, 16)]),
+        file(
+            "a file for reading",
+            vec![same(Op::MapFile { iova: A, length: PAGE, offset: PAGE, writable: false }, Done)],
+        )
+        .leaves(&[(0, 1)]),
+        file(
+            "a file is an entry as others are",
+            vec![
+                map(A, 4 * PAGE, 8 * PAGE, Done),
+                map(at(3), 4 * PAGE, 0, No(&[EEXIST])),
+                same(super::cases::map(at(3), PAGE, page(0)), No(&[EEXIST])),
+                cuts(at(1), 3 * PAGE),
+                map(at(4), 2 * PAGE, 8 * PAGE, Done),
+                gone(A, 6, 6 * PAGE),
+            ],
+        ),
+        file(
+            "past the end of a file",
+            vec![map(A, 4 * PAGE, 13 * PAGE, No(&[EINVAL])), map(A, PAGE, MEMORY, No(&[EINVAL]))],
+        ),
+        file(
+            "a file, misaligned",
+            vec![
+                map(A, PAGE, PAGE / 2, No(&[EINVAL])),
+                map(A + PAGE / 2, PAGE, 0, No(&[EINVAL])),
+                map(A, PAGE + 1, 0, No(&[EINVAL])),
+            ],
+        ),
+        file(
+            "a file, around the end",
+            vec![map(A, 0, 0, No(&[EINVAL])), map(A, 2 * PAGE, LAST, No(&[EOVERFLOW]))],
+        ),
+        file(
+            "a file where interrupts are",
+            vec![map(INTERRUPTS, PAGE, 0, No(&[EINVAL])), map(A, PAGE, 0, Done)],
+        )
+        .leaves(&[(0, 1)]),
+        file(
+            "a file's pages are locked as others are",
+            vec![
+                map(A, 9 * PAGE, 0, No(&[ENOMEM])),
+                map(A, 8 * PAGE, 0, Done),
+                map(at(8), PAGE, 8 * PAGE, No(&[ENOMEM])),
+            ],
+        )
+        .needs(Needs { memlock_pages: Some(8), ..Needs::default() })
+        .leaves(&[(0, 8)]),
     ]
 }
 

@@ -3,12 +3,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Error;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
 
 use iommufd_bindings as iommufd;
+use memfd::MemfdOptions;
 use vfio_bindings::bindings::vfio;
 
 use super::cases::{MEMORY, PAGE};
@@ -26,6 +28,7 @@ const ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_lim
 const VFIO_SET_IOMMU: libc::c_ulong = 0x3b66;
 const VFIO_GROUP_SET_CONTAINER: libc::c_ulong = 0x3b68;
 const VFIO_GROUP_GET_DEVICE_FD: libc::c_ulong = 0x3b6a;
+const VFIO_DEVICE_GET_REGION_INFO: libc::c_ulong = 0x3b6c;
 const VFIO_IOMMU_MAP_DMA: libc::c_ulong = 0x3b71;
 const VFIO_IOMMU_UNMAP_DMA: libc::c_ulong = 0x3b72;
 const VFIO_DEVICE_BIND_IOMMUFD: libc::c_ulong = 0x3b76;
@@ -33,6 +36,7 @@ const VFIO_DEVICE_ATTACH_IOMMUFD_PT: libc::c_ulong = 0x3b77;
 const IOMMU_IOAS_ALLOC: libc::c_ulong = 0x3b81;
 const IOMMU_IOAS_MAP: libc::c_ulong = 0x3b85;
 const IOMMU_IOAS_UNMAP: libc::c_ulong = 0x3b86;
+const IOMMU_IOAS_MAP_FILE: libc::c_ulong = 0x3b8f;
 
 /// What can be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +79,56 @@ pub fn open_wrong_ioas() -> vfio_fast_engine::Error {
 /// Opens the backend for the driver, with the device attached.
 pub fn attached(driver: Driver, run: impl FnOnce(&dyn Backend, Memory)) {
     with_backend(Needs::default(), driver, |backend, _, memory| run(backend, memory));
+}
+
+/// Replaces the mapping of the file by one that nobody may touch.
+pub fn map_untouchable(memory: Memory, flags: libc::c_int) {
+    let (address, bytes) = (memory.file as *mut libc::c_void, usize::try_from(MEMORY).unwrap());
+    // SAFETY: the mapping that is replaced is the tests' own, and nobody has a reference into it.
+    let got = unsafe { libc::mmap(address, bytes, libc::PROT_NONE, flags | libc::MAP_FIXED, memory.fd, 0) };
+    assert_eq!(got, address, "{}", Error::last_os_error());
+}
+
+/// The first BAR of the device.
+pub struct Bar<'a> {
+    device: &'a File,
+    bytes: u64,
+    /// Where the file has the device's configuration space.
+    config: u64,
+}
+
+impl Bar<'_> {
+    pub fn device(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Lets the device decode its memory, or not.
+    pub fn decode(&self, memory: bool) {
+        let command = if memory { 2u16 } else { 0 };
+        self.device.write_all_at(&command.to_le_bytes(), self.config + 4).expect("its command register");
+    }
+}
+
+/// Opens an IOAS with the device attached.
+pub fn with_bar(run: impl FnOnce(&dyn Backend, &Bar<'_>)) {
+    with_backend(Needs::default(), Driver::Iommufd, |backend, opened, _| {
+        let region = |index| {
+            let mut info = vfio::vfio_region_info {
+                argsz: length_of::<vfio::vfio_region_info>(),
+                index,
+                ..Default::default()
+            };
+            ioctl(opened.device.as_raw_fd(), VFIO_DEVICE_GET_REGION_INFO, &mut info).expect("a region");
+            info
+        };
+        let bytes = region(vfio::VFIO_PCI_BAR0_REGION_INDEX).size;
+        let config = region(vfio::VFIO_PCI_CONFIG_REGION_INDEX).offset;
+        run(backend, &Bar { device: &opened.device, bytes, config });
+    });
 }
 
 fn with_backend(needs: Needs, driver: Driver, run: impl FnOnce(&dyn Backend, &Opened, Memory)) {
@@ -245,12 +299,9 @@ impl Target for Ioctls<'_> {
                 ioctl(self.opened.fd(), VFIO_IOMMU_MAP_DMA, &mut map).map(drop)
             }
             Kernel::Iommufd => {
-                let write =
-                    if writable { iommufd::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE } else { 0 };
-                let fixed = iommufd::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
                 let mut map = iommufd::iommu_ioas_map {
                     size: length_of::<iommufd::iommu_ioas_map>(),
-                    flags: fixed | iommufd::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE | write,
+                    flags: map_flags(writable),
                     ioas_id: self.opened.ioas_id,
                     user_va: address,
                     length,
@@ -260,6 +311,19 @@ impl Target for Ioctls<'_> {
                 ioctl(self.opened.fd(), IOMMU_IOAS_MAP, &mut map).map(drop)
             }
         }
+    }
+
+    fn map_file(&self, iova: u64, length: u64, offset: u64, writable: bool) -> Result<(), i32> {
+        let mut map = iommufd::iommu_ioas_map_file {
+            size: length_of::<iommufd::iommu_ioas_map_file>(),
+            flags: map_flags(writable),
+            ioas_id: self.opened.ioas_id,
+            fd: self.memory.fd,
+            start: offset,
+            length,
+            iova,
+        };
+        ioctl(self.opened.fd(), IOMMU_IOAS_MAP_FILE, &mut map).map(drop)
     }
 
     fn unmap(&self, iova: u64, length: u64) -> Result<u64, i32> {
@@ -281,14 +345,22 @@ impl Target for Ioctls<'_> {
     }
 }
 
-/// Writable memory, nothing behind it, and memory that can only be read; every page of it was written.
+fn map_flags(writable: bool) -> u32 {
+    let write = if writable { iommufd::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE } else { 0 };
+    iommufd::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA
+        | iommufd::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE
+        | write
+}
+
+/// Writable memory, nothing behind it, and memory that can only be read; every page of it was written. And a file.
 struct RealMemory {
     addresses: Memory,
+    _file: File,
 }
 
 impl RealMemory {
     fn new() -> Self {
-        let bytes = usize::try_from(3 * MEMORY).unwrap();
+        let bytes = usize::try_from(4 * MEMORY).unwrap();
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: without MAP_FIXED a mapping replaces nothing.
@@ -300,15 +372,28 @@ impl RealMemory {
             let set = unsafe { libc::mprotect(start.wrapping_byte_add(number * third), third, protection) };
             assert_eq!(set, 0, "{}", Error::last_os_error());
         }
+        let file = MemfdOptions::default().create("vfio-fast-conformance").unwrap().into_file();
+        file.set_len(MEMORY).unwrap();
+        let (flags, fd) = (libc::MAP_SHARED | libc::MAP_FIXED, file.as_raw_fd());
+        let fourth = start.wrapping_byte_add(3 * third);
+        // SAFETY: within the mapping made above, of which nobody has a reference.
+        let got = unsafe { libc::mmap(fourth, third, protection, flags, fd, 0) };
+        assert_eq!(got, fourth, "{}", Error::last_os_error());
         let writable = start as u64;
-        let addresses = Memory { writable, nothing: writable + MEMORY, read_only: writable + 2 * MEMORY };
-        Self { addresses }
+        let addresses = Memory {
+            writable,
+            nothing: writable + MEMORY,
+            read_only: writable + 2 * MEMORY,
+            file: writable + 3 * MEMORY,
+            fd,
+        };
+        Self { addresses, _file: file }
     }
 }
 
 impl Drop for RealMemory {
     fn drop(&mut self) {
-        let (start, bytes) = (self.addresses.writable as *mut _, usize::try_from(3 * MEMORY).unwrap());
+        let (start, bytes) = (self.addresses.writable as *mut _, usize::try_from(4 * MEMORY).unwrap());
         // SAFETY: the mapping is this struct's, and every container that knew it is closed.
         let gone = unsafe { libc::munmap(start, bytes) };
         assert_eq!(gone, 0);

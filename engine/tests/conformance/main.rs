@@ -7,6 +7,7 @@ mod kernel;
 mod run;
 
 use std::collections::HashSet;
+use std::os::fd::{BorrowedFd, RawFd};
 
 use cases::{MEMORY, PAGE};
 use kernel::Driver;
@@ -14,6 +15,7 @@ use run::{Answer, Case, Difference, Hva, Kernel, Op, Target};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::backend::{Backend, Counted, Mapping};
+use vfio_fast_engine::object::{Object, ObjectKind};
 use vfio_fast_engine::region::Perm;
 use vfio_fast_engine::{Errno, error};
 
@@ -26,13 +28,23 @@ struct Memory {
     writable: u64,
     nothing: u64,
     read_only: u64,
+    /// A shared mapping of all of the file.
+    file: u64,
+    fd: RawFd,
 }
 
 impl Memory {
     /// What the model is given, which never looks behind an address.
     const IMAGINED: Self = {
         let writable = 0x7000_0000_0000;
-        Self { writable, nothing: writable + MEMORY, read_only: writable + 2 * MEMORY }
+        Self {
+            writable,
+            nothing: writable + MEMORY,
+            read_only: writable + 2 * MEMORY,
+            file: writable + 3 * MEMORY,
+            // The model asks a file nothing, but a descriptor is never negative.
+            fd: 0,
+        }
     };
 
     fn address(self, memory: Hva) -> u64 {
@@ -84,6 +96,10 @@ impl Target for Ioctls {
             .map_err(|errno| errno.0)
     }
 
+    fn map_file(&self, iova: u64, length: u64, offset: u64, writable: bool) -> Result<(), i32> {
+        self.0.ask_to_map_file(iova, length, offset, MEMORY, perm(writable)).map_err(|errno| errno.0)
+    }
+
     fn unmap(&self, iova: u64, length: u64) -> Result<u64, i32> {
         self.0.ask_to_unmap(iova, length).map_err(|errno| errno.0)
     }
@@ -108,7 +124,17 @@ impl Target for Through<'_> {
     fn map(&self, iova: u64, length: u64, memory: Hva, writable: bool) -> Result<(), i32> {
         let range = IovaRange::new(Iova(iova), length).expect("an expressible case");
         let mapping = Mapping { range, hva: self.memory.host(memory), perm: perm(writable) };
-        self.backend.map(&mapping).map_err(|errno| errno.0)
+        self.backend.map(&mapping, None).map_err(|errno| errno.0)
+    }
+
+    fn map_file(&self, iova: u64, length: u64, offset: u64, writable: bool) -> Result<(), i32> {
+        let range = IovaRange::new(Iova(iova), length).expect("an expressible case");
+        let hva = self.memory.host(Hva::At(self.memory.file + offset));
+        // SAFETY: the file is open as long as the memory is there.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.memory.fd) };
+        let object = Object { fd, kind: ObjectKind::Memory, offset };
+        let mapping = Mapping { range, hva, perm: perm(writable) };
+        self.backend.map(&mapping, Some(object)).map_err(|errno| errno.0)
     }
 
     fn unmap(&self, iova: u64, length: u64) -> Result<u64, i32> {
@@ -130,6 +156,10 @@ fn is_expressible(case: &Case) -> bool {
     case.steps.iter().all(|step| match step.op {
         Op::Map { iova, length, .. } | Op::Unmap { iova, length } => {
             length != u64::MAX && IovaRange::new(Iova(iova), length).is_some()
+        }
+        Op::MapFile { length, offset, .. } => {
+            // It must be mapped in this process, and the engine looks at alignment itself.
+            length > 0 && (length | offset) & (PAGE - 1) == 0 && offset.saturating_add(length) <= MEMORY
         }
         Op::UnmapAll | Op::Attach => true,
     })
@@ -195,6 +225,11 @@ fn on_the_models_backend(kernel: Kernel) {
         "the largest length",
         "the largest length from 0",
     ];
+    let files = ["past the end of a file", "a file, misaligned", "a file, around the end"];
+    let inexpressible: Vec<&str> = match kernel {
+        Kernel::Type1 => inexpressible.to_vec(),
+        Kernel::Iommufd => [&inexpressible[..], &files].concat(),
+    };
     assert_eq!(names, inexpressible);
     let run = |case: Case| {
         let sim = model(&case, kernel);
@@ -213,7 +248,7 @@ fn assert_undisturbed(backend: &dyn Backend, memory: Memory) {
     let work = |thread| {
         for round in 0..ROUNDS {
             let hva = memory.host(Hva::Writable(2 * PAGE * ((thread + round) % THREADS)));
-            backend.map(&Mapping { range: range(thread), hva, perm: Perm::ReadWrite })?;
+            backend.map(&Mapping { range: range(thread), hva, perm: Perm::ReadWrite }, None)?;
             match backend.unmap(range(thread)) {
                 Ok(bytes) => assert_eq!(bytes, 2 * PAGE),
                 Err(errno) => return Err(errno),
@@ -254,16 +289,68 @@ fn iommufd_answers_as_iommufd() {
     assert_is_iommufd(Driver::Iommufd);
     let wrong = kernel::open_wrong_ioas();
     assert_eq!((wrong.op, wrong.errno), (error::Op::Open, Errno::ENOENT), "{wrong}");
+    files_are_told_from_copies();
     kernel::attached(Driver::Iommufd, |backend, memory| {
         let range = IovaRange::new(Iova(0x1000_0000), 2 * PAGE).unwrap();
         let locked = || (backend.memlock().locked, backend.memlock().counted);
         assert_eq!(locked(), (0, Counted::User));
-        backend.map(&Mapping { range, hva: memory.host(Hva::Writable(0)), perm: Perm::Read }).unwrap();
+        let mapping = Mapping { range, hva: memory.host(Hva::Writable(0)), perm: Perm::Read };
+        backend.map(&mapping, None).unwrap();
         assert_eq!(locked(), (2 * PAGE, Counted::User));
         backend.unmap(range).unwrap();
         assert_eq!(locked(), (0, Counted::User));
     });
     on_the_kernel(Driver::Iommufd);
+}
+
+/// Memory nobody may touch cannot be mapped by its address, so where it is mapped it is by its file.
+fn files_are_told_from_copies() {
+    kernel::attached(Driver::Iommufd, |backend, memory| {
+        let range = IovaRange::new(Iova(0x1000_0000), 2 * PAGE).unwrap();
+        let mapping = Mapping { range, hva: memory.host(Hva::At(memory.file)), perm: Perm::ReadWrite };
+        let map = |offset| {
+            // SAFETY: the file is open as long as the memory is there.
+            let fd = unsafe { BorrowedFd::borrow_raw(memory.fd) };
+            backend.map(&mapping, Some(Object { fd, kind: ObjectKind::Memory, offset }))
+        };
+        kernel::map_untouchable(memory, libc::MAP_SHARED);
+        assert_eq!(backend.map(&mapping, None), Err(Errno::EFAULT));
+        assert_eq!(map(PAGE), Err(Errno::EFAULT), "another part of the file");
+        assert_eq!(map(0), Ok(()));
+        assert_eq!(backend.unmap(range), Ok(2 * PAGE));
+        kernel::map_untouchable(memory, libc::MAP_PRIVATE);
+        assert_eq!(map(0), Err(Errno::EFAULT), "not the file's pages");
+    });
+}
+
+#[test]
+#[ignore = "needs a kernel with dma-bufs of BARs and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn a_bar_is_mapped_while_it_decodes() {
+    kernel::with_bar(|backend, bar| {
+        let range = IovaRange::new(Iova(0x1000_0000), 2 * PAGE).unwrap();
+        let hva = Memory::IMAGINED.host(Hva::Nothing);
+        let mapping = Mapping { range, hva, perm: Perm::ReadWrite };
+        let object = |region_index, offset| Object {
+            fd: bar.device(),
+            kind: ObjectKind::Bar { region_index },
+            offset,
+        };
+        let map = |object| backend.map(&mapping, Some(object));
+        bar.decode(false);
+        assert_eq!(map(object(0, 0)), Err(Errno(libc::ENODEV)), "it does not decode");
+        bar.decode(true);
+        assert_eq!(map(object(0, PAGE)), Ok(()));
+        assert_eq!(map(object(0, 0)), Err(Errno::EEXIST));
+        assert_eq!(backend.memlock().locked, 0, "a BAR is not counted");
+        assert_eq!(backend.unmap(range), Ok(2 * PAGE));
+        assert_eq!(map(object(0, bar.bytes() - PAGE)), Err(Errno::EINVAL), "past its end");
+        assert!(map(object(1, 0)).is_err(), "it has no such BAR");
+        // What the kernel took away in between is still an entry, and unmapped as one.
+        assert_eq!(map(object(0, 0)), Ok(()));
+        bar.decode(false);
+        assert_eq!(backend.unmap(range), Ok(2 * PAGE));
+        assert_eq!(backend.unmap(IovaRange::ALL), Ok(0));
+    });
 }
 
 #[test]

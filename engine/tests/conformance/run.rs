@@ -41,6 +41,13 @@ pub enum Op {
         memory: Hva,
         writable: bool,
     },
+    /// Of a file of memory as long as the other memory, from `offset` on.
+    MapFile {
+        iova: u64,
+        length: u64,
+        offset: u64,
+        writable: bool,
+    },
     Unmap {
         iova: u64,
         length: u64,
@@ -81,6 +88,7 @@ pub struct Case {
 /// Something that answers as a kernel does: an errno is a positive number.
 pub trait Target {
     fn map(&self, iova: u64, length: u64, memory: Hva, writable: bool) -> Result<(), i32>;
+    fn map_file(&self, iova: u64, length: u64, offset: u64, writable: bool) -> Result<(), i32>;
     fn unmap(&self, iova: u64, length: u64) -> Result<u64, i32>;
     fn unmap_all(&self) -> Result<u64, i32>;
     fn attach(&self) -> Result<(), i32>;
@@ -141,6 +149,9 @@ pub fn run(case: &Case, kernel: Kernel, target: &dyn Target) -> Vec<Difference> 
         let got = match step.op {
             Op::Map { iova, length, memory, writable } => {
                 target.map(iova, length, memory, writable).map(|()| None)
+            }
+            Op::MapFile { iova, length, offset, writable } => {
+                target.map_file(iova, length, offset, writable).map(|()| None)
             }
             Op::Unmap { iova, length } => target.unmap(iova, length).map(Some),
             Op::UnmapAll => target.unmap_all().map(Some),

@@ -30,7 +30,7 @@ pub const VFIO_FAST_BACKEND_TYPE1: u32 = 1u32;
 
 /// Backend: an IOAS of an iommufd, to which the device, or a hardware page table made from the IOAS, is attached. The
 /// device comes first: while none is attached, the kernel only notes what is mapped, and pins all of it on one thread
-/// when the first one comes. Device regions (VFIO_FAST_REGION_DEVICE) cannot be mapped.
+/// when the first one comes. Device regions (VFIO_FAST_REGION_DEVICE) can be mapped only with VFIO_FAST_REGION_FD.
 pub const VFIO_FAST_BACKEND_IOMMUFD: u32 = 2u32;
 
 /// Backend FOR TESTS ONLY: an executable model of the type1v2 driver, or of iommufd. It maps nothing, needs no file
@@ -64,6 +64,18 @@ pub const VFIO_FAST_REGION_DEVICE: u32 = 1u32 << 1;
 /// Region flag: exactly one kernel entry, never joined with a neighbour and never cut. It can only be unmapped
 /// whole; unmapping and mapping it again in one transaction always reaches the kernel.
 pub const VFIO_FAST_REGION_EXACT: u32 = 1u32 << 2;
+
+/// Region flag: fd, fd_offset and, for device memory, region_index say what the memory is besides an address. iommufd can
+/// map files of memory faster that way, and device memory no other way; type1 has no use for it. Needs a backing: all
+/// regions with one backing are parts of one file or BAR, and each byte of it has one host virtual address.
+///
+/// RAM must be a shared mapping of the file, which may be a memfd or any file on tmpfs or hugetlbfs. The library asks the
+/// kernel whether it is (Linux 6.11) and maps by address if not, as it does where the kernel maps no files (before 6.13).
+///
+/// Device memory is exported by the VFIO device as a dma-buf (Linux 6.19) and becomes one kernel entry, as if
+/// VFIO_FAST_REGION_EXACT were set. While the device does not decode its memory it cannot be mapped, and what is mapped of
+/// it is taken away by the kernel: unmap the region when decoding is turned off, and map it when it is on again.
+pub const VFIO_FAST_REGION_FD: u32 = 1u32 << 3;
 
 /// Failed operation: none, no call of this thread has failed yet.
 pub const VFIO_FAST_OP_NONE: u32 = 0u32;

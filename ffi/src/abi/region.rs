@@ -24,6 +24,15 @@ pub struct vfio_fast_region {
     /// Identity of the memory object behind the region, a number the caller chooses: neighbouring regions share
     /// kernel entries only if it is equal and not 0.
     pub backing: u64,
+    /// VFIO_FAST_REGION_FD: what the memory is, borrowed until this call returns; a file of memory, or with
+    /// VFIO_FAST_REGION_DEVICE the VFIO device whose BAR it is. Ignored without the flag.
+    pub fd: i32,
+    /// VFIO_FAST_REGION_FD and VFIO_FAST_REGION_DEVICE: VFIO's number of the BAR (VFIO_PCI_BAR0_REGION_INDEX and so
+    /// on). Ignored otherwise.
+    pub region_index: u32,
+    /// VFIO_FAST_REGION_FD: where in the file or the BAR the region begins, in bytes, a multiple of the smallest IOMMU
+    /// page. Ignored without the flag.
+    pub fd_offset: u64,
 }
 
 /// Device addresses.

@@ -2,6 +2,8 @@
 /* Errors: the errno, the numbers, and a text that names what is needed, what there is and what to change. */
 #include "check.h"
 
+#include <unistd.h>
+
 static void check_failure(uint32_t op, int error, uint64_t iova, uint64_t length, uint64_t hva)
 {
     struct vfio_fast_failure f = failure();
@@ -99,9 +101,9 @@ static void bad_arguments(void)
     CHECK_TEXT("past the end");
     bad = region(0, 8 * KIB, UINT64_MAX - 4 * KIB + 1, 0);
     CHECK_RC(vfio_fast_map_region(vf, &bad), -EINVAL);
-    bad = region(0, 4 * KIB, hva, 1u << 3);
+    bad = region(0, 4 * KIB, hva, 1u << 4);
     CHECK_RC(vfio_fast_map_region(vf, &bad), -EOPNOTSUPP);
-    CHECK_TEXT("0x8");
+    CHECK_TEXT("0x10");
     bad = region(0, 4 * KIB, hva, 1u << 31);
     CHECK_RC(vfio_fast_map_region(vf, &bad), -EOPNOTSUPP);
 
@@ -139,6 +141,59 @@ static void bad_arguments(void)
     check_failure(VFIO_FAST_OP_CHECK, -EINVAL, 16 * MIB, MIB, 0);
 
     CHECK(stats(vf).mapped_bytes == 6 * MIB);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+}
+
+static void bad_descriptors(void)
+{
+    struct vfio_fast_sim_config sim = sim_defaults();
+    struct vfio_fast *vf;
+    struct vfio_fast_region r = region(4 * MIB, 4 * MIB, memory(4 * MIB), VFIO_FAST_REGION_FD);
+    struct vfio_fast_range all = range(0, GIB);
+
+    /* type1 has no use for descriptors and looks at none. */
+    vf = open_sim(NULL);
+    r.fd = -1;
+    CHECK_RC(vfio_fast_map_region(vf, &r), 0);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+
+    sim.backend = VFIO_FAST_BACKEND_IOMMUFD;
+    vf = open_sim(&sim);
+    r.backing = 1;
+    CHECK_RC(vfio_fast_map_region(vf, &r), -EBADF);
+    check_failure(VFIO_FAST_OP_CHECK, -EBADF, r.iova, r.length, r.hva);
+    CHECK_TEXT("descriptor");
+    r.fd = STDOUT_FILENO;
+    r.backing = 0;
+    CHECK_RC(vfio_fast_map_region(vf, &r), -EINVAL);
+    CHECK_TEXT("backing");
+    r.backing = 1;
+    r.fd_offset = 0x800;
+    CHECK_RC(vfio_fast_map_region(vf, &r), -EINVAL);
+    CHECK_TEXT("0x800");
+    r.fd_offset = UINT64_MAX - 4 * KIB + 1;
+    CHECK_RC(vfio_fast_map_region(vf, &r), -EINVAL);
+    r.fd_offset = MIB;
+    CHECK_RC(vfio_fast_map_region(vf, &r), 0);
+    /* The same address at two offsets, and memory that is also a BAR. */
+    r.iova = 16 * MIB;
+    r.fd_offset = 2 * MIB;
+    CHECK_RC(vfio_fast_map_region(vf, &r), -EINVAL);
+    CHECK_TEXT("other offsets");
+    r.fd_offset = MIB;
+    r.flags |= VFIO_FAST_REGION_DEVICE;
+    CHECK_RC(vfio_fast_map_region(vf, &r), -EINVAL);
+    /* Without the flag nobody looks. */
+    r.flags = 0;
+    CHECK_RC(vfio_fast_map_region(vf, &r), 0);
+    CHECK_RC(vfio_fast_unmap(vf, &all, NULL), 0);
+    /* Nothing of it is left that a BAR could contradict; a BAR is exact. */
+    r.flags = VFIO_FAST_REGION_FD | VFIO_FAST_REGION_DEVICE;
+    r.region_index = 2;
+    CHECK_RC(vfio_fast_map_region(vf, &r), 0);
+    all = range(0, r.iova + MIB);
+    CHECK_RC(vfio_fast_unmap(vf, &all, NULL), -EINVAL);
+    CHECK_TEXT("exact");
     CHECK_RC(vfio_fast_close(&vf), 0);
 }
 
@@ -219,6 +274,7 @@ int main(void)
 {
     bad_configurations();
     bad_arguments();
+    bad_descriptors();
     bad_states();
     memlock_too_small();
     too_few_entries();

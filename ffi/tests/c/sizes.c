@@ -175,7 +175,7 @@ int main(void)
 
     sweep_input(&sim, offsetof(struct vfio_fast_sim_config, backend), sizeof(sim), call_open_sim);
     sweep_input(&config, offsetof(struct vfio_fast_config, iommufd_fd), sizeof(config), call_open);
-    sweep_input(&ram, sizeof(ram), sizeof(ram), call_map_region);
+    sweep_input(&ram, offsetof(struct vfio_fast_region, fd), sizeof(ram), call_map_region);
     sweep_input(&all, sizeof(all), sizeof(all), call_unmap);
     what_an_older_program_did_not_set();
     sweep_output(sizeof(struct vfio_fast_outcome), call_commit);

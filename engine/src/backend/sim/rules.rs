@@ -52,6 +52,21 @@ impl Held {
         Ok(())
     }
 
+    // iommufd_ioas_map_file, memfd_pin_folios. The request's host address is the offset in the file: what an IOAS asks of one
+    // it asks of the other.
+    pub(super) fn map_file(&mut self, config: &SimConfig, request: Request, file_bytes: u64) -> Answer<()> {
+        let mapping = self.iommufd_may_map(config, request)?;
+        if config.attached {
+            if request.hva.raw() + request.length > file_bytes {
+                return Err(Errno::EINVAL);
+            }
+            pin(config, self.locked, &mapping)?;
+            self.locked += mapping.range.length();
+        }
+        self.mappings.insert(mapping.range.start(), mapping);
+        Ok(())
+    }
+
     pub(super) fn unmap(&mut self, config: &SimConfig, iova: u64, length: u64) -> Answer<u64> {
         match config.rules {
             Rules::Type1 => self.type1_unmap(config, iova, length),

@@ -1,0 +1,211 @@
+//! The memory objects behind regions, as descriptors: what a kernel can map without going through the addresses of this
+//! process.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+use crate::error::{Errno, Error, Result, Why};
+use crate::region::{Backing, Kind, Region};
+use crate::sys::process;
+use crate::table::Entry;
+
+/// What a descriptor is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ObjectKind {
+    /// A file of memory (memfd, shmem, hugetlbfs) that the region is a shared mapping of.
+    Memory,
+    /// A VFIO device, of which the region is a part of a BAR.
+    Bar {
+        /// VFIO's number of the BAR's region.
+        region_index: u32,
+    },
+}
+
+impl ObjectKind {
+    fn is_of(self, kind: Kind) -> bool {
+        match self {
+            Self::Memory => kind == Kind::Ram,
+            Self::Bar { .. } => kind == Kind::Device,
+        }
+    }
+}
+
+/// Where in an object an entry begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Object<'a> {
+    /// The file or the device.
+    pub fd: BorrowedFd<'a>,
+    /// Which of them.
+    pub kind: ObjectKind,
+    /// Bytes into it.
+    pub offset: u64,
+}
+
+/// An object as a caller names it: where the region that comes with it begins in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Named {
+    /// The file or the device, borrowed. A bare number because it comes from a C caller: a closed or negative one is EBADF.
+    pub fd: RawFd,
+    /// Which of them.
+    pub kind: ObjectKind,
+    /// Bytes into it.
+    pub offset: u64,
+}
+
+/// An object, and where in it host address 0 would be.
+#[derive(Debug)]
+struct Held {
+    fd: OwnedFd,
+    kind: ObjectKind,
+    base: u64,
+}
+
+/// An object that is about to be held.
+#[derive(Debug)]
+pub struct Accepted {
+    backing: Backing,
+    /// `None`: it is held already.
+    held: Option<Held>,
+}
+
+/// The objects of the backings that regions were declared with.
+#[derive(Debug, Default)]
+pub struct Objects {
+    held: BTreeMap<Backing, Held>,
+}
+
+impl Objects {
+    /// Checks what is said of the region's object, and duplicates its descriptor if it is a new one. `page` is the smallest IOMMU
+    /// page.
+    pub fn check(&self, region: &Region, object: &Named, page: u64) -> Result<Accepted> {
+        let &Named { fd, kind, offset } = object;
+        let refused =
+            |errno, why| Err(Error { hva: Some(region.hva), ..Error::check(errno, Some(region.range), why) });
+        if offset & (page - 1) != 0 {
+            return refused(Errno::EINVAL, Why::Misaligned { value: offset, page });
+        }
+        if offset.checked_add(region.range.length()).is_none() {
+            return refused(Errno::EINVAL, Why::BadRange);
+        }
+        let backing = region.backing;
+        if backing == Backing::UNKNOWN {
+            return refused(Errno::EINVAL, Why::Other("a region with a descriptor needs a backing"));
+        }
+        let base = offset.wrapping_sub(region.hva.raw());
+        match self.held.get(&backing) {
+            Some(held) if (held.kind, held.base) == (kind, base) => Ok(Accepted { backing, held: None }),
+            Some(_) => refused(
+                Errno::EINVAL,
+                Why::Other("other regions with this backing have another object, or other offsets in it"),
+            ),
+            None => match process::duplicate(fd) {
+                Ok(fd) => Ok(Accepted { backing, held: Some(Held { fd, kind, base }) }),
+                Err(errno) => refused(errno, Why::Other("the region's descriptor cannot be duplicated")),
+            },
+        }
+    }
+
+    /// Holds what was accepted.
+    pub fn insert(&mut self, accepted: Accepted) {
+        if let Some(held) = accepted.held {
+            self.held.insert(accepted.backing, held);
+        }
+    }
+
+    /// The object that the entry is a part of, if one was named.
+    pub fn behind(&self, entry: &Entry) -> Option<Object<'_>> {
+        let held = self.held.get(&entry.backing).filter(|held| held.kind.is_of(entry.kind))?;
+        let offset = held.base.wrapping_add(entry.hva.raw());
+        Some(Object { fd: held.fd.as_fd(), kind: held.kind, offset })
+    }
+
+    /// Closes the objects of all other backings.
+    pub fn retain(&mut self, mut wanted: impl FnMut(Backing) -> bool) {
+        self.held.retain(|backing, _| wanted(*backing));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::addr::{HostVa, Iova, IovaRange};
+    use crate::region::Perm;
+    use crate::table::Generation;
+
+    fn region(hva: u64, backing: u64) -> Region {
+        Region {
+            range: IovaRange::new(Iova(0), 0x1000).unwrap(),
+            hva: HostVa::from_raw(hva),
+            perm: Perm::ReadWrite,
+            kind: Kind::Ram,
+            backing: Backing(backing),
+            exact: false,
+        }
+    }
+
+    fn entry(region: &Region) -> Entry {
+        let Region { range, hva, perm, kind, backing, .. } = *region;
+        Entry { range, hva, perm, kind, backing, generation: Generation::SHARED }
+    }
+
+    fn held_by(objects: &mut Objects, region: &Region, object: &Named) -> Result<()> {
+        let accepted = objects.check(region, object, 0x1000)?;
+        objects.insert(accepted);
+        Ok(())
+    }
+
+    #[test]
+    fn an_object_is_found_from_any_of_its_addresses() {
+        let file = File::open("/dev/null").unwrap();
+        let object = |offset| Named { fd: file.as_raw_fd(), kind: ObjectKind::Memory, offset };
+        let mut objects = Objects::default();
+        // The object begins above address 0.
+        let first = region(0x9000, 1);
+        held_by(&mut objects, &first, &object(0x1000)).unwrap();
+        held_by(&mut objects, &region(0xb000, 1), &object(0x3000)).unwrap();
+        assert_eq!(objects.held.len(), 1, "one descriptor for all regions of it");
+        let other = held_by(&mut objects, &region(0xb000, 1), &object(0x4000));
+        assert_eq!(other.unwrap_err().errno, Errno::EINVAL);
+        let offset = |region: Region| objects.behind(&entry(&region)).map(|object| object.offset);
+        assert_eq!(offset(first), Some(0x1000));
+        assert_eq!(offset(region(0xc000, 1)), Some(0x4000));
+        assert_eq!(offset(region(0xc000, 2)), None, "another backing");
+        assert_eq!(offset(Region { kind: Kind::Device, ..first }), None, "turned out to be no memory");
+        objects.retain(|backing| backing == Backing(2));
+        assert!(objects.behind(&entry(&first)).is_none());
+    }
+
+    #[test]
+    fn a_bar_is_known_by_its_number() {
+        let file = File::open("/dev/null").unwrap();
+        let object = |region_index| {
+            let kind = ObjectKind::Bar { region_index };
+            Named { fd: file.as_raw_fd(), kind, offset: 0 }
+        };
+        let bar = Region { kind: Kind::Device, ..region(0x9000, 1) };
+        let mut objects = Objects::default();
+        held_by(&mut objects, &bar, &object(2)).unwrap();
+        assert!(objects.check(&bar, &object(2), 0x1000).is_ok());
+        assert_eq!(objects.check(&bar, &object(4), 0x1000).unwrap_err().errno, Errno::EINVAL);
+        assert!(objects.behind(&entry(&bar)).is_some());
+        assert!(objects.behind(&entry(&region(0x9000, 1))).is_none(), "memory at a BAR's addresses");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let file = File::open("/dev/null").unwrap();
+        let object = Named { fd: file.as_raw_fd(), kind: ObjectKind::Memory, offset: 0x1000 };
+        let objects = Objects::default();
+        let errno =
+            |region: &Region, object: &Named| objects.check(region, object, 0x1000).unwrap_err().errno;
+        let good = region(0x9000, 1);
+        assert!(objects.check(&good, &object, 0x1000).is_ok());
+        assert_eq!(errno(&region(0x9000, 0), &object), Errno::EINVAL);
+        assert_eq!(errno(&good, &Named { offset: 0x1800, ..object }), Errno::EINVAL);
+        assert_eq!(errno(&good, &Named { offset: 0u64.wrapping_sub(0x1000), ..object }), Errno::EINVAL);
+        assert_eq!(errno(&good, &Named { fd: -1, ..object }), Errno(libc::EBADF));
+    }
+}

@@ -1,0 +1,196 @@
+//! Whether host memory is a shared mapping of a certain part of a certain file, as the kernel tells it.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::mem::{MaybeUninit, offset_of, size_of};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use super::ioctl::submit;
+use crate::addr::HostVa;
+use crate::error::Op;
+
+/// `PROCMAP_QUERY`, since Linux 6.11: `_IOWR('f', 17, struct procmap_query)`.
+const QUERY: libc::c_ulong =
+    3 << 30 | (size_of::<Query>() as libc::c_ulong) << 16 | (b'f' as libc::c_ulong) << 8 | 17;
+const VMA_SHARED: u64 = 8;
+
+/// `struct procmap_query`
+#[repr(C)]
+#[derive(Default, Debug)]
+struct Query {
+    size: u64,
+    query_flags: u64,
+    query_addr: u64,
+    vma_start: u64,
+    /// The first byte behind it.
+    vma_end: u64,
+    vma_flags: u64,
+    vma_page_size: u64,
+    /// Of `vma_start` in the file, in bytes.
+    vma_offset: u64,
+    inode: u64,
+    dev_major: u32,
+    dev_minor: u32,
+    vma_name_size: u32,
+    build_id_size: u32,
+    vma_name_addr: u64,
+    build_id_addr: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Query>() == 104 && QUERY == 0xc068_6611);
+    assert!(offset_of!(Query, inode) == 64 && offset_of!(Query, dev_major) == 72);
+    assert!(offset_of!(Query, vma_name_size) == 80 && offset_of!(Query, build_id_addr) == 96);
+};
+
+/// What tells one file from all others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Identity {
+    inode: u64,
+    major: u32,
+    minor: u32,
+}
+
+/// Whether all of the `bytes` bytes at `hva` are a shared mapping of `file` from `offset` on, and the file is one of memory
+/// (shmem or hugetlbfs, a memfd included). What cannot be found out is a no.
+///
+/// A private mapping is of other pages than the file as soon as it is written to.
+pub(crate) fn is_shared_memory(hva: HostVa, bytes: u64, file: BorrowedFd<'_>, offset: u64) -> bool {
+    let Some(end) = hva.raw().checked_add(bytes) else { return false };
+    let Some(identity) = memory_file(file) else { return false };
+    let Ok(maps) = File::open("/proc/self/maps") else { return false };
+    let mut next = hva.raw();
+    while next < end {
+        let expected = offset.wrapping_add(next - hva.raw());
+        let Ok(vma) = query(&maps, next) else { return false };
+        let found = Identity { inode: vma.inode, major: vma.dev_major, minor: vma.dev_minor };
+        let at = vma.vma_offset.wrapping_add(next.wrapping_sub(vma.vma_start));
+        let shared = vma.vma_flags & VMA_SHARED != 0;
+        if !shared || found != identity || at != expected || !(vma.vma_start..vma.vma_end).contains(&next) {
+            return false;
+        }
+        next = vma.vma_end;
+    }
+    bytes > 0
+}
+
+fn query(maps: &File, address: u64) -> crate::error::Result<Query> {
+    let mut argument = Query { size: size_of::<Query>() as u64, query_addr: address, ..Query::default() };
+    // SAFETY: `argument` is as long as its first field says and lives through the call; it asks for no name.
+    unsafe { submit(Op::Info, maps.as_fd(), QUERY, (&raw mut argument).cast()) }?;
+    Ok(argument)
+}
+
+/// The identity of a file of memory, `None` for any other.
+fn memory_file(file: BorrowedFd<'_>) -> Option<Identity> {
+    let mut system = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the struct is the one the call fills.
+    let asked = unsafe { libc::fstatfs(file.as_raw_fd(), system.as_mut_ptr()) };
+    // SAFETY: filled, as the call succeeded.
+    let kind = (asked == 0).then(|| unsafe { system.assume_init() }.f_type)?;
+    if kind != libc::TMPFS_MAGIC && kind != libc::HUGETLBFS_MAGIC {
+        return None;
+    }
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the struct is the one the call fills.
+    let asked = unsafe { libc::fstat(file.as_raw_fd(), status.as_mut_ptr()) };
+    // SAFETY: filled, as the call succeeded.
+    let status = (asked == 0).then(|| unsafe { status.assume_init() })?;
+    let (major, minor) = (libc::major(status.st_dev), libc::minor(status.st_dev));
+    Some(Identity { inode: status.st_ino, major, minor })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr;
+
+    use memfd::MemfdOptions;
+
+    use super::*;
+
+    const PAGE: usize = 4096;
+    const BYTES: usize = 8 * PAGE;
+
+    /// A mapping of pages 4 to 11 of a file of 16, at its own address.
+    struct Mapped {
+        start: *mut libc::c_void,
+    }
+
+    impl Mapped {
+        fn new(file: &File) -> Self {
+            let shared = Self { start: ptr::null_mut() };
+            Self { start: shared.map(file, libc::MAP_SHARED, 0, BYTES, 4) }
+        }
+
+        /// Maps so many bytes of the file from that page on, `at` bytes into this mapping.
+        fn map(
+            &self,
+            file: &File,
+            flags: libc::c_int,
+            at: usize,
+            bytes: usize,
+            page: usize,
+        ) -> *mut libc::c_void {
+            let address = self.start.wrapping_byte_add(at);
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            let offset = i64::try_from(page * PAGE).unwrap();
+            // SAFETY: without MAP_FIXED a mapping replaces nothing, and with it only what this struct has mapped itself.
+            let got = unsafe { libc::mmap(address, bytes, protection, flags, file.as_raw_fd(), offset) };
+            assert_ne!(got, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+            got
+        }
+
+        fn at(&self, bytes: usize) -> HostVa {
+            HostVa::from_raw(self.start as u64 + bytes as u64)
+        }
+    }
+
+    impl Drop for Mapped {
+        fn drop(&mut self) {
+            // SAFETY: the mapping is this struct's, and nobody has a reference into it.
+            assert_eq!(unsafe { libc::munmap(self.start, BYTES) }, 0);
+        }
+    }
+
+    fn file() -> File {
+        let file = MemfdOptions::default().create("vfio-fast-test").unwrap().into_file();
+        file.set_len(16 * PAGE as u64).unwrap();
+        file
+    }
+
+    #[test]
+    fn only_the_named_part_of_the_named_file_is_it() {
+        let (first, other) = (file(), file());
+        let mapped = Mapped::new(&first);
+        let is = |at: usize, bytes: usize, file: &File, page: usize| {
+            is_shared_memory(mapped.at(at), bytes as u64, file.as_fd(), (page * PAGE) as u64)
+        };
+        assert!(is(0, BYTES, &first, 4));
+        assert!(is(2 * PAGE, PAGE, &first, 6));
+        assert!(!is(2 * PAGE, PAGE, &first, 5), "another part");
+        assert!(!is(0, BYTES, &other, 4), "another file");
+        assert!(!is(0, BYTES + PAGE, &first, 4), "longer than what is mapped");
+        assert!(!is(0, 0, &first, 4), "nothing");
+        let regular = File::open("/proc/self/exe").unwrap();
+        assert!(!is(0, BYTES, &regular, 4), "no file of memory");
+        assert!(!is_shared_memory(HostVa::from_raw(u64::MAX - 4095), 8192, first.as_fd(), 0), "wraps");
+        // Several mappings that continue each other are as good as one.
+        mapped.map(&first, libc::MAP_SHARED | libc::MAP_FIXED, 2 * PAGE, PAGE, 6);
+        assert!(is(0, BYTES, &first, 4));
+        mapped.map(&first, libc::MAP_SHARED | libc::MAP_FIXED, 2 * PAGE, PAGE, 9);
+        assert!(!is(0, BYTES, &first, 4), "a page of another part in between");
+        assert!(is(0, 2 * PAGE, &first, 4) && is(3 * PAGE, PAGE, &first, 7));
+    }
+
+    #[test]
+    fn a_private_mapping_is_not_the_file() {
+        let file = file();
+        let mapped = Mapped::new(&file);
+        mapped.map(&file, libc::MAP_PRIVATE | libc::MAP_FIXED, 5 * PAGE, PAGE, 9);
+        let is = |at: usize, bytes: usize| {
+            is_shared_memory(mapped.at(at), bytes as u64, file.as_fd(), (at + 4 * PAGE) as u64)
+        };
+        assert!(is(0, 5 * PAGE) && is(6 * PAGE, 2 * PAGE));
+        assert!(!is(5 * PAGE, PAGE) && !is(0, BYTES));
+    }
+}
