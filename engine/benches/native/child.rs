@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::{Backend, Mapping, Populate};
+use vfio_fast_engine::object::{Named, ObjectKind};
 use vfio_fast_engine::populate::{self, How, Piece};
 use vfio_fast_engine::region::{Backing as Object, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
 use vfio_fast_engine::{Config, Engine};
 
 use crate::machine;
+use crate::means::Means;
 use crate::memory::Memory;
-use crate::pins::PinStandIn;
 use crate::record::{Backing, Case, Record, Sample};
 
 const PAGE: u64 = 4 << 10;
@@ -33,6 +34,8 @@ pub struct Job {
     pub threads: usize,
     pub pages_per_call: u64,
     pub round: u32,
+    /// The device to map for; none: pin.
+    pub device: Option<String>,
 }
 
 /// When a process of [`Case::Bare`] worked, in nanoseconds of CLOCK_MONOTONIC, which all processes share.
@@ -48,8 +51,9 @@ pub fn run(job: &Job) -> Result<()> {
     let memory = Memory::new(job.backing, job.bytes).context("Cannot map the guest's memory")?;
     match job.case {
         Case::Stock => stock(job, &memory),
-        Case::Engine => engine(job, &memory, Populate::Meanwhile),
+        Case::Engine | Case::ByAddress => engine(job, &memory, Populate::Meanwhile),
         Case::InTurn => engine(job, &memory, Populate::First),
+        Case::MapsOnly => engine(job, &memory, Populate::Never),
         Case::Batch => batch(job, &memory),
         Case::Bare => bare(job, &memory),
         case => Err(anyhow!("{case:?} is measured as a part of another case")),
@@ -59,14 +63,21 @@ pub fn run(job: &Job) -> Result<()> {
 /// Cold, then again, then the limit of clearing: the memory is there by then.
 fn stock(job: &Job, memory: &Memory) -> Result<()> {
     for case in [Case::Stock, Case::RemapStock] {
-        let pins = pins(job.bytes)?;
+        let pins = job.means()?;
         let start = Instant::now();
         for region in regions(memory, job.bytes) {
             pin(&pins, region.range, region.hva)?;
         }
         let took = start.elapsed();
         job.tell(Sample { pin_seconds: Some(took.as_secs_f64()), ..job.sample(case, took, memory) });
-        pins.unmap(IovaRange::ALL).map_err(|errno| anyhow!("Cannot unpin: {errno}"))?;
+        let start = Instant::now();
+        for region in regions(memory, job.bytes) {
+            let bytes = pins.unmap(region.range).map_err(|errno| anyhow!("Cannot unpin: {errno}"))?;
+            ensure!(bytes == region.range.length(), "{bytes} bytes were unpinned");
+        }
+        if case == Case::Stock {
+            job.tell(job.sample(Case::UnmapStock, start.elapsed(), memory));
+        }
     }
     let threads = machine::cpus();
     let cleared = memory.clear(threads);
@@ -76,23 +87,33 @@ fn stock(job: &Job, memory: &Memory) -> Result<()> {
 
 /// Cold, then again in a second container.
 fn engine(job: &Job, memory: &Memory, populates: Populate) -> Result<()> {
-    let again = (populates == Populate::Meanwhile).then_some(Case::RemapEngine);
+    let again = (job.case == Case::Engine).then_some(Case::RemapEngine);
     for case in [Some(job.case), again].into_iter().flatten() {
         let config =
             Config { threads: job.threads, huge_pages: huge_pages(job.backing), ..Config::default() };
-        let mut pins = pins(job.bytes)?;
-        pins.populates = populates;
-        let engine = Engine::new(Box::new(pins), config)?;
+        let mut means = job.means()?;
+        means.populates = populates;
+        means.objects &= job.case != Case::ByAddress;
+        let engine = Engine::new(Box::new(means), config)?;
         let start = Instant::now();
         engine.begin()?;
         for region in regions(memory, job.bytes) {
-            engine.map_region(region)?;
+            let offset = region.hva.raw() - memory.hva().raw();
+            match memory.file() {
+                Some(fd) => engine.map_object(region, &Named { fd, kind: ObjectKind::Memory, offset })?,
+                None => engine.map_region(region)?,
+            }
         }
         engine.commit()?;
         let took = start.elapsed();
         let stats = engine.stats();
         ensure!(stats.mapped_bytes == job.bytes, "{} bytes are mapped", stats.mapped_bytes);
         job.tell(Sample { ..parts(&stats, job.sample(case, took, memory)) });
+        let start = Instant::now();
+        ensure!(engine.unmap(IovaRange::ALL)? == job.bytes, "Not all was wanted");
+        if case == Case::Engine {
+            job.tell(job.sample(Case::UnmapEngine, start.elapsed(), memory));
+        }
         engine.close()?;
     }
     Ok(())
@@ -110,7 +131,7 @@ fn parts(stats: &Stats, sample: Sample) -> Sample {
 
 /// Cold, with the engine's own fault-in but calls of another size.
 fn batch(job: &Job, memory: &Memory) -> Result<()> {
-    let pins = pins(job.bytes)?;
+    let pins = job.means()?;
     let piece = Piece { hva: memory.hva(), bytes: job.bytes, writable: true };
     let start = Instant::now();
     let (threads, huge_pages) = (job.threads, huge_pages(job.backing));
@@ -151,6 +172,10 @@ fn bare(job: &Job, memory: &Memory) -> Result<()> {
 }
 
 impl Job {
+    fn means(&self) -> Result<Means> {
+        Means::new(self.device.as_deref(), self.bytes)
+    }
+
     fn sample(&self, case: Case, took: Duration, memory: &Memory) -> Sample {
         Sample {
             round: self.round,
@@ -179,11 +204,7 @@ pub fn tell(record: &Record) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-fn pins(bytes: u64) -> Result<PinStandIn> {
-    PinStandIn::new(bytes).context("Cannot make io_uring's tables")
-}
-
-fn pin(pins: &PinStandIn, range: IovaRange, hva: HostVa) -> Result<()> {
+fn pin(pins: &Means, range: IovaRange, hva: HostVa) -> Result<()> {
     pins.map(&Mapping { range, hva, perm: Perm::ReadWrite }, None).map_err(|errno| {
         anyhow!("Cannot pin {range}: {errno}. With ENOMEM, raise `ulimit -l` or run with CAP_IPC_LOCK.")
     })

@@ -6,7 +6,10 @@
 #![allow(unsafe_code, reason = "the memory that is measured is mapped by hand")]
 
 mod child;
+#[path = "../../tests/conformance/ioas.rs"]
+mod ioas;
 mod machine;
+mod means;
 mod memory;
 mod pins;
 mod record;
@@ -21,6 +24,7 @@ use clap::Parser;
 
 use child::{Job, Worked, tell};
 use machine::Busy;
+use means::Means;
 use memory::Memory;
 use pins::PinStandIn;
 use record::{Backing, Case, LeftOut, Others, Record, Sample};
@@ -53,6 +57,9 @@ struct Args {
     /// How often each case is measured
     #[arg(long, default_value_t = 5)]
     rounds: u32,
+    /// Map for this device, bound to vfio-pci, through iommufd, instead of pinning through io_uring
+    #[arg(long, value_name = "PCI ADDRESS")]
+    device: Option<String>,
     /// Given by cargo bench
     #[arg(long, hide = true)]
     bench: bool,
@@ -73,17 +80,20 @@ fn main() -> Result<()> {
             threads: args.threads[0],
             pages_per_call: args.batches[0],
             round: args.rounds,
+            device: args.device,
         });
     }
     measure(&args)
 }
 
 fn measure(args: &Args) -> Result<()> {
-    if let Err(error) = PinStandIn::new(0) {
+    if args.device.is_none()
+        && let Err(error) = PinStandIn::new(0)
+    {
         eprintln!("This machine allows no io_uring, which stands in for VFIO here: {error}");
         exit(UNAVAILABLE);
     }
-    tell(&Record::Machine(machine::machine(PinStandIn::NAME)));
+    tell(&Record::Machine(machine::machine(Means::name(args.device.as_deref()))));
     let mut sizes: Vec<u64> =
         args.sizes.iter().map(|gib| (gib * GIB as f64) as u64 & !((2 << 20) - 1)).collect();
     ensure!(sizes.iter().all(|bytes| *bytes > 0), "A size is below 2 MiB");
@@ -117,11 +127,19 @@ fn measure(args: &Args) -> Result<()> {
 
 fn jobs(args: &Args, threads: &[usize], backing: Backing, bytes: u64, round: u32) -> Vec<Job> {
     let cpus = machine::cpus();
-    let job = Job { case: Case::Stock, backing, bytes, threads: 1, pages_per_call: 0, round };
+    let device = args.device.clone();
+    let job = Job { case: Case::Stock, backing, bytes, threads: 1, pages_per_call: 0, round, device };
     let mut jobs = vec![job.clone()];
     jobs.extend(threads.iter().map(|&threads| Job { case: Case::Engine, threads, ..job.clone() }));
     jobs.push(Job { case: Case::Bare, threads: cpus, ..job.clone() });
     jobs.push(Job { case: Case::InTurn, threads: cpus, ..job.clone() });
+    if args.device.is_some() {
+        // Here its maps run beside each other, and know files.
+        jobs.push(Job { case: Case::MapsOnly, threads: cpus, ..job.clone() });
+        let is_file = !matches!(backing, Backing::Anon4k | Backing::AnonThp);
+        jobs.extend(is_file.then(|| Job { case: Case::ByAddress, threads: cpus, ..job.clone() }));
+        return jobs;
+    }
     let batches = args.batches.iter().filter(|_| bytes <= MOST_FOR_BATCHES);
     jobs.extend(batches.map(|&pages_per_call| Job {
         case: Case::Batch,
@@ -165,6 +183,7 @@ fn bare(backing: Backing, bytes: u64, processes: usize, round: u32) -> Result<Sa
             threads: 1,
             pages_per_call: 0,
             round: number as u32,
+            device: None,
         };
         children.push(command(&job)?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
     }
@@ -226,6 +245,7 @@ fn command(job: &Job) -> Result<Command> {
     ] {
         command.args([name.to_owned(), value.to_string()]);
     }
+    command.args(job.device.iter().flat_map(|address| ["--device", address]));
     Ok(command)
 }
 
@@ -265,10 +285,12 @@ fn backing(name: &str) -> Result<Backing> {
     found.with_context(|| format!("One of {}", BACKINGS.map(Backing::name).join(", ")))
 }
 
-const CHILDREN: [(&str, Case); 5] = [
+const CHILDREN: [(&str, Case); 7] = [
     ("stock", Case::Stock),
     ("engine", Case::Engine),
     ("in-turn", Case::InTurn),
+    ("maps-only", Case::MapsOnly),
+    ("by-address", Case::ByAddress),
     ("batch", Case::Batch),
     ("bare", Case::Bare),
 ];

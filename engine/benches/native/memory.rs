@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -23,7 +23,7 @@ pub struct Memory {
     start: u64,
     bytes: u64,
     backing: Backing,
-    _file: Option<OwnedFd>,
+    file: Option<OwnedFd>,
 }
 
 impl Memory {
@@ -44,7 +44,7 @@ impl Memory {
         };
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         map(start as *mut libc::c_void, bytes, protection, kind | reserve | libc::MAP_FIXED, fd)?;
-        let memory = Self { start, bytes, backing, _file: file };
+        let memory = Self { start, bytes, backing, file };
         match backing {
             Backing::Anon4k | Backing::Memfd4k => memory.advise(libc::MADV_NOHUGEPAGE)?,
             Backing::AnonThp | Backing::MemfdThp => memory.advise(libc::MADV_HUGEPAGE)?,
@@ -58,6 +58,11 @@ impl Memory {
         // SAFETY: whoever pins borrows the memory for as long as anything is pinned, no Rust reference into it is ever
         // made, and it holds nothing but zeroes.
         unsafe { host_va(self.start) }
+    }
+
+    /// The file it is a shared mapping of, from its first byte on.
+    pub fn file(&self) -> Option<RawFd> {
+        self.file.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     /// Faults in all of it by one call on this thread.

@@ -26,8 +26,6 @@ const BUFFERS: u64 = 64;
 /// Pins what VFIO would map. See the module: a stand-in.
 #[derive(Debug)]
 pub struct PinStandIn {
-    /// When the engine shall fault in.
-    pub populates: Populate,
     state: Mutex<State>,
 }
 
@@ -56,7 +54,7 @@ impl PinStandIn {
         // One more per entry, which need not end where a ring is full.
         let rings = bytes.div_ceil(BUFFER * BUFFERS) + 8 + (bytes >> 30);
         let free = (0..rings).map(|_| Ring::new()).collect::<io::Result<_>>()?;
-        Ok(Self { populates: Populate::Meanwhile, state: Mutex::new(State { free, held: BTreeMap::new() }) })
+        Ok(Self { state: Mutex::new(State { free, held: BTreeMap::new() }) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -116,7 +114,7 @@ impl Backend for PinStandIn {
     }
 
     fn populates(&self) -> Populate {
-        self.populates
+        Populate::Meanwhile
     }
 
     fn parallel(&self) -> bool {

@@ -82,12 +82,20 @@ pub enum Case {
     Engine,
     /// The same, but everything is faulted in before the first entry is mapped.
     InTurn,
+    /// Cold memory, one commit of the engine, which leaves faulting in to the map calls.
+    MapsOnly,
+    /// As [`Case::Engine`], but memory is mapped by its address where it could be by its file.
+    ByAddress,
     /// Cold memory, faulted in by calls of `pages_per_call` pages, then mapped entry by entry.
     Batch,
     /// Memory that is there already, mapped as stock QEMU does.
     RemapStock,
     /// Memory that is there already, one commit of the engine.
     RemapEngine,
+    /// What was mapped as stock QEMU does, unmapped by one call per region.
+    UnmapStock,
+    /// What one commit of the engine mapped, unmapped by another.
+    UnmapEngine,
     /// Limit: memory that is there already, cleared by all threads.
     Clear,
     /// Limit: one process per thread, each faulting in its own memory, no lock shared.

@@ -1,8 +1,7 @@
 //! The kernel itself: a container or an IOAS made anew for each case, around a device that is bound to vfio-pci.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Error;
-use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -14,6 +13,7 @@ use memfd::MemfdOptions;
 use vfio_bindings::bindings::vfio;
 
 use super::cases::{MEMORY, PAGE};
+use super::ioas::{self, Device, Ioas, ioctl, length_of, open};
 use super::run::{Case, Hva, Kernel, Needs, Target};
 use super::{Memory, Through};
 use vfio_fast_engine::Errno;
@@ -31,9 +31,6 @@ const VFIO_GROUP_GET_DEVICE_FD: libc::c_ulong = 0x3b6a;
 const VFIO_DEVICE_GET_REGION_INFO: libc::c_ulong = 0x3b6c;
 const VFIO_IOMMU_MAP_DMA: libc::c_ulong = 0x3b71;
 const VFIO_IOMMU_UNMAP_DMA: libc::c_ulong = 0x3b72;
-const VFIO_DEVICE_BIND_IOMMUFD: libc::c_ulong = 0x3b76;
-const VFIO_DEVICE_ATTACH_IOMMUFD_PT: libc::c_ulong = 0x3b77;
-const IOMMU_IOAS_ALLOC: libc::c_ulong = 0x3b81;
 const IOMMU_IOAS_MAP: libc::c_ulong = 0x3b85;
 const IOMMU_IOAS_UNMAP: libc::c_ulong = 0x3b86;
 const IOMMU_IOAS_MAP_FILE: libc::c_ulong = 0x3b8f;
@@ -142,7 +139,7 @@ fn with_backend(needs: Needs, driver: Driver, run: impl FnOnce(&dyn Backend, &Op
 }
 
 fn on_the_kernel(needs: Needs, driver: Driver, run: impl FnOnce(&Opened, Memory)) {
-    let device = Device::named_by_environment();
+    let device = named_by_environment();
     let memory = RealMemory::new();
     let entries = needs.entries.map(EntryLimit::new);
     let opened = match driver {
@@ -157,41 +154,14 @@ fn on_the_kernel(needs: Needs, driver: Driver, run: impl FnOnce(&Opened, Memory)
     drop(opened);
 }
 
-/// The answer of an ioctl; its argument is written back to.
-fn ioctl<T>(fd: RawFd, request: libc::c_ulong, argument: &mut T) -> Result<i32, i32> {
-    // SAFETY: every request here takes the struct, or the number, it is called with below.
-    let answer = unsafe { libc::ioctl(fd, request, ptr::from_mut(argument)) };
-    if answer < 0 { Err(Error::last_os_error().raw_os_error().unwrap_or(0)) } else { Ok(answer) }
+fn named_by_environment() -> Device {
+    let name = std::env::var(DEVICE).unwrap_or_else(|_| panic!("{DEVICE} names no device"));
+    Device::at(&name)
 }
 
-fn length_of<T>() -> u32 {
-    u32::try_from(size_of::<T>()).unwrap()
-}
-
-struct Device {
-    folder: PathBuf,
-}
-
-impl Device {
-    fn named_by_environment() -> Self {
-        let name = std::env::var(DEVICE).unwrap_or_else(|_| panic!("{DEVICE} names no device"));
-        Self { folder: Path::new("/sys/bus/pci/devices").join(name) }
-    }
-
-    fn group(&self) -> PathBuf {
-        let group = fs::read_link(self.folder.join("iommu_group")).unwrap();
-        Path::new("/dev/vfio").join(group.file_name().unwrap())
-    }
-
-    fn character_device(&self) -> PathBuf {
-        let mut entries = fs::read_dir(self.folder.join("vfio-dev")).unwrap();
-        Path::new("/dev/vfio/devices").join(entries.next().unwrap().unwrap().file_name())
-    }
-}
-
-fn open(path: &Path) -> File {
-    let file = OpenOptions::new().read(true).write(true).open(path);
-    file.unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()))
+fn group(device: &Device) -> PathBuf {
+    let group = fs::read_link(device.folder.join("iommu_group")).unwrap();
+    Path::new("/dev/vfio").join(group.file_name().unwrap())
 }
 
 /// A container with its group, or an iommufd with its device and an IOAS.
@@ -205,7 +175,7 @@ struct Opened {
 
 impl Opened {
     fn container(device: &Device, path: &str) -> Self {
-        let (file, device) = (open(Path::new(path)), open(&device.group()));
+        let (file, device) = (open(Path::new(path)), open(&group(device)));
         let mut container: i32 = file.as_raw_fd();
         ioctl(device.as_raw_fd(), VFIO_GROUP_SET_CONTAINER, &mut container).expect("a viable group");
         // SAFETY: this request takes a number.
@@ -227,19 +197,8 @@ impl Opened {
     }
 
     fn ioas(device: &Device, attach: bool) -> Self {
-        let (file, device) = (open(Path::new("/dev/iommu")), open(&device.character_device()));
-        let mut bind = vfio::vfio_device_bind_iommufd {
-            argsz: length_of::<vfio::vfio_device_bind_iommufd>(),
-            iommufd: file.as_raw_fd(),
-            ..Default::default()
-        };
-        ioctl(device.as_raw_fd(), VFIO_DEVICE_BIND_IOMMUFD, &mut bind).expect("binding works");
-        let mut alloc = iommufd::iommu_ioas_alloc {
-            size: length_of::<iommufd::iommu_ioas_alloc>(),
-            ..Default::default()
-        };
-        ioctl(file.as_raw_fd(), IOMMU_IOAS_ALLOC, &mut alloc).expect("an IOAS");
-        let opened = Self { _opened_device: None, device, file, ioas_id: alloc.out_ioas_id };
+        let Ioas { device, iommufd, id } = Ioas::new(device);
+        let opened = Self { _opened_device: None, device, file: iommufd, ioas_id: id };
         if attach {
             opened.attach().expect("attaching to an empty IOAS works");
         }
@@ -251,12 +210,7 @@ impl Opened {
     }
 
     fn attach(&self) -> Result<(), i32> {
-        let mut attach = vfio::vfio_device_attach_iommufd_pt {
-            argsz: length_of::<vfio::vfio_device_attach_iommufd_pt>(),
-            pt_id: self.ioas_id,
-            ..Default::default()
-        };
-        ioctl(self.device.as_raw_fd(), VFIO_DEVICE_ATTACH_IOMMUFD_PT, &mut attach).map(drop)
+        ioas::attach(&self.device, self.ioas_id)
     }
 }
 

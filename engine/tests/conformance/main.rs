@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "naming host addresses is unsafe")]
 
 mod cases;
+mod ioas;
 mod kernel;
 mod run;
 

@@ -21,6 +21,8 @@ pub struct Summary {
     pub cold: Vec<Row>,
     /// Memory that is there already, against stock.
     pub remap: Vec<Row>,
+    /// Taking away what was mapped, against stock.
+    pub unmap: Vec<Row>,
     /// The machine's limits.
     pub limits: Vec<Limit>,
     /// The part of all CPUs' time that other processes used, over the rounds.
@@ -137,7 +139,7 @@ impl Summary {
                 found.map_or(&[][..], |(_, rounds)| rounds)
             };
             match case {
-                Case::Engine | Case::InTurn | Case::Batch => {
+                Case::Engine | Case::InTurn | Case::MapsOnly | Case::ByAddress | Case::Batch => {
                     summary.cold.push(row(key, rounds, Case::Stock, &others))
                 }
                 Case::RemapEngine => summary.remap.push(row(key, rounds, Case::RemapStock, &others)),
@@ -148,7 +150,8 @@ impl Summary {
                     clear: Spread::of(others(Case::Clear).iter().map(|s| s.seconds)),
                     bare: Spread::of(rounds.iter().map(|s| s.seconds)),
                 }),
-                Case::Stock | Case::RemapStock | Case::Clear => {}
+                Case::UnmapEngine => summary.unmap.push(row(key, rounds, Case::UnmapStock, &others)),
+                Case::Stock | Case::RemapStock | Case::UnmapStock | Case::Clear => {}
             }
         }
         Ok(summary)

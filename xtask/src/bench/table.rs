@@ -100,6 +100,10 @@ fn tables(summary: &Summary, bars: &[Bar]) -> Vec<(&'static str, Table)> {
         head: vec!["memory", "size", "threads", "stock", "fast", "fast, fault-in", "fast, pins", "× stock"],
         rows: summary.remap.iter().map(remap_row).collect(),
     };
+    let unmap = Table {
+        head: vec!["memory", "size", "threads", "stock", "fast", "× stock"],
+        rows: summary.unmap.iter().map(unmap_row).collect(),
+    };
     let limits = Table {
         head: vec!["memory", "size", "CPUs", "clearing", "GiB/s", "bare fault-in", "GiB/s"],
         rows: summary
@@ -143,6 +147,7 @@ fn tables(summary: &Summary, bars: &[Bar]) -> Vec<(&'static str, Table)> {
     vec![
         ("Cold memory: median [least – most]; ratios and parts within a round", cold),
         ("Memory that is there already", remap),
+        ("Taking it away", unmap),
         ("Limits of the machine, all CPUs", limits),
         ("The pure part", pure),
         ("Promises", promised),
@@ -177,10 +182,23 @@ fn remap_row(row: &Row) -> Vec<String> {
     ]
 }
 
+fn unmap_row(row: &Row) -> Vec<String> {
+    vec![
+        row.backing.name().into(),
+        gib(row.bytes),
+        row.threads.to_string(),
+        seconds(row.stock),
+        seconds(row.fast),
+        ratio(row.ratio),
+    ]
+}
+
 /// By how much at a time memory is faulted in.
 pub fn fault_in(row: &Row) -> String {
     match row.pages_per_call {
         None if row.case == Case::InTurn => "engine, maps after it".into(),
+        None if row.case == Case::MapsOnly => "by the map calls".into(),
+        None if row.case == Case::ByAddress => "engine, maps by address".into(),
         None => "engine".into(),
         Some(1) => "1 page".into(),
         Some(pages) => format!("{pages} pages"),
