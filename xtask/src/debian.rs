@@ -14,15 +14,18 @@ use anyhow::{Context, Result, bail};
 use crate::cache::{Cache, Input, remove_dir};
 use crate::progress::{self, run_logged};
 
-/// The releases packages are taken from.
-const SUITES: &str = "trixie";
+/// The release everything but the newest kernel is taken from.
+pub const STABLE: &str = "trixie";
+/// Where what is newest is.
+pub const UNSTABLE: &str = "sid";
 /// An index older than this is fetched again before it is used.
 const INDEX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// A private apt root in the cache, with a current index.
+/// A private apt root in the cache, with a current index of one suite.
 #[derive(Debug)]
 pub struct Debian {
     cache: Cache,
+    suite: &'static str,
     root: PathBuf,
 }
 
@@ -45,16 +48,17 @@ pub struct Source {
 }
 
 impl Debian {
-    /// Opens the apt root, fetching the index if there is none or it is old.
-    pub fn open(cache: &Cache) -> Result<Debian> {
-        let debian = Debian { cache: cache.clone(), root: cache.state("apt")? };
+    /// Opens the apt root of that suite, fetching the index if there is none or it is old.
+    pub fn open(cache: &Cache, suite: &'static str) -> Result<Debian> {
+        let root = cache.state(&format!("apt-{suite}"))?;
+        let debian = Debian { cache: cache.clone(), suite, root };
         let _lock = cache.lock("apt")?;
         for dir in ["lists/partial", "cache/archives/partial", "sources.d"] {
             fs::create_dir_all(debian.root.join(dir))?;
         }
         let mirror = sources::host_mirror(Path::new("/etc"))?;
         let mut paragraph =
-            format!("Types: deb deb-src\nURIs: {}\nSuites: {SUITES}\nComponents: main\n", mirror.uri);
+            format!("Types: deb deb-src\nURIs: {}\nSuites: {suite}\nComponents: main\n", mirror.uri);
         if let Some(key) = mirror.signed_by {
             paragraph += &format!("Signed-By: {key}\n");
         }
@@ -101,7 +105,7 @@ impl Debian {
                 }
             }
         }
-        let error = last_error.unwrap_or_else(|| anyhow::anyhow!("the index of {SUITES} has none"));
+        let error = last_error.unwrap_or_else(|| anyhow::anyhow!("the index of {} has none", self.suite));
         Err(error.context(format!("No package {prefix}*{suffix} could be fetched")))
     }
 
@@ -122,7 +126,7 @@ impl Debian {
                 Err(error) => last_error = Some(error),
             }
         }
-        let error = last_error.unwrap_or_else(|| anyhow::anyhow!("the index of {SUITES} has none"));
+        let error = last_error.unwrap_or_else(|| anyhow::anyhow!("the index of {} has none", self.suite));
         Err(error.context(format!("No source of {package} {series} could be fetched")))
     }
 
@@ -160,7 +164,7 @@ impl Debian {
 
     fn fetch_index(&self) -> Result<()> {
         let log = self.root.join("update.log");
-        progress::step("Fetch Debian's package index", &log, |log| {
+        progress::step(&format!("Fetch Debian's package index ({})", self.suite), &log, |log| {
             // apt calls a mirror it cannot reach a warning.
             run_logged(self.tool("apt-get").args(["-o", "APT::Update::Error-Mode=any", "update"]), log)
         })

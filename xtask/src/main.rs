@@ -9,6 +9,7 @@ mod exports;
 mod header;
 mod image;
 mod install;
+mod kernel;
 mod outcome;
 mod packages;
 mod paths;

@@ -31,6 +31,10 @@ pub const NEEDED: &[&str] = &[
     "ninja-build",
     "python3-venv",
     "zlib1g-dev",
+    // The newest kernel.
+    "bc",
+    "libelf-dev",
+    "make",
     // Sources, patches and images.
     "cpio",
     "dpkg-dev",

@@ -3,18 +3,20 @@
 use anyhow::Result;
 
 use crate::cache::Cache;
-use crate::debian::Debian;
-use crate::{packages, qemu};
+use crate::debian::{Debian, STABLE};
+use crate::{kernel, packages, qemu};
 
 /// Installs the packages and downloads what the test machines and QEMU are made from.
 pub fn run() -> Result<()> {
     let cache = Cache::open()?;
     packages::ensure(&cache)?;
-    let debian = Debian::open(&cache)?;
+    let debian = Debian::open(&cache, STABLE)?;
     let source = qemu::fetch(&debian)?;
     println!("QEMU {}: {}", source.version, source.dsc.display());
     let kernel = debian.fetch_kernel()?;
     println!("{}: {}", kernel.package, kernel.path.display());
+    let source = kernel::fetch(&cache)?;
+    println!("{}: {}", source.package, source.path.display());
     println!("ready; the cache is {}", cache.root().display());
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::cache::Cache;
 use crate::outcome::{Told, UNAVAILABLE, code_of};
 use crate::progress::{elapsed, run_logged, step};
 use crate::qemu::Kind;
-use crate::{e2e, exports, header, install, packages, paths, qemu, tidy};
+use crate::{e2e, exports, header, install, kernel, packages, paths, qemu, tidy};
 
 /// Which checks to run.
 #[derive(clap::Args, Clone, Debug)]
@@ -24,7 +24,7 @@ pub struct Args {
 /// One check.
 struct Check {
     name: &'static str,
-    /// Whether it needs QEMU built: minutes instead of seconds.
+    /// Whether it needs QEMU or a kernel built: minutes instead of seconds.
     slow: bool,
     run: fn(&Path) -> Result<()>,
 }
@@ -56,6 +56,7 @@ const CHECKS: &[Check] = &[
         [Kind::Stock, Kind::Off, Kind::On].into_iter().try_for_each(|kind| qemu::built(kind).map(drop))
     }),
     slow("every patch builds off and on", |_| qemu::check_each_patch()),
+    slow("newest kernel builds", |_| kernel::built().map(drop)),
     slow("e2e", |_| e2e::run(&e2e::Args::default())),
 ];
 

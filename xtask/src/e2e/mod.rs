@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cache::Cache;
-use crate::debian::Debian;
+use crate::debian::{Debian, STABLE};
 use crate::image::{self, Guest};
 use crate::qemu::{self, Kind};
 use crate::{install, packages, paths, progress};
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Fetches and builds what the machines are made of, and chooses how L1 runs.
 pub fn prepare(cache: &Cache, run: &Path, phases: &Phases) -> Result<(Parts, Accel)> {
-    let guest = Guest::prepare(cache, &Debian::open(cache)?)?;
+    let guest = Guest::prepare(cache, &Debian::open(cache, STABLE)?)?;
     let reference = qemu::built(Kind::Stock)?;
     let not_built = qemu::built(Kind::Off)?;
     let patched = qemu::built(Kind::On)?;

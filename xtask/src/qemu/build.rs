@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 use super::series::Series;
 use super::{Kind, SERIES, fetch, patches, target, tree};
 use crate::cache::{Cache, Input, remove_dir};
-use crate::debian::{self, Debian, Source};
+use crate::debian::{self, Debian, STABLE, Source};
 use crate::progress::{output, run_logged, step};
 use crate::{install, packages};
 
@@ -143,7 +143,7 @@ struct Bench {
 
 impl Bench {
     fn open(cache: &Cache) -> Result<Bench> {
-        let debian = Debian::open(cache)?;
+        let debian = Debian::open(cache, STABLE)?;
         Ok(Bench {
             cache: cache.clone(),
             source: fetch(&debian)?,

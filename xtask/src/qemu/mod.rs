@@ -12,7 +12,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::cache::Cache;
-use crate::debian::{Debian, Source};
+use crate::debian::{Debian, STABLE, Source};
 use crate::{packages, paths};
 
 use series::Series;
@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> Result<()> {
     packages::ensure(&cache)?;
     match args {
         Args::Apply { force } => {
-            let source = fetch(&Debian::open(&cache)?)?;
+            let source = fetch(&Debian::open(&cache, STABLE)?)?;
             tree::apply(&source, &Series::open(&patches())?, &work_tree(), *force)
         }
         Args::Refresh => {

@@ -1,0 +1,113 @@
+//! The newest kernel, with iommufd, which no kernel that Debian builds has: Debian's source, the options the test machines
+//! need, and nothing else. The cache keeps the image, ccache the objects.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Result, ensure};
+
+use crate::cache::{Cache, Input, remove_dir};
+use crate::debian::{self, Deb, Debian, UNSTABLE};
+use crate::progress::{run_logged, step};
+use crate::{packages, paths};
+
+/// Its options; all others are off, and nothing is a module.
+const CONFIG: &str = include_str!("../../images/kernel.config");
+
+/// How make is called: the same source and options make the same image.
+const MAKE: &[&str] = &[
+    "CC=ccache gcc",
+    "KBUILD_BUILD_TIMESTAMP=2026-01-01",
+    "KBUILD_BUILD_USER=vfio-fast",
+    "KBUILD_BUILD_HOST=vfio-fast",
+];
+
+/// The name of the image in its entry of the cache.
+const IMAGE: &str = "vmlinuz";
+
+/// The image, from the cache or built now.
+pub fn built() -> Result<PathBuf> {
+    image(&Cache::open()?)
+}
+
+/// Downloads the newest source of all series.
+pub fn fetch(cache: &Cache) -> Result<Deb> {
+    Debian::open(cache, UNSTABLE)?.fetch_latest("linux-source-", "")
+}
+
+fn image(cache: &Cache) -> Result<PathBuf> {
+    packages::ensure(cache)?;
+    let source = fetch(cache)?;
+    // The host's compiler.
+    let host = fs::read_to_string("/etc/debian_version").unwrap_or_default();
+    let mut inputs = vec![Input::Text(CONFIG), Input::File(&source.path), Input::Text(&host)];
+    inputs.extend(MAKE.iter().map(|text| Input::Text(text)));
+    let entry = cache.entry("kernel", &inputs)?;
+    let dir = entry.get_or_build(|dir| {
+        let _lock = cache.lock("kernel-build")?;
+        step(&format!("Build a kernel of {}", source.package), &entry.log(), |log| {
+            let tree = paths::target().join("kernel");
+            unpack(&source, &tree, log)?;
+            configure(cache, &tree, log)?;
+            let jobs = thread::available_parallelism().map_or(1, usize::from);
+            run_logged(make(cache, &tree).arg(format!("-j{jobs}")).arg("bzImage"), log)?;
+            fs::copy(tree.join("arch/x86/boot/bzImage"), dir.join(IMAGE))?;
+            fs::copy(tree.join(".config"), dir.join("config"))?;
+            remove_dir(&tree)
+        })
+    })?;
+    Ok(dir.join(IMAGE))
+}
+
+/// Unpacks the source package, which is an archive in an archive.
+fn unpack(source: &Deb, tree: &Path, log: &Path) -> Result<()> {
+    remove_dir(tree)?;
+    let outer = tree.join("deb");
+    debian::unpack_debs(std::slice::from_ref(&source.path), &outer, log)?;
+    let archive = outer.join("usr/src").join(format!("{}.tar.xz", source.package));
+    run_logged(
+        Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(tree).arg("--strip-components=1"),
+        log,
+    )?;
+    remove_dir(&outer)
+}
+
+/// Sets the options and looks whether they are set: kconfig drops silently what it does not know, or what needs another.
+fn configure(cache: &Cache, tree: &Path, log: &Path) -> Result<()> {
+    let options = tree.join("vfio-fast.config");
+    fs::write(&options, CONFIG)?;
+    run_logged(make(cache, tree).env("KCONFIG_ALLCONFIG", &options).arg("allnoconfig"), log)?;
+    let missing = missing(CONFIG, &fs::read_to_string(tree.join(".config"))?);
+    ensure!(missing.is_empty(), "This kernel does not take {}", missing.join(", "));
+    Ok(())
+}
+
+fn make(cache: &Cache, tree: &Path) -> Command {
+    let mut command = Command::new("make");
+    command.arg("-C").arg(tree).args(MAKE);
+    command.env("CCACHE_DIR", cache.root().join("ccache")).env("CCACHE_MAXSIZE", "1G");
+    command.env("CCACHE_BASEDIR", tree).env("CCACHE_NOHASHDIR", "1").env("CCACHE_COMPILERCHECK", "content");
+    command
+}
+
+/// The options wanted that a configuration does not have.
+fn missing<'a>(wanted: &'a str, found: &str) -> Vec<&'a str> {
+    let options = wanted.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    options.filter(|option| !found.lines().any(|line| line == *option)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_that_was_dropped_is_missed() {
+        let found = "CONFIG_SMP=y\n# CONFIG_VFIO is not set\nCONFIG_IOMMUFD_DRIVER=y\n";
+        let wanted = "# Why.\nCONFIG_SMP=y\n\nCONFIG_VFIO=y\nCONFIG_IOMMUFD=y\n";
+        assert_eq!(missing(wanted, found), ["CONFIG_VFIO=y", "CONFIG_IOMMUFD=y"]);
+        assert!(missing(CONFIG, CONFIG).is_empty());
+        assert!(missing(CONFIG, "").contains(&"CONFIG_IOMMUFD=y"));
+    }
+}
