@@ -27,6 +27,8 @@ const LAYOUT: &str = "guest 1";
 #[derive(Clone, Debug)]
 pub struct Guest {
     dir: PathBuf,
+    /// What L1 boots instead of Debian's kernel: one that needs no modules.
+    own: Option<PathBuf>,
 }
 
 /// Everything L1 is booted with that is not Debian's.
@@ -38,6 +40,8 @@ pub struct Payload<'a> {
     pub qemu: Option<&'a Path>,
     /// Libraries to lie in `/vft/lib`.
     pub libraries: &'a [PathBuf],
+    /// Further programs to lie in `/vft`, linked statically.
+    pub programs: &'a [PathBuf],
     /// The job, as JSON.
     pub job: &'a [u8],
 }
@@ -72,11 +76,20 @@ impl Guest {
                 crate::cache::remove_dir(&debian)
             })
         })?;
-        Ok(Self { dir })
+        Ok(Self { dir, own: None })
     }
 
-    /// The kernel of both machines.
+    /// The same, but for L1's kernel: this one, which has everything built in.
+    pub fn with_kernel(&self, kernel: PathBuf) -> Self {
+        Self { own: Some(kernel), ..self.clone() }
+    }
+
+    /// The kernel of L1.
     pub fn kernel(&self) -> PathBuf {
+        self.own.clone().unwrap_or_else(|| self.l2_kernel())
+    }
+
+    fn l2_kernel(&self) -> PathBuf {
         self.dir.join("vmlinuz")
     }
 
@@ -87,16 +100,19 @@ impl Guest {
 
     /// Writes the initrd of L1, which carries that of L2.
     pub fn write_initrd(&self, payload: &Payload, to: &Path) -> Result<()> {
-        let mut cpio = self.machine("l1", payload.agent)?;
+        let mut cpio = self.machine((self.own.is_none()).then_some("l1"), payload.agent)?;
         cpio.file("vft/job.json", 0o644, payload.job);
-        cpio.file("vft/l2.cpio", 0o644, &self.machine("l2", payload.agent)?.finish());
-        cpio.copy("vft/vmlinuz", 0o644, &self.kernel())?;
+        cpio.file("vft/l2.cpio", 0o644, &self.machine(Some("l2"), payload.agent)?.finish());
+        cpio.copy("vft/vmlinuz", 0o644, &self.l2_kernel())?;
         for file in FIRMWARE_FILES {
             cpio.copy(file, 0o644, &self.dir.join("firmware").join(file))?;
         }
-        for library in payload.libraries {
-            let name = library.file_name().context("a library has a file name")?.to_string_lossy();
-            cpio.copy(&format!("vft/lib/{name}"), 0o755, library)?;
+        let folders = [("vft/lib", payload.libraries), ("vft", payload.programs)];
+        for (folder, file) in
+            folders.iter().flat_map(|(folder, files)| files.iter().map(move |f| (folder, f)))
+        {
+            let name = file.file_name().context("a program has a file name")?.to_string_lossy();
+            cpio.copy(&format!("{folder}/{name}"), 0o755, file)?;
         }
         if let Some(qemu) = payload.qemu {
             cpio.copy("vft/qemu", 0o755, qemu)?;
@@ -108,18 +124,20 @@ impl Guest {
         fs::write(to, cpio.finish()).with_context(|| format!("Cannot write {}", to.display()))
     }
 
-    /// What both machines have: the agent as init, device nodes for its first moments, modules.
-    fn machine(&self, machine: &str, agent: &Path) -> Result<Cpio> {
+    /// What both machines have: the agent as init, device nodes for its first moments, and the modules from that
+    /// folder.
+    fn machine(&self, modules: Option<&str>, agent: &Path) -> Result<Cpio> {
         let mut cpio = Cpio::default();
         cpio.node("dev/console", 5, 1);
         cpio.node("dev/null", 1, 3);
         cpio.copy("init", 0o755, agent)?;
-        let from = self.dir.join(machine);
-        let order = fs::read_to_string(from.join("order"))?;
         let mut list = String::new();
-        for name in order.lines() {
-            cpio.copy(&format!("vft/modules/{name}"), 0o644, &from.join(name))?;
-            list += &format!("/vft/modules/{name}\n");
+        if let Some(folder) = modules {
+            let from = self.dir.join(folder);
+            for name in fs::read_to_string(from.join("order"))?.lines() {
+                cpio.copy(&format!("vft/modules/{name}"), 0o644, &from.join(name))?;
+                list += &format!("/vft/modules/{name}\n");
+            }
         }
         cpio.file("vft/modules.list", 0o644, list.as_bytes());
         Ok(cpio)
@@ -146,23 +164,61 @@ fn shared_libraries(program: &Path, own: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// What the machines' programs are compiled for. Named, so that it is not what build scripts run on.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
 /// Builds the agent, linked statically: L2 has no library at all.
 pub fn build_agent(log: &Path) -> Result<PathBuf> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let target_dir = crate::paths::target().join("agent");
-    let mut command = Command::new(crate::paths::cargo());
+    let mut command = cargo_static("build", "vfio-fast-agent");
     command
-        .current_dir(crate::paths::root())
-        .args(["build", "--release", "--locked", "--package", "vfio-fast-agent", "--target", TARGET])
-        .arg("--target-dir")
-        .arg(&target_dir)
+        .arg("--release")
         // Built in seconds; the library's release profile takes a minute and a half for the same.
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "none")
-        .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "none");
     run_logged(&mut command, log)?;
-    Ok(target_dir.join(TARGET).join("release/vfio-fast-agent"))
+    Ok(static_target().join(TARGET).join("release/vfio-fast-agent"))
+}
+
+/// Builds the conformance tests, linked statically, as the program `conformance`.
+pub fn build_conformance(log: &Path) -> Result<PathBuf> {
+    let build = || {
+        let mut command = cargo_static("test", "vfio-fast-engine");
+        command.args(["--test", "conformance", "--no-run"]).env("CARGO_PROFILE_DEV_DEBUG", "none");
+        command
+    };
+    run_logged(&mut build(), log)?;
+    // The second time there is nothing left to do but to say where it is.
+    let messages = progress::output(build().args(["--quiet", "--message-format", "json"]))?;
+    let built =
+        executable(&messages, "conformance").context("cargo names no conformance test that it built")?;
+    let program = static_target().join("conformance");
+    fs::copy(&built, &program).with_context(|| format!("Cannot copy {}", built.display()))?;
+    Ok(program)
+}
+
+/// The executable of the target of that name among cargo's messages.
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_wanted = message["target"]["name"] == name;
+        message["executable"].as_str().filter(|_| is_wanted).map(PathBuf::from)
+    })
+}
+
+fn cargo_static(verb: &str, package: &str) -> Command {
+    let mut command = Command::new(crate::paths::cargo());
+    command
+        .current_dir(crate::paths::root())
+        .args([verb, "--locked", "--package", package, "--target", TARGET])
+        .arg("--target-dir")
+        .arg(static_target())
+        .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
+    command
+}
+
+fn static_target() -> PathBuf {
+    crate::paths::target().join("agent")
 }
 
 /// Builds the ioctl witness.
@@ -174,4 +230,19 @@ pub fn build_witness(log: &Path) -> Result<PathBuf> {
     let flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"];
     run_logged(Command::new("cc").args(flags).arg("-o").arg(&library).arg(source), log)?;
     Ok(library)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_names_what_it_built() {
+        let messages = "{\"target\":{\"name\":\"build-script-build\"},\"executable\":\"/a\"}\n\
+                        {\"target\":{\"name\":\"conformance\"},\"executable\":null}\n\
+                        {\"target\":{\"name\":\"conformance\"},\"executable\":\"/b\"}\n\
+                        {\"reason\":\"build-finished\",\"success\":true}\n";
+        assert_eq!(executable(messages, "conformance"), Some("/b".into()));
+        assert_eq!(executable(messages, "other"), None);
+    }
 }

@@ -21,6 +21,8 @@ pub enum Scenario {
     TwoDevices,
     /// L2 has an IOMMU of its own.
     Viommu,
+    /// What the library knows of kernels, held against this one; no QEMU, no L2.
+    Conformance,
     /// Starts L2 again and again and times it: a measurement, for `cargo xtask bench --vm`.
     Starts,
 }
@@ -121,6 +123,8 @@ pub struct Job {
     pub write_seed: u64,
     /// The memories and rounds in which [`Scenario::Starts`] starts each mode once; none elsewhere.
     pub starts: Vec<(Memory, u32)>,
+    /// The tests [`Scenario::Conformance`] runs; none elsewhere.
+    pub tests: Vec<String>,
     /// Seconds one wait (boot of L2, an event, QEMU's exit) may take.
     pub wait_s: u64,
 }
@@ -201,6 +205,7 @@ mod tests {
             image_seed: u64::MAX,
             write_seed: 1,
             starts: vec![(Memory::Anon4k, 3)],
+            tests: vec!["type1".into()],
             wait_s: 60,
         };
         let text = serde_json::to_string(&job).unwrap();

@@ -73,7 +73,7 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
     let folder = run.join("kvm-probe");
     fs::create_dir_all(&folder)?;
     let initrd = folder.join("initrd.cpio");
-    let payload = Payload { agent: &parts.agent, qemu: None, libraries: &[], job: b"" };
+    let payload = Payload { agent: &parts.agent, qemu: None, libraries: &[], programs: &[], job: b"" };
     parts.guest.write_initrd(&payload, &initrd)?;
     let mut command = l0::command(&parts.reference, &parts.guest, Accel::Kvm, &initrd, &folder);
     command.args(["-m", "1024M"]);

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
-use vfio_fast_agent::job::{Mode, Scenario};
+use anyhow::{Result, ensure};
+use vfio_fast_agent::job::Mode;
 use vfio_fast_agent::record::{Facts, Start};
 use vfio_fast_agent::witness;
 
+use super::machine::Kernel;
 use super::records::{Check, Told, log_text};
 use super::scenario::Plan;
 use super::splat;
@@ -16,9 +17,7 @@ use crate::outcome::CannotRun;
 /// The judgement of one run.
 #[derive(Debug)]
 pub struct Verdict {
-    /// Which scenario.
-    pub scenario: Scenario,
-    /// Its name.
+    /// The scenario and its host.
     pub name: String,
     /// Which listener.
     pub mode: Mode,
@@ -64,10 +63,11 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
         let panic = console.lines().find(|line| line.contains("Kernel panic"));
         let why = panic.map_or_else(|| told.trouble.join("; "), str::to_owned);
         let text = format!("L1 never reached user space ({why}), logs: {}", folder.display());
+        // That kernel is built here: whoever built it made the mistake, and not this machine.
+        ensure!(plan.machine.kernel == Kernel::Debian, text);
         return Err(CannotRun(text).into());
     }
     let mut verdict = Verdict {
-        scenario: plan.scenario,
         name: plan.name(),
         mode,
         timed: plan.timed,
@@ -106,8 +106,8 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
 /// built without it, makes exactly the ioctls of unpatched QEMU, and whoever maps, the device reaches the same memory.
 pub fn compare_modes(verdicts: &mut [Verdict]) -> Result<()> {
     for n in 0..verdicts.len() {
-        let (scenario, mode) = (verdicts[n].scenario, verdicts[n].mode);
-        let reference = verdicts.iter().find(|v| v.scenario == scenario && v.mode == Mode::Reference);
+        let (name, mode) = (&verdicts[n].name, verdicts[n].mode);
+        let reference = verdicts.iter().find(|v| v.name == *name && v.mode == Mode::Reference);
         let Some(reference) = reference.filter(|_| mode != Mode::Reference) else { continue };
         let (theirs, ours) = (reference.folder.clone(), verdicts[n].folder.clone());
         let count = verdicts[n].checks.len();

@@ -8,6 +8,7 @@ mod accel;
 mod disk;
 mod judge;
 mod l0;
+mod machine;
 mod phase;
 mod records;
 mod runs;
@@ -31,8 +32,10 @@ use crate::cache::Cache;
 use crate::debian::{Debian, STABLE};
 use crate::image::{self, Guest};
 use crate::qemu::{self, Kind};
-use crate::{install, packages, paths, progress};
+use crate::{install, kernel, packages, paths, progress};
 use anyhow::{Context, Result, bail};
+use machine::Kernel;
+use vfio_fast_agent::job::Scenario;
 
 /// Which scenarios to run.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -40,7 +43,7 @@ pub struct Args {
     /// Print the names of the scenarios and stop
     #[arg(long)]
     list: bool,
-    /// Run only this scenario; may be given several times
+    /// Run only this scenario, on all its machines or (see --list) on one; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
 }
@@ -50,7 +53,7 @@ pub fn run(args: &Args) -> Result<()> {
     let plans = scenario::chosen(&args.only)?;
     if args.list {
         for plan in plans {
-            println!("{:12} {}", plan.name(), plan.what);
+            println!("{:26} {}", plan.name(), plan.what);
         }
         return Ok(());
     }
@@ -60,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     let cache = Cache::open()?;
     packages::ensure(&cache)?;
     let run = new_run()?;
-    let (parts, accel) = prepare(&cache, &run, &phases)?;
+    let (parts, accel) = prepare(&cache, &run, &phases, &plans)?;
 
     let runs = Runs { parts: &parts, folder: &run, accel, phases: &phases };
     let (mut verdicts, outcome) = runs.all(&plans);
@@ -81,9 +84,11 @@ pub fn run(args: &Args) -> Result<()> {
     outcome
 }
 
-/// Fetches and builds what the machines are made of, and chooses how L1 runs.
-pub fn prepare(cache: &Cache, run: &Path, phases: &Phases) -> Result<(Parts, Accel)> {
+/// Fetches and builds what the machines of these plans are made of, and chooses how L1 runs.
+pub fn prepare(cache: &Cache, run: &Path, phases: &Phases, plans: &[Plan]) -> Result<(Parts, Accel)> {
     let guest = Guest::prepare(cache, &Debian::open(cache, STABLE)?)?;
+    let newest = plans.iter().any(|plan| plan.machine.kernel == Kernel::Newest);
+    let newest = newest.then(kernel::built).transpose()?.map(|kernel| guest.with_kernel(kernel));
     let reference = qemu::built(Kind::Stock)?;
     let not_built = qemu::built(Kind::Off)?;
     let patched = qemu::built(Kind::On)?;
@@ -94,7 +99,11 @@ pub fn prepare(cache: &Cache, run: &Path, phases: &Phases) -> Result<(Parts, Acc
     let prefix = run.join("prefix");
     progress::step("Build the library", &run.join("library.log"), |log| install::into(&prefix, log))?;
     let library = prefix.join("lib").join(install::soname());
-    let parts = Parts { guest, reference, patched, not_built, library, agent, witness };
+    let wants_conformance = plans.iter().any(|plan| plan.scenario == Scenario::Conformance);
+    let log = run.join("conformance-build.log");
+    let conformance = || progress::step("Build the conformance tests", &log, image::build_conformance);
+    let conformance = wants_conformance.then(conformance).transpose()?;
+    let parts = Parts { guest, newest, reference, patched, not_built, library, agent, witness, conformance };
     let accel = accel::choose(&parts, run)?;
     println!("    L1 runs under {accel}");
     Ok((parts, accel))

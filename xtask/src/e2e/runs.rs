@@ -7,12 +7,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use vfio_fast_agent::job::{Job, Mode};
+use vfio_fast_agent::job::{Job, Mode, Scenario};
 
 use super::accel::Accel;
 use super::disk::Disk;
 use super::judge::{self, Verdict};
 use super::l0;
+use super::machine::Kernel;
 use super::phase::{Phase, Phases};
 use super::records::log_text;
 use super::scenario::Plan;
@@ -30,6 +31,8 @@ const OVERHEAD_MIB: u64 = 1024;
 pub struct Parts {
     /// Kernel, modules and firmware.
     pub guest: Guest,
+    /// The same with the newest kernel in L1, where a scenario wants it.
+    pub newest: Option<Guest>,
     /// QEMU without the patches; also emulates L1.
     pub reference: PathBuf,
     /// QEMU with them.
@@ -42,6 +45,29 @@ pub struct Parts {
     pub agent: PathBuf,
     /// The ioctl witness.
     pub witness: PathBuf,
+    /// The conformance tests, where a scenario wants them.
+    pub conformance: Option<PathBuf>,
+}
+
+impl Parts {
+    /// The QEMU under test, if any, and the libraries it is started with.
+    fn qemu_of(&self, scenario: Scenario, mode: Mode) -> (Option<&Path>, Vec<PathBuf>) {
+        let witness = self.witness.clone();
+        match (scenario, mode) {
+            (Scenario::Conformance, _) => (None, Vec::new()),
+            (_, Mode::Reference) => (Some(&self.reference), vec![witness]),
+            (_, Mode::NotBuilt) => (Some(&self.not_built), vec![witness]),
+            (_, Mode::Stock | Mode::Fast) => (Some(&self.patched), vec![witness, self.library.clone()]),
+        }
+    }
+
+    /// What L1 boots with that kernel.
+    fn guest_with(&self, kernel: Kernel) -> Result<&Guest> {
+        match kernel {
+            Kernel::Debian => Ok(&self.guest),
+            Kernel::Newest => self.newest.as_ref().context("the newest kernel was not built"),
+        }
+    }
 }
 
 /// Everything the runs share.
@@ -138,26 +164,25 @@ impl Runs<'_> {
             image_seed: disk.image_seed,
             write_seed: disk.write_seed,
             starts: plan.starts.clone(),
+            tests: plan.tests(),
             wait_s: 120,
         };
         let initrd = folder.join("initrd.cpio");
-        let mut libraries = vec![parts.witness.clone()];
-        let qemu = match mode {
-            Mode::Reference => &parts.reference,
-            Mode::NotBuilt => &parts.not_built,
-            Mode::Stock | Mode::Fast => {
-                libraries.push(parts.library.clone());
-                &parts.patched
-            }
+        let programs: Vec<PathBuf> = match plan.scenario {
+            Scenario::Conformance => parts.conformance.iter().cloned().collect(),
+            _ => Vec::new(),
         };
+        let (qemu, libraries) = parts.qemu_of(plan.scenario, mode);
         let payload = Payload {
             agent: &parts.agent,
-            qemu: Some(qemu),
+            qemu,
             libraries: &libraries,
+            programs: &programs,
             job: &serde_json::to_vec(&job)?,
         };
-        parts.guest.write_initrd(&payload, &initrd)?;
-        let mut command = l0::command(&parts.reference, &parts.guest, self.accel, &initrd, &folder);
+        let guest = parts.guest_with(plan.machine.kernel)?;
+        guest.write_initrd(&payload, &initrd)?;
+        let mut command = l0::command(&parts.reference, guest, self.accel, &initrd, &folder);
         command.args(plan.l0_memory());
         for spare in 1..plan.addresses().len() {
             fs::File::create(disk.path.with_extension(format!("{spare}.img")))?.set_len(1 << 20)?;

@@ -7,11 +7,15 @@ use anyhow::{Result, bail};
 use vfio_fast_agent::job::{Memory, Mode, Scenario};
 use vfio_fast_agent::record::Start;
 
+use super::machine::{Kernel, Machine};
+
 /// One line of the table.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Which.
     pub scenario: Scenario,
+    /// On which host.
+    pub machine: Machine,
     /// What it shows, for `--list`.
     pub what: &'static str,
     /// The listeners it is run with.
@@ -38,6 +42,7 @@ const PATCHED: &[Mode] = &[Mode::Stock, Mode::Fast];
 /// What the lines of the table share: no disk contents, no guest kernel.
 const PLAIN: Plan = Plan {
     scenario: Scenario::Errors,
+    machine: Machine::USUAL,
     what: "",
     modes: PATCHED,
     l2_memory_mib: 1024,
@@ -49,8 +54,21 @@ const PLAIN: Plan = Plan {
     limit: Duration::from_secs(240),
 };
 
-/// Every scenario of e2e.
-fn plans() -> [Plan; 6] {
+/// Every scenario of e2e on every host it runs on.
+fn plans() -> Vec<Plan> {
+    let mut plans = on_the_usual_host().to_vec();
+    plans.extend(Machine::ALL.map(|machine| Plan {
+        scenario: Scenario::Conformance,
+        machine,
+        what: "type1 and iommufd answer as the library's model of them does",
+        modes: &[Mode::Fast],
+        l2_memory_mib: 0,
+        ..PLAIN
+    }));
+    plans
+}
+
+fn on_the_usual_host() -> [Plan; 6] {
     [
         Plan {
             scenario: Scenario::Nvme,
@@ -124,6 +142,10 @@ impl Plan {
 
     /// Its name on the command line.
     pub fn name(&self) -> String {
+        format!("{}-{}", self.scenario_name(), self.machine)
+    }
+
+    fn scenario_name(&self) -> String {
         // The names serde gives are the names everywhere.
         let value = serde_json::to_value(self.scenario).expect("a plain enum");
         value.as_str().expect("a plain enum is a string").to_owned()
@@ -132,7 +154,9 @@ impl Plan {
     /// The name of one of its runs.
     pub fn run_name(&self, mode: Mode) -> String {
         match self.scenario {
-            Scenario::Starts => format!("{}-{}m", self.name(), self.l2_memory_mib),
+            Scenario::Starts => format!("{}-{}m", self.scenario_name(), self.l2_memory_mib),
+            // No listener maps.
+            Scenario::Conformance => self.name(),
             _ => format!("{}-{}", self.name(), mode.name()),
         }
     }
@@ -164,8 +188,12 @@ impl Plan {
     pub fn l0_devices(&self, disk: &Path) -> Vec<[String; 2]> {
         // 39 bits are QEMU's default, and cannot map what a guest puts above 512 GiB.
         let bits = if self.scenario == Scenario::P2pRange { 39 } else { 48 };
-        let iommu = format!("intel-iommu,intremap=on,caching-mode=on,aw-bits={bits}");
-        let mut devices = vec![["-device".to_owned(), iommu]];
+        let mut devices = vec![["-device".to_owned(), self.machine.iommu_device(bits)]];
+        if self.scenario == Scenario::Conformance {
+            // A device that no driver of L1's wants and that does nothing by itself.
+            devices.push(["-device".into(), "edu,addr=4.0".into()]);
+            return devices;
+        }
         if self.scenario == Scenario::P2pRange {
             devices.extend(
                 [
@@ -192,6 +220,7 @@ impl Plan {
     pub fn expected_checks(&self, mode: Mode) -> Vec<String> {
         let mut names = match self.scenario {
             Scenario::Starts => return self.expected_of_starts(),
+            Scenario::Conformance => return self.tests(),
             Scenario::Nvme => vec![
                 "mappings-after-realize",
                 "flat-view-after-realize",
@@ -271,6 +300,22 @@ impl Plan {
         names.into_iter().map(str::to_owned).collect()
     }
 
+    /// The conformance tests of the host: all that its kernel can answer.
+    pub fn tests(&self) -> Vec<String> {
+        let type1 = "type1_answers_as_type1";
+        let iommufd = [
+            "iommufd_answers_as_iommufd",
+            "a_bar_is_mapped_while_it_decodes",
+            "the_imitation_answers_as_iommufd",
+        ];
+        let names = match (self.scenario, self.machine.kernel) {
+            (Scenario::Conformance, Kernel::Debian) => vec![type1],
+            (Scenario::Conformance, Kernel::Newest) => [&[type1][..], &iommufd].concat(),
+            _ => vec![],
+        };
+        names.into_iter().map(str::to_owned).collect()
+    }
+
     fn expected_of_starts(&self) -> Vec<String> {
         let mut names = Vec::new();
         for &(memory, round) in &self.starts {
@@ -284,14 +329,15 @@ impl Plan {
     }
 }
 
-/// The scenarios of these names; all without any.
+/// The scenarios of these names, on all their hosts where the name says none; all without any names.
 pub fn chosen(names: &[String]) -> Result<Vec<Plan>> {
     let plans = plans();
-    let known: Vec<String> = plans.iter().map(Plan::name).collect();
-    if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
+    let is = |plan: &Plan, name: &String| *name == plan.name() || *name == plan.scenario_name();
+    if let Some(unknown) = names.iter().find(|name| !plans.iter().any(|plan| is(plan, name))) {
+        let known: Vec<String> = plans.iter().map(Plan::name).collect();
         bail!("there is no scenario {unknown}, only {}", known.join(", "));
     }
-    let wanted = |plan: &Plan| names.is_empty() || names.contains(&plan.name());
+    let wanted = |plan: &Plan| names.is_empty() || names.iter().any(|name| is(plan, name));
     Ok(plans.into_iter().filter(wanted).collect())
 }
 
@@ -302,7 +348,12 @@ mod tests {
     #[test]
     fn names_choose() {
         assert_eq!(chosen(&[]).unwrap().len(), plans().len());
-        assert_eq!(chosen(&["nvme".into()]).unwrap()[0].scenario, Scenario::Nvme);
+        let names = |name: &str| -> Vec<String> {
+            chosen(&[name.to_owned()]).unwrap().iter().map(Plan::name).collect()
+        };
+        assert_eq!(names("errors"), ["errors-intel-debian"]);
+        assert_eq!(names("conformance").len(), Machine::ALL.len());
+        assert_eq!(names("conformance-amd-newest"), ["conformance-amd-newest"]);
         assert!(chosen(&["nvmee".into()]).unwrap_err().to_string().contains("nvme"));
     }
 
@@ -313,6 +364,14 @@ mod tests {
         // Both modes' mappings, and the library's own counters.
         assert_eq!(names.len(), 2 * 3);
         assert!(names.contains(&"stats-memfd-thp-fast-1".to_owned()), "{names:?}");
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<String> = plans().iter().map(Plan::name).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), plans().len());
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub fn print(verdicts: &[Verdict]) {
         let word = if verdict.passed() { "pass" } else { "FAIL" };
         let checks = verdict.checks.len();
         println!(
-            "{word}  {:12} {:10} {checks} checks, {:.0} s",
+            "{word}  {:26} {:10} {checks} checks, {:.0} s",
             verdict.name,
             verdict.mode.name(),
             verdict.seconds

@@ -64,7 +64,7 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     phases.enter(Phase::Setup);
     let cache = Cache::open()?;
     packages::ensure(&cache)?;
-    let (parts, accel) = e2e::prepare(&cache, folder, &phases)?;
+    let (parts, accel) = e2e::prepare(&cache, folder, &phases, &[])?;
     let machine = machine(PINS);
     let runs = Runs { parts: &parts, folder, accel, phases: &phases };
     let mut lines = File::create(folder.join("vm.jsonl"))?;
@@ -107,7 +107,7 @@ mod tests {
     use crate::bench::figure;
     use crate::e2e::{Accel, Check};
     use crate::outcome::{UNAVAILABLE, code_of};
-    use vfio_fast_agent::job::{Mode, Scenario};
+    use vfio_fast_agent::job::Mode;
     use vfio_fast_agent::record::{Moment, Start};
 
     pub const GIB: u64 = 1 << 30;
@@ -167,7 +167,6 @@ mod tests {
         let of = |ok: bool, starts: Vec<Start>| {
             let check = Check { name: "mappings-anon-4k-fast-0".into(), ok, detail: "a difference".into() };
             Verdict {
-                scenario: Scenario::Starts,
                 name: "starts".into(),
                 mode: Mode::Fast,
                 timed: true,

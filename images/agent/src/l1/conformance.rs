@@ -1,0 +1,49 @@
+//! The conformance tests on this kernel: programs of the engine's own, each asked for one of its tests.
+
+use std::io::{BufRead, BufReader, pipe};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use super::Lab;
+
+const PROGRAM: &str = "/vft/conformance";
+/// What the program says of one test that ran and passed. It also ends well if no test has the name.
+const PASSED: &str = "test result: ok. 1 passed; 0 failed;";
+/// Lines of the program that a failure shows; all are in its log.
+const SHOWN: usize = 12;
+
+pub fn run(lab: &Lab) -> Result<()> {
+    for test in &lab.job.tests {
+        lab.report.step(test);
+        one(lab, test)?;
+    }
+    Ok(())
+}
+
+/// The check named as the test; its output goes to the log of that name.
+fn one(lab: &Lab, test: &str) -> Result<()> {
+    let (reader, writer) = pipe()?;
+    let mut command = Command::new(PROGRAM);
+    command.args(["--ignored", "--exact", test]).env("VFIO_FAST_DEVICE", &lab.job.devices[0]);
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("cannot start {PROGRAM}"))?;
+    // It holds ends of the pipe, which would never be at its end.
+    drop(command);
+    let mut lines = Vec::new();
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        lab.report.log(&test.replace('_', "-"), &line);
+        lines.push(line);
+    }
+    let status = child.wait()?;
+    let passed = status.success() && lines.iter().any(|line| line.starts_with(PASSED));
+    let mut problems = Vec::new();
+    if !passed {
+        problems.push(format!("ended with {status}"));
+        let from = lines.iter().position(|line| line.contains("panicked at")).unwrap_or(0);
+        problems.extend(lines.drain(..).skip(from).filter(|line| !line.is_empty()).take(SHOWN));
+    }
+    lab.report.check(test, &problems, "passed");
+    Ok(())
+}

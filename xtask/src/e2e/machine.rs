@@ -1,0 +1,64 @@
+//! The hosts a scenario runs on: which IOMMU L1 has, and which kernel.
+
+use std::fmt;
+
+/// Which IOMMU L0 emulates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Iommu {
+    /// VT-d.
+    Intel,
+    /// AMD-Vi.
+    Amd,
+}
+
+/// Which kernel L1 runs. L2's is always Debian's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// That of Debian stable, which has type1 only.
+    Debian,
+    /// The newest, built here with iommufd.
+    Newest,
+}
+
+/// One host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Its IOMMU.
+    pub iommu: Iommu,
+    /// Its kernel.
+    pub kernel: Kernel,
+}
+
+impl Machine {
+    /// Every host, the usual one first.
+    pub const ALL: [Self; 4] = [
+        Self { iommu: Iommu::Intel, kernel: Kernel::Debian },
+        Self { iommu: Iommu::Amd, kernel: Kernel::Debian },
+        Self { iommu: Iommu::Intel, kernel: Kernel::Newest },
+        Self { iommu: Iommu::Amd, kernel: Kernel::Newest },
+    ];
+    /// What runs on one host only runs on this one.
+    pub const USUAL: Self = Self::ALL[0];
+
+    /// The IOMMU as an argument of QEMU. VT-d's reaches so many bits; AMD's has no such knob.
+    pub fn iommu_device(self, bits: u32) -> String {
+        match self.iommu {
+            Iommu::Intel => format!("intel-iommu,intremap=on,caching-mode=on,aw-bits={bits}"),
+            Iommu::Amd => "amd-iommu,intremap=on".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let iommu = match self.iommu {
+            Iommu::Intel => "intel",
+            Iommu::Amd => "amd",
+        };
+        let kernel = match self.kernel {
+            Kernel::Debian => "debian",
+            Kernel::Newest => "newest",
+        };
+        write!(f, "{iommu}-{kernel}")
+    }
+}
