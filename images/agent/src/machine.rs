@@ -143,6 +143,18 @@ fn kernel_line(message: &str) -> String {
     format!("<{level}>[{:5}.{:06}] {text}", time / 1_000_000, time % 1_000_000)
 }
 
+/// Version and patch level of this kernel.
+pub fn kernel_release() -> Result<(u32, u32)> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    parse_release(&release).with_context(|| format!("a kernel of the release `{}`", release.trim()))
+}
+
+/// `6.12.107+deb13-amd64` is 6.12.
+fn parse_release(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 /// Milliseconds since this kernel started.
 pub fn uptime_ms() -> u64 {
     let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
@@ -170,4 +182,16 @@ pub fn power_off() -> ! {
     eprintln!("vfio-fast-agent: cannot power off: {error:?}");
     // PID 1 that returns is a kernel panic, which with panic=-1 ends the machine as well.
     std::process::exit(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_release;
+
+    #[test]
+    fn releases_compare() {
+        assert_eq!(parse_release("6.12.107+deb13-amd64\n"), Some((6, 12)));
+        assert_eq!(parse_release("7.2-rc1"), Some((7, 2)));
+        assert_eq!(parse_release("none"), None);
+    }
 }

@@ -7,6 +7,10 @@ use vfio_fast_agent::witness::{Call, Held};
 
 use super::vm::Vm;
 use super::{Lab, observe, tracing};
+use crate::machine;
+
+/// From this kernel on VFIO does not try out superpages.
+const NO_PROBES: (u32, u32) = (6, 16);
 
 /// Calls and bytes since L1 started, which must have been this VM's alone; `wanted` is what should
 /// be mapped now.
@@ -17,10 +21,10 @@ pub fn facts(vm: &Vm, wanted: &Held) -> Result<Facts> {
     let in_bar = |vaddr: u64| bars.iter().any(|(start, end)| (*start..*end).contains(&vaddr));
     let nanoseconds =
         |which: fn(&Call) -> bool| -> u64 { calls.iter().filter(|c| which(c)).map(|c| c.duration_ns).sum() };
-    // The first group in a container makes VFIO map two pages and unmap them, to learn how the
+    // The first group in a container makes older VFIO map two pages and unmap them, to learn how the
     // IOMMU treats superpages. The IOMMU core counts these too.
     let probes = calls.iter().filter(|c| c.sets_iommu()).count() as u64;
-    let probe_bytes = probes * 2 * 4096;
+    let probe_bytes = if machine::kernel_release()? < NO_PROBES { probes * 2 * 4096 } else { 0 };
     Ok(Facts {
         map_calls: kernel.map_calls,
         unmap_calls: kernel.unmap_calls,
