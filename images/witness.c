@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
 /*
- * A witness for VFIO: preloaded into QEMU it writes one line per VFIO ioctl, in the order they
- * returned, to the file named by VFT_WITNESS. It stands outside both QEMU and libvfio_fast, so
- * what it says about mappings depends on neither. It also writes down which memory QEMU gives to
- * KVM: that is the guest's physical memory, told by a part of QEMU that knows nothing of VFIO.
+ * A witness for VFIO: preloaded into QEMU it writes one line per ioctl of VFIO or iommufd, in the
+ * order they returned, to the file named by VFT_WITNESS. It stands outside both QEMU and
+ * libvfio_fast, so what it says about mappings depends on neither. It also writes down which memory
+ * QEMU gives to KVM: that is the guest's physical memory, told by a part of QEMU that knows nothing
+ * of VFIO.
  *
- * Line format (space separated, numbers in hex but for errno, nanoseconds and tid):
+ * Line format (space separated, numbers in hex but for errno, nanoseconds and pid):
  *
- *   cmd fd iova size flags vaddr ret errno out start_ns duration_ns tid
+ *   cmd fd iova size flags vaddr ret errno out start_ns duration_ns pid object
  *
- * "out" is the byte count the kernel answered to an unmap, or the number of the KVM slot. Fields
- * an ioctl does not have are 0.
+ * "out" is the byte count the kernel answered to an unmap, or the number of the KVM slot; "object" is
+ * the IOAS that iommufd made, mapped or unmapped in, or whatever it destroyed. Fields an ioctl does
+ * not have are 0.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -23,9 +25,35 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+/*
+ * The part of linux/iommufd.h that is looked into: the header may be missing or old. The commands
+ * are of VFIO's type.
+ */
+#define IOMMUFD_DESTROY _IO(VFIO_TYPE, 0x80)
+#define IOMMUFD_IOAS_ALLOC _IO(VFIO_TYPE, 0x81)
+#define IOMMUFD_IOAS_MAP _IO(VFIO_TYPE, 0x85)
+#define IOMMUFD_IOAS_UNMAP _IO(VFIO_TYPE, 0x86)
+
+struct iommufd_destroy {
+    uint32_t size, id;
+};
+
+struct iommufd_ioas_alloc {
+    uint32_t size, flags, out_ioas_id;
+};
+
+struct iommufd_ioas_map {
+    uint32_t size, flags, ioas_id, reserved;
+    uint64_t user_va, length, iova;
+};
+
+struct iommufd_ioas_unmap {
+    uint32_t size, ioas_id;
+    uint64_t iova, length;
+};
 
 static int record = -1;
 
@@ -73,7 +101,7 @@ static int sets_memory(unsigned long cmd)
 int ioctl(int fd, unsigned long cmd, ...)
 {
     uint64_t iova = 0, size = 0, vaddr = 0, out = 0, start, end;
-    unsigned int flags = 0;
+    unsigned int flags = 0, object = 0;
     int ret, saved, length;
     char line[320];
     va_list args;
@@ -99,6 +127,22 @@ int ioctl(int fd, unsigned long cmd, ...)
         iova = unmap->iova;
         size = unmap->size;
         flags = unmap->flags;
+    } else if (cmd == IOMMUFD_IOAS_MAP) {
+        const struct iommufd_ioas_map *map = arg;
+
+        iova = map->iova;
+        size = map->length;
+        flags = map->flags;
+        vaddr = map->user_va;
+        object = map->ioas_id;
+    } else if (cmd == IOMMUFD_IOAS_UNMAP) {
+        const struct iommufd_ioas_unmap *unmap = arg;
+
+        iova = unmap->iova;
+        size = unmap->length;
+        object = unmap->ioas_id;
+    } else if (cmd == IOMMUFD_DESTROY) {
+        object = ((const struct iommufd_destroy *)arg)->id;
     } else if (sets_memory(cmd)) {
         const struct kvm_userspace_memory_region *region = arg;
 
@@ -116,15 +160,19 @@ int ioctl(int fd, unsigned long cmd, ...)
 
     if (cmd == VFIO_IOMMU_UNMAP_DMA && ret == 0) {
         out = ((const struct vfio_iommu_type1_dma_unmap *)arg)->size;
+    } else if (cmd == IOMMUFD_IOAS_UNMAP && ret == 0) {
+        out = ((const struct iommufd_ioas_unmap *)arg)->length;
+    } else if (cmd == IOMMUFD_IOAS_ALLOC && ret == 0) {
+        object = ((const struct iommufd_ioas_alloc *)arg)->out_ioas_id;
     }
     length = snprintf(line, sizeof(line),
-                      "%lx %x %llx %llx %x %llx %x %d %llx %llu %llu %ld\n",
+                      "%lx %x %llx %llx %x %llx %x %d %llx %llu %llu %ld %x\n",
                       cmd & 0xffff, fd, (unsigned long long)iova,
                       (unsigned long long)size, flags,
                       (unsigned long long)vaddr, ret, ret < 0 ? saved : 0,
                       (unsigned long long)out, (unsigned long long)start,
                       (unsigned long long)(end - start),
-                      (long)syscall(SYS_gettid));
+                      (long)getpid(), object);
     if (write(record, line, (size_t)length) != length) {
         /* A witness with holes is worse than none: stop the run, loudly. */
         static const char lost[] = "witness: a record was lost\n";

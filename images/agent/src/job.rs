@@ -63,6 +63,26 @@ impl Mode {
     }
 }
 
+/// What holds the mappings of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Container {
+    /// A VFIO container.
+    Type1,
+    /// An IOAS of iommufd. It takes no BARs.
+    Iommufd,
+}
+
+impl Container {
+    /// The property a vfio-pci device gets, with its leading comma.
+    pub fn device_property(self) -> &'static str {
+        match self {
+            Container::Type1 => "",
+            Container::Iommufd => ",iommufd=iommufd0",
+        }
+    }
+}
+
 /// What [`Scenario::Starts`] makes L2's RAM of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -111,6 +131,8 @@ pub struct Job {
     pub scenario: Scenario,
     /// With which listener. [`Scenario::Starts`] takes [`Mode::Stock`] and [`Mode::Fast`], which are one binary, in turns.
     pub mode: Mode,
+    /// In what.
+    pub container: Container,
     /// PCI addresses, in L1, of the devices to hand to vfio-pci.
     pub devices: Vec<String>,
     /// RAM of L2 in MiB.
@@ -127,6 +149,13 @@ pub struct Job {
     pub tests: Vec<String>,
     /// Seconds one wait (boot of L2, an event, QEMU's exit) may take.
     pub wait_s: u64,
+}
+
+impl Job {
+    /// The properties of a vfio-pci device that say how it is mapped, each with its leading comma.
+    pub fn device_properties(&self) -> String {
+        format!("{}{}", self.container.device_property(), self.mode.device_property())
+    }
 }
 
 /// The disk in four equal parts, named by who touches them. The last block of the disk holds the
@@ -199,6 +228,7 @@ mod tests {
         let job = Job {
             scenario: Scenario::P2pRange,
             mode: Mode::Fast,
+            container: Container::Iommufd,
             devices: vec!["0000:00:04.0".into()],
             l2_memory_mib: 3072,
             disk_mib: 64,

@@ -39,6 +39,8 @@ impl Machine {
     ];
     /// What runs on one host only runs on this one.
     pub const USUAL: Self = Self::ALL[0];
+    /// What needs the newest kernel, and one host, runs on this one.
+    pub const USUAL_NEWEST: Self = Self::ALL[2];
 
     /// The IOMMU as an argument of QEMU. VT-d's reaches so many bits; AMD's has no such knob.
     pub fn iommu_device(self, bits: u32) -> String {

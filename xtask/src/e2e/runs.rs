@@ -158,6 +158,7 @@ impl Runs<'_> {
         let job = Job {
             scenario: plan.scenario,
             mode,
+            container: plan.container,
             devices: plan.addresses(),
             l2_memory_mib: plan.l2_memory_mib,
             disk_mib: plan.disk_mib,

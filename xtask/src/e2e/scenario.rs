@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use vfio_fast_agent::job::{Memory, Mode, Scenario};
+use vfio_fast_agent::job::{Container, Memory, Mode, Scenario};
 use vfio_fast_agent::record::Start;
 
 use super::machine::{Kernel, Machine};
@@ -16,6 +16,8 @@ pub struct Plan {
     pub scenario: Scenario,
     /// On which host.
     pub machine: Machine,
+    /// What holds the mappings.
+    pub container: Container,
     /// What it shows, for `--list`.
     pub what: &'static str,
     /// The listeners it is run with.
@@ -37,12 +39,14 @@ pub struct Plan {
 }
 
 const ALL_MODES: &[Mode] = &[Mode::Reference, Mode::Stock, Mode::Fast];
+const EVERY_MODE: &[Mode] = &[Mode::Reference, Mode::NotBuilt, Mode::Stock, Mode::Fast];
 const PATCHED: &[Mode] = &[Mode::Stock, Mode::Fast];
 
 /// What the lines of the table share: no disk contents, no guest kernel.
 const PLAIN: Plan = Plan {
     scenario: Scenario::Errors,
     machine: Machine::USUAL,
+    container: Container::Type1,
     what: "",
     modes: PATCHED,
     l2_memory_mib: 1024,
@@ -61,6 +65,7 @@ fn plans() -> Vec<Plan> {
     // One comparison of times is enough, and these can run beside each other.
     let others = Machine::ALL.into_iter().filter(|machine| *machine != nvme.machine);
     plans.extend(others.map(|machine| Plan { machine, timed: false, ..nvme.clone() }));
+    plans.extend(through_iommufd(&plans));
     plans.extend(Machine::ALL.map(|machine| Plan {
         scenario: Scenario::Conformance,
         machine,
@@ -70,6 +75,26 @@ fn plans() -> Vec<Plan> {
         ..PLAIN
     }));
     plans
+}
+
+/// What of these is run with iommufd as well: the main scenario wherever the kernel has it, and the others on one host.
+/// Of a BAR beyond the IOMMU's reach there is nothing to see: iommufd takes none at all, which the main scenario shows.
+fn through_iommufd(plans: &[Plan]) -> Vec<Plan> {
+    let mut chosen = Vec::new();
+    for plan in plans {
+        let iommufd = Plan { container: Container::Iommufd, timed: false, ..plan.clone() };
+        match plan.scenario {
+            Scenario::Nvme if plan.machine.kernel == Kernel::Newest => chosen.push(iommufd),
+            Scenario::TwoDevices => {
+                chosen.push(Plan { machine: Machine::USUAL_NEWEST, modes: EVERY_MODE, ..iommufd });
+            }
+            Scenario::Errors | Scenario::Hotplug | Scenario::Viommu => {
+                chosen.push(Plan { machine: Machine::USUAL_NEWEST, ..iommufd });
+            }
+            _ => {}
+        }
+    }
+    chosen
 }
 
 fn on_the_usual_host() -> [Plan; 6] {
@@ -103,7 +128,7 @@ fn on_the_usual_host() -> [Plan; 6] {
         Plan {
             scenario: Scenario::P2pRange,
             what: "a BAR beyond the IOMMU's reach: one warning, and the VM goes on",
-            modes: &[Mode::Reference, Mode::NotBuilt, Mode::Stock, Mode::Fast],
+            modes: EVERY_MODE,
             // With memory above 4 GiB the firmware puts large BARs far up.
             l2_memory_mib: 3072,
             ..PLAIN
@@ -146,7 +171,10 @@ impl Plan {
 
     /// Its name on the command line.
     pub fn name(&self) -> String {
-        format!("{}-{}", self.scenario_name(), self.machine)
+        match self.container {
+            Container::Type1 => format!("{}-{}", self.scenario_name(), self.machine),
+            Container::Iommufd => format!("{}-{}-iommufd", self.scenario_name(), self.machine),
+        }
     }
 
     fn scenario_name(&self) -> String {
@@ -291,13 +319,16 @@ impl Plan {
         if self.scenario != Scenario::Errors {
             names.push("witnesses-agree");
         }
+        if (self.scenario, self.container) == (Scenario::Nvme, Container::Iommufd) {
+            names.push("one-warning");
+        }
         match (self.scenario, mode) {
             (Scenario::Nvme, Mode::Fast) => {
                 names.extend(["stats-agree", "ram-amplification", "equal-pieces-untouched"]);
             }
             (Scenario::Hotplug | Scenario::Viommu, Mode::Fast) => names.push("stats-agree"),
             (Scenario::TwoDevices, Mode::Fast) => {
-                names.extend(["mixed-refused-through", "mixed-refused-without"]);
+                names.extend(["mixed-refused-through", "mixed-refused-without", "auto-takes-the-library"]);
             }
             _ => {}
         }
@@ -355,7 +386,8 @@ mod tests {
         let names = |name: &str| -> Vec<String> {
             chosen(&[name.to_owned()]).unwrap().iter().map(Plan::name).collect()
         };
-        assert_eq!(names("errors"), ["errors-intel-debian"]);
+        assert_eq!(names("p2p-range"), ["p2p-range-intel-debian"]);
+        assert_eq!(names("errors"), ["errors-intel-debian", "errors-intel-newest-iommufd"]);
         assert_eq!(names("conformance").len(), Machine::ALL.len());
         assert_eq!(names("nvme-amd-newest"), ["nvme-amd-newest"]);
         assert_eq!(names("nvme")[0], "nvme-intel-debian");

@@ -19,8 +19,8 @@ const DIMM: u64 = DIMM_MIB << 20;
 const FREED_WITHIN: Duration = Duration::from_secs(10);
 
 pub fn run(lab: &Lab) -> Result<()> {
-    let mut arguments = vm::common_arguments();
-    let (device, property) = (&lab.job.devices[0], lab.job.mode.device_property());
+    let mut arguments = vm::common_arguments(lab);
+    let (device, property) = (&lab.job.devices[0], lab.job.device_properties());
     arguments.extend(
         [
             "-machine",

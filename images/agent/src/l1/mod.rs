@@ -9,6 +9,7 @@ mod limits;
 mod nvme;
 mod observe;
 mod p2p_range;
+mod peer;
 mod qmp;
 mod report;
 mod starts;

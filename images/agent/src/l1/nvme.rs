@@ -2,20 +2,20 @@
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_agent::job::Mode;
+use vfio_fast_agent::job::{Container, Mode};
 use vfio_fast_agent::record::{Event, Facts, Record};
 
 use super::Lab;
 use super::vm::{self, Vm};
-use super::{count, observe};
+use super::{count, observe, peer};
 
 const GIB: u64 = 1 << 30;
 
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
-    let mut arguments = vm::common_arguments();
+    let mut arguments = vm::common_arguments(lab);
     let device = &job.devices[0];
-    let property = job.mode.device_property();
+    let property = job.device_properties();
     arguments.extend(
         [
             "-machine",
@@ -70,6 +70,11 @@ pub fn run(lab: &Lab) -> Result<()> {
         report_saving(lab, &vm, &facts)?;
     }
     lab.report.send(&Record::Facts(facts));
+
+    if job.container == Container::Iommufd {
+        // It pins no device memory.
+        peer::one_warning(lab, &vm.stderr()?, "-14 (Bad address)");
+    }
 
     lab.report.step("unplug");
     vm.qmp.run("device_del", json!({ "id": "dut" }))?;

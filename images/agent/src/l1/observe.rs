@@ -11,21 +11,22 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vfio_fast_agent::flatview::{self, Row};
+use vfio_fast_agent::job::Container;
 use vfio_fast_agent::ranges::{self, Reach};
-use vfio_fast_agent::witness::{self, Held};
+use vfio_fast_agent::witness::{self, Call, Held};
 
 use super::Lab;
 use super::vm::Vm;
 
 /// Compares the kernel's mappings with the guest's memory while the VM stands still, and reports
-/// it as the check `mappings-<when>`. A VM that was running runs again. The answer is the guest's
-/// memory.
+/// it as the check `mappings-<when>`. A VM that was running runs again. The answer is what of the guest's
+/// memory shall be mapped.
 pub fn mappings(lab: &Lab, vm: &mut Vm, when: &str) -> Result<Held> {
     let calls = quietly(vm, |vm| vm.witnessed())?;
     let containers = witness::replay(&calls)?;
     ensure!(containers.len() <= 1, "more containers than expected: {:?}", containers.keys());
     let held = containers.into_values().next().unwrap_or_default();
-    let wanted = witness::guest_memory(&calls);
+    let wanted = reachable(lab, vm, witness::guest_memory(&calls))?;
     ensure!(!wanted.is_empty(), "KVM was given no memory: nothing to compare with");
 
     let mapped = witness::reach(&held)?;
@@ -46,7 +47,8 @@ pub fn mappings(lab: &Lab, vm: &mut Vm, when: &str) -> Result<Held> {
 /// address space `space`, and reports it as the check `flat-view-<when>`. See above for its price.
 pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<()> {
     let (rows, mapped) = flat_view_rows(lab, vm, space, when)?;
-    let printed: Vec<Reach> = rows.iter().filter_map(Row::reach).collect();
+    let mappable = |row: &&Row| !(row.is_device() && lab.job.container == Container::Iommufd);
+    let printed: Vec<Reach> = rows.iter().filter(mappable).filter_map(Row::reach).collect();
     let seen = format!("{} rows, {} mappings, the same memory", rows.len(), mapped.len());
     let problems = ranges::differences("printed", printed, "mapped", mapped);
     lab.report.check(&format!("flat-view-{when}"), &problems, &seen);
@@ -69,13 +71,29 @@ pub fn flat_view_rows(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result
 /// Reports the check `mappings-at-every-commit`: not only at quiet moments does the kernel hold
 /// what the guest has, but after each of the many changes firmware and guest make.
 pub fn every_commit(lab: &Lab, vm: &Vm) -> Result<()> {
-    let (count, mut problems) = witness::commits(&vm.witnessed()?)?;
+    let bars = device_memory(vm.pid)?;
+    let wanted = |calls: &[Call]| without_bars(lab, &bars, witness::guest_memory(calls));
+    let (count, mut problems) = witness::commits(&vm.witnessed()?, wanted)?;
     problems.truncate(5);
     if count < 2 {
         problems.push(format!("{count} changes of the guest's memory were seen, that is too few"));
     }
     lab.report.check("mappings-at-every-commit", &problems, &format!("{count} changes, all right"));
     Ok(())
+}
+
+/// What of the guest's memory shall be mapped.
+fn reachable(lab: &Lab, vm: &Vm, memory: Held) -> Result<Held> {
+    Ok(without_bars(lab, &device_memory(vm.pid)?, memory))
+}
+
+/// All of it, or where iommufd maps, what is not at one of these host addresses.
+fn without_bars(lab: &Lab, bars: &[(u64, u64)], mut memory: Held) -> Held {
+    let in_bar = |vaddr: u64| bars.iter().any(|(start, end)| (*start..*end).contains(&vaddr));
+    if lab.job.container == Container::Iommufd {
+        memory.retain(|_, slot| !in_bar(slot.vaddr));
+    }
+    memory
 }
 
 /// Runs `look` while the VM stands still.
@@ -126,20 +144,20 @@ pub fn nothing_mapped(lab: &Lab, vm: &Vm, when: &str) -> Result<()> {
     Ok(())
 }
 
-/// The check `unmapped-before-leaving`: when the last group leaves its container, nothing is
-/// mapped any more.
+/// The check `unmapped-before-leaving`: when the last group leaves its container, or the IOAS ends,
+/// nothing is mapped any more.
 pub fn unmapped_before_leaving(lab: &Lab, vm: &Vm) -> Result<()> {
     let calls = vm.witnessed()?;
     let mut problems = Vec::new();
-    match calls.iter().rposition(|c| c.leaves_container()) {
-        None => problems.push("no group ever left its container".to_owned()),
+    match witness::last_leaving(&calls) {
+        None => problems.push("no group ever left its container, and no IOAS ended".to_owned()),
         Some(n) => {
             for (iova, m) in witness::replay(&calls[..n])?.values().flatten() {
-                problems.push(format!("mapped when the group left: {iova:#x} + {:#x}", m.size));
+                problems.push(format!("mapped when the container was left: {iova:#x} + {:#x}", m.size));
             }
         }
     }
-    let seen = "nothing was mapped when the last group left";
+    let seen = "nothing was mapped when the container was left";
     lab.report.check("unmapped-before-leaving", &problems, seen);
     Ok(())
 }
@@ -156,7 +174,9 @@ pub fn no_threads(lab: &Lab, vm: &Vm, when: &str) -> Result<()> {
 /// Host address ranges of `pid` that are mapped from a VFIO device: its BARs.
 pub fn device_memory(pid: u32) -> Result<Vec<(u64, u64)>> {
     let maps = address_space(pid)?;
-    let bars = maps.into_iter().filter(|(_, _, line)| line.contains("vfio-device"));
+    // The device's descriptor comes from its group, or is a device file.
+    let is_bar = |line: &str| line.contains("vfio-device") || line.contains("/dev/vfio/devices/");
+    let bars = maps.into_iter().filter(|(_, _, line)| is_bar(line));
     Ok(bars.map(|(start, end, _)| (start, end)).collect())
 }
 

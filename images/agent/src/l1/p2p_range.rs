@@ -6,13 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_agent::flatview::Row;
-use vfio_fast_agent::pattern;
 use vfio_fast_agent::ranges::{self, Reach};
 use vfio_fast_agent::record::Record;
 use vfio_fast_agent::witness;
 
 use super::vm::{self, Vm};
-use super::{Lab, count, observe};
+use super::{Lab, count, observe, peer};
 use crate::machine;
 
 /// The first address the IOMMU of this scenario cannot have.
@@ -22,8 +21,8 @@ const RESETS: usize = 3;
 const QUIET: Duration = Duration::from_millis(700);
 
 pub fn run(lab: &Lab) -> Result<()> {
-    let (device, property) = (&lab.job.devices[0], lab.job.mode.device_property());
-    let mut arguments = vm::common_arguments();
+    let (device, property) = (&lab.job.devices[0], lab.job.device_properties());
+    let mut arguments = vm::common_arguments(lab);
     arguments.extend(
         [
             "-machine",
@@ -80,8 +79,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     }
     let seen = format!("{RESETS} resets, the same mappings after each");
     lab.report.check("same-after-resets", &problems, &seen);
-    let errors = vm.stderr()?;
-    lab.report.check("one-warning", &judge_warning(lab, &errors), errors.trim());
+    peer::one_warning(lab, &vm.stderr()?, "-22 (Invalid argument)");
     vm.quit()
 }
 
@@ -108,18 +106,4 @@ fn firmware(lab: &Lab, vm: &mut Vm, from: usize) -> Result<Vec<Reach>> {
     let containers = witness::replay(&calls)?;
     let held = containers.values().next().context("nothing is mapped")?;
     Ok(ranges::normalise(witness::reach(held)?))
-}
-
-/// Exactly one warning, with QEMU's own text and its hint.
-fn judge_warning(lab: &Lab, errors: &str) -> Vec<String> {
-    let warning = "warning: vfio_container_dma_map(%p, %p, %p, %p) = -22 (Invalid argument)";
-    let hint = format!("{}: PCI peer-to-peer transactions on BARs are not supported.", lab.job.devices[0]);
-    // The line begins with the program's name.
-    let text = |line: &str| line.split_once(": ").map(|(_, rest)| rest.to_owned());
-    let warnings = errors.lines().filter_map(text).filter(|t| pattern::matches(warning, t)).count();
-    let hints = errors.lines().filter(|line| **line == hint).count();
-    if warnings == 1 && hints == 1 {
-        return Vec::new();
-    }
-    vec![format!("{warnings} times `{warning}`, {hints} times `{hint}` in `{}`", errors.trim())]
 }

@@ -87,7 +87,7 @@ fn one(lab: &Lab, mib: u64, memory: Memory, mode: Mode, round: u32, name: &str) 
 
 fn arguments(lab: &Lab, mib: u64, memory: Memory, mode: Mode) -> Vec<String> {
     let device = format!("vfio-pci,host={},id=dut,bus=rp0{}", lab.job.devices[0], mode.device_property());
-    let mut arguments = vm::common_arguments();
+    let mut arguments = vm::common_arguments(lab);
     let mut machine = "q35";
     if memory.is_memfd() {
         // QEMU makes a memfd of this and maps it where huge pages fit. What memory-backend-memfd maps begins

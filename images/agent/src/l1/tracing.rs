@@ -9,8 +9,8 @@ const EVENTS: &str = "/sys/kernel/tracing/events";
 
 /// Where and what is counted.
 const HISTOGRAMS: [(&str, &str); 3] = [
-    // VFIO_IOMMU_MAP_DMA and VFIO_IOMMU_UNMAP_DMA.
-    ("syscalls/sys_enter_ioctl", "hist:keys=cmd.hex if cmd==0x3b71||cmd==0x3b72"),
+    // VFIO_IOMMU_MAP_DMA and VFIO_IOMMU_UNMAP_DMA, IOMMU_IOAS_MAP and IOMMU_IOAS_UNMAP.
+    ("syscalls/sys_enter_ioctl", "hist:keys=cmd.hex if cmd==0x3b71||cmd==0x3b72||cmd==0x3b85||cmd==0x3b86"),
     ("iommu/map", "hist:keys=common_pid:vals=size"),
     ("iommu/unmap", "hist:keys=common_pid:vals=unmapped_size"),
 ];
@@ -18,9 +18,9 @@ const HISTOGRAMS: [(&str, &str); 3] = [
 /// What the kernel counted since [`start`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
-    /// MAP_DMA calls.
+    /// Calls to map.
     pub map_calls: u64,
-    /// UNMAP_DMA calls.
+    /// Calls to unmap.
     pub unmap_calls: u64,
     /// Bytes the IOMMU core mapped.
     pub map_bytes: u64,
@@ -45,11 +45,11 @@ pub fn read() -> Result<Counted> {
         texts.push(fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?);
     }
     let calls = rows(&texts[0])?;
-    let of = |cmd: u64| calls.iter().filter(|r| r.key == cmd).map(|r| r.hits).sum();
+    let of = |cmd: u64| -> u64 { calls.iter().filter(|r| r.key == cmd).map(|r| r.hits).sum() };
     let bytes = |text: &str| -> Result<u64> { Ok(rows(text)?.iter().map(|r| r.value).sum()) };
     Ok(Counted {
-        map_calls: of(0x3b71),
-        unmap_calls: of(0x3b72),
+        map_calls: of(0x3b71) + of(0x3b85),
+        unmap_calls: of(0x3b72) + of(0x3b86),
         map_bytes: bytes(&texts[1])?,
         unmap_bytes: bytes(&texts[2])?,
     })

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use vfio_fast_agent::job::Mode;
+use vfio_fast_agent::job::{Container, Mode};
 use vfio_fast_agent::record::Record;
 use vfio_fast_agent::witness::{self, Call};
 
@@ -18,7 +18,7 @@ pub fn run(lab: &Lab) -> Result<()> {
 /// No guest runs here. Function 1 of a slot without a function 0 is nothing a guest knows of, so
 /// QEMU plugs and unplugs it without asking one, as long as hotplug is the native one.
 fn together(lab: &Lab) -> Result<()> {
-    let mut arguments = vm::common_arguments();
+    let mut arguments = vm::common_arguments(lab);
     arguments.extend(
         [
             "-global",
@@ -72,6 +72,8 @@ fn together(lab: &Lab) -> Result<()> {
         leave(&mut vm, 1)?;
         vm.qmp.run("device_add", device(lab, 0, Mode::Stock))?;
         refuse(lab, &mut vm, Mode::Fast, "without")?;
+        leave(&mut vm, 0)?;
+        left_alone(lab, &mut vm)?;
     }
     vm.quit()
 }
@@ -91,6 +93,20 @@ fn refuse(lab: &Lab, vm: &mut Vm, wants: Mode, how: &str) -> Result<()> {
     Ok(())
 }
 
+/// A device that says nothing about it is mapped through the library: the check `auto-takes-the-library`.
+fn left_alone(lab: &Lab, vm: &mut Vm) -> Result<()> {
+    // As for a QEMU that does not know the property.
+    vm.qmp.run("device_add", device(lab, 0, Mode::Reference))?;
+    let property = json!({ "path": "/machine/peripheral/dut0", "property": "x-vfio-fast-stats" });
+    let (problems, seen) = match vm.qmp.attempt("qom-get", property)? {
+        Ok(stats) if stats["map_calls"].as_u64() > Some(0) => (vec![], stats.to_string()),
+        Ok(stats) => (vec![format!("it mapped nothing: {stats}")], String::new()),
+        Err(refusal) => (vec![refusal.0], String::new()),
+    };
+    lab.report.check("auto-takes-the-library", &problems, &seen);
+    Ok(())
+}
+
 fn device(lab: &Lab, n: usize, mode: Mode) -> Value {
     let mut device = json!({
         "driver": "vfio-pci",
@@ -99,6 +115,9 @@ fn device(lab: &Lab, n: usize, mode: Mode) -> Value {
         "bus": format!("rp{n}"),
         "addr": "0.1",
     });
+    if lab.job.container == Container::Iommufd {
+        device["iommufd"] = "iommufd0".into();
+    }
     match mode {
         Mode::Reference | Mode::NotBuilt => {}
         Mode::Stock => device["x-vfio-fast"] = "off".into(),
@@ -121,8 +140,8 @@ fn changes(calls: &[Call]) -> usize {
 /// `-daemonize` forks before devices are realized: a thread made before would be lost.
 fn daemon(lab: &Lab) -> Result<()> {
     lab.report.step("daemon");
-    let mut arguments = vm::common_arguments();
-    let (device, property) = (&lab.job.devices[0], lab.job.mode.device_property());
+    let mut arguments = vm::common_arguments(lab);
+    let (device, property) = (&lab.job.devices[0], lab.job.device_properties());
     arguments.extend(
         [
             "-machine",
@@ -140,8 +159,7 @@ fn daemon(lab: &Lab) -> Result<()> {
     let calls = vm.witnessed()?;
     let mapped = witness::replay(&calls)?;
     let held = mapped.values().next().context("the daemon mapped nothing")?;
-    // QEMU maps in its main thread, and that is the daemon's.
-    let strangers = calls.iter().filter(|c| c.is_map() && c.tid != u64::from(vm.pid)).count();
+    let strangers = calls.iter().filter(|c| c.is_map() && c.pid != u64::from(vm.pid)).count();
     let problems = if strangers == 0 { vec![] } else { vec![format!("{strangers} maps by others")] };
     lab.report.check("daemon-maps-itself", &problems, &format!("{} mappings", held.len()));
     vm.quit()

@@ -12,8 +12,8 @@ use super::{Lab, count, observe};
 
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
-    let (device, property) = (&job.devices[0], job.mode.device_property());
-    let mut arguments = vm::common_arguments();
+    let (device, property) = (&job.devices[0], job.device_properties());
+    let mut arguments = vm::common_arguments(lab);
     arguments.extend(
         [
             "-machine",

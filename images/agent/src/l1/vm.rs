@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use vfio_fast_agent::job::Container;
 use vfio_fast_agent::record::{Event, L2_PORT};
 use vfio_fast_agent::witness::{self, Call};
 
@@ -70,12 +71,12 @@ impl Process {
 }
 
 /// Arguments of every QEMU: machine, firmware, ports; RAM and devices are the scenario's.
-pub fn common_arguments() -> Vec<String> {
+pub fn common_arguments(lab: &Lab) -> Vec<String> {
     let accelerator = if Path::new("/dev/kvm").exists() { "kvm" } else { "tcg" };
     let channel = format!("virtserialport,chardev=events,name={L2_PORT}");
     let events = format!("file,id=events,path={EVENTS}");
     let monitor = format!("unix:{MONITOR},server=on,wait=off");
-    [
+    let mut arguments = [
         "-nodefaults",
         "-no-user-config",
         "-display",
@@ -98,7 +99,11 @@ pub fn common_arguments() -> Vec<String> {
         &channel,
     ]
     .map(str::to_owned)
-    .to_vec()
+    .to_vec();
+    if lab.job.container == Container::Iommufd {
+        arguments.extend(["-object", "iommufd,id=iommufd0"].map(str::to_owned));
+    }
+    arguments
 }
 
 /// Arguments that boot L2's Linux with these options besides the usual ones.
