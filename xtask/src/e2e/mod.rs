@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<()> {
     let plans = scenario::chosen(&args.only)?;
     if args.list {
         for plan in plans {
-            println!("{:26} {}", plan.name(), plan.what);
+            println!("{:33} {}", plan.name(), plan.what);
         }
         return Ok(());
     }
