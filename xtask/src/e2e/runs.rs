@@ -128,8 +128,8 @@ impl Runs<'_> {
         (verdicts.into_iter().map(|(_, verdict)| verdict).collect(), outcome)
     }
 
-    /// One boot of L1; another where a processor of the emulated machine stood still, which nothing under test
-    /// can make it do.
+    /// One boot of L1; another where a processor of the emulated machine stood still or its clock ran wild, which
+    /// nothing under test can make it do.
     fn twice_if_stalled(&self, plan: &Plan, mode: Mode) -> Result<Verdict> {
         let verdict = self.one(plan, mode)?;
         let emulated = matches!(self.accel, Accel::Tcg(_));
@@ -138,7 +138,7 @@ impl Runs<'_> {
         }
         let kept = verdict.folder.with_extension("stalled");
         println!(
-            "    a processor of the emulated L1 stood still: once more; logs of this try: {}",
+            "    a processor of the emulated L1 stood still, or its clock ran wild: once more; logs of this try: {}",
             kept.display()
         );
         fs::rename(&verdict.folder, kept)?;
