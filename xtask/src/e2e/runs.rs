@@ -21,8 +21,10 @@ use super::splat;
 use crate::image::{Guest, Payload};
 use crate::outcome::CannotRun;
 
-/// Runs beside each other at most: each keeps about one processor busy.
+/// Runs beside each other at most.
 const WORKERS: usize = 2;
+/// Processors of an L1, which keeps as many busy: emulated ones do not rest.
+const L1_PROCESSORS: usize = 2;
 /// What a run takes besides the memory of its machine.
 const OVERHEAD_MIB: u64 = 1024;
 
@@ -211,7 +213,7 @@ fn workers(plans: &[Plan], available_mib: u64) -> usize {
     let largest = plans.iter().map(|plan| plan.l1_memory_mib() + OVERHEAD_MIB).max().unwrap_or(1);
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let fit = usize::try_from(available_mib / largest).unwrap_or(1);
-    WORKERS.min(processors).min(fit).max(1)
+    WORKERS.min(processors / L1_PROCESSORS).min(fit).max(1)
 }
 
 /// Ends the verb with 69 if this machine has too little memory for that now.
@@ -241,6 +243,6 @@ mod tests {
         assert_eq!(workers(&plans, 0), 1);
         assert_eq!(workers(&plans, 7000), 1);
         let processors = std::thread::available_parallelism().unwrap().get();
-        assert_eq!(workers(&plans, 1 << 20), WORKERS.min(processors));
+        assert_eq!(workers(&plans, 1 << 20), WORKERS.min(processors / L1_PROCESSORS).max(1));
     }
 }
