@@ -18,6 +18,25 @@ const SAVED: &str = "saved";
 /// Begins the message of that commit; the version follows.
 const BASE_SUBJECT: &str = "Debian qemu ";
 
+/// What git tells its hooks and helpers of the repository they run for: not the one meant here.
+const OTHER_REPOSITORY: [&str; 15] = [
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_CONFIG",
+    "GIT_CONFIG_COUNT",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_DIR",
+    "GIT_GRAFT_FILE",
+    "GIT_IMPLICIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_NO_REPLACE_OBJECTS",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_REPLACE_REF_BASE",
+    "GIT_SHALLOW_FILE",
+    "GIT_WORK_TREE",
+];
+
 /// Unpacks the source as `dir` and commits it, unless that is what `dir` already has.
 pub fn prepare(source: &Source, dir: &Path) -> Result<()> {
     let message = format!("{BASE_SUBJECT}{}", source.version);
@@ -172,9 +191,13 @@ fn format_patches(dir: &Path, into: &Path) -> Result<String> {
     output(command.arg(format!("{BASE}..HEAD")))
 }
 
-/// git in the tree, deaf to the user's own settings: the same commits on every machine.
+/// git in the tree, deaf to the user's own settings: the same commits on every machine. Deaf also to a git that runs this
+/// program, or these commits would go to its repository.
 fn git(dir: &Path) -> Command {
     let mut command = Command::new("git");
+    for name in OTHER_REPOSITORY {
+        command.env_remove(name);
+    }
     command.current_dir(dir).env("GIT_CEILING_DIRECTORIES", parent(dir));
     command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
     for who in ["AUTHOR", "COMMITTER"] {
@@ -244,6 +267,16 @@ mod tests {
     impl Drop for Scratch {
         fn drop(&mut self) {
             remove_dir(&self.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn no_other_repository_is_heard_of() {
+        let names = output(Command::new("git").args(["rev-parse", "--local-env-vars"])).unwrap();
+        assert!(names.contains("GIT_DIR"), "{names}");
+        let command = git(Path::new("."));
+        for name in names.lines() {
+            assert!(command.get_envs().any(|(key, value)| key == name && value.is_none()), "{name} is heard");
         }
     }
 
