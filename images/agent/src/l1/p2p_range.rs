@@ -1,9 +1,7 @@
 //! A BAR where the IOMMU cannot address it: one warning, and the VM goes on. The firmware alone
 //! runs here, and nothing is unplugged, so this is also where permissions are looked at.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vfio_fast_agent::flatview::Row;
 use vfio_fast_agent::ranges::{self, Reach};
@@ -12,17 +10,15 @@ use vfio_fast_agent::witness;
 
 use super::vm::{self, Vm};
 use super::{Lab, count, observe, peer};
-use crate::machine;
 
 /// The first address the IOMMU of this scenario cannot have.
 const BEYOND: u64 = 1 << 39;
 const RESETS: usize = 3;
-/// Firmware that changed nothing for so long is through.
-const QUIET: Duration = Duration::from_millis(700);
 
 pub fn run(lab: &Lab) -> Result<()> {
     let (device, property) = (&lab.job.devices[0], lab.job.device_properties());
     let mut arguments = vm::common_arguments(lab);
+    arguments.extend(vm::firmware_arguments());
     arguments.extend(
         [
             "-machine",
@@ -39,7 +35,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let mut vm = Vm::start(lab, &arguments)?;
     lab.report.step("firmware");
     vm.qmp.run("cont", json!({}))?;
-    let first = firmware(lab, &mut vm, 0)?;
+    let first = firmware(&mut vm, 0, 1)?;
     let (rows, held) = observe::flat_view_rows(lab, &mut vm, "memory", "after-firmware")?;
     let (beyond, within): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.start >= BEYOND);
     let wanted: Vec<Reach> = within.iter().filter_map(|row| row.reach()).collect();
@@ -73,7 +69,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     for n in 1..=RESETS {
         let before = vm.witnessed()?.len();
         vm.qmp.run("system_reset", json!({}))?;
-        let again = firmware(lab, &mut vm, before)?;
+        let again = firmware(&mut vm, before, 1 + n)?;
         let different = ranges::differences("first", first.clone(), "after the reset", again);
         problems.extend(different.into_iter().map(|text| format!("reset {n}: {text}")));
     }
@@ -83,26 +79,19 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.quit()
 }
 
-/// Waits until the firmware is through, counting from the call numbered `from`; what is mapped then.
-fn firmware(lab: &Lab, vm: &mut Vm, from: usize) -> Result<Vec<Reach>> {
-    machine::wait_for(Duration::from_secs(lab.job.wait_s), || {
-        let calls = vm.witnessed().ok()?;
-        let slots = witness::guest_memory(&calls);
-        // The BAR is placed, since `from`, and PAM is as the firmware leaves it: the last thing it
-        // does is to lock its shadow.
-        let placed = calls[from..].iter().any(|c| c.gives_memory() && c.iova >= BEYOND && c.size > 0);
-        (placed && slots.range(BEYOND..).next().is_some() && slots.contains_key(&0xf0000)).then_some(())
-    })
-    .context("the firmware did not place the BAR beyond the IOMMU's reach")?;
-    let mut calls = vm.witnessed()?;
-    loop {
-        std::thread::sleep(QUIET);
-        let now = vm.witnessed()?;
-        if now.len() == calls.len() {
-            break;
-        }
-        calls = now;
-    }
+/// Waits until the firmware is through for the `times`th time, counting from the call numbered `from`; what is mapped then.
+fn firmware(vm: &mut Vm, from: usize, times: usize) -> Result<Vec<Reach>> {
+    vm.wait_firmware(times)?;
+    let calls = vm.witnessed()?;
+    // The BAR is placed, since `from`, and PAM is as the firmware leaves it: the last thing it
+    // does is to lock its shadow.
+    let slots = witness::guest_memory(&calls);
+    let placed = calls[from..].iter().any(|c| c.gives_memory() && c.iova >= BEYOND && c.size > 0);
+    ensure!(
+        placed && slots.range(BEYOND..).next().is_some(),
+        "the firmware did not place the BAR beyond the IOMMU's reach"
+    );
+    ensure!(slots.contains_key(&0xf0000), "the firmware did not lock its shadow");
     let containers = witness::replay(&calls)?;
     let held = containers.values().next().context("nothing is mapped")?;
     Ok(ranges::normalise(witness::reach(held)?))

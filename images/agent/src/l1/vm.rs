@@ -25,6 +25,9 @@ const WITNESS: &str = "/run/witness";
 const MONITOR: &str = "/run/qmp";
 const EVENTS: &str = "/run/l2-events";
 const CONSOLE: &str = "/run/l2-console-file";
+const FIRMWARE: &str = "/run/l2-firmware-file";
+/// What SeaBIOS says at the end of its work, where it finds nothing to boot: it changes nothing after that.
+const NOTHING_TO_BOOT: &str = "No bootable device";
 
 /// A running QEMU.
 pub struct Vm {
@@ -113,6 +116,12 @@ pub fn kernel_arguments(options: &str) -> Vec<String> {
          init_on_alloc=0 tsc=reliable no_timer_check random.trust_cpu=on pci=lastbus=0 vft.role=l2 {options}"
     );
     ["-kernel", "/vft/vmlinuz", "-initrd", "/vft/l2.cpio", "-append", &append].map(str::to_owned).to_vec()
+}
+
+/// Arguments with which the firmware's own words are kept, for [`Vm::wait_firmware`].
+pub fn firmware_arguments() -> Vec<String> {
+    let file = format!("file,id=firmware,path={FIRMWARE}");
+    ["-chardev", &file, "-device", "isa-debugcon,iobase=0x402,chardev=firmware"].map(str::to_owned).to_vec()
 }
 
 impl Vm {
@@ -218,6 +227,13 @@ impl Vm {
     pub fn wait_console(&mut self) -> Result<Duration> {
         let written = || fs::metadata(CONSOLE).is_ok_and(|file| file.len() > 0);
         self.wait_while_running("the first byte on L2's console", |vm| written().then(|| vm.age()))
+    }
+
+    /// Waits until the firmware has found, for the `times`th time, that there is nothing to boot.
+    pub fn wait_firmware(&mut self, times: usize) -> Result<()> {
+        let ended =
+            || fs::read_to_string(FIRMWARE).is_ok_and(|text| text.matches(NOTHING_TO_BOOT).count() >= times);
+        self.wait_while_running("the end of the firmware", |_| ended().then_some(()))
     }
 
     fn wait_while_running<T>(&mut self, what: &str, mut ask: impl FnMut(&Self) -> Option<T>) -> Result<T> {
@@ -353,7 +369,7 @@ impl Drop for Vm {
 
 /// The command that every start begins with.
 fn command(arguments: &[String]) -> Result<Command> {
-    for stale in [WITNESS, MONITOR, EVENTS, CONSOLE] {
+    for stale in [WITNESS, MONITOR, EVENTS, CONSOLE, FIRMWARE] {
         match fs::remove_file(stale) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot remove {stale}"));
