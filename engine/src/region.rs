@@ -11,6 +11,13 @@ pub enum Perm {
     ReadWrite,
 }
 
+impl Perm {
+    /// Whether the device may write.
+    pub(crate) fn is_writable(self) -> bool {
+        self == Self::ReadWrite
+    }
+}
+
 /// What kind of memory a region is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
 pub enum Kind {

@@ -5,11 +5,10 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::addr::{Iova, IovaRange, PageSizes};
+use crate::addr::{IovaRange, PageSizes};
 use crate::backend::{Backend, Counted, Limits, Mapping, Memlock, Populate};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::object::{Object, ObjectKind};
-use crate::region::Perm;
 use crate::sys::{bar, iommufd, process, procmap};
 
 /// An IOAS, through a descriptor of its own.
@@ -49,19 +48,18 @@ impl Iommufd {
 
     /// By host address: what any kernel can do, with memory.
     fn map_address(&self, mapping: &Mapping) -> Result<()> {
-        let (iova, length) = (Iova(mapping.range.start()), mapping.range.length());
-        iommufd::map(self.fd.as_fd(), self.ioas_id, iova, mapping.hva, length, writable(mapping))
+        iommufd::map(self.fd.as_fd(), self.ioas_id, mapping)
     }
 
     /// By file: without page tables or the lock of the address space, a huge page at a time. Of a private mapping these would be
     /// the wrong pages, so what the caller says is not taken on trust.
     fn map_file(&self, mapping: &Mapping, file: Object<'_>) -> Result<()> {
-        let (range, Object { fd, offset, .. }) = (mapping.range, file);
+        let Object { fd, offset, .. } = file;
         let known = !self.no_files.load(Ordering::Relaxed);
-        if !known || !procmap::is_shared_memory(mapping.hva, range.length(), fd, offset) {
+        if !known || !procmap::is_shared_memory(mapping.hva, mapping.range.length(), fd, offset) {
             return self.map_address(mapping);
         }
-        match iommufd::map_file(self.fd.as_fd(), self.ioas_id, range, fd, offset, writable(mapping)) {
+        match iommufd::map_file(self.fd.as_fd(), self.ioas_id, mapping, fd, offset) {
             Err(Error { errno: Errno::ENOTTY, .. }) => {
                 self.no_files.store(true, Ordering::Relaxed);
                 self.map_address(mapping)
@@ -74,7 +72,7 @@ impl Iommufd {
     fn map_bar(&self, mapping: &Mapping, bar: Object<'_>, region_index: u32) -> Result<()> {
         let range = mapping.range;
         let buffer = bar::export(bar.fd, region_index, bar.offset, range.length())?;
-        iommufd::map_file(self.fd.as_fd(), self.ioas_id, range, buffer.as_fd(), 0, writable(mapping))?;
+        iommufd::map_file(self.fd.as_fd(), self.ioas_id, mapping, buffer.as_fd(), 0)?;
         self.bars().insert(range.start(), range.length());
         Ok(())
     }
@@ -155,10 +153,6 @@ impl Backend for Iommufd {
         let _ = self.mapped.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         Ok(bytes)
     }
-}
-
-fn writable(mapping: &Mapping) -> bool {
-    mapping.perm == Perm::ReadWrite
 }
 
 /// Makes "no entry there" out of ENOENT, which iommufd answers when there is no entry in the range, when the range cuts one,

@@ -7,7 +7,6 @@ use crate::backend::iommufd::nothing_if_absent;
 use crate::backend::{Backend, Limits, Mapping, Memlock, Populate};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::object::Object;
-use crate::region::Perm;
 use crate::sys::ioctl::{self, Extent};
 use crate::sys::process;
 use crate::sys::type1_info::{self, Type1Info};
@@ -101,7 +100,7 @@ impl Backend for Type1 {
     fn map(&self, mapping: &Mapping, _: Option<Object<'_>>) -> std::result::Result<(), Errno> {
         let container = self.container.as_fd();
         let iova = Iova(mapping.range.start());
-        let writable = mapping.perm == Perm::ReadWrite;
+        let writable = mapping.perm.is_writable();
         map_or_replace(
             || {
                 ioctl::map(container, iova, mapping.hva, mapping.range.length(), writable)

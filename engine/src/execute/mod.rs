@@ -10,7 +10,7 @@ use crate::error::{Errno, Error, Op, Result, Why};
 use crate::object::Objects;
 use crate::plan::{Plan, Unmap};
 use crate::populate::{self, How, Piece, Populating, Report};
-use crate::region::{Kind, Perm};
+use crate::region::Kind;
 use crate::table::{Entry, MapTable};
 use crate::wanted::WantedSet;
 
@@ -204,7 +204,7 @@ fn not_mapped(entry: &Entry, errno: Errno) -> Error {
 fn pieces(entries: &[Entry]) -> Vec<Piece> {
     let pieces = entries.iter().map(|entry| {
         let bytes = if entry.kind == Kind::Ram { entry.range.length() } else { 0 };
-        Piece { hva: entry.hva, bytes, writable: entry.perm == Perm::ReadWrite }
+        Piece { hva: entry.hva, bytes, writable: entry.perm.is_writable() }
     });
     pieces.collect()
 }

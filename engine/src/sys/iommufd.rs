@@ -5,8 +5,9 @@ use std::mem::{offset_of, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::ioctl::submit;
-use crate::addr::{HostVa, Iova, IovaRange};
+use crate::addr::IovaRange;
 use crate::error::{Errno, Error, Op, Result, Why};
+use crate::region::{Mapping, Perm};
 
 // From include/uapi/linux/iommufd.h. The only published bindings may not be linked into everything this library may be
 // linked into, so they are what the test below compares with.
@@ -127,22 +128,15 @@ const fn size<T>() -> u32 {
     size_of::<T>() as u32
 }
 
-/// Lets devices read, and if `writable` also write, the `length` bytes at `hva` through `iova`.
-pub(crate) fn map(
-    iommufd: BorrowedFd<'_>,
-    ioas_id: u32,
-    iova: Iova,
-    hva: HostVa,
-    length: u64,
-    writable: bool,
-) -> Result<()> {
+/// Lets devices reach the memory at the mapping's host address.
+pub(crate) fn map(iommufd: BorrowedFd<'_>, ioas_id: u32, mapping: &Mapping) -> Result<()> {
     let mut argument = Map {
         size: size::<Map>(),
-        flags: map_flags(writable),
+        flags: map_flags(mapping.perm),
         ioas_id,
-        user_va: hva.raw(),
-        length,
-        iova: iova.0,
+        user_va: mapping.hva.raw(),
+        length: mapping.range.length(),
+        iova: mapping.range.start(),
         ..Map::default()
     };
     // SAFETY: `argument` is as long as its first field says and lives through the call. Whoever made the `HostVa`
@@ -150,32 +144,30 @@ pub(crate) fn map(
     unsafe { submit(Op::Map, iommufd, IOAS_MAP, (&raw mut argument).cast()) }.map(drop)
 }
 
-/// Lets devices read, and if `writable` also write, as many bytes of a file as `range` is long, from `start` on. ENOTTY from
-/// kernels before 6.13.
+/// Lets devices reach a file instead, from `start` on. ENOTTY from kernels before 6.13.
 pub(crate) fn map_file(
     iommufd: BorrowedFd<'_>,
     ioas_id: u32,
-    range: IovaRange,
+    mapping: &Mapping,
     file: BorrowedFd<'_>,
     start: u64,
-    writable: bool,
 ) -> Result<()> {
     let mut argument = MapFile {
         size: size::<MapFile>(),
-        flags: map_flags(writable),
+        flags: map_flags(mapping.perm),
         ioas_id,
         fd: file.as_raw_fd(),
         start,
-        length: range.length(),
-        iova: range.start(),
+        length: mapping.range.length(),
+        iova: mapping.range.start(),
     };
     // SAFETY: `argument` is as long as its first field says and lives through the call. What is mapped is a file's, or a
     // device's, and only what this process has a shared mapping of: whoever made the `HostVa` of that vouched for it.
     unsafe { submit(Op::Map, iommufd, IOAS_MAP_FILE, (&raw mut argument).cast()) }.map(drop)
 }
 
-fn map_flags(writable: bool) -> u32 {
-    MAP_FIXED_IOVA | MAP_READABLE | if writable { MAP_WRITEABLE } else { 0 }
+fn map_flags(perm: Perm) -> u32 {
+    MAP_FIXED_IOVA | MAP_READABLE | if perm.is_writable() { MAP_WRITEABLE } else { 0 }
 }
 
 /// Takes away every entry inside `range`, and answers how many bytes those were.
@@ -274,6 +266,7 @@ mod tests {
     use iommufd_bindings as uapi;
 
     use super::*;
+    use crate::addr::{HostVa, Iova};
 
     #[test]
     fn the_numbers_are_the_published_ones() {
@@ -362,11 +355,12 @@ mod tests {
         let file = File::open("/proc/self/status").unwrap();
         let fd = file.as_fd();
         let range = IovaRange::new(Iova(0), 0x1000).unwrap();
+        let mapping = Mapping { range, hva: HostVa::from_raw(0), perm: Perm::ReadWrite };
         let tried = [
             (Op::Info, space(fd, 1).map(drop)),
             (Op::Info, counts_per_process(fd).map(drop)),
-            (Op::Map, map(fd, 1, Iova(0), HostVa::from_raw(0), 0x1000, true)),
-            (Op::Map, map_file(fd, 1, range, fd, 0, true)),
+            (Op::Map, map(fd, 1, &mapping)),
+            (Op::Map, map_file(fd, 1, &mapping, fd, 0)),
             (Op::Unmap, unmap(fd, 1, range).map(drop)),
             (Op::Unmap, unmap(fd, 1, IovaRange::ALL).map(drop)),
         ];

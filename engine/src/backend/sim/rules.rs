@@ -44,22 +44,22 @@ impl Held {
             Rules::Type1 => self.type1_may_map(config, request)?,
             Rules::Iommufd => self.iommufd_may_map(config, request)?,
         };
-        if config.attached {
-            pin(config, self.locked, &mapping)?;
-            self.locked += mapping.range.length();
-        }
-        self.mappings.insert(mapping.range.start(), mapping);
-        Ok(())
+        self.hold(config, mapping)
     }
 
     // iommufd_ioas_map_file, memfd_pin_folios. The request's host address is the offset in the file: what an IOAS asks of one
     // it asks of the other.
     pub(super) fn map_file(&mut self, config: &SimConfig, request: Request, file_bytes: u64) -> Answer<()> {
         let mapping = self.iommufd_may_map(config, request)?;
+        if config.attached && request.hva.raw() + request.length > file_bytes {
+            return Err(Errno::EINVAL);
+        }
+        self.hold(config, mapping)
+    }
+
+    /// Pins and counts what may be mapped; without a device it is only noted.
+    fn hold(&mut self, config: &SimConfig, mapping: Mapping) -> Answer<()> {
         if config.attached {
-            if request.hva.raw() + request.length > file_bytes {
-                return Err(Errno::EINVAL);
-            }
             pin(config, self.locked, &mapping)?;
             self.locked += mapping.range.length();
         }
@@ -227,7 +227,7 @@ fn pin(config: &SimConfig, locked: u64, mapping: &Mapping) -> Answer<()> {
     let (start, length) = (mapping.hva.raw(), mapping.range.length());
     let last = start + (length - 1);
     let among = |places: &[(u64, u64)]| places.iter().any(|(first, end)| *first <= last && start <= *end);
-    if among(&config.unmappable) || (mapping.perm == Perm::ReadWrite && among(&config.read_only)) {
+    if among(&config.unmappable) || (mapping.perm.is_writable() && among(&config.read_only)) {
         return Err(Errno::EFAULT);
     }
     match config.memlock_limit {
