@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow};
@@ -81,6 +82,16 @@ impl Cache {
         let dir = self.root.join(name);
         make_dir(&dir)?;
         Ok(dir)
+    }
+
+    /// Lets a build keep its objects in the cache's ccache, where two trees at different places share them: `base` is the
+    /// place of this one.
+    pub fn share_objects(&self, command: &mut Command, base: &Path) {
+        command.env("CCACHE_DIR", self.root.join("ccache")).env("CCACHE_MAXSIZE", "1G");
+        command
+            .env("CCACHE_BASEDIR", base)
+            .env("CCACHE_NOHASHDIR", "1")
+            .env("CCACHE_COMPILERCHECK", "content");
     }
 
     /// Waits until no other process holds the lock `name`, then holds it until dropped.

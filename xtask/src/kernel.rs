@@ -87,8 +87,7 @@ fn configure(cache: &Cache, tree: &Path, log: &Path) -> Result<()> {
 fn make(cache: &Cache, tree: &Path) -> Command {
     let mut command = Command::new("make");
     command.arg("-C").arg(tree).args(MAKE);
-    command.env("CCACHE_DIR", cache.root().join("ccache")).env("CCACHE_MAXSIZE", "1G");
-    command.env("CCACHE_BASEDIR", tree).env("CCACHE_NOHASHDIR", "1").env("CCACHE_COMPILERCHECK", "content");
+    cache.share_objects(&mut command, tree);
     command
 }
 

@@ -251,9 +251,7 @@ impl<'a> Objects<'a> {
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.dir);
-        command.env("CCACHE_DIR", self.bench.cache.root().join("ccache"));
-        command.env("CCACHE_BASEDIR", target()).env("CCACHE_NOHASHDIR", "1");
-        command.env("CCACHE_MAXSIZE", "1G").env("CCACHE_COMPILERCHECK", "content");
+        self.bench.cache.share_objects(&mut command, &target());
         command
     }
 }
