@@ -436,6 +436,37 @@ struct vfio_fast_range {
 };
 
 /**
+ * Pages of memory the device shall reach, or no longer: an array of device addresses and one of host addresses.
+ */
+struct vfio_fast_pages {
+    /**
+     * sizeof(struct vfio_fast_pages)
+     */
+    uint32_t size;
+    /**
+     * VFIO_FAST_REGION_WRITE, or 0. Anything else is -EOPNOTSUPP.
+     */
+    uint32_t flags;
+    /**
+     * How many pages. 0 is allowed and nothing to do; the arrays may then be NULL.
+     */
+    uint64_t count;
+    /**
+     * Where the device sees each page: multiples of the smallest IOMMU page (see iova_pgsizes in struct
+     * vfio_fast_info), which is also the size of each.
+     */
+    const uint64_t *iovas;
+    /**
+     * Host virtual address of each page, a multiple of the same. Mapping reads as many as count says, unmapping none.
+     */
+    const uint64_t *hvas;
+    /**
+     * Identity of the memory object behind the pages, as in struct vfio_fast_region. Unmapping does not look at it.
+     */
+    uint64_t backing;
+};
+
+/**
  * What one commit did. Written only if the commit succeeded.
  */
 struct vfio_fast_outcome {
@@ -652,6 +683,11 @@ struct vfio_fast_stats {
      * Bytes mapped now whose device address and host address agree modulo 1 GiB, so that a 1 GiB page can serve them.
      */
     uint64_t congruent_1g_bytes;
+    /**
+     * Bytes that were unmapped and mapped again just so, because a part of their kernel entry had to go: for a moment no
+     * device could reach them.
+     */
+    uint64_t remapped_bytes;
 };
 
 /**
@@ -886,6 +922,70 @@ int vfio_fast_map_region(struct vfio_fast *vf,
 int vfio_fast_unmap(struct vfio_fast *vf,
                     const struct vfio_fast_range *range,
                     uint64_t *unmapped);
+
+/**
+ * Wants an array of pages, each of the smallest IOMMU page: the device may reach them from when this returns (outside a
+ * transaction) or from the commit on. All or nothing: if it fails, no page of the array is mapped or wanted.
+ *
+ * Pages that follow each other in the array, for the device and in host memory take one map call and one kernel entry:
+ * device pages {1, 5, 6, 7, 9} at such host addresses are three. With a backing that is not 0, entries join whatever order
+ * the array has. The memory is ordinary RAM.
+ *
+ * - vf: the handle.
+ * - pages: what to map. It and its arrays are only read during the call.
+ *
+ * # Returns
+ * 0, or
+ * - -EINVAL: a pointer is NULL; the struct is too short; an address is not a multiple of the smallest IOMMU page; an
+ *   array is not aligned, or longer than memory can be
+ * - -E2BIG: the struct is too long (the size rule)
+ * - -EOPNOTSUPP: unknown flags
+ * - -EEXIST: a page overlaps a wanted region, or is twice in the array
+ * - outside a transaction also every errno of vfio_fast_commit()
+ * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ *
+ * # Threads
+ * Any; waits for a running call on the same handle.
+ *
+ * # Safety
+ * vf as for vfio_fast_begin(); pages is NULL or points to as many bytes as its size says, and its arrays are NULL or hold
+ * count numbers, which nobody changes during the call. The memory of the pages is as vfio_fast_map_region() demands of a
+ * region's.
+ */
+int vfio_fast_map_pages(struct vfio_fast *vf,
+                        const struct vfio_fast_pages *pages);
+
+/**
+ * Does not want the pages of an array any more, wherever they came from: no device can reach them from when this returns
+ * (outside a transaction) or from the commit on. All or nothing. A page where nothing is wanted is no error.
+ *
+ * Adjacent kernel entries go in one call. Where a page is a part of an entry, the entry is unmapped and the rest of it
+ * mapped again; a device using the rest meanwhile sees an error. remapped_bytes in struct vfio_fast_stats counts the
+ * rest.
+ *
+ * - vf: the handle.
+ * - pages: what to unmap. It and its array of device addresses are only read during the call.
+ * - unmapped: receives how many bytes were taken out of what was wanted. May be NULL. Written only on success.
+ *
+ * # Returns
+ * 0, or
+ * - -EINVAL: vf, pages or the array is NULL; the struct is too short; an address is not a multiple of the smallest IOMMU
+ *   page; a page cuts a region with VFIO_FAST_REGION_EXACT; the array is not aligned, or longer than memory can be
+ * - -E2BIG: the struct is too long (the size rule)
+ * - -EOPNOTSUPP: unknown flags
+ * - outside a transaction also every errno of vfio_fast_commit()
+ * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ *
+ * # Threads
+ * Any; waits for a running call on the same handle.
+ *
+ * # Safety
+ * vf as for vfio_fast_begin(); pages is NULL or points to as many bytes as its size says, and its iovas is NULL or holds
+ * count numbers, which nobody changes during the call; unmapped is NULL or points to a uint64_t.
+ */
+int vfio_fast_unmap_pages(struct vfio_fast *vf,
+                          const struct vfio_fast_pages *pages,
+                          uint64_t *unmapped);
 
 /**
  * Makes the kernel hold what is wanted: checks the limits, faults memory in, unmaps, maps, and leaves alone what is

@@ -1,18 +1,19 @@
 //! Transactions: what a caller wants, committed as a difference, taken back as a whole.
 
 mod notes;
+mod want;
 
 use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::addr::{Iova, IovaRange};
+use crate::addr::IovaRange;
 use crate::backend::{Backend, Limits, Memlock};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::execute::{Done, Executor, Refusal};
 use crate::grid::Grid;
 use crate::log::{Level, Log};
-use crate::object::{Named, ObjectKind, Objects};
+use crate::object::Objects;
 use crate::plan::{self, Plan};
 use crate::populate::{self, How};
 use crate::preflight;
@@ -55,6 +56,8 @@ pub struct Outcome {
     pub kept_entries: u64,
     /// Their bytes.
     pub kept_bytes: u64,
+    /// Of the bytes mapped, those that were mapped just so before, in entries of which a part had to go.
+    pub remapped_bytes: u64,
     /// Device regions the kernel refused: no peer-to-peer with them.
     pub refusals: Vec<Refusal>,
     /// Wall time.
@@ -140,78 +143,6 @@ impl Engine {
         }
         state.in_transaction = true;
         Ok(())
-    }
-
-    /// Wants a region. Outside a transaction it is mapped when this returns.
-    pub fn map_region(&self, region: Region) -> Result<()> {
-        self.map(region, None)
-    }
-
-    /// Wants a region that is a part of `object`, which some kernels can map where, or faster than, they map host addresses.
-    /// All regions of one backing are parts of one object, and each byte of it has one host address. BARs are exact: the kernel
-    /// may have taken away what is mapped of them.
-    pub fn map_object(&self, region: Region, object: &Named) -> Result<()> {
-        let is_bar = matches!(object.kind, ObjectKind::Bar { .. });
-        self.map(Region { exact: region.exact || is_bar, ..region }, Some(object))
-    }
-
-    fn map(&self, region: Region, object: Option<&Named>) -> Result<()> {
-        let range = region.range;
-        let refused =
-            |errno, why| Err(Error { hva: Some(region.hva), ..Error::check(errno, Some(range), why) });
-        let page = self.page;
-        // Of an aligned length, the last byte's low bits are all set.
-        let length = range.last().wrapping_add(1).wrapping_sub(range.start());
-        if let Some(value) =
-            [range.start(), length, region.hva.raw()].into_iter().find(|v| v & (page - 1) != 0)
-        {
-            return refused(Errno::EINVAL, Why::Misaligned { value, page });
-        }
-        if range == IovaRange::ALL || region.hva.checked_add(range.length() - 1).is_none() {
-            return refused(Errno::EINVAL, Why::BadRange);
-        }
-        let mut state = self.healthy()?;
-        let object = object.filter(|_| self.backend.takes_objects());
-        let accepted = object.map(|object| state.objects.check(&region, object, page)).transpose()?;
-        if let Err(with) = state.wanted.insert(region) {
-            return refused(Errno::EEXIST, Why::Overlap { with });
-        }
-        if let Some(accepted) = accepted {
-            state.objects.insert(accepted);
-        }
-        if state.in_transaction {
-            return Ok(());
-        }
-        let outcome = self.settle(&mut state)?;
-        // With nobody to read an outcome, a refusal is this call's error.
-        let Some(refusal) = outcome.refusals.first() else { return Ok(()) };
-        // The kernel holds nothing of it, so forgetting it leaves nothing to do.
-        let forgotten = state.wanted.remove(range);
-        debug_assert!(forgotten.is_ok());
-        state.wanted.accept();
-        state.forget_objects();
-        self.note_state(&state);
-        let (range, hva) = (Some(refusal.entry.range), Some(refusal.entry.hva));
-        Err(Error { op: Op::Map, errno: refusal.errno, range, hva, why: Why::Kernel })
-    }
-
-    /// Does not want anything at `range` any more; answers how many wanted bytes that took away. Outside a transaction they
-    /// are unmapped when this returns.
-    pub fn unmap(&self, range: IovaRange) -> Result<u64> {
-        let page = self.page;
-        let end = range.last().wrapping_add(1);
-        if let Some(value) = [range.start(), end].into_iter().find(|value| value & (page - 1) != 0) {
-            return Err(Error::check(Errno::EINVAL, Some(range), Why::Misaligned { value, page }));
-        }
-        let mut state = self.healthy()?;
-        let bytes = state
-            .wanted
-            .remove(range)
-            .map_err(|region| Error::check(Errno::EINVAL, Some(range), Why::CutsExact { region }))?;
-        if !state.in_transaction {
-            self.settle(&mut state)?;
-        }
-        Ok(bytes)
     }
 
     /// Makes the kernel hold what is wanted, or, if that fails, what was wanted before less what the transaction unmapped.
@@ -343,6 +274,7 @@ impl Engine {
         stats.commits += 1;
         stats.kept_entries += outcome.kept_entries;
         stats.kept_bytes += outcome.kept_bytes;
+        stats.remapped_bytes += outcome.remapped_bytes;
         stats.device_failures += outcome.refusals.len() as u64;
         drop(stats);
         self.note_state(state);
@@ -399,6 +331,7 @@ impl Engine {
         outcome.unmap_bytes = done.unmap_bytes;
         outcome.kept_entries = plan.kept_entries;
         outcome.kept_bytes = plan.kept_bytes;
+        outcome.remapped_bytes = plan.remapped_bytes;
         outcome.refusals = done.refusals;
         run
     }
@@ -505,9 +438,4 @@ impl Drop for Engine {
             self.log.write(Level::Error, format_args!("{error}"));
         }
     }
-}
-
-/// A range from a start and a length, as most interfaces give it.
-pub fn range(iova: u64, length: u64) -> Result<IovaRange> {
-    IovaRange::new(Iova(iova), length).ok_or_else(|| Error::check(Errno::EINVAL, None, Why::BadRange))
 }

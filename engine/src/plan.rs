@@ -1,6 +1,6 @@
 //! The difference between what is wanted and what the kernel holds.
 
-use crate::addr::{HostVa, IovaRange};
+use crate::addr::IovaRange;
 use crate::grid::Grid;
 use crate::region::{Kind, Region};
 use crate::table::{Entry, MapTable};
@@ -31,6 +31,8 @@ pub struct Plan {
     pub kept_entries: u64,
     /// Their bytes.
     pub kept_bytes: u64,
+    /// Bytes that are unmapped only to be mapped again just so.
+    pub remapped_bytes: u64,
     /// Everything the plan may change: what was touched, and every entry it unmaps.
     pub scope: Vec<IovaRange>,
 }
@@ -90,10 +92,10 @@ pub fn plan(
     let mut grid = grid;
     loop {
         plan.maps = runs.iter().flat_map(|run| run.entries(grid)).collect();
-        let Some(capacity) = capacity else { return Ok(plan) };
         let needed = plan.maps.len() as u64;
-        let available = capacity.saturating_sub(remaining);
+        let available = capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(remaining));
         if needed <= available {
+            plan.remapped_bytes = remapped(&gone, &plan.maps);
             return Ok(plan);
         }
         grid = grid.coarser().filter(|_| needed > runs.len() as u64).ok_or(NoRoom { needed, available })?;
@@ -123,10 +125,7 @@ impl Run {
         // One piece for an exact run: a cell that spans the whole space.
         let whole = self.exact.then_some(self.entry.range);
         let pieces = whole.into_iter().chain(grid.pieces(self.entry.range).filter(move |_| whole.is_none()));
-        pieces.map(|range| {
-            let offset = range.start() - self.entry.range.start();
-            Entry { range, hva: HostVa::from_raw(self.entry.hva.raw().wrapping_add(offset)), ..self.entry }
-        })
+        pieces.map(|range| Entry { range, hva: self.entry.hva_at(range.start()), ..self.entry })
     }
 }
 
@@ -194,6 +193,22 @@ fn grouped(gone: &[&Entry]) -> Vec<Unmap> {
         }
     }
     unmaps
+}
+
+/// How many bytes of `maps` were mapped just so in `gone`; both are ascending and disjoint.
+fn remapped(gone: &[&Entry], maps: &[Entry]) -> u64 {
+    let mut bytes = 0u64;
+    for entry in maps {
+        let first = gone.partition_point(|gone| gone.range.last() < entry.range.start());
+        for old in gone[first..].iter().take_while(|old| old.range.start() <= entry.range.last()) {
+            if let Some(shared) = old.range.intersection(entry.range)
+                && old.agrees_with(entry, shared)
+            {
+                bytes = bytes.saturating_add(shared.length());
+            }
+        }
+    }
+    bytes
 }
 
 /// Sorted, with overlapping and adjacent ranges made one.

@@ -73,4 +73,7 @@ pub struct Stats {
     pub congruent_2m_bytes: u64,
     /// Bytes now mapped whose IOVA and host address agree modulo 1 GiB.
     pub congruent_1g_bytes: u64,
+    /// Bytes that commits unmapped and mapped again just so, because their entry held something that had to go: for a moment
+    /// no device could reach them.
+    pub remapped_bytes: u64,
 }

@@ -40,6 +40,19 @@ impl Entry {
         Mapping { range: self.range, hva: self.hva, perm: self.perm }
     }
 
+    /// The host address of the byte the device sees at `iova`, which lies in this entry.
+    pub fn hva_at(&self, iova: u64) -> HostVa {
+        debug_assert!(self.range.start() <= iova && iova <= self.range.last());
+        HostVa::from_raw(self.hva.raw().wrapping_add(iova - self.range.start()))
+    }
+
+    /// Whether the bytes of `shared`, which lies in both, are in `other` just what they are in this one.
+    pub fn agrees_with(&self, other: &Self, shared: IovaRange) -> bool {
+        (self.perm, self.kind, self.backing, self.generation)
+            == (other.perm, other.kind, other.backing, other.generation)
+            && self.hva_at(shared.start()) == other.hva_at(shared.start())
+    }
+
     /// Whether the IOVA and the host address agree modulo `page`, a power of two: only then can a superpage of that size map it.
     fn congruent(&self, page: u64) -> bool {
         (self.range.start() ^ self.hva.raw()) & (page - 1) == 0

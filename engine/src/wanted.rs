@@ -23,8 +23,7 @@ impl Wanted {
             && region.kind == entry.kind
             && region.backing == entry.backing
             && self.generation == entry.generation
-            && region.hva_at(shared.start()).raw()
-                == entry.hva.raw().wrapping_add(shared.start() - entry.range.start())
+            && region.hva_at(shared.start()) == entry.hva_at(shared.start())
     }
 
     /// Whether one entry may cover the end of this region and the beginning of `next`, its neighbour.
@@ -46,6 +45,14 @@ impl Wanted {
 enum Change {
     Inserted(IovaRange),
     Removed(Wanted),
+}
+
+/// A moment of a transaction, to come back to. The default is its beginning.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mark {
+    journal: usize,
+    touched: usize,
+    unmapped: usize,
 }
 
 /// The wanted set and its open transaction, if one is.
@@ -180,9 +187,19 @@ impl WantedSet {
         self.unmapped.clear();
     }
 
+    /// This moment of the transaction.
+    pub fn mark(&self) -> Mark {
+        Mark { journal: self.journal.len(), touched: self.touched.len(), unmapped: self.unmapped.len() }
+    }
+
     /// Takes back everything the transaction did.
     pub fn revert(&mut self) {
-        while let Some(change) = self.journal.pop() {
+        self.revert_to(Mark::default());
+    }
+
+    /// Takes back what the transaction did since `mark`.
+    pub fn revert_to(&mut self, mark: Mark) {
+        for change in self.journal.split_off(mark.journal).into_iter().rev() {
             match change {
                 Change::Inserted(range) => {
                     if let Some(wanted) = self.regions.remove(&range.start()) {
@@ -195,7 +212,8 @@ impl WantedSet {
                 }
             }
         }
-        self.accept();
+        self.touched.truncate(mark.touched);
+        self.unmapped.truncate(mark.unmapped);
     }
 
     /// Takes back what the transaction added and keeps what it unmapped: what a failed commit leaves.

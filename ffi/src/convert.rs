@@ -12,8 +12,8 @@ use crate::abi::{
     VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_MEMLOCK_OF_USER, VFIO_FAST_INFO_PARALLEL,
     VFIO_FAST_INFO_POISONED, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR, VFIO_FAST_LOG_INFO,
     VFIO_FAST_LOG_WARN, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT, VFIO_FAST_REGION_FD,
-    VFIO_FAST_REGION_WRITE, vfio_fast_info, vfio_fast_outcome, vfio_fast_range, vfio_fast_region,
-    vfio_fast_stats,
+    VFIO_FAST_REGION_WRITE, vfio_fast_info, vfio_fast_outcome, vfio_fast_pages, vfio_fast_range,
+    vfio_fast_region, vfio_fast_stats,
 };
 use crate::failure::{Failure, Result};
 
@@ -27,7 +27,7 @@ pub(crate) fn region(region: &vfio_fast_region, hva: HostVa) -> Result<Region> {
     Ok(Region {
         range: iova_range(region.iova, region.length)?,
         hva,
-        perm: if has(VFIO_FAST_REGION_WRITE) { Perm::ReadWrite } else { Perm::Read },
+        perm: perm(region.flags),
         kind: if has(VFIO_FAST_REGION_DEVICE) { Kind::Device } else { Kind::Ram },
         backing: Backing(region.backing),
         exact: has(VFIO_FAST_REGION_EXACT),
@@ -43,6 +43,16 @@ pub(crate) fn object(region: &vfio_fast_region) -> Option<Named> {
         ObjectKind::Memory
     };
     has(VFIO_FAST_REGION_FD).then_some(Named { fd: region.fd, kind, offset: region.fd_offset })
+}
+
+/// What a device may do with an array's pages.
+pub(crate) fn pages_perm(pages: &vfio_fast_pages) -> Result<Perm> {
+    known("struct vfio_fast_pages: flags", pages.flags, VFIO_FAST_REGION_WRITE)?;
+    Ok(perm(pages.flags))
+}
+
+fn perm(flags: u32) -> Perm {
+    if flags & VFIO_FAST_REGION_WRITE != 0 { Perm::ReadWrite } else { Perm::Read }
 }
 
 /// The range a caller names.
@@ -147,6 +157,7 @@ pub(crate) fn stats(stats: &Stats) -> vfio_fast_stats {
         preflight_refusals,
         congruent_2m_bytes,
         congruent_1g_bytes,
+        remapped_bytes,
     } = *stats;
     vfio_fast_stats {
         size: 0,
@@ -186,6 +197,7 @@ pub(crate) fn stats(stats: &Stats) -> vfio_fast_stats {
         preflight_refusals,
         congruent_2m_bytes,
         congruent_1g_bytes,
+        remapped_bytes,
     }
 }
 

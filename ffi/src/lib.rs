@@ -9,10 +9,12 @@
 //! | [`exports`] | what C calls: every function, each one call of `guard` |
 //! | `guard` | the only way in: errno, panics, poison |
 //! | `sized` | structs that begin with their size |
+//! | `array` | arrays of numbers |
 //! | `failure` | the last failure of each thread |
 //! | `handle`, `convert`, `log` | C values to engine values and back |
 
 pub mod abi;
+mod array;
 mod convert;
 pub mod exports;
 mod failure;

@@ -41,6 +41,11 @@ fn every_struct_size() {
 }
 
 #[test]
+fn arrays_of_pages() {
+    passes("pages.c", Language::C11);
+}
+
+#[test]
 fn errors_and_their_texts() {
     passes("errors.c", Language::C11);
 }

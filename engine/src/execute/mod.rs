@@ -14,6 +14,9 @@ use crate::region::Kind;
 use crate::table::{Entry, MapTable};
 use crate::wanted::WantedSet;
 
+/// The smallest page there is.
+const PAGE: u64 = 4096;
+
 /// A device region the kernel refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Refusal {
@@ -200,10 +203,12 @@ fn not_mapped(entry: &Entry, errno: Errno) -> Error {
     Error { op: Op::Map, errno, range, hva, why: Why::Kernel }
 }
 
-/// The memory behind each entry; of device memory there is nothing to fault in.
+/// The memory behind each entry. Of device memory there is nothing to fault in, and a single page is the map call's: to look
+/// whether it is there would cost more.
 fn pieces(entries: &[Entry]) -> Vec<Piece> {
     let pieces = entries.iter().map(|entry| {
-        let bytes = if entry.kind == Kind::Ram { entry.range.length() } else { 0 };
+        let length = entry.range.length();
+        let bytes = if entry.kind == Kind::Ram && length > PAGE { length } else { 0 };
         Piece { hva: entry.hva, bytes, writable: entry.perm.is_writable() }
     });
     pieces.collect()

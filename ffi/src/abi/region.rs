@@ -49,6 +49,25 @@ pub struct vfio_fast_range {
     pub length: u64,
 }
 
+/// Pages of memory the device shall reach, or no longer: an array of device addresses and one of host addresses.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct vfio_fast_pages {
+    /// sizeof(struct vfio_fast_pages)
+    pub size: u32,
+    /// VFIO_FAST_REGION_WRITE, or 0. Anything else is -EOPNOTSUPP.
+    pub flags: u32,
+    /// How many pages. 0 is allowed and nothing to do; the arrays may then be NULL.
+    pub count: u64,
+    /// Where the device sees each page: multiples of the smallest IOMMU page (see iova_pgsizes in struct
+    /// vfio_fast_info), which is also the size of each.
+    pub iovas: *const u64,
+    /// Host virtual address of each page, a multiple of the same. Mapping reads as many as count says, unmapping none.
+    pub hvas: *const u64,
+    /// Identity of the memory object behind the pages, as in struct vfio_fast_region. Unmapping does not look at it.
+    pub backing: u64,
+}
+
 /// What one commit did. Written only if the commit succeeded.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -84,4 +103,5 @@ pub struct vfio_fast_outcome {
 
 sized32!(vfio_fast_region, 40);
 sized32!(vfio_fast_range, 24);
+sized32!(vfio_fast_pages, 40);
 sized32!(vfio_fast_outcome, 80);

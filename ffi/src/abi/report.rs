@@ -113,6 +113,9 @@ pub struct vfio_fast_stats {
     pub congruent_2m_bytes: u64,
     /// Bytes mapped now whose device address and host address agree modulo 1 GiB, so that a 1 GiB page can serve them.
     pub congruent_1g_bytes: u64,
+    /// Bytes that were unmapped and mapped again just so, because a part of their kernel entry had to go: for a moment no
+    /// device could reach them.
+    pub remapped_bytes: u64,
 }
 
 /// What the handle is and what its IOMMU can do.

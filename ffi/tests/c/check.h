@@ -110,6 +110,19 @@ static inline struct vfio_fast_range range(uint64_t iova, uint64_t length)
     return r;
 }
 
+static inline struct vfio_fast_pages pages(uint64_t count, const uint64_t *iovas, const uint64_t *hvas, uint32_t flags)
+{
+    struct vfio_fast_pages p;
+
+    memset(&p, 0, sizeof(p));
+    p.size = sizeof(p);
+    p.flags = flags;
+    p.count = count;
+    p.iovas = iovas;
+    p.hvas = hvas;
+    return p;
+}
+
 static inline struct vfio_fast_stats stats(struct vfio_fast *vf)
 {
     struct vfio_fast_stats s;

@@ -12,6 +12,9 @@ int main(void)
     struct vfio_fast_outcome outcome;
     struct vfio_fast_stats s;
     struct vfio_fast_info i;
+    const uint64_t one = 0;
+    struct vfio_fast_pages nowhere = pages(1, NULL, &one, 0), nothing = pages(1, &one, NULL, 0);
+    struct vfio_fast_pages empty = pages(0, NULL, NULL, 0);
     uint64_t unmapped = 42;
     unsigned char *bytes;
     size_t at;
@@ -46,7 +49,21 @@ int main(void)
     CHECK_RC(vfio_fast_unmap(NULL, NULL, NULL), -EINVAL);
     CHECK_RC(vfio_fast_unmap(NULL, &all, &unmapped), -EINVAL);
     CHECK_RC(vfio_fast_unmap(vf, NULL, &unmapped), -EINVAL);
+    CHECK_RC(vfio_fast_map_pages(NULL, &empty), -EINVAL);
+    CHECK_RC(vfio_fast_map_pages(vf, NULL), -EINVAL);
+    CHECK_TEXT("vfio_fast_pages");
+    CHECK_RC(vfio_fast_map_pages(vf, &nowhere), -EINVAL);
+    CHECK_TEXT("iovas");
+    CHECK_RC(vfio_fast_map_pages(vf, &nothing), -EINVAL);
+    CHECK_TEXT("hvas");
+    CHECK_RC(vfio_fast_map_pages(vf, &empty), 0);
+    CHECK_RC(vfio_fast_unmap_pages(NULL, &empty, &unmapped), -EINVAL);
+    CHECK_RC(vfio_fast_unmap_pages(vf, NULL, &unmapped), -EINVAL);
+    CHECK_RC(vfio_fast_unmap_pages(vf, &nowhere, &unmapped), -EINVAL);
     CHECK(unmapped == 42);
+    CHECK_RC(vfio_fast_unmap_pages(vf, &nothing, NULL), 0); /* host addresses do not matter */
+    CHECK_RC(vfio_fast_unmap_pages(vf, &empty, &unmapped), 0);
+    CHECK(unmapped == 0);
     CHECK_RC(vfio_fast_unmap(vf, &all, NULL), 0);
     CHECK_RC(vfio_fast_commit(NULL, NULL), -EINVAL);
     CHECK_RC(vfio_fast_commit(NULL, &outcome), -EINVAL);

@@ -64,6 +64,22 @@ static int call_unmap(void *arg)
     return vfio_fast_unmap(vf, (const struct vfio_fast_range *)arg, NULL);
 }
 
+static int call_map_pages(void *arg)
+{
+    struct vfio_fast_range all = range(0, MIB);
+    uint64_t unmapped = 0;
+    int rc = vfio_fast_map_pages(vf, (const struct vfio_fast_pages *)arg);
+
+    CHECK_RC(vfio_fast_unmap(vf, &all, &unmapped), 0);
+    CHECK(unmapped == (rc == 0 ? 4096 : 0));
+    return rc;
+}
+
+static int call_unmap_pages(void *arg)
+{
+    return vfio_fast_unmap_pages(vf, (const struct vfio_fast_pages *)arg, NULL);
+}
+
 static int call_commit(void *arg)
 {
     int rc;
@@ -112,20 +128,21 @@ static void sweep_input(const void *template_, size_t first, size_t known, call_
     CHECK_RC(call(bytes), -E2BIG);
 }
 
-static void sweep_output(size_t known, call_fn call)
+/* `first` bytes had the struct in its first release, `known` it has now. */
+static void sweep_output(size_t first, size_t known, call_fn call)
 {
     static const unsigned char nothing[4096];
     size_t size, at;
     unsigned char *bytes;
     uint32_t told;
 
-    for (size = 0; size < known; size++) {
+    for (size = 0; size < first; size++) {
         bytes = (unsigned char *)place(nothing, 0, size, 0x5a);
         CHECK_RC(call(bytes), -EINVAL);
         for (at = sizeof(told); at < size; at++)
             CHECK(bytes[at] == 0x5a);
     }
-    for (size = known; size <= known + BEYOND; size++) {
+    for (size = first; size <= known + BEYOND; size++) {
         /* Whatever stood there before does not matter: it is an output. */
         bytes = (unsigned char *)place(nothing, 0, size, 0x5a);
         CHECK_RC(call(bytes), 0);
@@ -163,13 +180,15 @@ static void what_an_older_program_did_not_set(void)
 int main(void)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    unsigned char *pages = (unsigned char *)(uintptr_t)memory(2 * page);
+    unsigned char *room = (unsigned char *)(uintptr_t)memory(2 * page);
     struct vfio_fast_sim_config sim = sim_defaults();
     struct vfio_fast_config config = sim_config(NULL);
     struct vfio_fast_region ram = region(0, MIB, memory(MIB), VFIO_FAST_REGION_WRITE);
     struct vfio_fast_range all = range(0, MIB);
+    const uint64_t iova = 0, hva = memory(MIB);
+    struct vfio_fast_pages one = pages(1, &iova, &hva, VFIO_FAST_REGION_WRITE);
 
-    edge = pages + page;
+    edge = room + page;
     CHECK(mprotect(edge, page, PROT_NONE) == 0);
     vf = open_sim(NULL);
 
@@ -177,11 +196,13 @@ int main(void)
     sweep_input(&config, offsetof(struct vfio_fast_config, iommufd_fd), sizeof(config), call_open);
     sweep_input(&ram, offsetof(struct vfio_fast_region, fd), sizeof(ram), call_map_region);
     sweep_input(&all, sizeof(all), sizeof(all), call_unmap);
+    sweep_input(&one, sizeof(one), sizeof(one), call_map_pages);
+    sweep_input(&one, sizeof(one), sizeof(one), call_unmap_pages);
     what_an_older_program_did_not_set();
-    sweep_output(sizeof(struct vfio_fast_outcome), call_commit);
-    sweep_output(sizeof(struct vfio_fast_stats), call_get_stats);
-    sweep_output(sizeof(struct vfio_fast_info), call_get_info);
-    sweep_output(sizeof(struct vfio_fast_failure), call_last_failure);
+    sweep_output(sizeof(struct vfio_fast_outcome), sizeof(struct vfio_fast_outcome), call_commit);
+    sweep_output(offsetof(struct vfio_fast_stats, remapped_bytes), sizeof(struct vfio_fast_stats), call_get_stats);
+    sweep_output(sizeof(struct vfio_fast_info), sizeof(struct vfio_fast_info), call_get_info);
+    sweep_output(sizeof(struct vfio_fast_failure), sizeof(struct vfio_fast_failure), call_last_failure);
 
     CHECK_RC(vfio_fast_close(&vf), 0);
     return 0;

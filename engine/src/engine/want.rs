@@ -1,0 +1,161 @@
+//! What a caller wants and does not want any more: regions, and arrays of pages.
+
+use std::sync::MutexGuard;
+
+use super::{Engine, State};
+use crate::addr::{HostVa, Iova, IovaRange};
+use crate::error::{Errno, Error, Op, Result, Why};
+use crate::object::{Named, ObjectKind};
+use crate::region::{Backing, Kind, Perm, Region};
+use crate::runs::runs;
+
+impl Engine {
+    /// Wants a region. Outside a transaction it is mapped when this returns.
+    pub fn map_region(&self, region: Region) -> Result<()> {
+        self.map(region, None)
+    }
+
+    /// Wants a region that is a part of `object`, which some kernels can map where, or faster than, they map host addresses.
+    /// All regions of one backing are parts of one object, and each byte of it has one host address. BARs are exact: the kernel
+    /// may have taken away what is mapped of them.
+    pub fn map_object(&self, region: Region, object: &Named) -> Result<()> {
+        let is_bar = matches!(object.kind, ObjectKind::Bar { .. });
+        self.map(Region { exact: region.exact || is_bar, ..region }, Some(object))
+    }
+
+    fn map(&self, region: Region, object: Option<&Named>) -> Result<()> {
+        self.check(&region)?;
+        let mut state = self.healthy()?;
+        let object = object.filter(|_| self.backend.takes_objects());
+        let accepted = object.map(|object| state.objects.check(&region, object, self.page)).transpose()?;
+        insert(&mut state, region)?;
+        if let Some(accepted) = accepted {
+            state.objects.insert(accepted);
+        }
+        self.settle_or_refuse(state)
+    }
+
+    /// Wants RAM in pages of the smallest IOMMU page, each at its IOVA: all of them, or none if this fails. Outside a
+    /// transaction they are mapped when this returns.
+    ///
+    /// Pages that follow each other in the array, for the device and in the host's memory are one region, and so one entry
+    /// and one map call: {1, 5, 6, 7, 9} are three. Those of a known backing also join what follows them anyhow, as regions do.
+    pub fn map_pages(
+        &self,
+        pages: impl IntoIterator<Item = (Iova, HostVa)>,
+        perm: Perm,
+        backing: Backing,
+    ) -> Result<()> {
+        let mut state = self.healthy()?;
+        let before = state.wanted.mark();
+        for run in runs(pages, self.page) {
+            let added = range(run.iova.0, run.pages.saturating_mul(self.page)).and_then(|range| {
+                let region = Region { range, hva: run.hva, perm, kind: Kind::Ram, backing, exact: false };
+                self.check(&region)?;
+                insert(&mut state, region)
+            });
+            if let Err(error) = added {
+                state.wanted.revert_to(before);
+                return Err(error);
+            }
+        }
+        self.settle_or_refuse(state)
+    }
+
+    /// Does not want anything at `range` any more; answers how many wanted bytes that took away. Outside a transaction they
+    /// are unmapped when this returns.
+    pub fn unmap(&self, range: IovaRange) -> Result<u64> {
+        self.unmap_each([Ok(range)])
+    }
+
+    /// Does not want these pages of the smallest IOMMU page any more; answers how many bytes that took away. All or nothing,
+    /// but for pages where nothing is wanted. Outside a transaction they are unmapped when this returns.
+    ///
+    /// A page out of the middle of an entry takes the entry away and maps the rest of it again: a device that uses the rest
+    /// at that moment sees an error. [`Stats::remapped_bytes`](crate::stats::Stats::remapped_bytes) counts the rest.
+    pub fn unmap_pages(&self, iovas: impl IntoIterator<Item = Iova>) -> Result<u64> {
+        // Where the host has them does not matter: as if each were at the address it has for the device.
+        let pages = iovas.into_iter().map(|iova| (iova, HostVa::from_raw(iova.0)));
+        self.unmap_each(
+            runs(pages, self.page).map(|run| range(run.iova.0, run.pages.saturating_mul(self.page))),
+        )
+    }
+
+    fn unmap_each(&self, ranges: impl IntoIterator<Item = Result<IovaRange>>) -> Result<u64> {
+        let mut state = self.healthy()?;
+        let before = state.wanted.mark();
+        let mut bytes = 0u64;
+        for range in ranges {
+            match range.and_then(|range| self.remove(&mut state, range)) {
+                Ok(removed) => bytes = bytes.saturating_add(removed),
+                Err(error) => {
+                    state.wanted.revert_to(before);
+                    return Err(error);
+                }
+            }
+        }
+        if !state.in_transaction {
+            self.settle(&mut state)?;
+        }
+        Ok(bytes)
+    }
+
+    fn remove(&self, state: &mut State, range: IovaRange) -> Result<u64> {
+        let page = self.page;
+        let end = range.last().wrapping_add(1);
+        if let Some(value) = [range.start(), end].into_iter().find(|value| value & (page - 1) != 0) {
+            return Err(Error::check(Errno::EINVAL, Some(range), Why::Misaligned { value, page }));
+        }
+        let removed = state.wanted.remove(range);
+        removed.map_err(|region| Error::check(Errno::EINVAL, Some(range), Why::CutsExact { region }))
+    }
+
+    /// Whether the numbers of a region can be a region's.
+    fn check(&self, region: &Region) -> Result<()> {
+        let (page, range) = (self.page, region.range);
+        let refused = |why| Err(refusal_of(region, Errno::EINVAL, why));
+        // Of an aligned length, the last byte's low bits are all set.
+        let length = range.last().wrapping_add(1).wrapping_sub(range.start());
+        if let Some(value) =
+            [range.start(), length, region.hva.raw()].into_iter().find(|v| v & (page - 1) != 0)
+        {
+            return refused(Why::Misaligned { value, page });
+        }
+        if range == IovaRange::ALL || region.hva.checked_add(range.length() - 1).is_none() {
+            return refused(Why::BadRange);
+        }
+        Ok(())
+    }
+
+    /// The end of a call that added to what is wanted. Inside a transaction there is nothing more to do; outside, with nobody to
+    /// read an outcome, a refusal is the call's error, and nothing that it added is wanted.
+    fn settle_or_refuse(&self, mut state: MutexGuard<'_, State>) -> Result<()> {
+        if state.in_transaction {
+            return Ok(());
+        }
+        let added = state.wanted.touched().to_vec();
+        let outcome = self.settle(&mut state)?;
+        let Some(refusal) = outcome.refusals.first() else { return Ok(()) };
+        for range in added {
+            let removed = state.wanted.remove(range);
+            debug_assert!(removed.is_ok(), "what was inserted can be removed");
+        }
+        self.settle(&mut state)?;
+        let (range, hva) = (Some(refusal.entry.range), Some(refusal.entry.hva));
+        Err(Error { op: Op::Map, errno: refusal.errno, range, hva, why: Why::Kernel })
+    }
+}
+
+fn insert(state: &mut State, region: Region) -> Result<()> {
+    let inserted = state.wanted.insert(region);
+    inserted.map_err(|with| refusal_of(&region, Errno::EEXIST, Why::Overlap { with }))
+}
+
+fn refusal_of(region: &Region, errno: Errno, why: Why) -> Error {
+    Error { hva: Some(region.hva), ..Error::check(errno, Some(region.range), why) }
+}
+
+/// A range from a start and a length, as most interfaces give it.
+pub fn range(iova: u64, length: u64) -> Result<IovaRange> {
+    IovaRange::new(Iova(iova), length).ok_or_else(|| Error::check(Errno::EINVAL, None, Why::BadRange))
+}
