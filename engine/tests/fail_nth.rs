@@ -1,12 +1,11 @@
 //! Every single failing call, and pairs of them: the table stays true to the kernel, a failed commit leaves what it says it
 //! leaves, the first errno is kept, and what cannot be taken back poisons.
 
-#![allow(unsafe_code, reason = "the memory behind the model's host addresses is mapped by hand")]
-
 mod common;
 
 use std::fs;
 
+use common::memory::RealMemory;
 use common::{Space, Step, assert_table, base, drive, engine, keeping, rules, transactions};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -33,17 +32,6 @@ fn ram_only(transactions: Vec<Vec<Step>>) -> Vec<Vec<Step>> {
 fn piece(start: u64, units: u64) -> common::Piece {
     let (object, offset, perm) = (1, start, Perm::ReadWrite);
     common::Piece { start, units, object, offset, perm, kind: Kind::Ram, exact: false }
-}
-
-/// What a failed commit leaves: what was wanted before, less everything the transaction unmapped.
-fn after_failure(before: &Space, applied: &[Step]) -> Space {
-    let mut space = before.clone();
-    for step in applied {
-        if matches!(step, Step::Unmap { .. }) {
-            space.apply(*step);
-        }
-    }
-    space
 }
 
 /// Runs the transactions up to the first commit that fails; answers how many calls were made until then.
@@ -87,7 +75,7 @@ fn run_with(config: SimConfig, transactions: &[Vec<Step>], base: u64) -> (u64, b
             assert!(failures.len() > 1, "one failed call must not poison");
             assert_poisoned(&engine);
         } else {
-            after_failure(&before, &applied).assert_mapped(&sim.mappings());
+            before.after_failure(&applied).assert_mapped(&sim.mappings());
             assert_usable(&engine, &sim, base);
         }
         let poisoned = engine.info().poisoned;
@@ -111,53 +99,6 @@ fn assert_usable(engine: &vfio_fast_engine::Engine, sim: &Sim, base: u64) {
     let all = Space::new(base).range(0, common::UNITS);
     engine.unmap(all).expect("still usable");
     assert!(sim.mappings().is_empty());
-}
-
-/// Real memory where the model's host addresses are, so that it can be faulted in.
-struct RealMemory;
-
-impl RealMemory {
-    const OBJECTS: std::ops::Range<u64> = 1..4;
-    /// The space, and as far as an object's offset may be shifted.
-    const BYTES: usize = ((common::UNITS + 4) * common::UNIT) as usize;
-
-    fn new() -> Self {
-        for object in Self::OBJECTS {
-            let address = common::hva_of(object, 0) as *mut libc::c_void;
-            let flags =
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: with MAP_FIXED_NOREPLACE a mapping replaces nothing.
-            let got = unsafe { libc::mmap(address, Self::BYTES, protection, flags, -1, 0) };
-            assert_eq!(got, address, "{}", std::io::Error::last_os_error());
-        }
-        Self
-    }
-
-    /// Takes away, or gives back, the memory of one unit of the first object.
-    fn protect(&self, unit: u64, protection: libc::c_int) {
-        let address = common::hva_of(1, unit) as *mut libc::c_void;
-        // SAFETY: the unit is inside one of the mappings, which nobody holds a reference into.
-        assert_eq!(unsafe { libc::mprotect(address, common::UNIT as usize, protection) }, 0);
-    }
-
-    /// Makes all of it cold again.
-    fn cool(&self) {
-        for object in Self::OBJECTS {
-            let address = common::hva_of(object, 0) as *mut libc::c_void;
-            // SAFETY: the range is one of the mappings, which nobody holds a reference into.
-            assert_eq!(unsafe { libc::madvise(address, Self::BYTES, libc::MADV_DONTNEED) }, 0);
-        }
-    }
-}
-
-impl Drop for RealMemory {
-    fn drop(&mut self) {
-        for object in Self::OBJECTS {
-            // SAFETY: the range is one of the mappings, which nobody holds a reference into.
-            unsafe { libc::munmap(common::hva_of(object, 0) as *mut libc::c_void, Self::BYTES) };
-        }
-    }
 }
 
 /// Threads of the engine's that are left in this process. A thread that was joined may be listed a moment longer.
@@ -198,11 +139,11 @@ fn failures_meanwhile_are_taken_back() {
                 run_with(SimConfig { failures, ..config.clone() }, &transactions, base);
             }
             memory.cool();
-            memory.protect(hole, libc::PROT_NONE);
+            memory.protect(1, hole, libc::PROT_NONE);
             let at = common::hva_of(1, hole);
             let unmappable = vec![(at, at + common::UNIT - 1)];
             run_with(SimConfig { unmappable, ..config }, &transactions, base);
-            memory.protect(hole, libc::PROT_READ | libc::PROT_WRITE);
+            memory.protect(1, hole, libc::PROT_READ | libc::PROT_WRITE);
         }
         assert_eq!(workers_left(), Vec::<String>::new());
         Ok(())

@@ -165,7 +165,7 @@ fn shared_libraries(program: &Path, own: &[PathBuf]) -> Result<Vec<PathBuf>> {
 }
 
 /// What the machines' programs are compiled for. Named, so that it is not what build scripts run on.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the agent, linked statically: L2 has no library at all.
 pub fn build_agent(log: &Path) -> Result<PathBuf> {

@@ -18,6 +18,7 @@ mod qemu;
 mod setup;
 mod test;
 mod tidy;
+mod tsan;
 
 use std::process::ExitCode;
 

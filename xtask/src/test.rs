@@ -6,25 +6,29 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use clap::builder::PossibleValuesParser;
 
 use crate::cache::Cache;
 use crate::outcome::{Told, UNAVAILABLE, code_of};
 use crate::progress::{elapsed, run_logged, step};
 use crate::qemu::Kind;
-use crate::{e2e, exports, header, install, kernel, packages, paths, qemu, tidy};
+use crate::{e2e, exports, header, install, kernel, packages, paths, qemu, tidy, tsan};
 
 /// Which checks to run.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Leave out what needs QEMU, for the edit loop
+    /// Leave out what takes minutes, for the edit loop
     #[arg(long)]
     fast: bool,
+    /// Run only this check, by its name; may be given several times
+    #[arg(long, value_name = "CHECK", conflicts_with = "fast", value_parser = PossibleValuesParser::new(names()))]
+    only: Vec<String>,
 }
 
 /// One check.
 struct Check {
     name: &'static str,
-    /// Whether it needs QEMU or a kernel built: minutes instead of seconds.
+    /// Whether it builds everything another way, QEMU or a kernel: minutes instead of seconds.
     slow: bool,
     run: fn(&Path) -> Result<()>,
 }
@@ -51,6 +55,7 @@ const CHECKS: &[Check] = &[
         install::into(&prefix(), log)?;
         exports::check(&prefix())
     }),
+    slow("ThreadSanitizer", tsan::check),
     slow("patch series applies", |_| qemu::check_series()),
     slow("QEMU builds stock, off and on", |_| {
         [Kind::Stock, Kind::Off, Kind::On].into_iter().try_for_each(|kind| qemu::built(kind).map(drop))
@@ -59,6 +64,10 @@ const CHECKS: &[Check] = &[
     slow("newest kernel builds", |_| kernel::built().map(drop)),
     slow("e2e", |_| e2e::run(&e2e::Args::default())),
 ];
+
+fn names() -> impl Iterator<Item = &'static str> {
+    CHECKS.iter().map(|check| check.name)
+}
 
 const fn fast(name: &'static str, run: fn(&Path) -> Result<()>) -> Check {
     Check { name, slow: false, run }
@@ -83,7 +92,8 @@ enum Verdict {
 pub fn run(args: &Args) -> Result<()> {
     packages::ensure(&Cache::open()?)?;
     let mut done = Vec::new();
-    for check in CHECKS {
+    let chosen = |check: &&Check| args.only.is_empty() || args.only.iter().any(|name| name == check.name);
+    for check in CHECKS.iter().filter(chosen) {
         let start = Instant::now();
         let verdict = if args.fast && check.slow {
             Verdict::LeftOut
@@ -110,7 +120,7 @@ fn table(done: &[(&str, Verdict, Duration)]) -> String {
         let (result, time) = match verdict {
             Verdict::Passed => ("passed", elapsed(*time)),
             Verdict::Failed => ("FAILED", elapsed(*time)),
-            Verdict::LeftOut => ("skipped", "needs QEMU, left out by --fast".into()),
+            Verdict::LeftOut => ("skipped", "left out by --fast".into()),
             Verdict::CannotRun => ("skipped", "cannot run here".into()),
         };
         lines.push(format!("{name:<32}{result:<14}{time}"));

@@ -2,6 +2,9 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(unsafe_code, reason = "naming a host address is unsafe; see `region`")]
 
+pub mod callers;
+pub mod memory;
+
 use proptest::prelude::*;
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::Mapping;
@@ -116,6 +119,17 @@ impl Space {
         }
     }
 
+    /// What a failed commit leaves: what was wanted before, less everything the transaction unmapped.
+    pub fn after_failure(&self, applied: &[Step]) -> Self {
+        let mut space = self.clone();
+        for step in applied {
+            if matches!(step, Step::Unmap { .. }) {
+                space.apply(*step);
+            }
+        }
+        space
+    }
+
     /// How many of these units are wanted.
     pub fn wanted_units(&self, start: u64, units: u64) -> u64 {
         self.cells[start as usize..(start + units) as usize].iter().flatten().count() as u64
@@ -172,9 +186,9 @@ pub fn assert_untouched(before: &Space, after: &Space, kernel_before: &[Mapping]
     }
 }
 
-/// Where an object's unit is in the host's memory.
+/// Where an object's unit is in the host's memory: where nothing else is, and where ThreadSanitizer takes memory.
 pub fn hva_of(object: u64, offset: u64) -> u64 {
-    0x7000_0000_0000 + (object << 32) + offset * UNIT
+    0x10_0000_0000 + (object << 32) + offset * UNIT
 }
 
 /// A host address that nothing will ever be read from or written to.

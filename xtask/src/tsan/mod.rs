@@ -1,0 +1,141 @@
+//! The tests that start threads, under ThreadSanitizer.
+//!
+//! It learns from atomic operations what comes before what, and sees those that are compiled for it. Those behind the locks of
+//! the standard library are not: it comes compiled, and its source is not part of every toolchain. But its bitcode is, beside
+//! the machine code, for link-time optimization. The toolchain's own linker makes machine code of that once more, with the
+//! atomic operations told.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use crate::cache::remove_dir;
+use crate::image::TARGET;
+use crate::outcome::CannotRun;
+use crate::paths;
+use crate::progress::{output, run_logged};
+
+/// The libraries that threads wait in: std's, and that of the programs that run tests.
+const LIBRARIES: &[&str] = &["libstd-", "libtest-"];
+/// What is linked to every test.
+const FENCE: &str = "fence.o";
+/// The test binaries with threads in them, the engine's own unit tests beside them.
+const TESTS: &[&str] = &["threads", "fail_nth", "conformance", "native"];
+/// A test of `threads` that is a data race, and what has to be said of it.
+const PLANTED: &str = "a_planted_race_is_reported";
+const REPORT: &str = "WARNING: ThreadSanitizer: data race";
+
+/// Fails if a planted race is not reported, or anything else is.
+pub fn check(log: &Path) -> Result<()> {
+    let sysroot = instrumented_libraries(log)?;
+    let mut planted = cargo(&sysroot);
+    planted.args(["--test", "threads", "--", "--ignored", "--exact", PLANTED]);
+    let failed = run_logged(&mut planted, log).is_err();
+    let reported = fs::read_to_string(log)?.contains(REPORT);
+    ensure!(failed && reported, "ThreadSanitizer does not report a race that was planted");
+
+    let mut tests = cargo(&sysroot);
+    tests.arg("--lib").args(TESTS.iter().flat_map(|test| ["--test", *test]));
+    run_logged(&mut tests, log)
+}
+
+/// Tests of the engine, compiled for ThreadSanitizer and linked with those libraries.
+fn cargo(sysroot: &Path) -> Command {
+    let mut command = Command::new(paths::cargo());
+    command
+        .current_dir(paths::root())
+        .args(["test", "--locked", "--package", "vfio-fast-engine", "--target", TARGET, "--target-dir"])
+        .arg(paths::target().join("tsan"))
+        .env("CARGO_TERM_COLOR", "never")
+        // Unoptimized, a race is as visible, but what is looked at takes several times as long.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+        .args(["--config", "profile.dev.package.\"*\".opt-level=0"])
+        .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
+        .env_remove("TSAN_OPTIONS")
+        // A sanitizer is not a stable option yet.
+        .env("RUSTC_BOOTSTRAP", "1");
+    let flags = [
+        &format!("--sysroot={}", sysroot.display()),
+        &format!("-Clink-arg={}", sysroot.join(FENCE).display()),
+        "-Clink-arg=-Wl,--wrap=__tsan_atomic64_fetch_sub,--wrap=__tsan_atomic_thread_fence",
+        "-Zsanitizer=thread",
+        // The other libraries that come compiled have no locks.
+        "-Cunsafe-allow-abi-mismatch=sanitizer",
+        // What others have instantiated is not instrumented.
+        "-Zshare-generics=no",
+    ];
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    command
+}
+
+/// A copy of the toolchain's libraries, with those that threads wait in made anew.
+fn instrumented_libraries(log: &Path) -> Result<PathBuf> {
+    let version = rustc(&["-vV"])?;
+    let toolchain = Path::new(rustc(&["--print", "sysroot"])?.trim()).join("lib/rustlib").join(TARGET);
+    let all = paths::target().join("tsan");
+    let sysroot = all.join("sysroot");
+    let stamp = sysroot.join("made-from");
+    let how = [include_str!("mod.rs"), include_str!("fence.c")].concat();
+    let made_from = format!("{}\n{version}\n{how}", toolchain.display());
+    if fs::read_to_string(&stamp).is_ok_and(|text| text == made_from) {
+        return Ok(sysroot);
+    }
+    // Cargo does not know what the tests were linked with.
+    remove_dir(&all)?;
+    let own = sysroot.join("lib/rustlib").join(TARGET);
+    fs::create_dir_all(own.join("lib"))?;
+    symlink(toolchain.join("bin"), own.join("bin"))?;
+    let libraries = fs::read_dir(toolchain.join("lib"))
+        .map_err(|error| CannotRun(format!("this toolchain has no libraries for {TARGET}: {error}")))?;
+    let mut made = 0;
+    for library in libraries {
+        let library = library?;
+        let (from, to) = (library.path(), own.join("lib").join(library.file_name()));
+        let name = library.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".rlib") && LIBRARIES.iter().any(|start| name.starts_with(start)) {
+            fs::copy(from, &to)?;
+            instrument(&to, &toolchain.join("bin/rust-lld"), &sysroot, log)?;
+            made += 1;
+        } else {
+            symlink(from, to)?;
+        }
+    }
+    ensure!(made == LIBRARIES.len(), "{made} libraries found of {}", LIBRARIES.len());
+    let source = paths::root().join("xtask/src/tsan/fence.c");
+    let flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fPIC", "-c"];
+    run_logged(Command::new("cc").args(flags).arg("-o").arg(sysroot.join(FENCE)).arg(source), log)?;
+    fs::write(stamp, made_from)?;
+    Ok(sysroot)
+}
+
+/// Replaces the machine code in an archive by what its bitcode becomes.
+fn instrument(archive: &Path, linker: &Path, scratch: &Path, log: &Path) -> Result<()> {
+    let members = output(Command::new("ar").arg("t").arg(archive))?;
+    for object in members.lines().filter(|name| name.ends_with(".o")) {
+        run_logged(Command::new("ar").current_dir(scratch).arg("x").arg(archive).arg(object), log)?;
+        let (object, bitcode) = (scratch.join(object), scratch.join("bitcode"));
+        let mut section = Command::new("objcopy");
+        section.args(["--output-target=binary", "--only-section=.llvmbc"]);
+        // Otherwise it is none of what a program loads, and left out.
+        run_logged(section.args(["--set-section-flags", ".llvmbc=alloc"]).arg(&object).arg(&bitcode), log)?;
+        if !linker.exists() || fs::metadata(&bitcode).map_or(0, |meta| meta.len()) == 0 {
+            let what = "this toolchain has no rust-lld, or no bitcode of std: take rustup's";
+            return Err(CannotRun(what.to_owned()).into());
+        }
+        let mut link = Command::new(linker);
+        link.args(["-flavor", "gnu", "-r", "-m", "elf_x86_64"]);
+        link.arg("--lto-newpm-passes=tsan-module,function(tsan)");
+        run_logged(link.arg("-o").arg(&object).arg(&bitcode), log)?;
+        run_logged(Command::new("ar").arg("r").arg(archive).arg(&object), log)?;
+        fs::remove_file(&object)?;
+        fs::remove_file(&bitcode)?;
+    }
+    Ok(())
+}
+
+fn rustc(args: &[&str]) -> Result<String> {
+    output(Command::new("rustc").args(args))
+}
