@@ -78,6 +78,18 @@ pub fn attached(driver: Driver, run: impl FnOnce(&dyn Backend, Memory)) {
     with_backend(Needs::default(), driver, |backend, _, memory| run(backend, memory));
 }
 
+/// Opens the backend for the driver, with the device attached and to keep, and the ioctls it uses.
+pub fn owned(driver: Driver, run: impl FnOnce(Box<dyn Backend>, &dyn Target, Memory)) {
+    on_the_kernel(Needs::default(), driver, |opened, memory| {
+        run(opened.backend(driver), &Ioctls { opened, kernel: driver.answers_as(), memory }, memory);
+    });
+}
+
+/// The PCI address of the device.
+pub fn device_name() -> String {
+    std::env::var(DEVICE).unwrap_or_else(|_| panic!("{DEVICE} names no device"))
+}
+
 /// Replaces the mapping of the file by one that nobody may touch.
 pub fn map_untouchable(memory: Memory, flags: libc::c_int) {
     let (address, bytes) = (memory.file as *mut libc::c_void, usize::try_from(MEMORY).unwrap());
@@ -129,17 +141,11 @@ pub fn with_bar(run: impl FnOnce(&dyn Backend, &Bar<'_>)) {
 }
 
 fn with_backend(needs: Needs, driver: Driver, run: impl FnOnce(&dyn Backend, &Opened, Memory)) {
-    on_the_kernel(needs, driver, |opened, memory| {
-        let backend: Box<dyn Backend> = match driver {
-            Driver::Type1 | Driver::Imitation => Box::new(Type1::open(opened.fd()).unwrap()),
-            Driver::Iommufd => Box::new(Iommufd::open(opened.fd(), opened.ioas_id).unwrap()),
-        };
-        run(&*backend, opened, memory);
-    });
+    on_the_kernel(needs, driver, |opened, memory| run(&*opened.backend(driver), opened, memory));
 }
 
 fn on_the_kernel(needs: Needs, driver: Driver, run: impl FnOnce(&Opened, Memory)) {
-    let device = named_by_environment();
+    let device = Device::at(&device_name());
     let memory = RealMemory::new();
     let entries = needs.entries.map(EntryLimit::new);
     let opened = match driver {
@@ -152,11 +158,6 @@ fn on_the_kernel(needs: Needs, driver: Driver, run: impl FnOnce(&Opened, Memory)
     run(&opened, memory.addresses);
     drop(limited);
     drop(opened);
-}
-
-fn named_by_environment() -> Device {
-    let name = std::env::var(DEVICE).unwrap_or_else(|_| panic!("{DEVICE} names no device"));
-    Device::at(&name)
 }
 
 fn group(device: &Device) -> PathBuf {
@@ -203,6 +204,13 @@ impl Opened {
             opened.attach().expect("attaching to an empty IOAS works");
         }
         opened
+    }
+
+    fn backend(&self, driver: Driver) -> Box<dyn Backend> {
+        match driver {
+            Driver::Type1 | Driver::Imitation => Box::new(Type1::open(self.fd()).unwrap()),
+            Driver::Iommufd => Box::new(Iommufd::open(self.fd(), self.ioas_id).unwrap()),
+        }
     }
 
     fn fd(&self) -> RawFd {

@@ -3,14 +3,20 @@
 #![allow(unsafe_code, reason = "naming host addresses is unsafe")]
 
 mod cases;
+#[path = "../common/mod.rs"]
+mod common;
 mod ioas;
 mod kernel;
 mod run;
+mod stale;
+mod witness;
 
 use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, RawFd};
 
 use cases::{MEMORY, PAGE};
+use common::callers;
+use common::memory::RealMemory;
 use kernel::Driver;
 use run::{Answer, Case, Difference, Hva, Kernel, Op, Target};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
@@ -18,7 +24,8 @@ use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::backend::{Backend, Counted, Mapping};
 use vfio_fast_engine::object::{Object, ObjectKind};
 use vfio_fast_engine::region::Perm;
-use vfio_fast_engine::{Errno, error};
+use vfio_fast_engine::{Config, Engine, Errno, error};
+use witness::{PageTables, Translations};
 
 /// Where the addresses of user space end.
 const USER_END: u64 = 0x8000_0000_0000;
@@ -352,6 +359,36 @@ fn a_bar_is_mapped_while_it_decodes() {
         assert_eq!(backend.unmap(range), Ok(2 * PAGE));
         assert_eq!(backend.unmap(IovaRange::ALL), Ok(0));
     });
+}
+
+#[test]
+#[ignore = "needs a kernel with iommufd and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn callers_of_iommufd_never_see_each_other() {
+    let memory = RealMemory::new();
+    let tables = PageTables::of(&kernel::device_name());
+    kernel::owned(Driver::Iommufd, |backend, _, _| {
+        let config = Config { entry_size: common::ENTRY, huge_pages: false, ..Config::default() };
+        let engine = Engine::new(backend, config).unwrap();
+        let left = callers::keep_to_their_own(&engine, 4);
+        if let Some(tables) = tables {
+            witness::assert_same("what callers leave", &witness::wanted(&left), &tables.read());
+            engine.close().unwrap();
+            witness::assert_same("closed", &Translations::new(), &tables.read());
+        }
+    });
+    drop(memory);
+}
+
+#[test]
+#[ignore = "needs VT-d, a kernel with iommufd and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn iommufd_holds_nothing_stale_after_a_failure() {
+    stale::nothing_is_left_by(Driver::Iommufd);
+}
+
+#[test]
+#[ignore = "needs VT-d and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn type1_holds_nothing_stale_after_a_failure() {
+    stale::nothing_is_left_by(Driver::Type1);
 }
 
 #[test]

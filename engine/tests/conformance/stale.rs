@@ -1,0 +1,284 @@
+//! After a failure the IOMMU holds what was promised, nothing more and nothing less: looked up in its own page tables.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, ThreadId};
+
+use super::Memory;
+use super::cases::PAGE;
+use super::common::memory::RealMemory;
+use super::common::{ENTRY, Piece, Space, Step, drive};
+use super::kernel::{self, Driver};
+use super::run::{Hva, Target};
+use super::witness::{self, PageTables, Translation, Translations, assert_same};
+use vfio_fast_engine::backend::{Backend, Limits, Mapping, Memlock, Populate};
+use vfio_fast_engine::object::Object;
+use vfio_fast_engine::region::{Kind, Perm};
+use vfio_fast_engine::{Config, Engine, Errno, Result};
+
+/// Not errnos that a kernel answers here by itself.
+const INJECTED: Errno = Errno(libc::EREMOTEIO);
+const SECOND: Errno = Errno(libc::ENOLINK);
+
+/// Mapped before the transaction: across 1 MiB and entries, only to be read, and exact.
+const BEFORE: &[Step] = &[
+    map(0, 24, 1, Perm::ReadWrite, false),
+    map(32, 8, 2, Perm::Read, false),
+    map(48, 3, 1, Perm::ReadWrite, true),
+];
+
+/// Takes away whole entries and parts of them, puts other memory there, and adds some: eight maps after five unmaps (fewer where
+/// neighbours are joined), both of more memory than one thread is left alone with.
+const TRANSACTION: &[Step] = &[
+    Step::Unmap { start: 4, units: 16 },
+    map(4, 16, 3, Perm::Read, false),
+    Step::Unmap { start: 48, units: 3 },
+    map(40, 24, 1, Perm::ReadWrite, false),
+    Step::Unmap { start: 36, units: 4 },
+];
+
+/// Where memory of the transaction's maps is missing: an object and a unit of it.
+const HOLES: [(u64, u64); 5] = [(3, 5), (3, 15), (1, 44), (1, 55), (1, 63)];
+/// Units of the transaction's maps that are not mapped before: where somebody else's mapping may be in the way.
+const IN_THE_WAY: [u64; 3] = [44, 55, 63];
+
+const fn map(start: u64, units: u64, object: u64, perm: Perm, exact: bool) -> Step {
+    Step::Map(Piece { start, units, object, offset: start, perm, kind: Kind::Ram, exact })
+}
+
+/// How a call fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// Nothing was done.
+    Refused(Errno),
+    /// An unmap was done, and something else was answered.
+    Lost(Errno),
+}
+
+/// Calls of map and unmap since they were last counted from 1, and which of them fail.
+#[derive(Debug, Default)]
+struct Calls {
+    made: u64,
+    unmaps: u64,
+    failing: Vec<(u64, Failure)>,
+    callers: HashSet<ThreadId>,
+}
+
+/// The kernel, less the calls that fail.
+#[derive(Debug)]
+struct Failing {
+    kernel: Box<dyn Backend>,
+    calls: Arc<Mutex<Calls>>,
+}
+
+impl Failing {
+    fn note(&self, is_unmap: bool) -> Option<Failure> {
+        let mut calls = lock(&self.calls);
+        calls.made += 1;
+        calls.unmaps += u64::from(is_unmap);
+        calls.callers.insert(thread::current().id());
+        calls.failing.iter().find(|(nth, _)| *nth == calls.made).map(|(_, failure)| *failure)
+    }
+}
+
+impl Backend for Failing {
+    fn name(&self) -> &'static str {
+        self.kernel.name()
+    }
+
+    fn limits(&self) -> Result<Limits> {
+        self.kernel.limits()
+    }
+
+    fn memlock(&self) -> Memlock {
+        self.kernel.memlock()
+    }
+
+    fn populates(&self) -> Populate {
+        self.kernel.populates()
+    }
+
+    fn parallel(&self) -> bool {
+        self.kernel.parallel()
+    }
+
+    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
+        match self.note(false) {
+            Some(Failure::Refused(errno) | Failure::Lost(errno)) => Err(errno),
+            None => self.kernel.map(mapping, object),
+        }
+    }
+
+    fn unmap(&self, range: vfio_fast_engine::addr::IovaRange) -> std::result::Result<u64, Errno> {
+        match self.note(true) {
+            Some(Failure::Refused(errno)) => Err(errno),
+            Some(Failure::Lost(errno)) => self.kernel.unmap(range).and(Err(errno)),
+            None => self.kernel.unmap(range),
+        }
+    }
+}
+
+fn lock(calls: &Mutex<Calls>) -> MutexGuard<'_, Calls> {
+    calls.lock().unwrap()
+}
+
+/// What goes wrong.
+#[derive(Clone, Debug, Default)]
+struct Trouble {
+    failing: Vec<(u64, Failure)>,
+    /// Memory that is missing: an object and a unit of it.
+    hole: Option<(u64, u64)>,
+    /// A unit whose first page somebody else has mapped.
+    foreign: Option<u64>,
+    huge_pages: bool,
+}
+
+/// What came of it.
+struct Came {
+    made: u64,
+    unmaps: u64,
+    callers: usize,
+    failed: bool,
+    poisoned: bool,
+}
+
+/// Every single failing call, pairs of them, answers that are lost, missing memory, and mappings in the way.
+pub fn nothing_is_left_by(driver: Driver) {
+    let tables = PageTables::of(&kernel::device_name()).expect("VT-d, which shows its page tables");
+    let run = |trouble: Trouble| run(driver, &tables, &trouble);
+    let untroubled = run(Trouble::default());
+    assert!(!untroubled.failed);
+    let unmaps = if driver == Driver::Iommufd { 5 } else { 3 };
+    assert_eq!((untroubled.unmaps, untroubled.made), (unmaps, unmaps + 8));
+    let (mut runs, mut callers, mut poisoned) = (1, untroubled.callers, 0);
+    let mut count = |came: &Came| {
+        runs += 1;
+        callers = callers.max(came.callers);
+        poisoned += u64::from(came.poisoned);
+    };
+    for nth in 1..=untroubled.made {
+        let first = (nth, Failure::Refused(INJECTED));
+        for huge_pages in [false, true] {
+            let came = run(Trouble { failing: vec![first], huge_pages, ..Trouble::default() });
+            assert!(came.failed && !came.poisoned, "call {nth} fails");
+            count(&came);
+        }
+        let second = (nth + 1, Failure::Refused(SECOND));
+        let came = run(Trouble { failing: vec![first, second], ..Trouble::default() });
+        assert!(came.failed, "calls {nth} and {} fail", nth + 1);
+        count(&came);
+    }
+    for nth in 1..=untroubled.unmaps {
+        let failing = vec![(nth, Failure::Lost(INJECTED))];
+        let came = run(Trouble { failing, ..Trouble::default() });
+        assert!(came.poisoned, "what unmap {nth} did is not known");
+        count(&came);
+    }
+    let holes = HOLES.map(|hole| Trouble { hole: Some(hole), ..Trouble::default() });
+    let in_the_way = IN_THE_WAY.map(|unit| Trouble { foreign: Some(unit), ..Trouble::default() });
+    for trouble in holes.into_iter().chain(in_the_way) {
+        let came = run(trouble.clone());
+        assert!(came.failed && !came.poisoned, "{trouble:?}");
+        count(&came);
+    }
+    println!(
+        "{runs} runs, {} calls in one, made by up to {callers} threads, {poisoned} poisoned",
+        untroubled.made
+    );
+    assert_eq!(callers > 1, driver == Driver::Iommufd, "iommufd's calls are made from several threads");
+}
+
+fn run(driver: Driver, tables: &PageTables, trouble: &Trouble) -> Came {
+    // Of its own, since memory that huge pages were once asked for gets them.
+    let memory = RealMemory::new();
+    let mut came = None;
+    kernel::owned(driver, |kernel, ioctls, other| {
+        let calls = Arc::<Mutex<Calls>>::default();
+        let backend = Failing { kernel, calls: calls.clone() };
+        let config = Config { entry_size: ENTRY, huge_pages: trouble.huge_pages, ..Config::default() };
+        let engine = Engine::new(Box::new(backend), config).unwrap();
+        came = Some(on_engine(engine, &calls, &memory, tables, trouble, &Foreign { ioctls, other }));
+    });
+    came.expect("it was run")
+}
+
+/// Somebody else on the same container: a page of memory, and how it is mapped.
+struct Foreign<'a> {
+    ioctls: &'a dyn Target,
+    other: Memory,
+}
+
+impl Foreign<'_> {
+    fn map(&self, iova: u64) -> Translation {
+        self.ioctls.map(iova, PAGE, Hva::Writable(0), true).expect("nothing is mapped there yet");
+        Translation { physical: witness::physical_of(self.other.address(Hva::Writable(0))), writable: true }
+    }
+
+    fn unmap(&self, iova: u64) {
+        assert_eq!(self.ioctls.unmap(iova, PAGE), Ok(PAGE), "closing takes away nothing of somebody else's");
+    }
+}
+
+fn on_engine(
+    engine: Engine,
+    calls: &Mutex<Calls>,
+    memory: &RealMemory,
+    tables: &PageTables,
+    trouble: &Trouble,
+    foreign: &Foreign<'_>,
+) -> Came {
+    let mut space = Space::new(0);
+    let nothing = Translations::new();
+    assert_same("before anything is mapped", &nothing, &tables.read());
+    transact(&engine, &mut space, BEFORE).expect("nothing fails yet");
+    assert_same("before the transaction", &witness::wanted(&space), &tables.read());
+
+    let in_the_way = trouble.foreign.map(|unit| (space.iova(unit), foreign.map(space.iova(unit))));
+    if let Some((object, unit)) = trouble.hole {
+        memory.protect(object, unit, libc::PROT_NONE);
+    }
+    *lock(calls) = Calls { failing: trouble.failing.clone(), ..Calls::default() };
+    let before = space.clone();
+    let committed = transact(&engine, &mut space, TRANSACTION);
+    let Calls { made, unmaps, callers, .. } = std::mem::take(&mut *lock(calls));
+    if let Some((object, unit)) = trouble.hole {
+        memory.protect(object, unit, libc::PROT_READ | libc::PROT_WRITE);
+    }
+    if let Err(error) = &committed {
+        let possible = match trouble {
+            Trouble { hole: Some(_), .. } => vec![Errno::EFAULT],
+            Trouble { foreign: Some(_), .. } => vec![Errno::EEXIST],
+            // Of calls that fail at the same time, either may be the first to be back.
+            _ => vec![INJECTED, SECOND],
+        };
+        assert!(possible.contains(&error.errno), "{trouble:?}: {error}");
+        space = before.after_failure(TRANSACTION);
+    }
+    let poisoned = engine.info().poisoned;
+    if !poisoned {
+        let mut wanted = witness::wanted(&space);
+        if let Some((iova, translation)) = in_the_way {
+            // A witness that sees no more than it is told of would not see this.
+            let differences = witness::differences(&wanted, &tables.read());
+            assert_eq!(differences.len(), 1, "one page of somebody else's: {differences:?}");
+            wanted.insert(iova, translation);
+        }
+        assert_same(&format!("after {trouble:x?}"), &wanted, &tables.read());
+    }
+    let failed = committed.is_err();
+    engine.close().expect("closing works");
+    if let Some((iova, _)) = in_the_way {
+        foreign.unmap(iova);
+    }
+    assert_same(&format!("closed after {trouble:x?}"), &nothing, &tables.read());
+    Came { made, unmaps, callers: callers.len(), failed, poisoned }
+}
+
+fn transact(engine: &Engine, space: &mut Space, steps: &[Step]) -> Result<()> {
+    engine.begin()?;
+    for step in steps {
+        assert!(space.apply(*step), "{step:?}");
+        drive(engine, space, *step).expect("regions are only noted");
+    }
+    engine.commit().map(drop)
+}

@@ -1,0 +1,179 @@
+//! The IOMMU's own page tables, as VT-d's driver shows them in debugfs: what a device can reach, whatever anybody believes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::cases::PAGE;
+use super::common::{Space, UNIT};
+use vfio_fast_engine::region::Perm;
+
+/// The physical address in an entry of a page table.
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
+const WRITABLE: u64 = 2;
+/// Differences that are shown.
+const SHOWN: usize = 8;
+
+/// What a page of IOVAs is translated to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    pub physical: u64,
+    pub writable: bool,
+}
+
+/// Every page that is translated, by IOVA.
+pub type Translations = BTreeMap<u64, Translation>;
+
+/// The page tables of one device.
+#[derive(Debug)]
+pub struct PageTables {
+    file: PathBuf,
+}
+
+impl PageTables {
+    /// Those of the device with that PCI address. AMD-Vi's driver shows none.
+    pub fn of(device: &str) -> Option<Self> {
+        let file = ["/sys/kernel/debug/iommu/intel", device, "domain_translation_struct"].iter().collect();
+        Path::new("/sys/class/iommu/dmar0").exists().then_some(Self { file })
+    }
+
+    /// What the device can reach, now.
+    pub fn read(&self) -> Translations {
+        let text =
+            fs::read_to_string(&self.file).unwrap_or_else(|error| panic!("{}: {error}", self.file.display()));
+        parse(&text).unwrap_or_else(|error| panic!("{}: {error}", self.file.display()))
+    }
+}
+
+/// Reads a dump: a line of the device, one of titles, and one for each entry that is no table. Such a line has the number of the
+/// page and the entries on the way to it, from the fifth level down.
+fn parse(text: &str) -> Result<Translations, String> {
+    let mut lines = text.lines();
+    // A dump without a device, and so without tables, is no empty table.
+    let device = lines.next().filter(|line| line.starts_with("Device "));
+    device.and(lines.next()).filter(|line| line.starts_with("IOVA_PFN")).ok_or("it shows no device")?;
+    let mut found = Translations::new();
+    for line in lines.filter(|line| !line.is_empty()) {
+        let bad = || format!("what does `{line}` mean?");
+        let (page, entries) = line.split_once('|').ok_or_else(bad)?;
+        let hex = |text: &str| u64::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok();
+        let page = hex(page).ok_or_else(bad)?;
+        let entries: Option<Vec<u64>> = entries.split_whitespace().map(hex).collect();
+        let entries = entries.ok_or_else(bad)?;
+        // Of three entries the last is one of level 3, which translates 1 GiB.
+        let pages = match entries.len() {
+            3 => 1 << 18,
+            4 => 1 << 9,
+            5 => 1,
+            _ => return Err(bad()),
+        };
+        let leaf = entries[entries.len() - 1];
+        let first = leaf & FRAME & !(pages * PAGE - 1);
+        for number in 0..pages {
+            let translation = Translation { physical: first + number * PAGE, writable: leaf & WRITABLE != 0 };
+            if found.insert((page + number) * PAGE, translation).is_some() {
+                return Err(format!("`{line}` translates a page again"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What a space wants, page by page, with the memory that this process has there now.
+pub fn wanted(space: &Space) -> Translations {
+    let pagemap = File::open("/proc/self/pagemap").unwrap();
+    let mut pages = Translations::new();
+    for (unit, cell) in (0..).zip(&space.cells) {
+        let Some(cell) = cell else { continue };
+        for offset in (0..UNIT).step_by(PAGE as usize) {
+            let physical = physical(&pagemap, cell.hva + offset);
+            let translation = Translation { physical, writable: cell.perm == Perm::ReadWrite };
+            pages.insert(space.iova(unit) + offset, translation);
+        }
+    }
+    pages
+}
+
+/// Where the page of this process at that address is.
+pub fn physical_of(address: u64) -> u64 {
+    physical(&File::open("/proc/self/pagemap").unwrap(), address)
+}
+
+fn physical(pagemap: &File, address: u64) -> u64 {
+    let mut entry = [0; 8];
+    pagemap.read_exact_at(&mut entry, address / PAGE * 8).unwrap();
+    let entry = u64::from_ne_bytes(entry);
+    let frame = entry & ((1 << 55) - 1);
+    assert!(entry >> 63 == 1 && frame != 0, "no page at {address:#x}, or none that may be seen");
+    frame * PAGE
+}
+
+/// What is translated and should not be, what should be and is not, and what is translated to something else.
+pub fn differences(wanted: &Translations, found: &Translations) -> Vec<String> {
+    let stale = found.iter().filter(|(iova, _)| !wanted.contains_key(iova));
+    let stale = stale.map(|(iova, to)| format!("stale: IOVA {iova:#x} is mapped to {to:x?}"));
+    let wrong = wanted.iter().filter(|(iova, to)| found.get(iova) != Some(to));
+    let wrong = wrong.map(|(iova, to)| {
+        format!("IOVA {iova:#x} should be mapped to {to:x?}, and is to {:x?}", found.get(iova))
+    });
+    stale.chain(wrong).collect()
+}
+
+/// Fails if there is a difference.
+pub fn assert_same(what: &str, wanted: &Translations, found: &Translations) {
+    let mut lines = differences(wanted, found);
+    let pages = lines.len();
+    lines.truncate(SHOWN);
+    assert!(pages == 0, "{what}: {pages} pages differ in the IOMMU\n{}", lines.join("\n"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DUMP: &str = "Device 0000:00:04.0 @0x10a2000\n\
+        IOVA_PFN         \tPML5E             \tPML4E             \tPDPE              \tPDE               \tPTE\n\
+        0x0000000000040 |\t0x0000000000000000\t0x00000000010a3003\t0x00000000010a4003\t0x00000000010a5003\t0x0000000007654003\n\
+        0x0000000000041 |\t0x0000000000000000\t0x00000000010a3003\t0x00000000010a4003\t0x00000000010a5003\t0x0000000007655001\n\
+        0x0000000000200 |\t0x0000000000000000\t0x00000000010a3003\t0x00000000010a4003\t0x0000000008000083\n";
+
+    fn to(physical: u64, writable: bool) -> Translation {
+        Translation { physical, writable }
+    }
+
+    #[test]
+    fn a_dump_is_read_page_by_page() {
+        let found = parse(DUMP).unwrap();
+        assert_eq!(found.len(), 2 + 512);
+        assert_eq!(found[&0x4_0000], to(0x765_4000, true));
+        assert_eq!(found[&0x4_1000], to(0x765_5000, false));
+        assert_eq!((found[&0x20_0000], found[&0x3f_f000]), (to(0x800_0000, true), to(0x81f_f000, true)));
+        let empty: String = DUMP.lines().take(2).map(|line| format!("{line}\n")).collect();
+        assert_eq!(parse(&empty), Ok(Translations::new()));
+    }
+
+    #[test]
+    fn what_is_no_dump_is_not_an_empty_one() {
+        let twice = format!("{DUMP}{}\n", DUMP.lines().last().unwrap());
+        let short = DUMP.replace("\t0x0000000000000000\t0x00000000010a3003\t0x00000000010a4003", "");
+        for text in
+            ["", "DMA Remapping is not enabled on dmar0\n", "Device 0000:00:04.0 @0x0\n", &twice, &short]
+        {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_difference_is_one() {
+        let wanted = Translations::from([(0, to(0x1000, true)), (0x1000, to(0x2000, false))]);
+        let count =
+            |found: &[(u64, Translation)]| differences(&wanted, &found.iter().copied().collect()).len();
+        let [first, second] = [(0, to(0x1000, true)), (0x1000, to(0x2000, false))];
+        assert_eq!(count(&[first, second]), 0);
+        assert_eq!(count(&[first]), 1, "missing");
+        assert_eq!(count(&[first, second, (0x2000, to(0x3000, true))]), 1, "stale");
+        assert_eq!(count(&[first, (0x1000, to(0x2000, true))]), 1, "writable");
+        assert_eq!(count(&[first, (0x1000, to(0x5000, false))]), 1, "elsewhere");
+    }
+}
