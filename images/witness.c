@@ -10,6 +10,8 @@
  *
  *   cmd fd iova size flags vaddr ret errno out start_ns duration_ns pid object
  *
+ * "vaddr" of a map by file is where the process has that part of the file, or of the BAR that a dma-buf is of,
+ * in its own address space, as the kernel tells; 0 if it has not all of it, shared and in one piece.
  * "out" is the byte count the kernel answered to an unmap, or the number of the KVM slot; "object" is
  * the IOAS that iommufd made, mapped or unmapped in, or whatever it destroyed. Fields an ioctl does
  * not have are 0.
@@ -20,11 +22,14 @@
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <linux/vfio.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -36,6 +41,7 @@
 #define IOMMUFD_IOAS_ALLOC _IO(VFIO_TYPE, 0x81)
 #define IOMMUFD_IOAS_MAP _IO(VFIO_TYPE, 0x85)
 #define IOMMUFD_IOAS_UNMAP _IO(VFIO_TYPE, 0x86)
+#define IOMMUFD_IOAS_MAP_FILE _IO(VFIO_TYPE, 0x8f)
 
 struct iommufd_destroy {
     uint32_t size, id;
@@ -54,6 +60,37 @@ struct iommufd_ioas_unmap {
     uint32_t size, ioas_id;
     uint64_t iova, length;
 };
+
+struct iommufd_ioas_map_file {
+    uint32_t size, flags, ioas_id;
+    int32_t fd;
+    uint64_t start, length, iova;
+};
+
+/* VFIO_DEVICE_FEATURE with VFIO_DEVICE_FEATURE_DMA_BUF and one range, newer than the header. */
+#define EXPORT_DMA_BUF (VFIO_DEVICE_FEATURE_GET | 11)
+
+struct dma_buf_export {
+    uint32_t argsz, flags, region_index, open_flags, reserved, nr_ranges;
+    uint64_t offset, length;
+};
+
+/* What tells a file from all others. */
+struct identity {
+    dev_t device;
+    ino_t inode;
+};
+
+/* A dma-buf, and the bytes of a VFIO device that it is of: from where on in the device's file. */
+struct dma_buf {
+    struct identity self, device;
+    uint64_t start;
+};
+
+#define DMA_BUFS 64
+static struct dma_buf dma_bufs[DMA_BUFS];
+static unsigned int dma_bufs_made;
+static pthread_mutex_t dma_bufs_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int record = -1;
 
@@ -90,6 +127,90 @@ static int real_ioctl(int fd, unsigned long cmd, void *arg)
         next = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
     }
     return next(fd, cmd, arg);
+}
+
+static int identify(int fd, struct identity *identity)
+{
+    struct stat status;
+
+    if (fstat(fd, &status) < 0) {
+        return 0;
+    }
+    identity->device = status.st_dev;
+    identity->inode = status.st_ino;
+    return 1;
+}
+
+static int same(const struct identity *a, const struct identity *b)
+{
+    return a->device == b->device && a->inode == b->inode;
+}
+
+/* Remembers what a new dma-buf is of. The oldest is forgotten: none lives longer than the map it was made for. */
+static void remember_dma_buf(int device, const struct dma_buf_export *export, int fd)
+{
+    struct vfio_region_info info = { .argsz = sizeof(info), .index = export->region_index };
+    struct dma_buf made;
+
+    if (export->nr_ranges == 1 && identify(fd, &made.self) && identify(device, &made.device) &&
+        real_ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &info) == 0) {
+        made.start = info.offset + export->offset;
+        pthread_mutex_lock(&dma_bufs_lock);
+        dma_bufs[dma_bufs_made++ % DMA_BUFS] = made;
+        pthread_mutex_unlock(&dma_bufs_lock);
+    }
+}
+
+/* Makes the file of a VFIO device, and the place in it, of a dma-buf and a place in that. */
+static void resolve_dma_buf(struct identity *file, uint64_t *start)
+{
+    pthread_mutex_lock(&dma_bufs_lock);
+    for (unsigned int n = 0; n < DMA_BUFS; n++) {
+        if (same(&dma_bufs[n].self, file)) {
+            *file = dma_bufs[n].device;
+            *start += dma_bufs[n].start;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&dma_bufs_lock);
+}
+
+/* Where this process has "length" bytes of the file from "start" on, shared and in one piece; 0 if nowhere. */
+static uint64_t address_of(int fd, uint64_t start, uint64_t length)
+{
+    unsigned long long from, to, offset, inode;
+    unsigned int device_major, device_minor;
+    uint64_t base = 0, known, found = 0;
+    struct identity file, mapped;
+    char line[512], shared;
+    FILE *maps;
+
+    if (!identify(fd, &file)) {
+        return 0;
+    }
+    resolve_dma_buf(&file, &start);
+    known = start;
+    maps = fopen("/proc/self/maps", "re");
+    if (!maps) {
+        return 0;
+    }
+    /* Pieces that continue each other differ in something else, such as advice. */
+    while (!found && fgets(line, sizeof(line), maps)) {
+        if (sscanf(line, "%llx-%llx %*c%*c%*c%c %llx %x:%x %llu", &from, &to, &shared, &offset, &device_major,
+                   &device_minor, &inode) != 7) {
+            continue;
+        }
+        mapped.device = makedev(device_major, device_minor);
+        mapped.inode = inode;
+        if (shared == 's' && same(&mapped, &file) && offset <= known && known < offset + (to - from) &&
+            (known == start || base == from - offset)) {
+            base = from - offset;
+            known = offset + (to - from);
+            found = known - start >= length ? base + start : 0;
+        }
+    }
+    fclose(maps);
+    return found;
 }
 
 /* KVM_SET_USER_MEMORY_REGION and its successor, whose first fields are the same. */
@@ -135,6 +256,14 @@ int ioctl(int fd, unsigned long cmd, ...)
         flags = map->flags;
         vaddr = map->user_va;
         object = map->ioas_id;
+    } else if (cmd == IOMMUFD_IOAS_MAP_FILE) {
+        const struct iommufd_ioas_map_file *map = arg;
+
+        iova = map->iova;
+        size = map->length;
+        flags = map->flags;
+        vaddr = address_of(map->fd, map->start, map->length);
+        object = map->ioas_id;
     } else if (cmd == IOMMUFD_IOAS_UNMAP) {
         const struct iommufd_ioas_unmap *unmap = arg;
 
@@ -164,6 +293,9 @@ int ioctl(int fd, unsigned long cmd, ...)
         out = ((const struct iommufd_ioas_unmap *)arg)->length;
     } else if (cmd == IOMMUFD_IOAS_ALLOC && ret == 0) {
         object = ((const struct iommufd_ioas_alloc *)arg)->out_ioas_id;
+    } else if (cmd == VFIO_DEVICE_FEATURE && ret >= 0 &&
+               ((const struct dma_buf_export *)arg)->flags == EXPORT_DMA_BUF) {
+        remember_dma_buf(fd, arg, ret);
     }
     length = snprintf(line, sizeof(line),
                       "%lx %x %llx %llx %x %llx %x %d %llx %llu %llu %ld %x\n",

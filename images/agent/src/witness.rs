@@ -10,11 +10,12 @@ const SET_IOMMU: u32 = 0x3b66;
 const UNSET_CONTAINER: u32 = 0x3b69;
 const MAP_DMA: u32 = 0x3b71;
 const UNMAP_DMA: u32 = 0x3b72;
-/// What iommufd has instead: IOMMU_DESTROY, IOMMU_IOAS_ALLOC, IOMMU_IOAS_MAP, IOMMU_IOAS_UNMAP.
+/// What iommufd has instead: IOMMU_DESTROY, IOMMU_IOAS_ALLOC, IOMMU_IOAS_MAP, IOMMU_IOAS_UNMAP, IOMMU_IOAS_MAP_FILE.
 const DESTROY: u32 = 0x3b80;
 const IOAS_ALLOC: u32 = 0x3b81;
 const IOAS_MAP: u32 = 0x3b85;
 const IOAS_UNMAP: u32 = 0x3b86;
+const IOAS_MAP_FILE: u32 = 0x3b8f;
 const SET_MEMORY: [u32; 2] = [0xae46, 0xae49];
 
 /// VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE.
@@ -44,7 +45,7 @@ pub struct Call {
     pub size: u64,
     /// Flags of a map or unmap.
     pub flags: u32,
-    /// Host address of a map.
+    /// Host address of a map; of a map by file, where the process has that part of it, and 0 if it has not.
     pub vaddr: u64,
     /// What the ioctl returned.
     pub ret: i32,
@@ -80,7 +81,12 @@ impl Call {
 
     /// Whether this is an attempt to map.
     pub fn is_map(&self) -> bool {
-        matches!(self.cmd, MAP_DMA | IOAS_MAP)
+        matches!(self.cmd, MAP_DMA | IOAS_MAP | IOAS_MAP_FILE)
+    }
+
+    /// Whether what it maps is named by a descriptor, of a file of memory or a dma-buf, and not by its address.
+    pub fn is_by_file(&self) -> bool {
+        self.cmd == IOAS_MAP_FILE
     }
 
     /// Whether this is an attempt to unmap.
@@ -407,6 +413,16 @@ mod tests {
         assert_eq!(last_leaving(&calls), Some(4));
         assert_eq!(last_leaving(&calls[..4]), None, "object 5 is no IOAS");
         assert_eq!(replay(&calls).unwrap().len(), 1, "what was not unmapped is told");
+    }
+
+    #[test]
+    fn a_file_is_mapped_as_its_memory() {
+        let by_file = IOAS.replace("3b85 8 c0000", "3b8f 8 c0000");
+        let (address, file) = (parse(IOAS).unwrap(), parse(&by_file).unwrap());
+        assert_eq!(replay(&address).unwrap(), replay(&file).unwrap());
+        assert!(file[2].is_by_file() && !file[1].is_by_file());
+        // It is another call all the same.
+        assert_ne!(sequence(&address), sequence(&file));
     }
 
     #[test]

@@ -9,8 +9,11 @@ const EVENTS: &str = "/sys/kernel/tracing/events";
 
 /// Where and what is counted.
 const HISTOGRAMS: [(&str, &str); 3] = [
-    // VFIO_IOMMU_MAP_DMA and VFIO_IOMMU_UNMAP_DMA, IOMMU_IOAS_MAP and IOMMU_IOAS_UNMAP.
-    ("syscalls/sys_enter_ioctl", "hist:keys=cmd.hex if cmd==0x3b71||cmd==0x3b72||cmd==0x3b85||cmd==0x3b86"),
+    // VFIO_IOMMU_MAP_DMA and VFIO_IOMMU_UNMAP_DMA; IOMMU_IOAS_MAP, IOMMU_IOAS_UNMAP and IOMMU_IOAS_MAP_FILE.
+    (
+        "syscalls/sys_enter_ioctl",
+        "hist:keys=cmd.hex if cmd==0x3b71||cmd==0x3b72||cmd==0x3b85||cmd==0x3b86||cmd==0x3b8f",
+    ),
     ("iommu/map", "hist:keys=common_pid:vals=size"),
     ("iommu/unmap", "hist:keys=common_pid:vals=unmapped_size"),
 ];
@@ -48,7 +51,7 @@ pub fn read() -> Result<Counted> {
     let of = |cmd: u64| -> u64 { calls.iter().filter(|r| r.key == cmd).map(|r| r.hits).sum() };
     let bytes = |text: &str| -> Result<u64> { Ok(rows(text)?.iter().map(|r| r.value).sum()) };
     Ok(Counted {
-        map_calls: of(0x3b71) + of(0x3b85),
+        map_calls: of(0x3b71) + of(0x3b85) + of(0x3b8f),
         unmap_calls: of(0x3b72) + of(0x3b86),
         map_bytes: bytes(&texts[1])?,
         unmap_bytes: bytes(&texts[2])?,
