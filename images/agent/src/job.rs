@@ -69,7 +69,7 @@ impl Mode {
 pub enum Container {
     /// A VFIO container.
     Type1,
-    /// An IOAS of iommufd. It takes no BARs.
+    /// An IOAS of iommufd. It takes no addresses of BARs.
     Iommufd,
 }
 
@@ -152,6 +152,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Whether BARs are mapped. iommufd takes them as dma-bufs, and only the library makes these.
+    pub fn maps_bars(&self) -> bool {
+        self.container == Container::Type1 || self.mode == Mode::Fast
+    }
+
     /// The properties of a vfio-pci device that say how it is mapped, each with its leading comma.
     pub fn device_properties(&self) -> String {
         format!("{}{}", self.container.device_property(), self.mode.device_property())

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_agent::job::Mode;
+use vfio_fast_agent::job::{Container, Mode};
 use vfio_fast_agent::record::{Event, Record};
 use vfio_fast_agent::witness;
 
@@ -40,7 +40,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.wait_ready(|_| ())?;
 
     lab.report.step("plug");
-    plug(&mut vm, 1, None)?;
+    plug(lab, &mut vm, 1, None)?;
     let devices = vm.qmp.run("query-memory-devices", json!({}))?;
     let address = devices[0]["data"]["addr"].as_u64().context("the memory device has no address")?;
     observe::mappings(lab, &mut vm, "after-plug")?;
@@ -56,14 +56,16 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.qmp.run("object-del", json!({ "id": "mem1" }))?;
     // QEMU forgets the name at once, and the memory when the last reference to it is dropped.
     let gone = machine::wait_for(FREED_WITHIN, || {
-        let still = observe::process_has(vm.pid, host).unwrap_or(true);
-        (!still).then_some(())
+        let mapped = observe::process_has(vm.pid, host).unwrap_or(true);
+        let open = observe::process_opens(vm.pid, "memfd:mem1").unwrap_or(true);
+        (!mapped && !open).then_some(())
     });
-    let problems = if gone.is_some() { vec![] } else { vec![format!("{host:#x} is still mapped")] };
-    lab.report.check("memory-freed", &problems, "the memory is gone from QEMU's address space");
+    let problems =
+        if gone.is_some() { vec![] } else { vec![format!("{host:#x} or its file is still there")] };
+    lab.report.check("memory-freed", &problems, "QEMU has neither the memory nor its file any more");
 
     lab.report.step("plug again");
-    plug(&mut vm, 2, Some(address))?;
+    plug(lab, &mut vm, 2, Some(address))?;
     let wanted = observe::mappings(lab, &mut vm, "after-reuse")?;
     observe::no_threads(lab, &vm, "after-reuse")?;
     observe::every_commit(lab, &vm)?;
@@ -77,9 +79,12 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.quit()
 }
 
-fn plug(vm: &mut Vm, n: u64, address: Option<u64>) -> Result<()> {
+fn plug(lab: &Lab, vm: &mut Vm, n: u64, address: Option<u64>) -> Result<()> {
     let backend = format!("mem{n}");
-    vm.qmp.run("object-add", json!({ "qom-type": "memory-backend-ram", "id": backend, "size": DIMM }))?;
+    // Shared memory is a memfd, which iommufd can map by file.
+    let share = lab.job.container == Container::Iommufd;
+    let memory = json!({ "qom-type": "memory-backend-ram", "id": backend, "size": DIMM, "share": share });
+    vm.qmp.run("object-add", memory)?;
     let mut dimm = json!({ "driver": "pc-dimm", "id": format!("dimm{n}"), "memdev": backend });
     if let Some(address) = address {
         dimm["addr"] = address.into();

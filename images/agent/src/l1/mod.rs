@@ -7,6 +7,7 @@ mod errors;
 mod hotplug;
 mod limits;
 mod nvme;
+mod objects;
 mod observe;
 mod p2p_range;
 mod peer;

@@ -7,7 +7,7 @@ use vfio_fast_agent::record::{Event, Facts, Record};
 
 use super::Lab;
 use super::vm::{self, Vm};
-use super::{count, observe, peer};
+use super::{count, objects, observe, peer};
 
 const GIB: u64 = 1 << 30;
 
@@ -16,14 +16,12 @@ pub fn run(lab: &Lab) -> Result<()> {
     let mut arguments = vm::common_arguments(lab);
     let device = &job.devices[0];
     let property = job.device_properties();
+    // iommufd can map memory by file, so it gets a file.
+    arguments.extend(vm::machine_arguments(job.l2_memory_mib, job.container == Container::Iommufd));
     arguments.extend(
         [
-            "-machine",
-            "q35",
             "-smp",
             "1",
-            "-m",
-            &format!("{}M", job.l2_memory_mib),
             "-device",
             "pcie-root-port,id=rp0,chassis=1",
             "-device",
@@ -71,9 +69,14 @@ pub fn run(lab: &Lab) -> Result<()> {
     }
     lab.report.send(&Record::Facts(facts));
 
-    if job.container == Container::Iommufd {
-        // It pins no device memory.
-        peer::one_warning(lab, &vm.stderr()?, "-14 (Bad address)");
+    match (job.container, job.mode) {
+        (Container::Type1, _) => {}
+        (Container::Iommufd, Mode::Fast) => {
+            objects::memory(lab, &vm)?;
+            objects::bars(lab, &vm)?;
+        }
+        // By address it maps no device memory.
+        (Container::Iommufd, _) => peer::one_warning(lab, &vm.stderr()?, "-14 (Bad address)"),
     }
 
     lab.report.step("unplug");

@@ -30,8 +30,12 @@ pub fn mappings(lab: &Lab, vm: &mut Vm, when: &str) -> Result<Held> {
     ensure!(!wanted.is_empty(), "KVM was given no memory: nothing to compare with");
 
     let mapped = witness::reach(&held)?;
-    for reach in ranges::normalise(mapped.clone()) {
-        // The host compares these between runs of different modes.
+    // The host compares these between runs of different modes, of which with iommufd only one maps BARs.
+    let everywhere = match lab.job.container {
+        Container::Type1 => held.clone(),
+        Container::Iommufd => without(&device_memory(vm.pid)?, held.clone()),
+    };
+    for reach in ranges::normalise(witness::reach(&everywhere)?) {
         lab.report.log(&format!("held-{when}"), &reach.to_string());
     }
     let wanted_reach = ignore_permission(witness::reach(&wanted)?);
@@ -47,7 +51,7 @@ pub fn mappings(lab: &Lab, vm: &mut Vm, when: &str) -> Result<Held> {
 /// address space `space`, and reports it as the check `flat-view-<when>`. See above for its price.
 pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<()> {
     let (rows, mapped) = flat_view_rows(lab, vm, space, when)?;
-    let mappable = |row: &&Row| !(row.is_device() && lab.job.container == Container::Iommufd);
+    let mappable = |row: &&Row| lab.job.maps_bars() || !row.is_device();
     let printed: Vec<Reach> = rows.iter().filter(mappable).filter_map(Row::reach).collect();
     let seen = format!("{} rows, {} mappings, the same memory", rows.len(), mapped.len());
     let problems = ranges::differences("printed", printed, "mapped", mapped);
@@ -72,7 +76,7 @@ pub fn flat_view_rows(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result
 /// what the guest has, but after each of the many changes firmware and guest make.
 pub fn every_commit(lab: &Lab, vm: &Vm) -> Result<()> {
     let bars = device_memory(vm.pid)?;
-    let wanted = |calls: &[Call]| without_bars(lab, &bars, witness::guest_memory(calls));
+    let wanted = |calls: &[Call]| mappable(lab, &bars, witness::guest_memory(calls));
     let (count, mut problems) = witness::commits(&vm.witnessed()?, wanted)?;
     problems.truncate(5);
     if count < 2 {
@@ -84,16 +88,23 @@ pub fn every_commit(lab: &Lab, vm: &Vm) -> Result<()> {
 
 /// What of the guest's memory shall be mapped.
 fn reachable(lab: &Lab, vm: &Vm, memory: Held) -> Result<Held> {
-    Ok(without_bars(lab, &device_memory(vm.pid)?, memory))
+    Ok(mappable(lab, &device_memory(vm.pid)?, memory))
 }
 
-/// All of it, or where iommufd maps, what is not at one of these host addresses.
-fn without_bars(lab: &Lab, bars: &[(u64, u64)], mut memory: Held) -> Held {
-    let in_bar = |vaddr: u64| bars.iter().any(|(start, end)| (*start..*end).contains(&vaddr));
-    if lab.job.container == Container::Iommufd {
-        memory.retain(|_, slot| !in_bar(slot.vaddr));
-    }
+/// All of it, or where BARs are not mapped, what is none.
+fn mappable(lab: &Lab, bars: &[(u64, u64)], memory: Held) -> Held {
+    if lab.job.maps_bars() { memory } else { without(bars, memory) }
+}
+
+/// What is not at one of these host addresses.
+fn without(bars: &[(u64, u64)], mut memory: Held) -> Held {
+    memory.retain(|_, slot| !is_in(bars, slot.vaddr));
     memory
+}
+
+/// Whether it is one of these host addresses.
+pub fn is_in(spans: &[(u64, u64)], vaddr: u64) -> bool {
+    spans.iter().any(|(start, end)| (*start..*end).contains(&vaddr))
 }
 
 /// Runs `look` while the VM stands still.
@@ -180,9 +191,27 @@ pub fn device_memory(pid: u32) -> Result<Vec<(u64, u64)>> {
     Ok(bars.map(|(start, end, _)| (start, end)).collect())
 }
 
+/// Host address ranges of `pid` that are shared mappings of memfds.
+pub fn memory_files(pid: u32) -> Result<Vec<(u64, u64)>> {
+    let is_memfd = |line: &str| line.split(' ').nth(1) == Some("rw-s") && line.contains(" /memfd:");
+    let files = address_space(pid)?.into_iter().filter(|(_, _, line)| is_memfd(line));
+    Ok(files.map(|(start, end, _)| (start, end)).collect())
+}
+
 /// Whether anything is mapped at that address of `pid`.
 pub fn process_has(pid: u32, address: u64) -> Result<bool> {
     Ok(address_space(pid)?.iter().any(|(start, end, _)| (*start..*end).contains(&address)))
+}
+
+/// Whether `pid` has a file open whose path contains that.
+pub fn process_opens(pid: u32, name: &str) -> Result<bool> {
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // A descriptor may be closed while its folder is being read.
+        if fs::read_link(entry?.path()).is_ok_and(|path| path.to_string_lossy().contains(name)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// /proc/<pid>/maps: start, end, the whole line.

@@ -1,12 +1,14 @@
 //! What QEMU says of BARs that it could not map: no peer-to-peer DMA, and no more.
 
-use vfio_fast_agent::job::{Container, Mode};
+use vfio_fast_agent::job::Container;
 use vfio_fast_agent::pattern;
 
 use super::Lab;
 
-/// What patched QEMU does not say where the library maps, and other QEMUs say at each attempt on iommufd.
+/// What QEMU says at each attempt on iommufd without the library.
 const EACH: &str = "warning: IOMMU_IOAS_MAP failed: Bad address, PCI BAR?";
+/// The end of its hint, which names the device first.
+const HINT: &str = "PCI peer-to-peer transactions on BARs are not supported.";
 
 /// Reports the check `one-warning`: exactly one of the first BAR that could not be mapped because of `errno`, with QEMU's
 /// own text and its hint.
@@ -14,9 +16,15 @@ pub fn one_warning(lab: &Lab, errors: &str, errno: &str) {
     lab.report.check("one-warning", &judge(lab, errors, errno), errors.trim());
 }
 
+/// What QEMU says of BARs where it should have nothing to say.
+pub fn any_warning(errors: &str) -> Vec<String> {
+    let speaks = |line: &&str| [EACH, HINT, "vfio_container_dma_map"].iter().any(|text| line.contains(text));
+    errors.lines().filter(speaks).map(|line| format!("QEMU says `{line}`")).collect()
+}
+
 fn judge(lab: &Lab, errors: &str, errno: &str) -> Vec<String> {
     let warning = format!("warning: vfio_container_dma_map(%p, %p, %p, %p) = {errno}");
-    let hint = format!("{}: PCI peer-to-peer transactions on BARs are not supported.", lab.job.devices[0]);
+    let hint = format!("{}: {HINT}", lab.job.devices[0]);
     // The line begins with the program's name.
     let text = |line: &str| line.split_once(": ").map(|(_, rest)| rest.to_owned());
     let said =
@@ -27,8 +35,7 @@ fn judge(lab: &Lab, errors: &str, errno: &str) -> Vec<String> {
     if warnings != 1 || hints != 1 {
         problems.push(format!("{warnings} times `{warning}`, {hints} times `{hint}`"));
     }
-    let others_say_each = lab.job.container == Container::Iommufd && lab.job.mode != Mode::Fast;
-    if (said(EACH) > 0) != others_say_each {
+    if (said(EACH) > 0) != (lab.job.container == Container::Iommufd) {
         problems.push(format!("{} times `{EACH}`", said(EACH)));
     }
     if !problems.is_empty() {

@@ -88,20 +88,9 @@ fn one(lab: &Lab, mib: u64, memory: Memory, mode: Mode, round: u32, name: &str) 
 fn arguments(lab: &Lab, mib: u64, memory: Memory, mode: Mode) -> Vec<String> {
     let device = format!("vfio-pci,host={},id=dut,bus=rp0{}", lab.job.devices[0], mode.device_property());
     let mut arguments = vm::common_arguments(lab);
-    let mut machine = "q35";
-    if memory.is_memfd() {
-        // QEMU makes a memfd of this and maps it where huge pages fit. What memory-backend-memfd maps begins
-        // at any page, and never gets one.
-        machine = "q35,memory-backend=ram";
-        let backend = format!("memory-backend-ram,id=ram,size={mib}M,share=on");
-        arguments.extend(["-object".to_owned(), backend]);
-    }
-    let size = format!("{mib}M");
+    arguments.extend(vm::machine_arguments(mib, memory.is_memfd()));
     let port = "pcie-root-port,id=rp0,chassis=1";
-    arguments.extend(
-        ["-machine", machine, "-smp", "1", "-m", &size, "-device", port, "-device", &device]
-            .map(str::to_owned),
-    );
+    arguments.extend(["-smp", "1", "-device", port, "-device", &device].map(str::to_owned));
     arguments.extend(vm::kernel_arguments("vft.plan=idle"));
     arguments
 }

@@ -109,6 +109,19 @@ pub fn common_arguments(lab: &Lab) -> Vec<String> {
     arguments
 }
 
+/// Arguments for a q35 machine and its RAM, which is a memfd or anonymous memory.
+pub fn machine_arguments(memory_mib: u64, memfd: bool) -> Vec<String> {
+    let size = format!("{memory_mib}M");
+    // QEMU makes a memfd of this and maps it where huge pages fit. What memory-backend-memfd maps begins at any page, and
+    // never gets one.
+    let backend = format!("memory-backend-ram,id=ram,size={size},share=on");
+    let arguments: &[&str] = match memfd {
+        true => &["-machine", "q35,memory-backend=ram", "-object", &backend, "-m", &size],
+        false => &["-machine", "q35", "-m", &size],
+    };
+    arguments.iter().map(|argument| (*argument).to_owned()).collect()
+}
+
 /// Arguments that boot L2's Linux with these options besides the usual ones.
 pub fn kernel_arguments(options: &str) -> Vec<String> {
     let append = format!(
