@@ -30,9 +30,15 @@ const MACHINE_PATHS: &[&str] =
     &[concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/wo", "rk/"), concat!("/Us", "ers/")];
 
 /// The only places that may hold unsafe code: the kernel's boundary, C's, and tests and benches, which hand over memory of
-/// their own and never ship.
-const UNSAFE_PLACES: &[&str] =
-    &["engine/src/sys/", "ffi/src/", "engine/tests/", "engine/benches/", "ffi/tests/"];
+/// their own and never ship, as does what maps a device's registers in a test machine.
+const UNSAFE_PLACES: &[&str] = &[
+    "engine/src/sys/",
+    "ffi/src/",
+    "engine/tests/",
+    "engine/benches/",
+    "ffi/tests/",
+    "images/agent/src/l2/window.rs",
+];
 
 /// Checks every file that is in git or could be added.
 pub fn check() -> Result<()> {
@@ -78,7 +84,7 @@ fn file(name: &str, text: &str) -> Vec<String> {
     }
     if extension == "rs" && !UNSAFE_PLACES.iter().any(|place| name.starts_with(place)) {
         for line in unsafe_lines(text) {
-            complain(line, "unsafe code outside engine/src/sys, ffi/src, tests and benches");
+            complain(line, "unsafe code outside engine/src/sys, ffi/src, tests, benches and l2/window.rs");
         }
     }
     let generated = name == "include/vfio_fast.h";

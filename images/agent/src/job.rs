@@ -17,6 +17,8 @@ pub enum Scenario {
     Hotplug,
     /// A BAR beyond what the IOMMU can address.
     P2pRange,
+    /// A device reads and writes another's BAR.
+    P2pData,
     /// Two devices in one container, and a QEMU that becomes a daemon.
     TwoDevices,
     /// L2 has an IOMMU of its own.

@@ -2,6 +2,7 @@
 //! the records that come out, the bytes that are expected on the disk, and how to read the
 //! ioctl witness and QEMU's flat view. Everything here is plain data and runs anywhere.
 
+pub mod bar;
 pub mod flatview;
 pub mod job;
 pub mod pattern;

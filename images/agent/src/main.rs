@@ -3,6 +3,7 @@
 mod l1;
 mod l2;
 mod machine;
+mod pci;
 
 use anyhow::{Context, Result, bail};
 

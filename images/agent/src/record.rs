@@ -74,8 +74,25 @@ pub struct Facts {
     pub unmap_ns: u64,
     /// Nanoseconds the library spent populating; 0 without it.
     pub populate_ns: u64,
+    /// Of that, what BARs cost.
+    pub bars: BarCosts,
     /// Milliseconds from QEMU's start to the first byte on L2's console; only where that is measured.
     pub first_output_ms: Option<u64>,
+}
+
+/// What mapping BARs took, from the ioctl witness.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BarCosts {
+    /// MAP_DMA calls.
+    pub map_calls: u64,
+    /// Bytes they mapped.
+    pub map_bytes: u64,
+    /// Nanoseconds inside them.
+    pub map_ns: u64,
+    /// Bytes unmapped by calls that unmapped BARs and nothing else.
+    pub unmap_bytes: u64,
+    /// Nanoseconds inside these.
+    pub unmap_ns: u64,
 }
 
 /// One start of L2: how long until it executes, and what was mapped for it by then.
@@ -153,6 +170,15 @@ pub enum Event {
         highest: u64,
         /// How many distinct 64 MiB slots of physical memory were used.
         slots: u64,
+    },
+    /// A device has read and written another's BAR.
+    Peer {
+        /// The guest-physical address of the BAR.
+        bar: u64,
+        /// Bytes that were read from it and are as expected.
+        read: u64,
+        /// Bytes that were written to it.
+        written: u64,
     },
     /// A message of L2's kernel, from /dev/kmsg.
     Dmesg {

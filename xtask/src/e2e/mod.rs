@@ -5,6 +5,7 @@
 //! witnesses outside the library.
 
 mod accel;
+mod bar;
 mod disk;
 mod judge;
 mod l0;

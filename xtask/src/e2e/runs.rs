@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use vfio_fast_agent::job::{Job, Mode, Scenario};
 
 use super::accel::Accel;
+use super::bar::Bar;
 use super::disk::Disk;
 use super::judge::{self, Verdict};
 use super::l0;
@@ -157,6 +158,8 @@ impl Runs<'_> {
         require_memory(plan)?;
         let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
         let disk = Disk::create(&folder.join("disk.img"), plan.disk_mib, seed)?;
+        let bar = folder.join("bar.img");
+        let moved = (plan.bar_mib > 0).then(|| Bar::create(&bar, plan.bar_mib, &disk)).transpose()?;
         let job = Job {
             scenario: plan.scenario,
             mode,
@@ -187,10 +190,10 @@ impl Runs<'_> {
         guest.write_initrd(&payload, &initrd)?;
         let mut command = l0::command(&parts.reference, guest, self.accel, &initrd, &folder);
         command.args(plan.l0_memory());
-        for spare in 1..plan.addresses().len() {
-            fs::File::create(disk.path.with_extension(format!("{spare}.img")))?.set_len(1 << 20)?;
+        if plan.scenario == Scenario::TwoDevices {
+            fs::File::create(disk.path.with_extension("1.img"))?.set_len(1 << 20)?;
         }
-        for device in plan.l0_devices(&disk.path) {
+        for device in plan.l0_devices(&disk.path, &bar) {
             command.args(device);
         }
         let told = l0::run(command, &folder, plan.limit, &name, || self.phases.enter(Phase::Run(&name)))?;
@@ -198,11 +201,15 @@ impl Runs<'_> {
         if plan.writes_disk {
             verdict.checks.push(disk.check()?);
         }
+        if let Some(moved) = &moved {
+            verdict.checks.push(moved.check()?);
+        }
         verdict.print_failures(0);
         // Gigabytes of them would pile up; everything needed to look into a failure is in the logs.
         fs::remove_file(initrd)?;
         if verdict.passed() {
             fs::remove_file(&disk.path)?;
+            moved.map(|bar| fs::remove_file(bar.path)).transpose()?;
         }
         Ok(verdict)
     }

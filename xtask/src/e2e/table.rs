@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 use vfio_fast_agent::job::Mode;
-use vfio_fast_agent::record::Facts;
+use vfio_fast_agent::record::{BarCosts, Facts};
 
 use super::judge::Verdict;
 
@@ -40,6 +40,9 @@ fn object(verdict: &Verdict) -> Value {
     object
 }
 
+/// BARs of less in all are not worth a line.
+const LARGE: u64 = 1 << 30;
+
 type Cell = fn(&Facts) -> String;
 
 const ROWS: [(&str, Cell); 10] = [
@@ -67,6 +70,10 @@ pub fn print(verdicts: &[Verdict]) {
             verdict.mode.name(),
             verdict.seconds
         );
+        let bars = verdict.facts.as_ref().map(|facts| facts.bars).unwrap_or_default();
+        if bars.map_bytes >= LARGE {
+            println!("      BARs: {}", bar_costs(bars));
+        }
     }
     let timed = verdicts.iter().filter(|v| v.timed && v.facts.is_some());
     let mut names: Vec<&str> = timed.map(|v| v.name.as_str()).collect();
@@ -87,6 +94,19 @@ pub fn print(verdicts: &[Verdict]) {
     if !names.is_empty() {
         println!("\ncounted by: {WITNESS}");
     }
+}
+
+/// What BARs cost, per GiB.
+fn bar_costs(bars: BarCosts) -> String {
+    let each = |ns: u64, bytes: u64| ns as f64 / 1e6 / (bytes as f64 / f64::from(1 << 30));
+    format!(
+        "{} mapped in {} calls, {:.2} ms/GiB; {} unmapped, {:.2} ms/GiB",
+        gib(bars.map_bytes),
+        bars.map_calls,
+        each(bars.map_ns, bars.map_bytes),
+        gib(bars.unmap_bytes),
+        each(bars.unmap_ns, bars.unmap_bytes)
+    )
 }
 
 fn seconds(ms: Option<u64>) -> String {

@@ -1,8 +1,10 @@
 //! What a run cost, as each witness counted it, and whether they agree.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use serde_json::{Value, json};
-use vfio_fast_agent::record::Facts;
+use vfio_fast_agent::record::{BarCosts, Facts};
 use vfio_fast_agent::witness::{Call, Held};
 
 use super::vm::Vm;
@@ -37,8 +39,36 @@ pub fn facts(vm: &Vm, wanted: &Held) -> Result<Facts> {
         map_ns: nanoseconds(Call::is_map),
         unmap_ns: nanoseconds(Call::is_unmap),
         populate_ns: 0,
+        bars: bar_costs(&calls, in_bar),
         first_output_ms: None,
     })
+}
+
+/// What BARs cost of these calls.
+fn bar_costs(calls: &[Call], in_bar: impl Fn(u64) -> bool) -> BarCosts {
+    let mut costs = BarCosts::default();
+    let mut held = BTreeMap::new();
+    for call in calls {
+        if call.mapped() && in_bar(call.vaddr) {
+            costs.map_calls += 1;
+            costs.map_bytes += call.size;
+            costs.map_ns += call.duration_ns;
+            held.insert(call.iova, call.size);
+        } else if call.unmapped() {
+            let last = call.iova.saturating_add(call.size.saturating_sub(1));
+            let mut bytes = 0;
+            held.retain(|iova, size| {
+                let gone = (call.iova..=last).contains(iova);
+                bytes += if gone { *size } else { 0 };
+                !gone
+            });
+            if bytes > 0 && bytes == call.out {
+                costs.unmap_bytes += bytes;
+                costs.unmap_ns += call.duration_ns;
+            }
+        }
+    }
+    costs
 }
 
 /// The check `witnesses-agree`: the kernel's tracepoints and the ioctl witness counted the same.

@@ -9,6 +9,7 @@ mod limits;
 mod nvme;
 mod objects;
 mod observe;
+mod p2p_data;
 mod p2p_range;
 mod peer;
 mod qmp;
@@ -71,6 +72,7 @@ fn work(report: &Reporter) -> Result<()> {
         Scenario::Nvme => nvme::run(&lab),
         Scenario::Errors => errors::run(&lab),
         Scenario::Hotplug => hotplug::run(&lab),
+        Scenario::P2pData => p2p_data::run(&lab),
         Scenario::P2pRange => p2p_range::run(&lab),
         Scenario::TwoDevices => two_devices::run(&lab),
         Scenario::Viommu => viommu::run(&lab),

@@ -1,6 +1,9 @@
 //! L2: real DMA. Reads the known image through the passthrough disk and compares it, writes data
 //! the host compares later, and does so into memory spread over all of L2.
 
+mod peer;
+mod window;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -26,8 +29,11 @@ pub fn run(options: &BTreeMap<String, String>) -> Result<()> {
     machine::load_modules()?;
     let mut port = machine::open_port(L2_PORT)?;
     let mut messages = KernelLog::open()?;
-    let idle = options.get("vft.plan").is_some_and(|plan| plan == "idle");
-    let outcome = if idle { Ok(0) } else { work(options, &mut port) };
+    let outcome = match options.get("vft.plan").map(String::as_str) {
+        Some("idle") => Ok(0),
+        Some("peer") => peer::work(options, &mut port),
+        _ => work(options, &mut port),
+    };
     tell_messages(&mut messages, &mut port)?;
     match outcome {
         Ok(boot) => send(&mut port, &Event::Ready { boot })?,

@@ -1,0 +1,142 @@
+//! Peer-to-peer DMA: one device moves data in and out of another's BAR, which is mapped as a whole and never populated.
+
+use anyhow::{Context, Result};
+use vfio_fast_agent::bar::BarLayout;
+use vfio_fast_agent::job::{Container, Mode};
+use vfio_fast_agent::record::{Event, Facts, Record};
+use vfio_fast_agent::witness::{self, Call, Held, Mapping};
+
+use super::vm::{self, Vm};
+use super::{Lab, count, observe, peer};
+use crate::pci::Device;
+
+const GIB: u64 = 1 << 30;
+/// What a device here has its memory in.
+const MEMORY_BAR: usize = 2;
+/// The device with the engine, the one whose BAR it reaches, and one with a BAR to be mapped.
+const IDS: [&str; 3] = ["dut", "target", "large"];
+
+pub fn run(lab: &Lab) -> Result<()> {
+    let job = &lab.job;
+    let mut arguments = vm::common_arguments(lab);
+    arguments.extend(["-machine", "q35", "-m", &format!("{}M", job.l2_memory_mib)].map(str::to_owned));
+    for (device, id) in job.devices.iter().zip(IDS) {
+        let property = job.device_properties();
+        arguments.extend(["-device".to_owned(), format!("vfio-pci,host={device},id={id}{property}")]);
+    }
+    let plan = if job.maps_bars() { "peer" } else { "idle" };
+    arguments.extend(vm::kernel_arguments(&format!(
+        "vft.plan={plan} vft.image_seed={} vft.write_seed={}",
+        job.image_seed, job.write_seed,
+    )));
+
+    lab.report.step("realize");
+    let mut vm = Vm::start(lab, &arguments)?;
+    observe::mappings(lab, &mut vm, "after-realize")?;
+
+    lab.report.step("boot");
+    vm.qmp.run("cont", serde_json::json!({}))?;
+    let mut moved = Vec::new();
+    vm.wait_ready(|event| moved.push(event.clone()))?;
+
+    lab.report.step("look");
+    let wanted = observe::mappings(lab, &mut vm, "after-data")?;
+    observe::flat_view(lab, &mut vm, "memory", "after-data")?;
+    observe::every_commit(lab, &vm)?;
+    observe::no_threads(lab, &vm, "after-data")?;
+    let calls = vm.witnessed()?;
+    let slots = witness::guest_memory(&calls);
+    if job.maps_bars() {
+        report_data(lab, &slots, &moved)?;
+        report_entries(lab, &vm, &slots, &calls)?;
+    } else {
+        peer::one_warning(lab, &vm.stderr()?, "-14 (Bad address)");
+    }
+
+    let mut facts = count::facts(&vm, &wanted)?;
+    count::witnesses_agree(lab, &vm, &facts)?;
+    if job.mode == Mode::Fast {
+        count::stats_agree(lab, &mut vm, &mut facts)?;
+        report_populated(lab, &mut vm, &facts)?;
+    }
+    lab.report.send(&Record::Facts(facts));
+    vm.quit()
+}
+
+/// The check `data`: L2 told that all was read as expected and all written, in the BAR that the guest has. What was
+/// written, the host compares.
+fn report_data(lab: &Lab, slots: &Held, moved: &[Event]) -> Result<()> {
+    let bytes = Device::at(&lab.job.devices[1]).bar(MEMORY_BAR)?.bytes;
+    let layout = BarLayout { bytes };
+    let planned = |places: Vec<u64>| places.len() as u64 * BarLayout::CHUNK;
+    let (read, written) = (planned(layout.read()), planned(layout.written()));
+    let told = moved.iter().filter(|event| matches!(event, Event::Peer { .. })).collect::<Vec<_>>();
+    let place = slots.iter().find(|(_, slot)| slot.size == bytes).map(|(gpa, _)| *gpa);
+    let bar = place.context("the guest has no memory of the BAR's size")?;
+    let expected = Event::Peer { bar, read, written };
+    let problems = if told == [&expected] { vec![] } else { vec![format!("{told:?} is not {expected:?}")] };
+    let seen = format!("{read} bytes of the BAR at {bar:#x} read and right, {written} written");
+    lab.report.check("data", &problems, &seen);
+    Ok(())
+}
+
+/// The check `bars-in-whole-entries`: wherever the guest had a large BAR, it was mapped in as few calls as can be, each
+/// between addresses that agree as far as superpages go.
+fn report_entries(lab: &Lab, vm: &Vm, slots: &Held, calls: &[Call]) -> Result<()> {
+    let held = witness::replay(calls)?.into_values().next().context("nothing is mapped")?;
+    let bars = observe::device_memory(vm.pid)?;
+    let (mut problems, mut seen) = (Vec::new(), Vec::new());
+    for device in &lab.job.devices[1..] {
+        let bytes = Device::at(device).bar(MEMORY_BAR)?.bytes;
+        let is_bar = |slot: &Mapping| {
+            slot.size == bytes && bars.iter().any(|(start, end)| (*start..*end).contains(&slot.vaddr))
+        };
+        let Some((gpa, slot)) = slots.iter().find(|(_, slot)| is_bar(slot)) else {
+            problems.push(format!("{device}: KVM has no memory of its BAR's {bytes:#x} bytes"));
+            continue;
+        };
+        let piece = entry_bytes(lab, bytes);
+        let expected: Vec<(u64, u64, u64)> =
+            (0..bytes).step_by(piece as usize).map(|at| (gpa + at, slot.vaddr + at, piece)).collect();
+        let found: Vec<(u64, u64, u64)> =
+            held.range(*gpa..gpa + bytes).map(|(iova, entry)| (*iova, entry.vaddr, entry.size)).collect();
+        if found != expected {
+            problems.push(format!("{device}: mapped as {found:x?}, expected {expected:x?}"));
+        }
+        let ours = |call: &&Call| call.is_map() && (slot.vaddr..slot.vaddr + bytes).contains(&call.vaddr);
+        let maps: Vec<&Call> = calls.iter().filter(ours).collect();
+        for map in &maps {
+            if map.size != piece || map.distance() % piece.min(GIB) != 0 {
+                problems.push(format!(
+                    "{device}: {:#x} bytes mapped at {:#x} from {:#x}",
+                    map.size, map.iova, map.vaddr
+                ));
+            }
+        }
+        let calls = expected.len();
+        seen.push(format!("{bytes:#x} bytes at {gpa:#x} in {calls} calls, {} times", maps.len() / calls));
+    }
+    lab.report.check("bars-in-whole-entries", &problems, &seen.join(", "));
+    Ok(())
+}
+
+/// How much of a BAR of that size is mapped by one call.
+fn entry_bytes(lab: &Lab, bar: u64) -> u64 {
+    match (lab.job.mode, lab.job.container) {
+        // The library's entries on type1; a dma-buf is mapped as a whole.
+        (Mode::Fast, Container::Type1) => bar.min(GIB),
+        _ => bar,
+    }
+}
+
+/// The check `bars-not-populated`: the library has looked at no more memory than the RAM it mapped.
+fn report_populated(lab: &Lab, vm: &mut Vm, facts: &Facts) -> Result<()> {
+    let stats = count::library_stats(vm)?;
+    let stat = |name: &str| stats[name].as_u64().with_context(|| format!("the library tells no {name}"));
+    let touched = stat("populate_bytes")? + stat("populate_present")? + stat("populate_skipped")?;
+    let seen =
+        format!("{touched} bytes populated, found present or skipped, {} of RAM mapped", facts.ram_map_bytes);
+    let right = touched == facts.ram_map_bytes;
+    lab.report.check("bars-not-populated", if right { &[] } else { std::slice::from_ref(&seen) }, &seen);
+    Ok(())
+}
