@@ -64,7 +64,9 @@ pub fn scan(name: &str, log: &str) -> Vec<String> {
 pub fn stalled(log: &str) -> bool {
     let stall =
         |line: &str| line.contains("rcu: INFO: ") && line.contains("detected") && line.contains(" stall");
-    log.lines().any(|line| stall(line) || line.contains("PIT calibration deviates"))
+    // Said by the processor that still runs, if the other one answers no interrupt.
+    let deaf = |line: &str| line.contains("clocksource: Watchdog remote CPU") && line.contains("timed out");
+    log.lines().any(|line| stall(line) || deaf(line) || line.contains("PIT calibration deviates"))
 }
 
 /// The complaints of the emulator of L1: what it says of its IOMMU is about DMA gone astray.
@@ -127,6 +129,7 @@ mod tests {
         assert!(stalled("<3> rcu: INFO: rcu_preempt self-detected stall on CPU\n"));
         assert!(stalled("<3> rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: { 1-... }\n"));
         assert!(stalled("[    0.000000] tsc: Warning: PIT calibration deviates from PMTIMER: 67 2596\n"));
+        assert!(stalled("[   77.1] clocksource: Watchdog remote CPU 1 read timed out\n"));
         assert!(!stalled(CLEAN));
         assert!(!stalled("<3> watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [qemu:77]\n"));
     }
