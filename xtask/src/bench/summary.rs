@@ -116,7 +116,8 @@ impl Summary {
         Self::of(&text)
     }
 
-    fn of(text: &str) -> Result<Self> {
+    /// Of those lines.
+    pub fn of(text: &str) -> Result<Self> {
         let mut summary = Self::default();
         let mut samples: BTreeMap<Key, Vec<Sample>> = BTreeMap::new();
         let mut others = Vec::new();
@@ -155,6 +156,11 @@ impl Summary {
             }
         }
         Ok(summary)
+    }
+
+    /// How often each case was measured.
+    pub fn rounds(&self) -> usize {
+        self.cold.iter().map(|row| row.fast.count).max().unwrap_or(0)
     }
 
     /// The memories measured, with the most bytes of each.

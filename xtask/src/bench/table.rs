@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::bars::{Bar, micros, percent, times};
-use super::record::{Case, Machine};
-use super::summary::{Row, Spread, Summary};
+use super::pure::Pure;
+use super::record::{Case, LeftOut, Machine};
+use super::summary::{Limit, Row, Spread, Summary};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -72,125 +73,113 @@ pub fn about_run(machine: &Machine, command: &str, rounds: usize, others: Spread
 }
 
 fn about(summary: &Summary) -> Vec<String> {
-    let rounds = summary.cold.iter().map(|row| row.fast.count).max().unwrap_or(0);
-    let mut lines = about_run(&summary.machine, &summary.command, rounds, summary.others);
-    for out in &summary.left_out {
-        lines.push(format!("Left out: {} of {}: {}", gib(out.bytes), out.backing.name(), out.why));
-    }
+    let mut lines = about_run(&summary.machine, &summary.command, summary.rounds(), summary.others);
+    lines.extend(summary.left_out.iter().map(left_out));
     lines
 }
 
+/// What could not be measured.
+pub fn left_out(out: &LeftOut) -> String {
+    format!("Left out: {} of {}: {}", gib(out.bytes), out.backing.name(), out.why)
+}
+
 fn tables(summary: &Summary, bars: &[Bar]) -> Vec<(&'static str, Table)> {
-    let cold = Table {
-        head: vec![
-            "memory",
-            "size",
-            "threads",
-            "fault-in",
-            "stock",
-            "fast",
-            "× stock",
-            "of bare",
-            "of clearing",
-            "in huge pages",
-        ],
-        rows: summary.cold.iter().map(cold_row).collect(),
+    let mut tables = memory_tables(summary);
+    tables.extend([("The pure part", pure(summary)), ("Promises", promises(bars))]);
+    tables
+}
+
+/// What was measured on memory.
+pub fn memory_tables(summary: &Summary) -> Vec<(&'static str, Table)> {
+    vec![
+        ("Cold memory: median [least – most]; ratios and parts within a round", cold(summary)),
+        ("Memory that is there already", remap(summary)),
+        ("Taking it away", unmap(summary)),
+        ("Limits of the machine, all CPUs", limits(summary)),
+    ]
+}
+
+/// Which memory and how many threads a row is of.
+const WHICH: [&str; 3] = ["memory", "size", "threads"];
+
+fn which(row: &Row) -> [String; 3] {
+    [row.backing.name().into(), gib(row.bytes), row.threads.to_string()]
+}
+
+/// A table of cases: which, and those columns.
+fn cases<const N: usize>(rows: &[Row], head: [&'static str; N], cells: fn(&Row) -> [String; N]) -> Table {
+    Table {
+        head: WHICH.into_iter().chain(head).collect(),
+        rows: rows.iter().map(|row| which(row).into_iter().chain(cells(row)).collect()).collect(),
+    }
+}
+
+fn cold(summary: &Summary) -> Table {
+    let head = ["fault-in", "stock", "fast", "× stock", "of bare", "of clearing", "in huge pages"];
+    cases(&summary.cold, head, |row| {
+        [
+            fault_in(row),
+            seconds(row.stock),
+            seconds(row.fast),
+            ratio(row.ratio),
+            percent(row.of_bare.median),
+            percent(row.of_clear.median),
+            percent(row.huge.1),
+        ]
+    })
+}
+
+fn remap(summary: &Summary) -> Table {
+    let head = ["stock", "fast", "fast, fault-in", "fast, pins", "× stock"];
+    cases(&summary.remap, head, |row| {
+        let median = |seconds: f64| format!("{seconds:.3} s");
+        [seconds(row.stock), seconds(row.fast), median(row.populate), median(row.pin), ratio(row.ratio)]
+    })
+}
+
+fn unmap(summary: &Summary) -> Table {
+    cases(&summary.unmap, ["stock", "fast", "× stock"], |row| {
+        [seconds(row.stock), seconds(row.fast), ratio(row.ratio)]
+    })
+}
+
+fn limits(summary: &Summary) -> Table {
+    let row = |limit: &Limit| {
+        let speed = |spread: Spread| format!("{:.2}", limit.bytes as f64 / GIB / spread.median);
+        vec![
+            limit.backing.name().into(),
+            gib(limit.bytes),
+            limit.cpus.to_string(),
+            seconds(limit.clear),
+            speed(limit.clear),
+            seconds(limit.bare),
+            speed(limit.bare),
+        ]
     };
-    let remap = Table {
-        head: vec!["memory", "size", "threads", "stock", "fast", "fast, fault-in", "fast, pins", "× stock"],
-        rows: summary.remap.iter().map(remap_row).collect(),
-    };
-    let unmap = Table {
-        head: vec!["memory", "size", "threads", "stock", "fast", "× stock"],
-        rows: summary.unmap.iter().map(unmap_row).collect(),
-    };
-    let limits = Table {
+    Table {
         head: vec!["memory", "size", "CPUs", "clearing", "GiB/s", "bare fault-in", "GiB/s"],
-        rows: summary
-            .limits
-            .iter()
-            .map(|limit| {
-                let speed = |spread: Spread| format!("{:.2}", limit.bytes as f64 / GIB / spread.median);
-                vec![
-                    limit.backing.name().into(),
-                    gib(limit.bytes),
-                    limit.cpus.to_string(),
-                    seconds(limit.clear),
-                    speed(limit.clear),
-                    seconds(limit.bare),
-                    speed(limit.bare),
-                ]
-            })
-            .collect(),
+        rows: summary.limits.iter().map(row).collect(),
+    }
+}
+
+fn pure(summary: &Summary) -> Table {
+    let row = |pure: &Pure| {
+        let between = format!("{} and {}", micros(pure.between.0), micros(pure.between.1));
+        vec![pure.name.clone(), micros(pure.median), between]
     };
-    let pure = Table {
+    Table {
         head: vec!["transaction", "median", "95 % between"],
-        rows: summary
-            .pure
-            .iter()
-            .map(|pure| {
-                let between = format!("{} and {}", micros(pure.between.0), micros(pure.between.1));
-                vec![pure.name.clone(), micros(pure.median), between]
-            })
-            .collect(),
+        rows: summary.pure.iter().map(row).collect(),
+    }
+}
+
+/// What is promised, and what was found.
+pub fn promises(bars: &[Bar]) -> Table {
+    let row = |bar: &Bar| {
+        let reached = if bar.reached { "reached" } else { "NOT reached" };
+        vec![bar.what.clone(), bar.promised.clone(), bar.found.clone(), reached.into()]
     };
-    let promised = Table {
-        head: vec!["promise", "bar", "found", ""],
-        rows: bars
-            .iter()
-            .map(|bar| {
-                let reached = if bar.reached { "reached" } else { "NOT reached" };
-                vec![bar.what.clone(), bar.promised.clone(), bar.found.clone(), reached.into()]
-            })
-            .collect(),
-    };
-    vec![
-        ("Cold memory: median [least – most]; ratios and parts within a round", cold),
-        ("Memory that is there already", remap),
-        ("Taking it away", unmap),
-        ("Limits of the machine, all CPUs", limits),
-        ("The pure part", pure),
-        ("Promises", promised),
-    ]
-}
-
-fn cold_row(row: &Row) -> Vec<String> {
-    vec![
-        row.backing.name().into(),
-        gib(row.bytes),
-        row.threads.to_string(),
-        fault_in(row),
-        seconds(row.stock),
-        seconds(row.fast),
-        ratio(row.ratio),
-        percent(row.of_bare.median),
-        percent(row.of_clear.median),
-        percent(row.huge.1),
-    ]
-}
-
-fn remap_row(row: &Row) -> Vec<String> {
-    vec![
-        row.backing.name().into(),
-        gib(row.bytes),
-        row.threads.to_string(),
-        seconds(row.stock),
-        seconds(row.fast),
-        format!("{:.3} s", row.populate),
-        format!("{:.3} s", row.pin),
-        ratio(row.ratio),
-    ]
-}
-
-fn unmap_row(row: &Row) -> Vec<String> {
-    vec![
-        row.backing.name().into(),
-        gib(row.bytes),
-        row.threads.to_string(),
-        seconds(row.stock),
-        seconds(row.fast),
-        ratio(row.ratio),
-    ]
+    Table { head: vec!["promise", "bar", "found", ""], rows: bars.iter().map(row).collect() }
 }
 
 /// By how much at a time memory is faulted in.
