@@ -187,12 +187,31 @@ pub fn build_conformance(log: &Path) -> Result<PathBuf> {
         command.args(["--test", "conformance", "--no-run"]).env("CARGO_PROFILE_DEV_DEBUG", "none");
         command
     };
+    build_target("conformance", build, log)
+}
+
+/// Builds the engine's bench of real memory, linked statically, as the program `native`.
+pub fn build_bench(log: &Path) -> Result<PathBuf> {
+    let build = || {
+        let mut command = cargo_static("bench", "vfio-fast-engine");
+        command
+            .args(["--bench", "native", "--no-run"])
+            // What takes time is in the kernel: inlining across crates does not pay for the minute it takes.
+            .env("CARGO_PROFILE_BENCH_LTO", "off")
+            .env("CARGO_PROFILE_BENCH_DEBUG", "none");
+        command
+    };
+    build_target("native", build, log)
+}
+
+/// Builds a test or bench of that name as a program of that name.
+fn build_target(name: &str, build: impl Fn() -> Command, log: &Path) -> Result<PathBuf> {
     run_logged(&mut build(), log)?;
     // The second time there is nothing left to do but to say where it is.
     let messages = progress::output(build().args(["--quiet", "--message-format", "json"]))?;
     let built =
-        executable(&messages, "conformance").context("cargo names no conformance test that it built")?;
-    let program = static_target().join("conformance");
+        executable(&messages, name).with_context(|| format!("cargo names no {name} that it built"))?;
+    let program = static_target().join(name);
     fs::copy(&built, &program).with_context(|| format!("Cannot copy {}", built.display()))?;
     Ok(program)
 }

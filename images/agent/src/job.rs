@@ -27,6 +27,8 @@ pub enum Scenario {
     Conformance,
     /// Starts L2 again and again and times it: a measurement, for `cargo xtask bench --vm`.
     Starts,
+    /// The engine's own bench with iommufd; no QEMU, no L2: a measurement, for `cargo xtask bench --iommufd`.
+    Maps,
 }
 
 /// Which listener maps: the column of the table.
@@ -149,6 +151,8 @@ pub struct Job {
     pub starts: Vec<(Memory, u32)>,
     /// The tests [`Scenario::Conformance`] runs; none elsewhere.
     pub tests: Vec<String>,
+    /// Arguments of the bench that [`Scenario::Maps`] runs; none elsewhere.
+    pub bench: Vec<String>,
     /// Seconds one wait (boot of L2, an event, QEMU's exit) may take.
     pub wait_s: u64,
 }
@@ -243,6 +247,7 @@ mod tests {
             write_seed: 1,
             starts: vec![(Memory::Anon4k, 3)],
             tests: vec!["type1".into()],
+            bench: vec!["--rounds".into(), "3".into()],
             wait_s: 60,
         };
         let text = serde_json::to_string(&job).unwrap();

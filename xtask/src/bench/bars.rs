@@ -2,12 +2,17 @@
 
 use serde::Serialize;
 
-use super::record::Backing;
-use super::summary::Summary;
+use super::record::{Backing, Case};
+use super::summary::{Row, Summary};
 
 const GIB: u64 = 1 << 30;
 /// Below this a guest is mapped in no time anyway.
 const FROM: u64 = 4 * GIB;
+/// With iommufd from here on: less may be one entry, which no two threads share.
+const FROM_BESIDE: u64 = 2 * GIB;
+/// How many times as fast as stock two threads map and unmap huge pages through iommufd.
+const MAP_BESIDE: f64 = 1.6;
+const UNMAP_BESIDE: f64 = 1.5;
 /// Nanoseconds a transaction may take that has next to nothing to do.
 const PURE: f64 = 20_000.0;
 
@@ -63,6 +68,33 @@ pub fn judge(summary: &Summary) -> Vec<Bar> {
     bars
 }
 
+/// Every promise of iommufd, where entries are mapped and unmapped beside each other, that this run can say something about.
+pub fn judge_iommufd(summary: &Summary) -> Vec<Bar> {
+    let rows = [
+        (&summary.cold, "cold, against one map per region", MAP_BESIDE),
+        (&summary.unmap, "unmapped, against one call per region", UNMAP_BESIDE),
+    ];
+    let mut bars = Vec::new();
+    for (rows, what, promised) in rows {
+        let is_wanted = |row: &&Row| {
+            let of_engine = matches!(row.case, Case::Engine | Case::UnmapEngine);
+            let is_huge = matches!(row.backing, Backing::AnonThp | Backing::MemfdThp);
+            of_engine && is_huge && row.bytes >= FROM_BESIDE && row.threads == summary.machine.cpus
+        };
+        for row in rows.iter().filter(is_wanted) {
+            let found = row.ratio.median;
+            let (memory, bytes, threads) = (row.backing.name(), row.bytes / GIB, row.threads);
+            bars.push(Bar {
+                what: format!("{memory}, {bytes} GiB, {threads} threads: {what}"),
+                promised: format!("≥ {promised}×"),
+                found: times(found),
+                reached: found >= promised,
+            });
+        }
+    }
+    bars
+}
+
 /// "1.87×".
 pub fn times(ratio: f64) -> String {
     format!("{ratio:.2}×")
@@ -76,4 +108,37 @@ pub fn percent(part: f64) -> String {
 /// "3.20 µs".
 pub fn micros(nanoseconds: f64) -> String {
     format!("{:.2} µs", nanoseconds / 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One sample of 2 GiB with two threads.
+    fn line(case: &str, backing: &str, seconds: f64) -> String {
+        format!(
+            "{{\"kind\":\"sample\",\"round\":0,\"case\":\"{case}\",\"backing\":\"{backing}\",\"bytes\":2147483648,\
+             \"threads\":2,\"seconds\":{seconds},\"huge_bytes\":0}}\n"
+        )
+    }
+
+    #[test]
+    fn iommufd_is_held_against_both_bars() {
+        let mut text = String::new();
+        for (backing, seconds) in [("anon-4k", 9.0), ("anon-thp", 1.0), ("memfd-thp", 1.1)] {
+            for (case, seconds) in
+                [("stock", 1.6), ("engine", seconds), ("unmap-stock", 1.5), ("unmap-engine", seconds)]
+            {
+                text += &line(case, backing, seconds);
+            }
+            // Other ways of mapping promise nothing.
+            text += &line("maps-only", backing, 9.0);
+        }
+        let mut summary = Summary::of(&text).unwrap();
+        summary.machine.cpus = 2;
+        let bars = judge_iommufd(&summary);
+        let found: Vec<_> = bars.iter().map(|bar| (bar.found.as_str(), bar.reached)).collect();
+        assert_eq!(found, [("1.60×", true), ("1.45×", false), ("1.50×", true), ("1.36×", false)]);
+        assert_eq!(bars[3].what, "memfd-thp, 2 GiB, 2 threads: unmapped, against one call per region");
+    }
 }

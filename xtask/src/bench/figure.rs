@@ -44,6 +44,16 @@ pub fn heading(canvas: &mut Canvas, mut y: f64, section: &Section) -> f64 {
     y + 26.0
 }
 
+/// The plots of what was mapped through iommufd.
+pub fn draw_iommufd(canvas: &mut Canvas, y: f64, summary: &Summary, section: &Section) -> f64 {
+    let y = heading(canvas, y, section);
+    throughput(canvas, (MARGIN, y, WIDTH - 2.0 * MARGIN, 380.0), summary);
+    let y = y + 410.0;
+    limits(canvas, (MARGIN, y, HALF, 360.0), summary);
+    remap(canvas, (MARGIN + HALF + MARGIN, y, HALF, 360.0), summary);
+    y + 390.0
+}
+
 fn draw_native(canvas: &mut Canvas, y: f64, summary: &Summary, section: &Section) -> f64 {
     let mut y = heading(canvas, y, section);
     throughput(canvas, (MARGIN, y, WIDTH - 2.0 * MARGIN, 380.0), summary);
@@ -133,7 +143,7 @@ fn throughput(canvas: &mut Canvas, frame: Box, summary: &Summary) {
 fn scaling(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     let largest = summary.largest();
     let rows = |wanted: (Backing, u64)| {
-        let own = summary.cold.iter().filter(|row| row.pages_per_call.is_none());
+        let own = summary.cold.iter().filter(|row| row.case == Case::Engine);
         own.filter(move |row| (row.backing, row.bytes) == wanted)
     };
     let all = || largest.iter().flat_map(|wanted| rows(*wanted));

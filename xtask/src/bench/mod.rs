@@ -2,6 +2,7 @@
 
 mod bars;
 mod figure;
+mod iommufd;
 mod knobs;
 #[path = "../../../engine/benches/native/machine.rs"]
 mod machine;
@@ -32,19 +33,22 @@ use table::Section;
 /// What to measure.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Pins of this machine's memory, without VFIO [default, unless --vm is given]
+    /// Pins of this machine's memory, without VFIO [default, unless --vm or --iommufd is given]
     #[arg(long)]
     native: bool,
     /// Starts of a guest in the nested machine, with real VFIO
     #[arg(long)]
     vm: bool,
+    /// Maps and unmaps of memory in the nested machine, through its iommufd
+    #[arg(long)]
+    iommufd: bool,
     /// One small guest, few rounds: to see that it works, not to quote
     #[arg(long)]
     quick: bool,
-    /// Guest sizes in GiB [default: 1,2,4,8,16, as far as memory allows; with --vm 1,2,4]
+    /// Guest sizes in GiB [default: 1,2,4,8,16, as far as memory allows; with --vm 1,2,4; with --iommufd 2]
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<f64>,
-    /// How often each case is measured [default: 5, with --quick 3, with --quick --vm 1]
+    /// How often each case is measured [default: 5; with --quick 3, or 1 in the nested machine]
     #[arg(long)]
     rounds: Option<u32>,
     /// Write the results there too
@@ -64,14 +68,18 @@ struct Report {
     bars: Vec<Bar>,
     /// The part with real VFIO.
     vm: Option<vm::Summary>,
+    /// The part with iommufd.
+    iommufd: Option<iommufd::Summary>,
 }
 
 /// Measures, then shows.
 pub fn run(args: &Args) -> Result<()> {
-    let measures_native = args.native || !args.vm;
+    let measures_native = args.native || !(args.vm || args.iommufd);
     ensure!(measures_native || !args.host_settings, "--host-settings changes nothing in the nested machine");
     // Before anything takes long.
-    let wanted = args.vm.then(|| vm::Wanted::new(&vm_sizes(args), vm_rounds(args))).transpose()?;
+    let starts = args.vm.then(|| vm::Wanted::new(&vm_sizes(args), vm_rounds(args))).transpose()?;
+    let maps =
+        args.iommufd.then(|| iommufd::Wanted::new(&iommufd_sizes(args), vm_rounds(args))).transpose()?;
     let folder = new_run()?;
     let mut report = Report::default();
     if measures_native {
@@ -81,15 +89,22 @@ pub fn run(args: &Args) -> Result<()> {
         report.summary = Some(summary);
     }
     let mut outcome = Ok(());
-    if let Some(wanted) = wanted {
+    if let Some(wanted) = starts {
         outcome = vm::run(&wanted, &folder).and_then(|(mut summary, counted)| {
             summary.command = command_line(args);
             report.vm = Some(summary);
             counted
         });
     }
+    if let Some(wanted) = maps.filter(|_| outcome.is_ok()) {
+        outcome = iommufd::run(&wanted, &folder).and_then(|(mut summary, counted)| {
+            summary.command = command_line(args);
+            report.iommufd = Some(summary);
+            counted
+        });
+    }
     // What was measured is shown, even if something went wrong after it.
-    if report.summary.is_some() || report.vm.is_some() {
+    if report.summary.is_some() || report.vm.is_some() || report.iommufd.is_some() {
         show(args, &report, &folder)?;
     }
     outcome
@@ -120,14 +135,17 @@ fn show(args: &Args, report: &Report, folder: &Path) -> Result<()> {
     }
     let native = report.summary.as_ref().map(|summary| table::section(summary, &report.bars));
     let vm = report.vm.as_ref().map(vm::section);
-    let figure = figure::draw(report.summary.as_ref().zip(native.as_ref()), |canvas, y| {
-        report
-            .vm
-            .as_ref()
-            .zip(vm.as_ref())
-            .map_or(y, |(summary, section)| vm::draw(canvas, y, summary, section))
+    let iommufd = report.iommufd.as_ref().map(iommufd::section);
+    let figure = figure::draw(report.summary.as_ref().zip(native.as_ref()), |canvas, mut y| {
+        if let Some((summary, section)) = report.vm.as_ref().zip(vm.as_ref()) {
+            y = vm::draw(canvas, y, summary, section);
+        }
+        if let Some((summary, section)) = report.iommufd.as_ref().zip(iommufd.as_ref()) {
+            y = figure::draw_iommufd(canvas, y, &summary.measured, section);
+        }
+        y
     });
-    let sections: Vec<Section> = native.into_iter().chain(vm).collect();
+    let sections: Vec<Section> = native.into_iter().chain(vm).chain(iommufd).collect();
     fs::write(folder.join("bench.svg"), &figure)?;
     fs::write(folder.join("bench.html"), page::html(&sections, &figure))?;
     fs::write(folder.join("bench.md"), page::markdown(&sections))?;
@@ -172,6 +190,22 @@ fn vm_sizes(args: &Args) -> Vec<f64> {
     }
 }
 
+fn iommufd_sizes(args: &Args) -> Vec<f64> {
+    match (args.sizes.is_empty(), args.quick) {
+        (false, _) => args.sizes.clone(),
+        (true, true) => vec![0.5],
+        (true, false) => vec![2.0],
+    }
+}
+
+/// These guests' sizes in MiB, each once and the smallest first.
+fn mebibytes(sizes: &[f64]) -> Vec<u64> {
+    let mut sizes: Vec<u64> = sizes.iter().map(|gib| (gib * 1024.0) as u64 & !1).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes
+}
+
 fn vm_rounds(args: &Args) -> u32 {
     args.rounds.unwrap_or(if args.quick { 1 } else { 5 })
 }
@@ -187,7 +221,9 @@ fn pure_command(quick: bool, folder: &Path) -> Command {
 /// What was typed, to be typed again.
 fn command_line(args: &Args) -> String {
     let mut words = vec!["cargo xtask bench".to_owned()];
-    for (given, word) in [(args.native, "--native"), (args.vm, "--vm"), (args.quick, "--quick")] {
+    for (given, word) in
+        [(args.native, "--native"), (args.vm, "--vm"), (args.iommufd, "--iommufd"), (args.quick, "--quick")]
+    {
         words.extend(given.then(|| word.to_owned()));
     }
     if !args.sizes.is_empty() {

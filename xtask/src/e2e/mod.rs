@@ -104,7 +104,12 @@ pub fn prepare(cache: &Cache, run: &Path, phases: &Phases, plans: &[Plan]) -> Re
     let log = run.join("conformance-build.log");
     let conformance = || progress::step("Build the conformance tests", &log, image::build_conformance);
     let conformance = wants_conformance.then(conformance).transpose()?;
-    let parts = Parts { guest, newest, reference, patched, not_built, library, agent, witness, conformance };
+    let wants_bench = plans.iter().any(|plan| plan.scenario == Scenario::Maps);
+    let bench =
+        || progress::step("Build the engine's bench", &run.join("bench-build.log"), image::build_bench);
+    let bench = wants_bench.then(bench).transpose()?;
+    let parts =
+        Parts { guest, newest, reference, patched, not_built, library, agent, witness, conformance, bench };
     let accel = accel::choose(&parts, run)?;
     println!("    L1 runs under {accel}");
     Ok((parts, accel))

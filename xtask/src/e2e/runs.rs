@@ -50,6 +50,8 @@ pub struct Parts {
     pub witness: PathBuf,
     /// The conformance tests, where a scenario wants them.
     pub conformance: Option<PathBuf>,
+    /// The engine's bench, where a scenario wants it.
+    pub bench: Option<PathBuf>,
 }
 
 impl Parts {
@@ -57,7 +59,7 @@ impl Parts {
     fn qemu_of(&self, scenario: Scenario, mode: Mode) -> (Option<&Path>, Vec<PathBuf>) {
         let witness = self.witness.clone();
         match (scenario, mode) {
-            (Scenario::Conformance, _) => (None, Vec::new()),
+            (Scenario::Conformance | Scenario::Maps, _) => (None, Vec::new()),
             (_, Mode::Reference) => (Some(&self.reference), vec![witness]),
             (_, Mode::NotBuilt) => (Some(&self.not_built), vec![witness]),
             (_, Mode::Stock | Mode::Fast) => (Some(&self.patched), vec![witness, self.library.clone()]),
@@ -171,11 +173,13 @@ impl Runs<'_> {
             write_seed: disk.write_seed,
             starts: plan.starts.clone(),
             tests: plan.tests(),
+            bench: plan.bench.clone(),
             wait_s: 120,
         };
         let initrd = folder.join("initrd.cpio");
         let programs: Vec<PathBuf> = match plan.scenario {
             Scenario::Conformance => parts.conformance.iter().cloned().collect(),
+            Scenario::Maps => parts.bench.iter().cloned().collect(),
             _ => Vec::new(),
         };
         let (qemu, libraries) = parts.qemu_of(plan.scenario, mode);

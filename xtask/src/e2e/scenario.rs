@@ -22,7 +22,7 @@ pub struct Plan {
     pub what: &'static str,
     /// The listeners it is run with.
     pub modes: &'static [Mode],
-    /// RAM of L2.
+    /// RAM of L2, or what else L1 has memory for.
     pub l2_memory_mib: u64,
     /// Size of the disk under test.
     pub disk_mib: u64,
@@ -38,6 +38,8 @@ pub struct Plan {
     pub timed: bool,
     /// The memories and rounds that are measured, where that is what it is about.
     pub starts: Vec<(Memory, u32)>,
+    /// Arguments of the engine's bench, where that is run.
+    pub bench: Vec<String>,
     /// Time for the whole run of L1.
     pub limit: Duration,
 }
@@ -61,6 +63,7 @@ const PLAIN: Plan = Plan {
     l2_boots: false,
     timed: false,
     starts: Vec::new(),
+    bench: Vec::new(),
     limit: Duration::from_secs(240),
 };
 
@@ -193,6 +196,23 @@ impl Plan {
         }
     }
 
+    /// The measurement of `cargo xtask bench --iommufd`: the engine's bench with these arguments, which needs so much memory
+    /// and has so much time.
+    pub fn maps(memory_mib: u64, bench: Vec<String>, limit: Duration) -> Self {
+        Self {
+            scenario: Scenario::Maps,
+            machine: Machine::USUAL_NEWEST,
+            container: Container::Iommufd,
+            what: "the engine's bench, timed",
+            modes: &[Mode::Fast],
+            l2_memory_mib: memory_mib,
+            timed: true,
+            bench,
+            limit,
+            ..PLAIN
+        }
+    }
+
     /// Its name on the command line.
     pub fn name(&self) -> String {
         match self.container {
@@ -212,7 +232,7 @@ impl Plan {
         match self.scenario {
             Scenario::Starts => format!("{}-{}m", self.scenario_name(), self.l2_memory_mib),
             // No listener maps.
-            Scenario::Conformance => self.name(),
+            Scenario::Conformance | Scenario::Maps => self.name(),
             _ => format!("{}-{}", self.name(), mode.name()),
         }
     }
@@ -237,7 +257,7 @@ impl Plan {
     pub fn l0_memory(&self) -> Vec<String> {
         let mib = self.l1_memory_mib();
         let mut arguments = vec!["-m".to_owned(), format!("{mib}M")];
-        if self.scenario == Scenario::Starts {
+        if matches!(self.scenario, Scenario::Starts | Scenario::Maps) {
             // What L1 touches for the first time would otherwise cost this machine a fault, too.
             let memory = format!("memory-backend-ram,id=l1,size={mib}M,prealloc=on");
             arguments.extend(["-object", &memory, "-machine", "memory-backend=l1"].map(str::to_owned));
@@ -250,7 +270,7 @@ impl Plan {
         // 39 bits are QEMU's default, and cannot map what a guest puts above 512 GiB.
         let bits = if self.scenario == Scenario::P2pRange { 39 } else { 48 };
         let mut devices = vec![["-device".to_owned(), self.machine.iommu_device(bits)]];
-        if self.scenario == Scenario::Conformance {
+        if matches!(self.scenario, Scenario::Conformance | Scenario::Maps) {
             // A device that no driver of L1's wants and that does nothing by itself.
             devices.push(["-device".into(), "edu,addr=4.0".into()]);
             return devices;
@@ -299,6 +319,7 @@ impl Plan {
         let mut names = match self.scenario {
             Scenario::Starts => return self.expected_of_starts(),
             Scenario::Conformance => return self.tests(),
+            Scenario::Maps => return vec!["measured".to_owned()],
             Scenario::Nvme => vec![
                 "mappings-after-realize",
                 "flat-view-after-realize",

@@ -6,6 +6,7 @@ mod devices;
 mod errors;
 mod hotplug;
 mod limits;
+mod maps;
 mod nvme;
 mod objects;
 mod observe;
@@ -64,7 +65,7 @@ fn work(report: &Reporter) -> Result<()> {
     }
     // Where time is the result, nothing is counted in the kernel: it costs most where most is mapped. And where no QEMU
     // maps, nothing is there to count.
-    if !matches!(job.scenario, Scenario::Starts | Scenario::Conformance) {
+    if !matches!(job.scenario, Scenario::Starts | Scenario::Conformance | Scenario::Maps) {
         tracing::start()?;
     }
     let lab = Lab { job, report: report.clone() };
@@ -78,5 +79,6 @@ fn work(report: &Reporter) -> Result<()> {
         Scenario::Viommu => viommu::run(&lab),
         Scenario::Conformance => conformance::run(&lab),
         Scenario::Starts => starts::run(&lab),
+        Scenario::Maps => maps::run(&lab),
     }
 }

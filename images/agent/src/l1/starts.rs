@@ -39,12 +39,17 @@ pub fn run(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Lets this kernel give huge pages to whoever asks for them, or to nobody.
+pub fn allow_huge_pages(allowed: bool) -> Result<()> {
+    let (anonymous, shmem) = if allowed { ("madvise", "advise") } else { ("never", "never") };
+    set(&format!("{HUGE_PAGES}/enabled"), anonymous)?;
+    set(&format!("{HUGE_PAGES}/shmem_enabled"), shmem)
+}
+
 /// Lets this kernel give that memory, and runs each mode once with a small guest.
 fn prepare(lab: &Lab, memory: Memory) -> Result<()> {
     // QEMU and the library ask for huge pages themselves, both with the same call.
-    let (anonymous, shmem) = if memory.may_be_huge() { ("madvise", "advise") } else { ("never", "never") };
-    set(&format!("{HUGE_PAGES}/enabled"), anonymous)?;
-    set(&format!("{HUGE_PAGES}/shmem_enabled"), shmem)?;
+    allow_huge_pages(memory.may_be_huge())?;
     // An emulator translates code when it runs first: the first to be timed would pay for the others.
     for mode in [Mode::Stock, Mode::Fast] {
         let name = format!("{}-{}-warm-up", memory.name(), mode.name());

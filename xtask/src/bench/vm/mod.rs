@@ -15,6 +15,7 @@ use serde_json::json;
 use vfio_fast_agent::job::Memory;
 
 use super::machine::{Busy, machine};
+use super::mebibytes;
 use super::summary::Spread;
 use crate::cache::Cache;
 use crate::e2e::{self, Phase, Phases, Plan, Runs, Verdict};
@@ -22,7 +23,7 @@ use crate::packages;
 
 pub use figure::draw;
 pub use summary::Summary;
-pub use table::section;
+pub use table::{TRANSLATED, section};
 
 /// What maps there.
 const PINS: &str = "VFIO type1 on an emulated VT-d";
@@ -42,9 +43,7 @@ impl Wanted {
     /// Guests of these sizes in GiB. Where one does not fit into this machine's memory, that ends the verb before anything
     /// is measured.
     pub fn new(sizes: &[f64], rounds: u32) -> Result<Self> {
-        let mut sizes: Vec<u64> = sizes.iter().map(|gib| (gib * 1024.0) as u64 & !1).collect();
-        sizes.sort_unstable();
-        sizes.dedup();
+        let sizes = mebibytes(sizes);
         ensure!(rounds > 0, "Without rounds nothing is measured");
         ensure!(sizes.iter().all(|mib| *mib >= LEAST_MIB), "L2 needs at least {LEAST_MIB} MiB");
         sizes.iter().try_for_each(|mib| e2e::require_memory(&Plan::starts(*mib, Vec::new())))?;

@@ -5,6 +5,9 @@ use crate::bench::bars::percent;
 use crate::bench::summary::Spread;
 use crate::bench::table::{Section, Table, about_run, gib, ratio, seconds};
 
+/// What is to be said of times in an emulated L1.
+pub const TRANSLATED: &str = "Under TCG every instruction of L1, its kernel's included, is translated: seconds are many times those of hardware.";
+
 /// The section.
 pub fn section(summary: &Summary) -> Section {
     let mut about = about_run(&summary.machine, &summary.command, summary.rounds, summary.others);
@@ -13,10 +16,7 @@ pub fn section(summary: &Summary) -> Section {
         summary.accel
     ));
     if summary.translated {
-        about.push(
-            "Under TCG every instruction of L1, its kernel's included, is translated: seconds are many times those of hardware."
-                .into(),
-        );
+        about.push(TRANSLATED.into());
         about.push(
             "Fault-in, pin and firmware are not in its proportions either. Calls and bytes are exact.".into(),
         );
