@@ -25,6 +25,12 @@ impl Row {
         self.kind == "ramd"
     }
 
+    /// The device and the number of the BAR, if QEMU has named the row after one.
+    pub fn bar(&self) -> Option<(&str, usize)> {
+        let (device, rest) = self.name.split_once(" BAR ")?;
+        Some((device, rest.split(' ').next()?.parse().ok()?))
+    }
+
     /// The whole pages of the row, if DMA to it is mapped: RAM, ROM and mapped BARs are, MMIO and
     /// ROM devices are not. Starts round up and ends round down, as QEMU's listener does.
     pub fn reach(&self) -> Option<Reach> {
@@ -106,6 +112,8 @@ mod tests {
         assert_eq!(rows[3].name, "pc.ram");
         assert!(rows[4].is_device());
         assert_eq!(rows[4].name, "0000:00:04.0 BAR 0 mmaps[0]");
+        assert_eq!(rows[4].bar(), Some(("0000:00:04.0", 0)));
+        assert_eq!(rows[3].bar(), None);
         assert!(rows_of(TEXT, "cpu-memory-0").is_some());
         assert!(rows_of(TEXT, "no such space").is_none());
     }

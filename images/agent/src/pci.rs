@@ -26,6 +26,11 @@ impl Device {
         Self(Path::new(DEVICES).join(address))
     }
 
+    /// The device whose file in /dev/vfio/devices has that name.
+    pub fn of_file(name: &str) -> Self {
+        Self(Path::new("/sys/class/vfio-dev").join(name).join("device"))
+    }
+
     /// The only device of that vendor and type.
     pub fn of_type(vendor: u16, device: u16) -> Result<Self> {
         let is = |path: &Path, file: &str, wanted: u16| {

@@ -48,6 +48,9 @@ const ALL_MODES: &[Mode] = &[Mode::Reference, Mode::Stock, Mode::Fast];
 const EVERY_MODE: &[Mode] = &[Mode::Reference, Mode::NotBuilt, Mode::Stock, Mode::Fast];
 const PATCHED: &[Mode] = &[Mode::Stock, Mode::Fast];
 
+/// What is looked at where a device reaches another's BAR.
+const P2P: [&str; 2] = ["data", "bars-in-whole-entries"];
+
 /// What the lines of the table share: no disk contents, no guest kernel.
 const PLAIN: Plan = Plan {
     scenario: Scenario::Errors,
@@ -112,6 +115,7 @@ fn through_iommufd(plans: &[Plan]) -> Vec<Plan> {
         let iommufd = Plan { container: Container::Iommufd, timed: false, ..plan.clone() };
         match plan.scenario {
             Scenario::Nvme if plan.machine.kernel == Kernel::Newest => chosen.push(iommufd),
+            Scenario::P2pData if plan.machine == Machine::USUAL_NEWEST => chosen.push(iommufd),
             Scenario::TwoDevices => {
                 chosen.push(Plan { machine: Machine::USUAL_NEWEST, modes: EVERY_MODE, ..iommufd });
             }
@@ -356,8 +360,6 @@ impl Plan {
                 "flat-view-after-data",
                 "mappings-at-every-commit",
                 "no-threads-after-data",
-                "data",
-                "bars-in-whole-entries",
             ],
             Scenario::P2pRange => {
                 vec![
@@ -400,6 +402,12 @@ impl Plan {
                 names.extend(["memory-mapped-by-file", "bar-mapped-as-dma-buf"]);
             }
             (Scenario::Nvme, Container::Iommufd, _) => names.push("one-warning"),
+            (Scenario::P2pData, Container::Type1, _) => names.extend(P2P),
+            (Scenario::P2pData, Container::Iommufd, Mode::Fast) => {
+                names.extend(P2P);
+                names.push("one-warning");
+            }
+            (Scenario::P2pData, Container::Iommufd, _) => names.push("one-warning"),
             _ => {}
         }
         match (self.scenario, mode) {

@@ -76,7 +76,7 @@ pub fn run(lab: &Lab) -> Result<()> {
             objects::bars(lab, &vm)?;
         }
         // By address it maps no device memory.
-        (Container::Iommufd, _) => peer::one_warning(lab, &vm.stderr()?, "-14 (Bad address)"),
+        (Container::Iommufd, _) => peer::one_warning(lab, &vm.stderr()?, 0, "-14 (Bad address)"),
     }
 
     lab.report.step("unplug");

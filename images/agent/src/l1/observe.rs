@@ -17,6 +17,10 @@ use vfio_fast_agent::witness::{self, Call, Held};
 
 use super::Lab;
 use super::vm::Vm;
+use crate::pci::{Bar, Device};
+
+/// Where a BAR lies in the file of its device: its number, shifted by so much.
+const BAR_SHIFT: u32 = 40;
 
 /// Compares the kernel's mappings with the guest's memory while the VM stands still, and reports
 /// it as the check `mappings-<when>`. A VM that was running runs again. The answer is what of the guest's
@@ -51,7 +55,13 @@ pub fn mappings(lab: &Lab, vm: &mut Vm, when: &str) -> Result<Held> {
 /// address space `space`, and reports it as the check `flat-view-<when>`. See above for its price.
 pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<()> {
     let (rows, mapped) = flat_view_rows(lab, vm, space, when)?;
-    let mappable = |row: &&Row| lab.job.maps_bars() || !row.is_device();
+    let small =
+        |row: &Row| row.bar().is_some_and(|(device, n)| Device::at(device).bar(n).is_ok_and(is_small));
+    let mappable = |row: &&Row| match (lab.job.container, lab.job.maps_bars()) {
+        (Container::Type1, _) => true,
+        (Container::Iommufd, true) => !small(row),
+        (Container::Iommufd, false) => !row.is_device(),
+    };
     let printed: Vec<Reach> = rows.iter().filter(mappable).filter_map(Row::reach).collect();
     let seen = format!("{} rows, {} mappings, the same memory", rows.len(), mapped.len());
     let problems = ranges::differences("printed", printed, "mapped", mapped);
@@ -75,8 +85,8 @@ pub fn flat_view_rows(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result
 /// Reports the check `mappings-at-every-commit`: not only at quiet moments does the kernel hold
 /// what the guest has, but after each of the many changes firmware and guest make.
 pub fn every_commit(lab: &Lab, vm: &Vm) -> Result<()> {
-    let bars = device_memory(vm.pid)?;
-    let wanted = |calls: &[Call]| mappable(lab, &bars, witness::guest_memory(calls));
+    let hidden = out_of_reach(lab, vm.pid)?;
+    let wanted = |calls: &[Call]| without(&hidden, witness::guest_memory(calls));
     let (count, mut problems) = witness::commits(&vm.witnessed()?, wanted)?;
     problems.truncate(5);
     if count < 2 {
@@ -88,12 +98,16 @@ pub fn every_commit(lab: &Lab, vm: &Vm) -> Result<()> {
 
 /// What of the guest's memory shall be mapped.
 fn reachable(lab: &Lab, vm: &Vm, memory: Held) -> Result<Held> {
-    Ok(mappable(lab, &device_memory(vm.pid)?, memory))
+    Ok(without(&out_of_reach(lab, vm.pid)?, memory))
 }
 
-/// All of it, or where BARs are not mapped, what is none.
-fn mappable(lab: &Lab, bars: &[(u64, u64)], memory: Held) -> Held {
-    if lab.job.maps_bars() { memory } else { without(bars, memory) }
+/// Host address ranges of `pid` with BARs that are not mapped.
+fn out_of_reach(lab: &Lab, pid: u32) -> Result<Vec<(u64, u64)>> {
+    match (lab.job.container, lab.job.maps_bars()) {
+        (Container::Type1, _) => Ok(Vec::new()),
+        (Container::Iommufd, true) => small_bars(pid),
+        (Container::Iommufd, false) => device_memory(pid),
+    }
 }
 
 /// What is not at one of these host addresses.
@@ -189,6 +203,25 @@ pub fn device_memory(pid: u32) -> Result<Vec<(u64, u64)>> {
     let is_bar = |line: &str| line.contains("vfio-device") || line.contains("/dev/vfio/devices/");
     let bars = maps.into_iter().filter(|(_, _, line)| is_bar(line));
     Ok(bars.map(|(start, end, _)| (start, end)).collect())
+}
+
+/// Whether iommufd cannot map it: there is no dma-buf of a part of a page. A container maps the page around it.
+fn is_small(bar: Bar) -> bool {
+    bar.bytes < 4096
+}
+
+/// Host address ranges of `pid` with such BARs, of devices that are opened by their own files.
+fn small_bars(pid: u32) -> Result<Vec<(u64, u64)>> {
+    let mut small = Vec::new();
+    for (start, end, line) in address_space(pid)? {
+        let Some((before, file)) = line.split_once("/dev/vfio/devices/") else { continue };
+        let offset = before.split_whitespace().nth(2).context("a line of maps without an offset")?;
+        let bar = (u64::from_str_radix(offset, 16)? >> BAR_SHIFT) as usize;
+        if is_small(Device::of_file(file).bar(bar)?) {
+            small.push((start, end));
+        }
+    }
+    Ok(small)
 }
 
 /// Host address ranges of `pid` that are shared mappings of memfds.

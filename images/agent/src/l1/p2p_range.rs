@@ -75,7 +75,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     }
     let seen = format!("{RESETS} resets, the same mappings after each");
     lab.report.check("same-after-resets", &problems, &seen);
-    peer::one_warning(lab, &vm.stderr()?, "-22 (Invalid argument)");
+    peer::one_warning(lab, &vm.stderr()?, 0, "-22 (Invalid argument)");
     vm.quit()
 }
 

@@ -1,6 +1,5 @@
 //! What QEMU says of BARs that it could not map: no peer-to-peer DMA, and no more.
 
-use vfio_fast_agent::job::Container;
 use vfio_fast_agent::pattern;
 
 use super::Lab;
@@ -10,10 +9,10 @@ const EACH: &str = "warning: IOMMU_IOAS_MAP failed: Bad address, PCI BAR?";
 /// The end of its hint, which names the device first.
 const HINT: &str = "PCI peer-to-peer transactions on BARs are not supported.";
 
-/// Reports the check `one-warning`: exactly one of the first BAR that could not be mapped because of `errno`, with QEMU's
-/// own text and its hint.
-pub fn one_warning(lab: &Lab, errors: &str, errno: &str) {
-    lab.report.check("one-warning", &judge(lab, errors, errno), errors.trim());
+/// Reports the check `one-warning`: exactly one of the first BAR that could not be mapped, which is of the device `n`, because
+/// of `errno`, with QEMU's own text and its hint.
+pub fn one_warning(lab: &Lab, errors: &str, n: usize, errno: &str) {
+    lab.report.check("one-warning", &judge(lab, errors, n, errno), errors.trim());
 }
 
 /// What QEMU says of BARs where it should have nothing to say.
@@ -22,9 +21,9 @@ pub fn any_warning(errors: &str) -> Vec<String> {
     errors.lines().filter(speaks).map(|line| format!("QEMU says `{line}`")).collect()
 }
 
-fn judge(lab: &Lab, errors: &str, errno: &str) -> Vec<String> {
+fn judge(lab: &Lab, errors: &str, n: usize, errno: &str) -> Vec<String> {
     let warning = format!("warning: vfio_container_dma_map(%p, %p, %p, %p) = {errno}");
-    let hint = format!("{}: {HINT}", lab.job.devices[0]);
+    let hint = format!("{}: {HINT}", lab.job.devices[n]);
     // The line begins with the program's name.
     let text = |line: &str| line.split_once(": ").map(|(_, rest)| rest.to_owned());
     let said =
@@ -35,7 +34,7 @@ fn judge(lab: &Lab, errors: &str, errno: &str) -> Vec<String> {
     if warnings != 1 || hints != 1 {
         problems.push(format!("{warnings} times `{warning}`, {hints} times `{hint}`"));
     }
-    if (said(EACH) > 0) != (lab.job.container == Container::Iommufd) {
+    if (said(EACH) > 0) == lab.job.maps_bars() {
         problems.push(format!("{} times `{EACH}`", said(EACH)));
     }
     if !problems.is_empty() {
