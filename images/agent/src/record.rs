@@ -6,6 +6,8 @@ use crate::job::{Memory, Mode};
 
 /// Name of the virtio-serial port the records of L1 leave through.
 pub const L1_PORT: &str = "vft.records";
+/// Milliseconds between two signs of life of L1's.
+pub const HEARTBEAT_MS: u64 = 2000;
 /// Name of the virtio-serial port the events of L2 leave through.
 pub const L2_PORT: &str = "vft.events";
 
@@ -40,6 +42,8 @@ pub enum Record {
     Facts(Facts),
     /// One start of L2, timed.
     Start(Start),
+    /// Nothing new, but L1 is alive: told every [`HEARTBEAT_MS`] while there is a job.
+    Alive,
     /// L1 could not go on.
     Fatal {
         /// Why.

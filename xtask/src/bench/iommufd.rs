@@ -233,6 +233,7 @@ mod tests {
             starts: Vec::new(),
             folder: "logs".into(),
             seconds: 1.0,
+            stood_still: false,
         }
     }
 

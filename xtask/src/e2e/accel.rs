@@ -81,7 +81,7 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
     fs::remove_file(initrd)?;
     // The empty job is not understood, which only user space can say.
     match told {
-        Ok(told) if told.reached_user_space => Ok(Accel::Kvm),
+        Ok(told) if told.heard.is_some() => Ok(Accel::Kvm),
         _ => Ok(Accel::Tcg("no kernel reaches user space under KVM here")),
     }
 }

@@ -33,6 +33,8 @@ pub struct Verdict {
     pub folder: PathBuf,
     /// How long L1 ran, in seconds.
     pub seconds: f64,
+    /// Whether L1 as a whole stood still.
+    pub stood_still: bool,
 }
 
 impl Verdict {
@@ -58,7 +60,7 @@ impl Verdict {
 
 /// Judges one run.
 pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict> {
-    if !told.reached_user_space {
+    if told.heard.is_none() {
         let console = log_text(folder, "l1-console");
         let panic = console.lines().find(|line| line.contains("Kernel panic"));
         let why = panic.map_or_else(|| told.trouble.join("; "), str::to_owned);
@@ -76,6 +78,7 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
         starts: told.starts,
         folder: folder.into(),
         seconds: told.took.as_secs_f64(),
+        stood_still: told.stood_still,
     };
     let mut problems = told.trouble;
     if !told.ended {

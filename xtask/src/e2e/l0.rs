@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use vfio_fast_agent::record::L1_PORT;
+use vfio_fast_agent::record::{HEARTBEAT_MS, L1_PORT};
 
 use super::accel::Accel;
 use super::records::{Listener, Told};
@@ -17,6 +17,8 @@ use crate::progress::elapsed;
 const RECORDS: &str = "records.jsonl";
 /// A machine that is through is off long before this.
 const POWER_OFF: Duration = Duration::from_secs(30);
+/// A machine that runs, however slowly, gives many signs of life in this time.
+const SILENCE: Duration = Duration::from_millis(30 * HEARTBEAT_MS);
 
 /// QEMU with what every L1 has; memory and devices under test are to be added.
 pub fn command(qemu: &Path, guest: &Guest, accel: Accel, initrd: &Path, folder: &Path) -> Command {
@@ -80,7 +82,9 @@ pub fn run(
             through.get_or_insert_with(Instant::now);
         }
         let hangs = through.is_some_and(|since| since.elapsed() > POWER_OFF);
-        if ended.is_some() || hangs || start.elapsed() > limit {
+        let told = &mut listener.told;
+        told.stood_still = !told.ended && told.heard.is_some_and(|at| at.elapsed() > SILENCE);
+        if ended.is_some() || hangs || told.stood_still || start.elapsed() > limit {
             break ended;
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -93,7 +97,11 @@ pub fn run(
         None => {
             child.kill()?;
             child.wait()?;
-            let why = if told.ended { "it was through, and did not power off" } else { "it was not through" };
+            let why = match (told.ended, told.stood_still) {
+                (true, _) => "it was through, and did not power off",
+                (false, true) => "it gave no sign of life any more",
+                (false, false) => "it was not through",
+            };
             told.trouble.push(format!("L1 was stopped after {}: {why}", elapsed(told.took)));
         }
     }

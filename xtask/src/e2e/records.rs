@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use vfio_fast_agent::record::{Facts, Record, Start};
@@ -31,8 +31,10 @@ pub struct Told {
     pub starts: Vec<Start>,
     /// What kept the run from going on, or from ending as it should.
     pub trouble: Vec<String>,
-    /// Whether anything was told at all.
-    pub reached_user_space: bool,
+    /// When something was told last; `None`: nothing was, and user space not reached.
+    pub heard: Option<Instant>,
+    /// Whether L1 fell silent, in which it gives signs of life whatever is under test.
+    pub stood_still: bool,
     /// Whether L1 said that it is through.
     pub ended: bool,
     /// How long L1 ran.
@@ -84,7 +86,7 @@ impl Listener {
     }
 
     fn take(&mut self, record: Record) -> Result<Option<String>> {
-        self.told.reached_user_space = true;
+        self.told.heard = Some(Instant::now());
         match record {
             Record::Step { what, .. } => return Ok(Some(what)),
             Record::Check { name, ok, detail } => self.told.checks.push(Check { name, ok, detail }),
@@ -92,6 +94,7 @@ impl Listener {
             Record::Start(start) => self.told.starts.push(start),
             Record::Fatal { error } => self.told.trouble.push(format!("L1: {error}")),
             Record::End => self.told.ended = true,
+            Record::Alive => {}
             Record::Log { file, line } => self.log(&file, &line)?,
         }
         Ok(None)
@@ -129,12 +132,13 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         let mut listener = Listener::new(&folder, "r");
         assert!(listener.listen().unwrap().is_empty());
+        assert!(listener.told.heard.is_none());
         fs::write(folder.join("r"), "{\"kind\":\"step\",\"what\":\"boot\",\"at_ms\":1}\n{\"kin").unwrap();
         assert_eq!(listener.listen().unwrap(), ["boot"]);
         let mut file = OpenOptions::new().append(true).open(folder.join("r")).unwrap();
         file.write_all(b"d\":\"log\",\"file\":\"l1-dmesg\",\"line\":\"x\"}\n{\"kind\":\"end\"}\n").unwrap();
         assert!(listener.listen().unwrap().is_empty());
-        assert!(listener.told.ended);
+        assert!(listener.told.ended && listener.told.heard.is_some());
         assert_eq!(log_text(&folder, "l1-dmesg"), "x\n");
         let outside = Record::Log { file: "../x".into(), line: String::new() };
         assert!(listener.take(outside).is_err());

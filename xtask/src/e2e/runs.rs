@@ -138,7 +138,8 @@ impl Runs<'_> {
     fn twice_if_stalled(&self, plan: &Plan, mode: Mode) -> Result<Verdict> {
         let verdict = self.one(plan, mode)?;
         let emulated = matches!(self.accel, Accel::Tcg(_));
-        if verdict.passed() || !emulated || !splat::stalled(&log_text(&verdict.folder, "l1-console")) {
+        let stalled = || verdict.stood_still || splat::stalled(&log_text(&verdict.folder, "l1-console"));
+        if verdict.passed() || !emulated || !stalled() {
             return Ok(verdict);
         }
         let kept = verdict.folder.with_extension("stalled");

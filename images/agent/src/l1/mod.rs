@@ -41,6 +41,7 @@ pub struct Lab {
 /// Runs the job of this boot.
 pub fn run() -> Result<()> {
     let report = Reporter::new(machine::open_port(L1_PORT)?);
+    report.keep_alive();
     let outcome = work(&report);
     if let Err(error) = &outcome {
         report.send(&Record::Fatal { error: format!("{error:#}") });

@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use vfio_fast_agent::record::Record;
+use vfio_fast_agent::record::{HEARTBEAT_MS, Record};
 
 use crate::machine;
 
@@ -30,6 +31,18 @@ impl Reporter {
         if let Err(error) = port.write_all(&line) {
             eprintln!("vfio-fast-agent: a record was lost: {error}");
         }
+    }
+
+    /// Sends a sign of life every so often from now on, whatever the rest does: an emulated machine may stand still, and then
+    /// says so with its silence.
+    pub fn keep_alive(&self) {
+        let report = self.clone();
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(Duration::from_millis(HEARTBEAT_MS));
+                report.send(&Record::Alive);
+            }
+        });
     }
 
     /// Something begins.

@@ -174,6 +174,7 @@ mod tests {
                 starts,
                 folder: "logs".into(),
                 seconds: 1.0,
+                stood_still: false,
             }
         };
         check(&of(true, right()), 1024, 2).unwrap();
