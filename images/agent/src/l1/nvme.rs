@@ -7,7 +7,7 @@ use vfio_fast_agent::record::{Event, Facts, Record};
 
 use super::Lab;
 use super::vm::{self, Vm};
-use super::{count, objects, observe, peer};
+use super::{count, objects, observe, peer, starts};
 
 const GIB: u64 = 1 << 30;
 
@@ -17,7 +17,12 @@ pub fn run(lab: &Lab) -> Result<()> {
     let device = &job.devices[0];
     let property = job.device_properties();
     // iommufd can map memory by file, so it gets a file.
-    arguments.extend(vm::machine_arguments(job.l2_memory_mib, job.container == Container::Iommufd));
+    let memfd = job.container == Container::Iommufd;
+    if memfd {
+        // In base pages a memfd takes several times as long to fill and to map.
+        starts::allow_huge_pages(true)?;
+    }
+    arguments.extend(vm::machine_arguments(job.l2_memory_mib, memfd));
     arguments.extend(
         [
             "-smp",
