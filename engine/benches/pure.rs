@@ -168,16 +168,44 @@ fn plans(c: &mut Criterion) {
     });
 }
 
-/// A million pages as a guest's driver may hand them over: all in a row, none next to another, and runs of eight between.
-fn groups(c: &mut Criterion) {
-    const PAGES: u64 = 1_000_000;
-    const PAGE: u64 = 4096;
-    for (name, run) in [("in a row", PAGES), ("scattered", 1), ("in runs of 8", 8)] {
+const PAGE: u64 = 4096;
+
+/// What is special about it, how many runs it has, and the pages.
+type Array = (&'static str, u64, Vec<(Iova, HostVa)>);
+
+/// Pages as a guest's driver may hand them over: all in a row, none next to another, and runs of eight between.
+fn arrays_of(count: u64) -> [Array; 3] {
+    [("in a row", count), ("scattered", 1), ("in runs of 8", 8)].map(|(name, run)| {
         // As many pages as a run has are left out after each.
         let place = |n: u64| (n + n / run * run) * PAGE;
-        let pages: Vec<(Iova, HostVa)> =
-            (0..PAGES).map(|n| (Iova(place(n)), hva(16 * TIB + place(n)))).collect();
-        let expected = PAGES / run;
+        (name, count / run, (0..count).map(|n| (Iova(place(n)), hva(16 * TIB + place(n)))).collect())
+    })
+}
+
+/// An array mapped and unmapped at once, and page by page. The model's own calls are in it, which copy its configuration each.
+fn arrays(c: &mut Criterion) {
+    const PAGES: u64 = 4096;
+    let engine = engine(std::iter::empty());
+    for (name, runs, pages) in arrays_of(PAGES) {
+        let toggle = |pages: &[(Iova, HostVa)]| {
+            engine.map_pages(pages.iter().copied(), Perm::ReadWrite, Backing::UNKNOWN).expect("free");
+            engine.unmap_pages(pages.iter().map(|(iova, _)| *iova)).expect("no exact region")
+        };
+        let before = engine.stats();
+        assert_eq!(toggle(&pages), PAGES * PAGE);
+        // Below 1 MiB an entry ends, whatever the run does.
+        assert!((runs..=runs + 1).contains(&(engine.stats().map_calls - before.map_calls)));
+        c.bench_function(&format!("array of 4096 pages {name}"), |b| b.iter(|| toggle(black_box(&pages))));
+        c.bench_function(&format!("array of 4096 pages {name}, page by page"), |b| {
+            b.iter(|| black_box(&pages).chunks(1).map(toggle).sum::<u64>());
+        });
+    }
+}
+
+/// Grouping alone.
+fn groups(c: &mut Criterion) {
+    const PAGES: u64 = 1_000_000;
+    for (name, expected, pages) in arrays_of(PAGES) {
         assert_eq!(runs(pages.iter().copied(), PAGE).count() as u64, expected);
         c.bench_function(&format!("runs of 1,000,000 pages {name}"), |b| {
             b.iter(|| runs(black_box(&pages).iter().copied(), PAGE).map(|run| run.pages).sum::<u64>());
@@ -185,5 +213,5 @@ fn groups(c: &mut Criterion) {
     }
 }
 
-criterion_group!(pure, commits, plans, groups);
+criterion_group!(pure, commits, plans, groups, arrays);
 criterion_main!(pure);
