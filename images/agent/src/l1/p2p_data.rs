@@ -97,9 +97,7 @@ fn report_entries(lab: &Lab, vm: &Vm, slots: &Held, calls: &[Call]) -> Result<()
     let (mut problems, mut seen) = (Vec::new(), Vec::new());
     for device in &lab.job.devices[1..] {
         let bytes = Device::at(device).bar(MEMORY_BAR)?.bytes;
-        let is_bar = |slot: &Mapping| {
-            slot.size == bytes && bars.iter().any(|(start, end)| (*start..*end).contains(&slot.vaddr))
-        };
+        let is_bar = |slot: &Mapping| slot.size == bytes && observe::is_in(&bars, slot.vaddr);
         let Some((gpa, slot)) = slots.iter().find(|(_, slot)| is_bar(slot)) else {
             problems.push(format!("{device}: KVM has no memory of its BAR's {bytes:#x} bytes"));
             continue;
@@ -148,9 +146,8 @@ fn report_populated(lab: &Lab, vm: &mut Vm, facts: &Facts) -> Result<()> {
     let touched = stat("populate_bytes")? + stat("populate_present")? + stat("populate_skipped")?;
     let tried = stat("populate_calls")?;
     let bars = observe::device_memory(vm.pid)?;
-    let in_bar = |vaddr: u64| bars.iter().any(|(start, end)| (*start..*end).contains(&vaddr));
     let calls = vm.witnessed()?;
-    let ram = calls.iter().filter(|call| call.mapped() && !in_bar(call.vaddr));
+    let ram = calls.iter().filter(|call| call.mapped() && !observe::is_in(&bars, call.vaddr));
     let chunks: u64 = ram.map(|call| call.size / CHUNK + 1).sum();
     let seen = format!(
         "{touched} bytes populated, found present or skipped, {} of RAM mapped; {tried} calls for {chunks} chunks",
