@@ -360,6 +360,12 @@ impl Engine {
     fn take_back(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         state.wanted.revert_additions();
         self.stats_mut().undo_runs += 1;
+        self.reconcile(state, scope, error);
+    }
+
+    /// Makes the kernel hold what is wanted, now that `error` took something in `scope` out of it. What cannot be taken back
+    /// poisons.
+    fn reconcile(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         let State { table, wanted, objects, .. } = state;
         let undone = plan::plan(wanted, table, scope, self.grid, None).map(|plan| {
             let mut executor = self.executor(table, objects, &plan);

@@ -273,7 +273,9 @@ fn device_memory_that_cannot_be_mapped_is_told_and_not_tried_again() {
     // Alone, without an outcome to put it in, the refusal is the call's error and nothing is wanted.
     engine.unmap(bar.range).unwrap();
     sim.reconfigure(|config| config.unmappable = vec![(bar_hva, u64::MAX)]);
+    let commits = engine.stats().commits;
     assert_eq!(engine.map_region(bar).unwrap_err().errno, Errno::EFAULT);
+    assert_eq!(engine.stats().commits, commits + 1, "one call is one commit");
     assert_eq!(engine.regions().len(), 2);
 }
 

@@ -136,13 +136,17 @@ impl Engine {
         let added = state.wanted.touched().to_vec();
         let outcome = self.settle(&mut state)?;
         let Some(refusal) = outcome.refusals.first() else { return Ok(()) };
-        for range in added {
-            let removed = state.wanted.remove(range);
+        let (range, hva) = (Some(refusal.entry.range), Some(refusal.entry.hva));
+        let error = Error { op: Op::Map, errno: refusal.errno, range, hva, why: Why::Kernel };
+        for range in &added {
+            let removed = state.wanted.remove(*range);
             debug_assert!(removed.is_ok(), "what was inserted can be removed");
         }
-        self.settle(&mut state)?;
-        let (range, hva) = (Some(refusal.entry.range), Some(refusal.entry.hva));
-        Err(Error { op: Op::Map, errno: refusal.errno, range, hva, why: Why::Kernel })
+        state.wanted.accept();
+        self.reconcile(&mut state, &added, &error);
+        state.forget_objects();
+        self.note_state(&state);
+        Err(error)
     }
 }
 
