@@ -101,7 +101,7 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     let verdict = verdicts.first().context("L1 was not run")?;
     let records = verdict.folder.join("native.log");
     let text = fs::read_to_string(&records)
-        .with_context(|| format!("Nothing was measured: {}", problems(verdict)))?;
+        .with_context(|| format!("Nothing was measured: {}", verdict.problems().join("\n")))?;
     fs::write(folder.join("iommufd.jsonl"), &text)?;
     let measured = Measured::of(&text)?;
     let outcome = check(verdict, &measured, wanted);
@@ -124,10 +124,7 @@ impl Summary {
 
 /// What was counted, never what was timed.
 fn check(verdict: &Verdict, measured: &Measured, wanted: &Wanted) -> Result<()> {
-    let mut wrong: Vec<String> = Vec::new();
-    if !verdict.passed() {
-        wrong.push(problems(verdict));
-    }
+    let mut wrong = verdict.problems();
     wrong.extend(measured.left_out.iter().map(left_out));
     for backing in BACKINGS {
         for mib in &wanted.sizes {
@@ -158,12 +155,6 @@ fn missing(measured: &Measured, backing: Backing, bytes: u64, rounds: usize) -> 
     let as_asked = |part: f64| if may_be_huge { part > 0.5 } else { part == 0.0 };
     let parts = format!("{} and {} are in huge pages", percent(stock), percent(fast));
     (!as_asked(stock) || !as_asked(fast)).then_some(parts)
-}
-
-fn problems(verdict: &Verdict) -> String {
-    let told = verdict.checks.iter().filter(|check| !check.ok);
-    let told: Vec<String> = told.map(|check| format!("{}: {}", check.name, check.detail)).collect();
-    told.join("\n")
 }
 
 /// As a section of the report.

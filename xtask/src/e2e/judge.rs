@@ -43,6 +43,12 @@ impl Verdict {
         self.checks.iter().all(|check| check.ok)
     }
 
+    /// What did not hold, each with its check's name.
+    pub fn problems(&self) -> Vec<String> {
+        let failed = self.checks.iter().filter(|check| !check.ok);
+        failed.map(|check| format!("{}: {}", check.name, check.detail)).collect()
+    }
+
     /// Prints what did not hold, from the check of that number on.
     pub fn print_failures(&self, from: usize) {
         for check in self.checks[from..].iter().filter(|check| !check.ok) {

@@ -91,8 +91,7 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
 
 /// What was counted, never what was timed.
 fn check(verdict: &Verdict, mib: u64, rounds: u32) -> Result<()> {
-    let told = verdict.checks.iter().filter(|check| !check.ok);
-    let mut wrong: Vec<String> = told.map(|check| format!("{}: {}", check.name, check.detail)).collect();
+    let mut wrong = verdict.problems();
     for (name, problems, _) in judge::all(&verdict.starts, mib << 20, rounds) {
         wrong.extend(problems.into_iter().map(|problem| format!("{name}: {problem}")));
     }
