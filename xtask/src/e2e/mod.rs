@@ -7,6 +7,7 @@
 mod accel;
 mod bar;
 mod disk;
+mod expected;
 mod judge;
 mod l0;
 mod machine;
