@@ -141,6 +141,22 @@
 #define VFIO_FAST_CONFIG_NO_HUGEPAGE (1u << 0)
 
 /**
+ * Superpages: only one page size of the IOMMU is known. iommufd tells no more.
+ */
+#define VFIO_FAST_SUPERPAGES_UNKNOWN 0u
+
+/**
+ * Superpages: a few sizes, each a level of the page table above the last, like VT-d's 4 KiB, 2 MiB and 1 GiB. Memory that is
+ * not contiguous, or not congruent (congruent_2m_bytes in struct vfio_fast_stats), over a whole one falls to the next.
+ */
+#define VFIO_FAST_SUPERPAGES_COARSE 1u
+
+/**
+ * Superpages: every power of two, like AMD-Vi's first page-table format. Any aligned and contiguous piece is one page.
+ */
+#define VFIO_FAST_SUPERPAGES_FINE 2u
+
+/**
  * Log level: something is broken and stays broken; the call that met it fails.
  */
 #define VFIO_FAST_LOG_ERROR 1u
@@ -362,6 +378,16 @@ struct vfio_fast_config {
      * vfio_fast_close(). Other backends ignore it.
      */
     uint32_t ioas_id;
+    /**
+     * The most kernel entries that one unmap call takes away. 0: 64. It never takes more than 4 GiB in more than one entry
+     * either: others wait for the container as long as a call lasts, and each page is unpinned. With
+     * VFIO_FAST_INFO_PARALLEL every call takes one entry.
+     */
+    uint32_t unmap_entries;
+    /**
+     * Must be 0. Anything else is -EOPNOTSUPP.
+     */
+    uint32_t reserved;
 };
 
 /**
@@ -688,6 +714,14 @@ struct vfio_fast_stats {
      * device could reach them.
      */
     uint64_t remapped_bytes;
+    /**
+     * Nanoseconds of the longest unmap call: about as long as others may have had to wait for the container.
+     */
+    uint64_t unmap_longest_ns;
+    /**
+     * What large pages the IOMMU has now, VFIO_FAST_SUPERPAGES_*.
+     */
+    uint64_t superpages;
 };
 
 /**
@@ -744,6 +778,18 @@ struct vfio_fast_info {
      * Bytes locked now: this process's, or with VFIO_FAST_INFO_MEMLOCK_OF_USER what this handle has mapped.
      */
     uint64_t memlock_used;
+    /**
+     * Bytes that one unmap call takes away at most, unless a single entry is larger.
+     */
+    uint64_t unmap_bytes;
+    /**
+     * Entries that one unmap call takes away at most, as in the configuration.
+     */
+    uint32_t unmap_entries;
+    /**
+     * What large pages the IOMMU has now, VFIO_FAST_SUPERPAGES_*.
+     */
+    uint32_t superpages;
 };
 
 /**

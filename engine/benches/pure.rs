@@ -7,7 +7,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Sim, SimConfig};
 use vfio_fast_engine::grid::Grid;
-use vfio_fast_engine::plan::{Plan, plan};
+use vfio_fast_engine::plan::{Batch, Plan, plan};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::runs::runs;
 use vfio_fast_engine::table::MapTable;
@@ -92,7 +92,7 @@ fn table(wanted: &WantedSet) -> MapTable {
 
 fn planned(wanted: &WantedSet, table: &MapTable) -> Plan {
     let grid = Grid::new(Grid::DEFAULT_ENTRY).expect("the default");
-    plan(wanted, table, wanted.touched(), grid, Some(ENTRIES)).expect("fits")
+    plan(wanted, table, wanted.touched(), grid, Batch::default(), Some(ENTRIES)).expect("fits")
 }
 
 fn commits(c: &mut Criterion) {

@@ -143,6 +143,28 @@ impl PageSizes {
     pub const fn smallest(self) -> u64 {
         1 << self.0.trailing_zeros()
     }
+
+    /// In which steps they grow.
+    pub const fn superpages(self) -> Superpages {
+        if self.0.count_ones() == 1 {
+            return Superpages::Unknown;
+        }
+        // AMD's has a gap at the top: what is asked is whether the step above a base page is the next power of two.
+        if self.0 & (self.smallest() << 1) != 0 { Superpages::Fine } else { Superpages::Coarse }
+    }
+}
+
+/// In which steps an IOMMU's page sizes grow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Superpages {
+    /// One size is all that is known. iommufd tells no more.
+    #[default]
+    Unknown,
+    /// A few sizes, each the page-table level above the last: VT-d's 4 KiB, 2 MiB, 1 GiB. What is not aligned to one of
+    /// them falls to the next.
+    Coarse,
+    /// Every power of two up to some size: AMD-Vi's first format. Any aligned piece is one page.
+    Fine,
 }
 
 impl fmt::Debug for PageSizes {
@@ -184,5 +206,16 @@ mod tests {
         assert_eq!(PageSizes::from_bitmap(0x1).smallest(), 0x1000);
         assert_eq!(PageSizes::from_bitmap(0).smallest(), 0x1000);
         assert_eq!(PageSizes::from_bitmap(0x2001_0000).smallest(), 0x10000);
+    }
+
+    #[test]
+    fn the_style_of_superpages_is_seen_in_the_bitmap() {
+        let style = |bitmap| PageSizes::from_bitmap(bitmap).superpages();
+        assert_eq!(style(0x4020_1000), Superpages::Coarse, "VT-d");
+        assert_eq!(style(0x000f_ff7f_ffff_f000), Superpages::Fine, "AMD-Vi");
+        assert_eq!(style(0xffff_ffff_ffff_f000), Superpages::Fine, "virtio-iommu");
+        assert_eq!(style(0x1000), Superpages::Unknown);
+        assert_eq!(style(0), Superpages::Unknown);
+        assert_eq!(style(0x2001_0000), Superpages::Coarse, "64 KiB granule");
     }
 }

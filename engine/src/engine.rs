@@ -1,5 +1,6 @@
 //! Transactions: what a caller wants, committed as a difference, taken back as a whole.
 
+mod close;
 mod notes;
 mod want;
 
@@ -14,7 +15,7 @@ use crate::execute::{Done, Executor, Refusal};
 use crate::grid::Grid;
 use crate::log::{Level, Log};
 use crate::object::Objects;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Batch, Plan};
 use crate::populate::{self, How};
 use crate::preflight;
 use crate::region::Region;
@@ -31,13 +32,21 @@ pub struct Config {
     pub threads: usize,
     /// Whether to ask for huge pages before memory is faulted in.
     pub huge_pages: bool,
+    /// Entries that one unmap call takes away at most, at least 1; see [`Batch`].
+    pub unmap_entries: u64,
     /// Where messages go.
     pub log: Log,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { entry_size: Grid::DEFAULT_ENTRY, threads: 0, huge_pages: true, log: Log::none() }
+        Self {
+            entry_size: Grid::DEFAULT_ENTRY,
+            threads: 0,
+            huge_pages: true,
+            unmap_entries: Batch::default().entries,
+            log: Log::none(),
+        }
     }
 }
 
@@ -73,6 +82,8 @@ pub struct Info {
     pub memlock: Memlock,
     /// Bytes of the largest entry.
     pub entry_size: u64,
+    /// What one unmap call takes away at most.
+    pub batch: Batch,
     /// Most threads a commit may work with.
     pub threads: usize,
     /// Whether they map and unmap at the same time, or only fault memory in.
@@ -110,6 +121,7 @@ pub struct Engine {
     /// The smallest IOMMU page in bytes.
     page: u64,
     grid: Grid,
+    batch: Batch,
     threads: usize,
     huge_pages: bool,
     log: Log,
@@ -121,10 +133,13 @@ pub struct Engine {
 impl Engine {
     /// An engine over an empty `backend`. No thread is started.
     pub fn new(backend: Box<dyn Backend>, config: Config) -> Result<Self> {
-        let grid = Grid::new(config.entry_size).ok_or_else(|| {
-            let why = Why::Other("the entry size must be a power of two of at least 2 MiB");
-            Error { op: Op::Open, ..Error::check(Errno::EINVAL, None, why) }
-        })?;
+        let refused = |text| Error { op: Op::Open, ..Error::check(Errno::EINVAL, None, Why::Other(text)) };
+        let grid = Grid::new(config.entry_size)
+            .ok_or_else(|| refused("the entry size must be a power of two of at least 2 MiB"))?;
+        if config.unmap_entries == 0 {
+            return Err(refused("an unmap call must take at least one entry"));
+        }
+        let batch = Batch { entries: config.unmap_entries, ..Batch::default() };
         let limits = backend.limits()?;
         let Config { threads, huge_pages, log, .. } = config;
         let page = limits.page_sizes.smallest();
@@ -132,7 +147,7 @@ impl Engine {
         let poison = None;
         let state = State { limits, wanted, objects, table, in_transaction, told_of_small_pages, poison };
         let (state, stats) = (Mutex::new(state), Mutex::default());
-        Ok(Self { backend, page, grid, threads, huge_pages, log, state, stats })
+        Ok(Self { backend, page, grid, batch, threads, huge_pages, log, state, stats })
     }
 
     /// Opens a transaction: until [`Engine::commit`], regions are only noted.
@@ -177,6 +192,7 @@ impl Engine {
             limits: Limits { entries, ..state.limits.clone() },
             memlock: self.backend.memlock(),
             entry_size: self.grid.entry_size(),
+            batch: self.batch,
             threads: self.threads(),
             parallel: self.backend.parallel(),
             in_transaction: state.in_transaction,
@@ -199,48 +215,6 @@ impl Engine {
         let mut state = self.state();
         state.poison = None; // What `state` may have noted of the same panic is less than `cause`.
         self.set_poison(&mut state, cause.to_owned());
-    }
-
-    /// Unmaps whatever is still mapped. A poisoned engine does not know what that is and empties the whole container.
-    pub fn close(self) -> Result<()> {
-        self.empty()
-    }
-
-    fn empty(&self) -> Result<()> {
-        let mut state = self.state();
-        if state.poison.take().is_some() {
-            state.table = MapTable::default();
-            return self.empty_all();
-        }
-        state.wanted = WantedSet::default();
-        let Ok(plan) = plan::plan(&state.wanted, &state.table, &[IovaRange::ALL], self.grid, None) else {
-            return Ok(()); // Without a capacity there is always room.
-        };
-        let State { table, wanted, objects, .. } = &mut *state;
-        let mut executor = self.executor(table, objects, &plan);
-        let emptied = executor.run(&plan, wanted, None);
-        let done = executor.done;
-        self.note_done(&done);
-        self.note_state(&state);
-        emptied
-    }
-
-    /// Unmaps whatever the container holds.
-    fn empty_all(&self) -> Result<()> {
-        if self.backend.unmap(IovaRange::ALL).is_ok() {
-            return Ok(());
-        }
-        // type1 before 5.12 knows no such call. An entry across the middle would make it answer an error.
-        let halves = [IovaRange::from_bounds(0, u64::MAX >> 1), IovaRange::from_bounds(1 << 63, u64::MAX)];
-        let mut emptied = Ok(());
-        for range in halves.into_iter().flatten() {
-            let unmapped = self.backend.unmap(range).map_err(|errno| {
-                let (range, hva, why) = (Some(range), None, Why::Kernel);
-                Error { op: Op::Unmap, errno, range, hva, why }
-            });
-            emptied = emptied.and(unmapped.map(drop));
-        }
-        emptied
     }
 
     /// Plans and executes what the open transaction touched.
@@ -339,10 +313,12 @@ impl Engine {
     /// The plan for what the transaction touched, if it can be known to fit. `scope` becomes the plan's.
     fn plan(&self, state: &State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
         let capacity = state.limits.entries;
-        let plan = plan::plan(&state.wanted, &state.table, scope, self.grid, capacity).map_err(|room| {
-            let why = Why::Entries { needed: room.needed, available: room.available };
-            Error::check(Errno::ENOSPC, None, why)
-        })?;
+        let plan = plan::plan(&state.wanted, &state.table, scope, self.grid, self.batch, capacity).map_err(
+            |room| {
+                let why = Why::Entries { needed: room.needed, available: room.available };
+                Error::check(Errno::ENOSPC, None, why)
+            },
+        )?;
         scope.clone_from(&plan.scope);
         preflight::check(&plan, &state.limits, || self.backend.memlock())?;
         Ok(plan)
@@ -367,7 +343,7 @@ impl Engine {
     /// poisons.
     fn reconcile(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         let State { table, wanted, objects, .. } = state;
-        let undone = plan::plan(wanted, table, scope, self.grid, None).map(|plan| {
+        let undone = plan::plan(wanted, table, scope, self.grid, self.batch, None).map(|plan| {
             let mut executor = self.executor(table, objects, &plan);
             let run = executor.run(&plan, wanted, None);
             self.note_done(&executor.done);
@@ -430,18 +406,6 @@ impl Engine {
             Ok(state)
         } else {
             Err(Error::check(Errno::EINVAL, None, Why::Transaction { open: false }))
-        }
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        // A second panic while one unwinds would end the process; the kernel lets go when the container is closed.
-        if std::thread::panicking() {
-            return;
-        }
-        if let Err(error) = self.empty() {
-            self.log.write(Level::Error, format_args!("{error}"));
         }
     }
 }

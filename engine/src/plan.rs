@@ -6,8 +6,21 @@ use crate::region::{Kind, Region};
 use crate::table::{Entry, MapTable};
 use crate::wanted::{Wanted, WantedSet};
 
-/// Adjacent entries taken away by one ioctl: enough to save calls, few enough to bound how long one call holds the lock.
-const MOST_ENTRIES_PER_UNMAP: u64 = 64;
+/// What one unmap call takes away at most, but always a whole entry: enough to save calls, little enough to bound how long one
+/// call holds the container's lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Batch {
+    /// Adjacent entries.
+    pub entries: u64,
+    /// Their bytes, which is what the time of a call grows with: each page is unpinned.
+    pub bytes: u64,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { entries: 64, bytes: 4 << 30 }
+    }
+}
 
 /// One unmap call: a range of whole, adjacent entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +77,7 @@ pub fn plan(
     table: &MapTable,
     touched: &[IovaRange],
     grid: Grid,
+    batch: Batch,
     capacity: Option<u64>,
 ) -> Result<Plan, NoRoom> {
     let mut plan = Plan::default();
@@ -85,7 +99,7 @@ pub fn plan(
     plan.kept_entries = kept.len() as u64;
     plan.kept_bytes = kept.iter().fold(0, |sum, range| sum.saturating_add(range.length()));
     plan.scope = merged(touched.iter().copied().chain(gone.iter().map(|entry| entry.range)).collect());
-    plan.unmaps = grouped(&gone);
+    plan.unmaps = grouped(&gone, batch);
 
     let runs = missing_runs(wanted, &plan.scope, &kept);
     let remaining = table.len() - gone.len() as u64;
@@ -176,14 +190,15 @@ fn holes(range: IovaRange, kept: &[IovaRange]) -> Vec<IovaRange> {
 }
 
 /// Entries to take away, adjacent ones in one call up to the bound.
-fn grouped(gone: &[&Entry]) -> Vec<Unmap> {
+fn grouped(gone: &[&Entry], batch: Batch) -> Vec<Unmap> {
     let mut unmaps: Vec<Unmap> = Vec::new();
     for entry in gone {
         let ram_bytes = if entry.kind == Kind::Ram { entry.range.length() } else { 0 };
         if let Some(last) = unmaps.last_mut()
-            && last.entries < MOST_ENTRIES_PER_UNMAP
+            && last.entries < batch.entries
             && last.range.last().checked_add(1) == Some(entry.range.start())
             && let Some(range) = IovaRange::from_bounds(last.range.start(), entry.range.last())
+            && range.length() <= batch.bytes
             // The whole space has a length that no unmap call can name.
             && range != IovaRange::ALL
         {

@@ -1,5 +1,7 @@
 //! What was done, in numbers.
 
+use crate::addr::Superpages;
+
 /// Totals since open; fields that say "now" are the state after the last commit. Bytes, nanoseconds and counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Stats {
@@ -76,4 +78,8 @@ pub struct Stats {
     /// Bytes that commits unmapped and mapped again just so, because their entry held something that had to go: for a moment
     /// no device could reach them.
     pub remapped_bytes: u64,
+    /// The longest unmap call: about as long as others had to wait for the container.
+    pub unmap_longest_ns: u64,
+    /// What large pages the IOMMU has now.
+    pub superpages: Superpages,
 }

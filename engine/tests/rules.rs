@@ -5,7 +5,7 @@ mod common;
 
 use common::hva;
 use vfio_fast_engine::addr::{Iova, IovaRange};
-use vfio_fast_engine::backend::sim::{Call, Sim, SimConfig};
+use vfio_fast_engine::backend::sim::{Sim, SimConfig};
 use vfio_fast_engine::error::{Op, Why};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Errno};
@@ -312,22 +312,6 @@ fn the_last_page_of_the_space_can_be_mapped_and_unmapped() {
     assert_eq!(held(&sim), [(0, 0x1000), (u64::MAX - 0xfff, 0x1000)]);
     assert_eq!(engine.unmap(top.range).unwrap(), 0x1000);
     assert_eq!(held(&sim), [(0, 0x1000)]);
-}
-
-#[test]
-fn unmaps_are_joined_but_bounded() {
-    let (engine, sim) = open(SimConfig::default());
-    transact(&engine, &[], &[ram(GIB, 256 * GIB)]).unwrap();
-    let calls = sim.calls().len();
-    engine.unmap(range(GIB, 256 * GIB)).unwrap();
-    let unmaps: Vec<u64> = sim.calls()[calls..]
-        .iter()
-        .map(|call| match call {
-            Call::Unmap(range) => range.length() / GIB,
-            Call::Map(_) | Call::MapFile(..) => panic!("a map while unmapping"),
-        })
-        .collect();
-    assert_eq!(unmaps, [64; 4]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! C structs to engine values and back. Fields with values this version does not know are refused here.
 
-use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
+use vfio_fast_engine::addr::{HostVa, Iova, IovaRange, Superpages};
 use vfio_fast_engine::backend::Counted;
 use vfio_fast_engine::log::Level;
 use vfio_fast_engine::object::{Named, ObjectKind};
@@ -12,7 +12,8 @@ use crate::abi::{
     VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_MEMLOCK_OF_USER, VFIO_FAST_INFO_PARALLEL,
     VFIO_FAST_INFO_POISONED, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR, VFIO_FAST_LOG_INFO,
     VFIO_FAST_LOG_WARN, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT, VFIO_FAST_REGION_FD,
-    VFIO_FAST_REGION_WRITE, vfio_fast_info, vfio_fast_outcome, vfio_fast_pages, vfio_fast_range,
+    VFIO_FAST_REGION_WRITE, VFIO_FAST_SUPERPAGES_COARSE, VFIO_FAST_SUPERPAGES_FINE,
+    VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_info, vfio_fast_outcome, vfio_fast_pages, vfio_fast_range,
     vfio_fast_region, vfio_fast_stats,
 };
 use crate::failure::{Failure, Result};
@@ -158,6 +159,8 @@ pub(crate) fn stats(stats: &Stats) -> vfio_fast_stats {
         congruent_2m_bytes,
         congruent_1g_bytes,
         remapped_bytes,
+        unmap_longest_ns,
+        superpages: pages,
     } = *stats;
     vfio_fast_stats {
         size: 0,
@@ -198,6 +201,17 @@ pub(crate) fn stats(stats: &Stats) -> vfio_fast_stats {
         congruent_2m_bytes,
         congruent_1g_bytes,
         remapped_bytes,
+        unmap_longest_ns,
+        superpages: u64::from(superpages(pages)),
+    }
+}
+
+/// VFIO_FAST_SUPERPAGES_*
+fn superpages(superpages: Superpages) -> u32 {
+    match superpages {
+        Superpages::Unknown => VFIO_FAST_SUPERPAGES_UNKNOWN,
+        Superpages::Coarse => VFIO_FAST_SUPERPAGES_COARSE,
+        Superpages::Fine => VFIO_FAST_SUPERPAGES_FINE,
     }
 }
 
@@ -221,5 +235,8 @@ pub(crate) fn info(info: &Info, backend: u32) -> vfio_fast_info {
         iova_ranges: ranges.len() as u64,
         memlock_limit: info.memlock.limit.unwrap_or(u64::MAX),
         memlock_used: info.memlock.locked,
+        unmap_bytes: info.batch.bytes,
+        unmap_entries: count(info.batch.entries),
+        superpages: superpages(info.limits.page_sizes.superpages()),
     }
 }

@@ -57,6 +57,7 @@ impl vfio_fast {
     pub(crate) fn open(settings: Settings) -> Result<Self> {
         let Settings { config, sim, sink } = settings;
         convert::known("struct vfio_fast_config: flags", config.flags, VFIO_FAST_CONFIG_NO_HUGEPAGE)?;
+        convert::known("struct vfio_fast_config: reserved", config.reserved, 0)?;
         if config.log_level > VFIO_FAST_LOG_DEBUG {
             return Err(Failure::unknown("struct vfio_fast_config: log_level", config.log_level));
         }
@@ -68,6 +69,9 @@ impl vfio_fast {
         };
         if config.entry_size != 0 {
             engine.entry_size = config.entry_size;
+        }
+        if config.unmap_entries != 0 {
+            engine.unmap_entries = config.unmap_entries.into();
         }
         let engine = Engine::new(backend(&config, sim)?, engine)?;
         Ok(Self { engine, backend: config.backend })

@@ -76,6 +76,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Whether one call, [`Backend::unmap`] of [`IovaRange::ALL`], takes all entries of the container, and none of anybody else.
+    fn unmaps_all(&self) -> bool {
+        false
+    }
+
     /// Maps one entry, or nothing. `object` is what the caller says is behind it, if it says anything.
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno>;
 

@@ -253,6 +253,10 @@ impl Backend for Sim {
         self.config().rules == Rules::Iommufd
     }
 
+    fn unmaps_all(&self) -> bool {
+        self.config().rules == Rules::Type1
+    }
+
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
         let mut state = self.state();
         let call =

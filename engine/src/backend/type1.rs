@@ -97,6 +97,11 @@ impl Backend for Type1 {
         self.imitated
     }
 
+    fn unmaps_all(&self) -> bool {
+        // VFIO_DMA_UNMAP_FLAG_ALL. Behind an imitation is an IOAS, in which others may map as well.
+        !self.imitated
+    }
+
     fn map(&self, mapping: &Mapping, _: Option<Object<'_>>) -> std::result::Result<(), Errno> {
         let container = self.container.as_fd();
         let iova = Iova(mapping.range.start());

@@ -46,6 +46,7 @@ impl Engine {
         stats.unmap_calls += done.unmap_calls;
         stats.unmap_bytes += done.unmap_bytes;
         stats.unmap_ns += nanoseconds(done.unmap_time);
+        stats.unmap_longest_ns = stats.unmap_longest_ns.max(nanoseconds(done.unmap_longest));
     }
 
     pub(super) fn note_state(&self, state: &State) {
@@ -57,6 +58,7 @@ impl Engine {
         stats.mapped_bytes = totals.bytes;
         stats.congruent_2m_bytes = totals.congruent_2m;
         stats.congruent_1g_bytes = totals.congruent_1g;
+        stats.superpages = state.limits.page_sizes.superpages();
     }
 }
 

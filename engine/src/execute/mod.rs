@@ -43,6 +43,8 @@ pub struct Done {
     pub unmap_bytes: u64,
     /// Time in unmap calls, failed ones included; of calls made at the same time, each counts.
     pub unmap_time: Duration,
+    /// The longest of them.
+    pub unmap_longest: Duration,
     /// What was faulted in; `None` if that was not tried.
     pub populated: Option<Report>,
     /// Device regions that stay unmapped.
@@ -140,6 +142,24 @@ impl Executor<'_> {
         first
     }
 
+    /// Takes all entries away in one call, where the backend has one and does not refuse it; `false`: nothing was done.
+    pub fn clear_all(&mut self) -> Result<bool> {
+        if !self.backend.unmaps_all() {
+            return Ok(false);
+        }
+        let start = Instant::now();
+        let answer = self.backend.unmap(IovaRange::ALL);
+        if answer.is_err() {
+            // type1 before 5.12 does not know the flag.
+            return Ok(false);
+        }
+        let expected = self.table.totals().bytes;
+        let noted = self.note_unmap(IovaRange::ALL, expected, answer, start.elapsed());
+        // Whatever the number of bytes was, nothing is left.
+        self.table.remove_within(IovaRange::ALL);
+        noted.map(|()| true)
+    }
+
     /// A region is mapped whole or not at all: takes back what of it is mapped. It stays wanted, and since plans look only
     /// where something was touched, it is not tried again until the caller maps it anew.
     fn refuse(&mut self, entry: &Entry, errno: Errno, wanted: &WantedSet) -> Result<IovaRange> {
@@ -162,7 +182,7 @@ impl Executor<'_> {
     fn unmap(&mut self, range: IovaRange) -> Result<()> {
         let start = Instant::now();
         let answer = self.backend.unmap(range);
-        self.note_unmap(range, answer, start.elapsed())
+        self.note_unmap(range, range.length(), answer, start.elapsed())
     }
 
     fn note_map(&mut self, entry: &Entry, answer: std::result::Result<(), Errno>, took: Duration) {
@@ -174,13 +194,16 @@ impl Executor<'_> {
         }
     }
 
+    /// A plan unmaps whole adjacent entries, so the kernel must find every byte of them mapped.
     fn note_unmap(
         &mut self,
         range: IovaRange,
+        expected: u64,
         answer: std::result::Result<u64, Errno>,
         took: Duration,
     ) -> Result<()> {
         self.done.unmap_time += took;
+        self.done.unmap_longest = self.done.unmap_longest.max(took);
         let failed = |errno, why| Err(Error { op: Op::Unmap, errno, range: Some(range), hva: None, why });
         let got = match answer {
             Ok(got) => got,
@@ -188,8 +211,6 @@ impl Executor<'_> {
         };
         self.done.unmap_calls += 1;
         self.done.unmap_bytes = self.done.unmap_bytes.saturating_add(got);
-        // A plan unmaps whole adjacent entries, so the kernel must find every byte of the range mapped.
-        let expected = range.length();
         if got != expected {
             return failed(Errno::EIO, Why::ByteCount { expected, got });
         }

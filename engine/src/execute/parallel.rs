@@ -79,7 +79,7 @@ impl Executor<'_> {
         let first = Mutex::new(Ok(()));
         let noted = Mutex::new(&mut *self);
         let note = |range: IovaRange, answer: std::result::Result<u64, Errno>, took: Duration| {
-            let done = lock(&noted).note_unmap(range, answer, took);
+            let done = lock(&noted).note_unmap(range, range.length(), answer, took);
             let mut first = lock(&first);
             *first = std::mem::replace(&mut *first, Ok(())).and(done);
         };

@@ -76,6 +76,12 @@ pub struct vfio_fast_config {
     /// VFIO_FAST_BACKEND_IOMMUFD: the IOAS in it to map in, as IOMMU_IOAS_ALLOC named it. The caller destroys it, after
     /// vfio_fast_close(). Other backends ignore it.
     pub ioas_id: u32,
+    /// The most kernel entries that one unmap call takes away. 0: 64. It never takes more than 4 GiB in more than one entry
+    /// either: others wait for the container as long as a call lasts, and each page is unpinned. With
+    /// VFIO_FAST_INFO_PARALLEL every call takes one entry.
+    pub unmap_entries: u32,
+    /// Must be 0. Anything else is -EOPNOTSUPP.
+    pub reserved: u32,
 }
 
 // Offset of the last field of the first release, and its size: what a caller must at least have.

@@ -42,6 +42,16 @@ pub const VFIO_FAST_BACKEND_SIM: u32 = 0x7e57_0001u32;
 /// for writable regions of 2 MiB and more of which something is missing.
 pub const VFIO_FAST_CONFIG_NO_HUGEPAGE: u32 = 1u32 << 0;
 
+/// Superpages: only one page size of the IOMMU is known. iommufd tells no more.
+pub const VFIO_FAST_SUPERPAGES_UNKNOWN: u32 = 0u32;
+
+/// Superpages: a few sizes, each a level of the page table above the last, like VT-d's 4 KiB, 2 MiB and 1 GiB. Memory that is
+/// not contiguous, or not congruent (congruent_2m_bytes in struct vfio_fast_stats), over a whole one falls to the next.
+pub const VFIO_FAST_SUPERPAGES_COARSE: u32 = 1u32;
+
+/// Superpages: every power of two, like AMD-Vi's first page-table format. Any aligned and contiguous piece is one page.
+pub const VFIO_FAST_SUPERPAGES_FINE: u32 = 2u32;
+
 /// Log level: something is broken and stays broken; the call that met it fails.
 pub const VFIO_FAST_LOG_ERROR: u32 = 1u32;
 

@@ -116,6 +116,10 @@ pub struct vfio_fast_stats {
     /// Bytes that were unmapped and mapped again just so, because a part of their kernel entry had to go: for a moment no
     /// device could reach them.
     pub remapped_bytes: u64,
+    /// Nanoseconds of the longest unmap call: about as long as others may have had to wait for the container.
+    pub unmap_longest_ns: u64,
+    /// What large pages the IOMMU has now, VFIO_FAST_SUPERPAGES_*.
+    pub superpages: u64,
 }
 
 /// What the handle is and what its IOMMU can do.
@@ -148,6 +152,12 @@ pub struct vfio_fast_info {
     pub memlock_limit: u64,
     /// Bytes locked now: this process's, or with VFIO_FAST_INFO_MEMLOCK_OF_USER what this handle has mapped.
     pub memlock_used: u64,
+    /// Bytes that one unmap call takes away at most, unless a single entry is larger.
+    pub unmap_bytes: u64,
+    /// Entries that one unmap call takes away at most, as in the configuration.
+    pub unmap_entries: u32,
+    /// What large pages the IOMMU has now, VFIO_FAST_SUPERPAGES_*.
+    pub superpages: u32,
 }
 
 sized32!(vfio_fast_failure, 56);

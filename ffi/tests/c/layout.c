@@ -34,6 +34,9 @@ SAME(VFIO_FAST_INFO_PARALLEL, 4u);
 SAME(VFIO_FAST_INFO_MEMLOCK_OF_USER, 8u);
 
 SAME(VFIO_FAST_CONFIG_NO_HUGEPAGE, 1u);
+SAME(VFIO_FAST_SUPERPAGES_UNKNOWN, 0u);
+SAME(VFIO_FAST_SUPERPAGES_COARSE, 1u);
+SAME(VFIO_FAST_SUPERPAGES_FINE, 2u);
 
 /* Each last field of the first release, where it ends, and what came since. */
 SAME(offsetof(struct vfio_fast_sim_config, memlock_limit), 32);
@@ -44,7 +47,8 @@ SAME(offsetof(struct vfio_fast_config, log), 32);
 SAME(offsetof(struct vfio_fast_config, sim), 48);
 SAME(offsetof(struct vfio_fast_config, iommufd_fd), 56);
 SAME(offsetof(struct vfio_fast_config, ioas_id), 60);
-SAME(sizeof(struct vfio_fast_config), 64);
+SAME(offsetof(struct vfio_fast_config, unmap_entries), 64);
+SAME(sizeof(struct vfio_fast_config), 72);
 SAME(offsetof(struct vfio_fast_region, backing), 32);
 SAME(offsetof(struct vfio_fast_region, fd), 40);
 SAME(offsetof(struct vfio_fast_region, region_index), 44);
@@ -64,10 +68,14 @@ SAME(offsetof(struct vfio_fast_stats, commits), 8);
 SAME(offsetof(struct vfio_fast_stats, populate_skipped), 184);
 SAME(offsetof(struct vfio_fast_stats, congruent_1g_bytes), 280);
 SAME(offsetof(struct vfio_fast_stats, remapped_bytes), 288);
-SAME(sizeof(struct vfio_fast_stats), 296);
+SAME(offsetof(struct vfio_fast_stats, unmap_longest_ns), 296);
+SAME(offsetof(struct vfio_fast_stats, superpages), 304);
+SAME(sizeof(struct vfio_fast_stats), 312);
 SAME(offsetof(struct vfio_fast_info, iova_pgsizes), 16);
 SAME(offsetof(struct vfio_fast_info, memlock_used), 72);
-SAME(sizeof(struct vfio_fast_info), 80);
+SAME(offsetof(struct vfio_fast_info, unmap_bytes), 80);
+SAME(offsetof(struct vfio_fast_info, superpages), 92);
+SAME(sizeof(struct vfio_fast_info), 96);
 
 int main(void)
 {

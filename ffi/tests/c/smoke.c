@@ -114,9 +114,12 @@ static void information(void)
     sim.memlock_limit = 64 * MIB;
     config.entry_size = 2 * MIB;
     config.threads = 1;
+    config.unmap_entries = 7;
     CHECK_RC(vfio_fast_open(&config, &vf), 0);
     i = info(vf);
     CHECK(i.flags == 0);
+    CHECK(i.unmap_entries == 7 && i.unmap_bytes >= 2 * MIB);
+    CHECK(i.superpages == VFIO_FAST_SUPERPAGES_COARSE); /* the model has VT-d's pages */
     CHECK(i.backend == VFIO_FAST_BACKEND_SIM);
     CHECK(i.threads == 1);
     CHECK((i.iova_pgsizes & (4 * KIB)) != 0);
@@ -133,6 +136,10 @@ static void information(void)
     CHECK(i.flags == (VFIO_FAST_INFO_PARALLEL | VFIO_FAST_INFO_MEMLOCK_OF_USER));
     CHECK(i.backend == VFIO_FAST_BACKEND_SIM);
     CHECK(i.dma_avail == UINT64_MAX);
+    config.unmap_entries = 0;
+    CHECK_RC(vfio_fast_close(&vf), 0);
+    CHECK_RC(vfio_fast_open(&config, &vf), 0);
+    CHECK(info(vf).unmap_entries == 64);
     CHECK_RC(vfio_fast_close(&vf), 0);
 }
 

@@ -1,0 +1,72 @@
+//! The end: nothing stays mapped.
+
+use super::{Engine, State};
+use crate::addr::IovaRange;
+use crate::error::{Error, Op, Result, Why};
+use crate::log::Level;
+use crate::plan;
+use crate::table::MapTable;
+use crate::wanted::WantedSet;
+
+impl Engine {
+    /// Unmaps whatever is still mapped. A poisoned engine does not know what that is and empties the whole container.
+    pub fn close(self) -> Result<()> {
+        self.empty()
+    }
+
+    fn empty(&self) -> Result<()> {
+        let mut state = self.state();
+        if state.poison.take().is_some() {
+            state.table = MapTable::default();
+            return self.empty_all();
+        }
+        state.wanted = WantedSet::default();
+        let Ok(plan) =
+            plan::plan(&state.wanted, &state.table, &[IovaRange::ALL], self.grid, self.batch, None)
+        else {
+            return Ok(()); // Without a capacity there is always room.
+        };
+        let State { table, wanted, objects, .. } = &mut *state;
+        let mut executor = self.executor(table, objects, &plan);
+        // Little memory in many entries, as arrays of pages leave it, is one call, no longer than others are.
+        let at_once = plan.unmaps.len() > 1 && plan.bytes() <= self.batch.bytes;
+        let emptied = match at_once.then(|| executor.clear_all()) {
+            None | Some(Ok(false)) => executor.run(&plan, wanted, None),
+            Some(emptied) => emptied.map(drop),
+        };
+        let done = executor.done;
+        self.note_done(&done);
+        self.note_state(&state);
+        emptied
+    }
+
+    /// Unmaps whatever the container holds.
+    fn empty_all(&self) -> Result<()> {
+        if self.backend.unmap(IovaRange::ALL).is_ok() {
+            return Ok(());
+        }
+        // type1 before 5.12 knows no such call. An entry across the middle would make it answer an error.
+        let halves = [IovaRange::from_bounds(0, u64::MAX >> 1), IovaRange::from_bounds(1 << 63, u64::MAX)];
+        let mut emptied = Ok(());
+        for range in halves.into_iter().flatten() {
+            let unmapped = self.backend.unmap(range).map_err(|errno| {
+                let (range, hva, why) = (Some(range), None, Why::Kernel);
+                Error { op: Op::Unmap, errno, range, hva, why }
+            });
+            emptied = emptied.and(unmapped.map(drop));
+        }
+        emptied
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // A second panic while one unwinds would end the process; the kernel lets go when the container is closed.
+        if std::thread::panicking() {
+            return;
+        }
+        if let Err(error) = self.empty() {
+            self.log.write(Level::Error, format_args!("{error}"));
+        }
+    }
+}
