@@ -1,6 +1,7 @@
 //! Transactions: what a caller wants, committed as a difference, taken back as a whole.
 
 mod close;
+mod dirty;
 mod notes;
 mod want;
 
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::addr::IovaRange;
 use crate::backend::{Backend, Limits, Memlock};
+use crate::dirty::DirtyPages;
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::execute::{Done, Executor, Refusal};
 use crate::grid::Grid;
@@ -101,6 +103,8 @@ struct State {
     wanted: WantedSet,
     objects: Objects,
     table: MapTable,
+    /// Dirty pages nobody was told of, while they are tracked.
+    dirty: Option<DirtyPages>,
     in_transaction: bool,
     told_of_small_pages: bool,
     poison: Option<String>,
@@ -144,8 +148,9 @@ impl Engine {
         let Config { threads, huge_pages, log, .. } = config;
         let page = limits.page_sizes.smallest();
         let (wanted, objects, table, in_transaction, told_of_small_pages) = Default::default();
-        let poison = None;
-        let state = State { limits, wanted, objects, table, in_transaction, told_of_small_pages, poison };
+        let (dirty, poison) = (None, None);
+        let state =
+            State { limits, wanted, objects, table, dirty, in_transaction, told_of_small_pages, poison };
         let (state, stats) = (Mutex::new(state), Mutex::default());
         Ok(Self { backend, page, grid, batch, threads, huge_pages, log, state, stats })
     }
@@ -175,6 +180,11 @@ impl Engine {
         state.wanted.revert();
         state.forget_objects();
         Ok(())
+    }
+
+    /// The smallest IOMMU page in bytes: the unit of every address and length. Never waits for a commit.
+    pub fn page(&self) -> u64 {
+        self.page
     }
 
     /// What was done so far. Never waits for a commit.
@@ -219,6 +229,13 @@ impl Engine {
 
     /// Plans and executes what the open transaction touched.
     fn settle(&self, state: &mut State) -> Result<Outcome> {
+        let settled = self.settle_with_dirty(state);
+        state.forget_dirty();
+        settled
+    }
+
+    /// The same, and what is not wanted any more may still be among the dirty pages.
+    fn settle_with_dirty(&self, state: &mut State) -> Result<Outcome> {
         let start = Instant::now();
         if state.wanted.touched().is_empty() {
             state.wanted.accept();
@@ -270,8 +287,8 @@ impl Engine {
         drop(stats);
         let plan = checked?;
 
-        let State { table, wanted, objects, .. } = state;
-        let mut executor = self.executor(table, objects, &plan);
+        let State { table, wanted, objects, dirty, .. } = state;
+        let mut executor = self.executor(table, objects, dirty.as_mut(), &plan);
         let threads = executor.threads;
         let how = How { threads, huge_pages: self.huge_pages, chunk: populate::CHUNK };
         let run = executor.run(&plan, wanted, Some(how));
@@ -313,12 +330,11 @@ impl Engine {
     /// The plan for what the transaction touched, if it can be known to fit. `scope` becomes the plan's.
     fn plan(&self, state: &State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
         let capacity = state.limits.entries;
-        let plan = plan::plan(&state.wanted, &state.table, scope, self.grid, self.batch, capacity).map_err(
-            |room| {
+        let plan = plan::plan(&state.wanted, &state.table, scope, self.grid, self.batch(state), capacity)
+            .map_err(|room| {
                 let why = Why::Entries { needed: room.needed, available: room.available };
                 Error::check(Errno::ENOSPC, None, why)
-            },
-        )?;
+            })?;
         scope.clone_from(&plan.scope);
         preflight::check(&plan, &state.limits, || self.backend.memlock())?;
         Ok(plan)
@@ -342,9 +358,9 @@ impl Engine {
     /// Makes the kernel hold what is wanted, now that `error` took something in `scope` out of it. What cannot be taken back
     /// poisons.
     fn reconcile(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
-        let State { table, wanted, objects, .. } = state;
+        let State { table, wanted, objects, dirty, .. } = state;
         let undone = plan::plan(wanted, table, scope, self.grid, self.batch, None).map(|plan| {
-            let mut executor = self.executor(table, objects, &plan);
+            let mut executor = self.executor(table, objects, dirty.as_mut(), &plan);
             let run = executor.run(&plan, wanted, None);
             self.note_done(&executor.done);
             run
@@ -357,10 +373,16 @@ impl Engine {
         }
     }
 
-    fn executor<'a>(&'a self, table: &'a mut MapTable, objects: &'a Objects, plan: &Plan) -> Executor<'a> {
+    fn executor<'a>(
+        &'a self,
+        table: &'a mut MapTable,
+        objects: &'a Objects,
+        dirty: Option<&'a mut DirtyPages>,
+        plan: &Plan,
+    ) -> Executor<'a> {
         // To count the CPUs costs more than a small plan: affinity and cgroup are read anew.
         let threads = if plan.bytes() < populate::ALONE_BELOW { 1 } else { self.threads() };
-        Executor { backend: &*self.backend, table, objects, threads, done: Done::default() }
+        Executor { backend: &*self.backend, table, objects, dirty, threads, done: Done::default() }
     }
 
     fn threads(&self) -> usize {

@@ -21,6 +21,7 @@ impl Errno {
     pub const EOVERFLOW: Self = Self(libc::EOVERFLOW);
     pub const EMSGSIZE: Self = Self(libc::EMSGSIZE);
     pub const EADDRINUSE: Self = Self(libc::EADDRINUSE);
+    pub const EOPNOTSUPP: Self = Self(libc::EOPNOTSUPP);
     pub const ENOTTY: Self = Self(libc::ENOTTY);
     pub const EHWPOISON: Self = Self(libc::EHWPOISON);
     pub const ENOTRECOVERABLE: Self = Self(libc::ENOTRECOVERABLE);
@@ -56,6 +57,8 @@ pub enum Op {
     Unmap,
     /// Asking the kernel what it offers.
     Info,
+    /// Asking which pages devices have written to.
+    Dirty,
 }
 
 /// Why it failed, with the numbers a person needs to act on it.
@@ -166,6 +169,7 @@ impl fmt::Display for Error {
             Op::Map => "Mapping",
             Op::Unmap => "Unmapping",
             Op::Info => "Asking the container for its limits",
+            Op::Dirty => "Asking for dirty pages",
         };
         write!(f, "{verb}")?;
         if let Some(range) = self.range {

@@ -34,7 +34,7 @@ fn open(sim: SimConfig, config: Config) -> (Engine, Sim) {
 fn unmapped(sim: &Sim, from: usize) -> Vec<u64> {
     let length = |call: &Call| match call {
         Call::Unmap(range) => range.length(),
-        Call::Map(_) | Call::MapFile(..) => panic!("a map while unmapping"),
+        Call::Map(_) | Call::MapFile(..) | Call::ReadDirty(_) => panic!("{call:?} while unmapping"),
     };
     sim.calls()[from..].iter().map(length).collect()
 }

@@ -28,6 +28,21 @@ pub(crate) unsafe fn numbers<'a>(first: *const u64, count: u64, what: &str) -> R
     Ok(unsafe { std::slice::from_raw_parts(first, count) })
 }
 
+/// A caller's bitmap of `count` words, which messages call `what`.
+///
+/// # Safety
+/// `first` is NULL or points to `count` words that only the result is used for during `'a`, the call.
+pub(crate) unsafe fn words<'a>(first: *mut u64, count: u64, what: &str) -> Result<&'a mut [u64]> {
+    // SAFETY: as this function's contract says; what is checked is only that it can be an array.
+    let count = unsafe { numbers(first, count, what) }?.len();
+    if count == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: `numbers` found it neither NULL nor misaligned nor too long, and its result is gone; by this function's contract
+    // nobody else uses these words meanwhile.
+    Ok(unsafe { std::slice::from_raw_parts_mut(first, count) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,10 +13,11 @@ use crate::abi::{
     VFIO_FAST_INFO_POISONED, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR, VFIO_FAST_LOG_INFO,
     VFIO_FAST_LOG_WARN, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT, VFIO_FAST_REGION_FD,
     VFIO_FAST_REGION_WRITE, VFIO_FAST_SUPERPAGES_COARSE, VFIO_FAST_SUPERPAGES_FINE,
-    VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_info, vfio_fast_outcome, vfio_fast_pages, vfio_fast_range,
-    vfio_fast_region, vfio_fast_stats,
+    VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_dirty, vfio_fast_info, vfio_fast_outcome, vfio_fast_pages,
+    vfio_fast_range, vfio_fast_region, vfio_fast_stats,
 };
 use crate::failure::{Failure, Result};
+use crate::handle::vfio_fast;
 
 const REGION_FLAGS: u32 =
     VFIO_FAST_REGION_WRITE | VFIO_FAST_REGION_DEVICE | VFIO_FAST_REGION_EXACT | VFIO_FAST_REGION_FD;
@@ -60,6 +61,20 @@ fn perm(flags: u32) -> Perm {
 pub(crate) fn range(range: &vfio_fast_range) -> Result<IovaRange> {
     known("struct vfio_fast_range: flags", range.flags, 0)?;
     iova_range(range.iova, range.length)
+}
+
+/// The range whose dirty pages a caller asks for.
+pub(crate) fn dirty_range(dirty: &vfio_fast_dirty, handle: &vfio_fast) -> Result<IovaRange> {
+    known("struct vfio_fast_dirty: flags", dirty.flags, 0)?;
+    let page = handle.engine.page();
+    if dirty.page_size != page {
+        let asked = dirty.page_size;
+        let text = format!(
+            "struct vfio_fast_dirty: page_size is {asked}, but the smallest page of the IOMMU has {page} bytes"
+        );
+        return Err(Failure::check(libc::EINVAL, text));
+    }
+    iova_range(dirty.iova, dirty.length)
 }
 
 /// `flags`, which must not have other bits than `all`.

@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code)] // takes callers' pointers and exports symbols
 
+pub mod dirty;
+
 use std::ffi::{CStr, c_char, c_int};
 
 use vfio_fast_engine::addr::Iova;

@@ -46,6 +46,11 @@ fn arrays_of_pages() {
 }
 
 #[test]
+fn dirty_pages() {
+    passes("dirty.c", Language::C11);
+}
+
+#[test]
 fn errors_and_their_texts() {
     passes("errors.c", Language::C11);
 }
@@ -136,7 +141,8 @@ fn exactly_the_documented_symbols_are_exported() {
 fn every_export_is_one_call_of_a_guard() {
     // These answer a constant.
     const PLAIN: [&str; 2] = ["vfio_fast_version", "vfio_fast_abi_version"];
-    let source = std::fs::read_to_string(root().join("ffi/src/exports.rs")).expect("ffi/src/exports.rs");
+    let read = |path| std::fs::read_to_string(root().join("ffi/src").join(path)).expect(path);
+    let source = ["exports.rs", "exports/dirty.rs"].map(read).concat();
     let mut found = BTreeSet::new();
     for function in source.split("#[unsafe(no_mangle)]\n").skip(1) {
         let (signature, rest) = function.split_once(" {\n").expect("a function has a body");

@@ -53,6 +53,22 @@ pub enum Populate {
     Meanwhile,
 }
 
+/// A backend that knows which pages devices have written to. A bitmap has a bit for each of the smallest IOMMU pages of a range,
+/// from its first page on, and was zero before; what is told once is not told again.
+pub trait DirtyTracking {
+    /// Bytes of memory of which one call can tell.
+    fn most_bytes(&self) -> u64;
+
+    /// Begins to track, or ends to. Both may be the case already.
+    fn track_dirty(&self, on: bool) -> std::result::Result<(), Errno>;
+
+    /// Tells of the entries in `range`, which cuts none.
+    fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<(), Errno>;
+
+    /// [`Backend::unmap`], and tells of what it unmapped.
+    fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<u64, Errno>;
+}
+
 /// Something that holds entries for a device.
 pub trait Backend: Send + Sync + fmt::Debug {
     /// For messages.
@@ -74,6 +90,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Whether it has use for the objects behind entries.
     fn takes_objects(&self) -> bool {
         false
+    }
+
+    /// What knows of dirty pages, where the backend does.
+    fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
+        None
     }
 
     /// Whether one call, [`Backend::unmap`] of [`IovaRange::ALL`], takes all entries of the container, and none of anybody else.

@@ -3,12 +3,13 @@
 //! It must not use `sys` or `execute`: what it does is written down from the kernel's rules alone, so that it can be held
 //! to the kernel by conformance cases. It never looks at the memory behind a host address.
 
+mod dirty;
 mod rules;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::iommufd::nothing_if_absent;
-use super::{Backend, Counted, Limits, Mapping, Memlock, Populate};
+use super::{Backend, Counted, DirtyTracking, Limits, Mapping, Memlock, Populate};
 use crate::addr::{HostVa, IovaRange, PageSizes};
 use crate::error::{Errno, Result};
 use crate::object::{Object, ObjectKind};
@@ -52,6 +53,11 @@ pub struct SimConfig {
     pub failures: Vec<(u64, Errno)>,
     /// The call of map or unmap that panics, counted from 1.
     pub panic_nth: Option<u64>,
+    /// Bytes of the largest bitmap of dirty pages that type1 takes; 0: it tracks none.
+    pub most_bitmap_bytes: u64,
+    /// Whether every mapped page counts as dirty, as the kernel has it for devices that do not tell what they write to: those
+    /// of vfio-pci. If not, only what [`Sim::write`] says.
+    pub all_dirty: bool,
     /// When the engine shall fault memory in: other than never only if the tests hand over real memory.
     pub populate: Populate,
 }
@@ -71,6 +77,8 @@ impl Default for SimConfig {
             busy: Vec::new(),
             failures: Vec::new(),
             panic_nth: None,
+            most_bitmap_bytes: 256 << 20,
+            all_dirty: true,
             populate: Populate::Never,
         }
     }
@@ -83,8 +91,10 @@ pub enum Call {
     Map(Mapping),
     /// IOMMU_IOAS_MAP_FILE of so many bytes into what was named.
     MapFile(Mapping, ObjectKind, u64),
-    /// VFIO_IOMMU_UNMAP_DMA or IOMMU_IOAS_UNMAP.
+    /// VFIO_IOMMU_UNMAP_DMA, with a bitmap or without, or IOMMU_IOAS_UNMAP.
     Unmap(IovaRange),
+    /// VFIO_IOMMU_DIRTY_PAGES for a bitmap.
+    ReadDirty(IovaRange),
 }
 
 #[derive(Debug, Default)]
@@ -132,6 +142,42 @@ impl Sim {
         let mut state = self.state();
         let stolen = state.held.mappings.get(&iova).map(|mapping| mapping.range);
         stolen.map(|range| state.held.remove(&self.config(), range)).is_some()
+    }
+
+    /// A device writes to the page at `iova`.
+    pub fn write(&self, iova: u64) {
+        let mut state = self.state();
+        let page = self.config().page_sizes.smallest();
+        state.held.written.insert(iova / page);
+    }
+
+    /// VFIO_IOMMU_DIRTY_PAGES with its flag to start or to stop. Not among [`Sim::calls`].
+    pub fn ask_to_track(&self, on: bool) -> std::result::Result<(), Errno> {
+        let mut state = self.state();
+        state.held.track(&self.config(), on)
+    }
+
+    /// VFIO_IOMMU_DIRTY_PAGES for a bitmap of so many words, with any numbers, answered as the kernel would. Not among
+    /// [`Sim::calls`].
+    pub fn ask_for_dirty(
+        &self,
+        iova: u64,
+        length: u64,
+        bitmap: &mut [u64],
+    ) -> std::result::Result<(), Errno> {
+        let mut state = self.state();
+        state.held.read_dirty(&self.config(), iova, length, bitmap)
+    }
+
+    /// The unmap ioctl with a bitmap of so many words, with any numbers, answered as the kernel would. Not among [`Sim::calls`].
+    pub fn ask_to_unmap_dirty(
+        &self,
+        iova: u64,
+        length: u64,
+        bitmap: &mut [u64],
+    ) -> std::result::Result<u64, Errno> {
+        let mut state = self.state();
+        state.held.unmap_dirty(&self.config(), iova, length, bitmap)
     }
 
     /// Attaches the first device, which pins what was only noted so far.
@@ -253,6 +299,12 @@ impl Backend for Sim {
         self.config().rules == Rules::Iommufd
     }
 
+    fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
+        let config = self.config();
+        let tracks = config.rules == Rules::Type1 && config.most_bitmap_bytes > 0;
+        tracks.then_some(self)
+    }
+
     fn unmaps_all(&self) -> bool {
         self.config().rules == Rules::Type1
     }
@@ -276,5 +328,28 @@ impl Backend for Sim {
             Rules::Type1 => answer,
             Rules::Iommufd => nothing_if_absent(answer),
         }
+    }
+}
+
+impl DirtyTracking for Sim {
+    fn most_bytes(&self) -> u64 {
+        let config = self.config();
+        config.most_bitmap_bytes.saturating_mul(8).saturating_mul(config.page_sizes.smallest())
+    }
+
+    fn track_dirty(&self, on: bool) -> std::result::Result<(), Errno> {
+        self.ask_to_track(on)
+    }
+
+    fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<(), Errno> {
+        let mut state = self.state();
+        let config = self.record(&mut state, Call::ReadDirty(range))?;
+        state.held.read_dirty(&config, range.start(), range.length(), bitmap)
+    }
+
+    fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<u64, Errno> {
+        let mut state = self.state();
+        let config = self.record(&mut state, Call::Unmap(range))?;
+        state.held.unmap_dirty(&config, range.start(), range.length(), bitmap)
     }
 }

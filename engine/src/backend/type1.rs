@@ -4,12 +4,12 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use crate::addr::{Iova, IovaRange, PageSizes};
 use crate::backend::iommufd::nothing_if_absent;
-use crate::backend::{Backend, Limits, Mapping, Memlock, Populate};
+use crate::backend::{Backend, DirtyTracking, Limits, Mapping, Memlock, Populate};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::object::Object;
 use crate::sys::ioctl::{self, Extent};
-use crate::sys::process;
 use crate::sys::type1_info::{self, Type1Info};
+use crate::sys::{dirty, process};
 
 /// What VFIO_GET_API_VERSION answers, and always has.
 const API_VERSION: i32 = 0;
@@ -25,6 +25,8 @@ pub struct Type1 {
     page: u64,
     /// Whether it is iommufd's imitation of a container, with iommufd's locking and iommufd's answers.
     imitated: bool,
+    /// Bytes of memory whose dirty pages one call can tell; `None`: it cannot.
+    most_dirty: Option<u64>,
 }
 
 impl Type1 {
@@ -44,7 +46,11 @@ impl Type1 {
             _ => error,
         })?;
         let page = PageSizes::from_bitmap(info.page_sizes).smallest();
-        Ok(Self { container, page, imitated: is_imitated(&info) })
+        let most_dirty = info.migration.filter(|tracked| tracked.page_sizes & page != 0).map(|tracked| {
+            // A bit for each page.
+            tracked.most_bitmap_bytes.saturating_mul(8).saturating_mul(page)
+        });
+        Ok(Self { container, page, imitated: is_imitated(&info), most_dirty })
     }
 }
 
@@ -97,6 +103,10 @@ impl Backend for Type1 {
         self.imitated
     }
 
+    fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
+        self.most_dirty.map(|_| self as &dyn DirtyTracking)
+    }
+
     fn unmaps_all(&self) -> bool {
         // VFIO_DMA_UNMAP_FLAG_ALL. Behind an imitation is an IOAS, in which others may map as well.
         !self.imitated
@@ -121,6 +131,24 @@ impl Backend for Type1 {
             ioctl::unmap(container, extent).map_err(|error| error.errno)
         });
         if self.imitated { nothing_if_absent(answer) } else { answer }
+    }
+}
+
+impl DirtyTracking for Type1 {
+    fn most_bytes(&self) -> u64 {
+        self.most_dirty.unwrap_or(0)
+    }
+
+    fn track_dirty(&self, on: bool) -> std::result::Result<(), Errno> {
+        dirty::track(self.container.as_fd(), on).map_err(|error| error.errno)
+    }
+
+    fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<(), Errno> {
+        dirty::read(self.container.as_fd(), range, self.page, bitmap).map_err(|error| error.errno)
+    }
+
+    fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<u64, Errno> {
+        dirty::unmap(self.container.as_fd(), range, self.page, bitmap).map_err(|error| error.errno)
     }
 }
 

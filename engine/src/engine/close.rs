@@ -27,7 +27,7 @@ impl Engine {
             return Ok(()); // Without a capacity there is always room.
         };
         let State { table, wanted, objects, .. } = &mut *state;
-        let mut executor = self.executor(table, objects, &plan);
+        let mut executor = self.executor(table, objects, None, &plan);
         // Little memory in many entries, as arrays of pages leave it, is one call, no longer than others are.
         let at_once = plan.unmaps.len() > 1 && plan.bytes() <= self.batch.bytes;
         let emptied = match at_once.then(|| executor.clear_all()) {

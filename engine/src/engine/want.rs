@@ -100,7 +100,7 @@ impl Engine {
         Ok(bytes)
     }
 
-    fn remove(&self, state: &mut State, range: IovaRange) -> Result<u64> {
+    pub(super) fn remove(&self, state: &mut State, range: IovaRange) -> Result<u64> {
         let page = self.page;
         let end = range.last().wrapping_add(1);
         if let Some(value) = [range.start(), end].into_iter().find(|value| value & (page - 1) != 0) {

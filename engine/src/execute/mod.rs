@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::addr::IovaRange;
 use crate::backend::{Backend, Populate};
+use crate::dirty::{DirtyPages, words_for};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::object::Objects;
 use crate::plan::{Plan, Unmap};
@@ -62,6 +63,8 @@ pub struct Executor<'a> {
     pub table: &'a mut MapTable,
     /// What is behind the entries.
     pub objects: &'a Objects,
+    /// Where it is kept which pages of unmapped entries were dirty, while that is tracked.
+    pub dirty: Option<&'a mut DirtyPages>,
     /// Most threads to call a parallel backend from, the calling one included.
     pub threads: usize,
     /// What was done so far.
@@ -181,7 +184,21 @@ impl Executor<'_> {
 
     fn unmap(&mut self, range: IovaRange) -> Result<()> {
         let start = Instant::now();
-        let answer = self.backend.unmap(range);
+        let answer = match (&mut self.dirty, self.backend.dirty_tracking()) {
+            (Some(dirty), Some(tracking)) if range.length() <= tracking.most_bytes() => {
+                let mut bitmap = vec![0; words_for(range, dirty.page()) as usize];
+                // Bits that came with an error are true as well.
+                let answer = tracking.unmap_dirty(range, &mut bitmap);
+                dirty.add(range, &bitmap);
+                answer
+            }
+            (Some(dirty), _) => {
+                // An entry too large for any bitmap.
+                dirty.add_all(range);
+                self.backend.unmap(range)
+            }
+            (None, _) => self.backend.unmap(range),
+        };
         self.note_unmap(range, range.length(), answer, start.elapsed())
     }
 

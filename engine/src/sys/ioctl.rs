@@ -14,7 +14,7 @@ use crate::error::{Errno, Error, Op, Result, Why};
 
 /// `_IO(VFIO_TYPE, VFIO_BASE + number)`. VFIO's requests encode neither size nor direction: each struct says itself how
 /// long it is, in its first field.
-const fn request(number: u32) -> libc::c_ulong {
+pub(super) const fn request(number: u32) -> libc::c_ulong {
     let code = (uapi::VFIO_TYPE as u32) << uapi::_IOC_TYPESHIFT | (uapi::VFIO_BASE + number);
     code as libc::c_ulong
 }
@@ -22,7 +22,7 @@ const fn request(number: u32) -> libc::c_ulong {
 const GET_API_VERSION: libc::c_ulong = request(0);
 const IOMMU_GET_INFO: libc::c_ulong = request(12);
 const IOMMU_MAP_DMA: libc::c_ulong = request(13);
-const IOMMU_UNMAP_DMA: libc::c_ulong = request(14);
+pub(super) const IOMMU_UNMAP_DMA: libc::c_ulong = request(14);
 
 const _: () = {
     assert!(GET_API_VERSION == 0x3b64 && IOMMU_GET_INFO == 0x3b70);

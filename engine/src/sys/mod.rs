@@ -3,6 +3,7 @@
 //! One noun, one file; each module that needs unsafe says so itself, and nothing above this module may.
 
 pub(crate) mod bar;
+pub(crate) mod dirty;
 pub mod hva;
 pub(crate) mod ioctl;
 pub(crate) mod iommufd;

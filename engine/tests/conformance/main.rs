@@ -5,6 +5,7 @@
 mod cases;
 #[path = "../common/mod.rs"]
 mod common;
+mod dirty;
 mod ioas;
 mod kernel;
 mod run;
@@ -245,6 +246,20 @@ fn on_the_models_backend(kernel: Kernel) {
         run::run(&as_backend(case), kernel, &target)
     };
     assert_same(&expressible.into_iter().flat_map(run).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_model_tells_of_dirty_pages() {
+    let sim = model(&cases::all()[0], Kernel::Type1);
+    dirty::assert_told(&sim, Memory::IMAGINED);
+    dirty::assert_told_by_section(Box::new(sim), Memory::IMAGINED);
+}
+
+#[test]
+#[ignore = "needs a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn type1_tells_of_dirty_pages() {
+    kernel::attached(Driver::Type1, dirty::assert_told);
+    kernel::owned(Driver::Type1, |backend, _, memory| dirty::assert_told_by_section(backend, memory));
 }
 
 const THREADS: u64 = 8;

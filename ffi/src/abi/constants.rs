@@ -106,6 +106,9 @@ pub const VFIO_FAST_OP_UNMAP: u32 = 4u32;
 /// Failed operation: asking the kernel what it supports and how much of it is left.
 pub const VFIO_FAST_OP_INFO: u32 = 5u32;
 
+/// Operation: dirty pages were asked for.
+pub const VFIO_FAST_OP_DIRTY: u32 = 6u32;
+
 /// Info flag: the handle is poisoned. The library no longer knows what is mapped (an undo failed, or the library
 /// itself did); every function that would change something answers -ENOTRECOVERABLE.
 pub const VFIO_FAST_INFO_POISONED: u32 = 1u32 << 0;

@@ -68,6 +68,26 @@ pub struct vfio_fast_pages {
     pub backing: u64,
 }
 
+/// A range of device addresses, and a bitmap of its pages.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct vfio_fast_dirty {
+    /// sizeof(struct vfio_fast_dirty)
+    pub size: u32,
+    /// Must be 0. Anything else is -EOPNOTSUPP.
+    pub flags: u32,
+    /// First device address, a multiple of page_size.
+    pub iova: u64,
+    /// Bytes, a multiple of page_size.
+    pub length: u64,
+    /// Bytes of a page: the smallest of the IOMMU (see iova_pgsizes in struct vfio_fast_info).
+    pub page_size: u64,
+    /// A bit for each page. That of page n is bit n % 64 of word n / 64.
+    pub bits: *mut u64,
+    /// How many words there are.
+    pub words: u64,
+}
+
 /// What one commit did. Written only if the commit succeeded.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -104,4 +124,5 @@ pub struct vfio_fast_outcome {
 sized32!(vfio_fast_region, 40);
 sized32!(vfio_fast_range, 24);
 sized32!(vfio_fast_pages, 40);
+sized32!(vfio_fast_dirty, 48);
 sized32!(vfio_fast_outcome, 80);

@@ -123,6 +123,20 @@ static inline struct vfio_fast_pages pages(uint64_t count, const uint64_t *iovas
     return p;
 }
 
+static inline struct vfio_fast_dirty dirty(uint64_t iova, uint64_t length, uint64_t *bits, uint64_t words)
+{
+    struct vfio_fast_dirty d;
+
+    memset(&d, 0, sizeof(d));
+    d.size = sizeof(d);
+    d.iova = iova;
+    d.length = length;
+    d.page_size = 4096;
+    d.bits = bits;
+    d.words = words;
+    return d;
+}
+
 static inline struct vfio_fast_stats stats(struct vfio_fast *vf)
 {
     struct vfio_fast_stats s;

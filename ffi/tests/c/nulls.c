@@ -15,6 +15,7 @@ int main(void)
     const uint64_t one = 0;
     struct vfio_fast_pages nowhere = pages(1, NULL, &one, 0), nothing = pages(1, &one, NULL, 0);
     struct vfio_fast_pages empty = pages(0, NULL, NULL, 0);
+    struct vfio_fast_dirty no_bits = dirty(0, MIB, NULL, 4);
     uint64_t unmapped = 42;
     unsigned char *bytes;
     size_t at;
@@ -46,6 +47,17 @@ int main(void)
     CHECK_RC(vfio_fast_map_region(NULL, &ram), -EINVAL);
     CHECK_RC(vfio_fast_map_region(vf, NULL), -EINVAL);
     CHECK_TEXT("vfio_fast_region");
+    CHECK_RC(vfio_fast_track_dirty(NULL, 1), -EINVAL);
+    CHECK_RC(vfio_fast_read_dirty(NULL, &no_bits), -EINVAL);
+    CHECK_RC(vfio_fast_read_dirty(vf, NULL), -EINVAL);
+    CHECK_TEXT("vfio_fast_dirty");
+    CHECK_RC(vfio_fast_unmap_dirty(NULL, &no_bits, &unmapped), -EINVAL);
+    CHECK_RC(vfio_fast_unmap_dirty(vf, NULL, &unmapped), -EINVAL);
+    CHECK_RC(vfio_fast_track_dirty(vf, 1), 0);
+    CHECK_RC(vfio_fast_read_dirty(vf, &no_bits), -EINVAL);
+    CHECK_RC(vfio_fast_unmap_dirty(vf, &no_bits, &unmapped), -EINVAL);
+    CHECK(unmapped == 42);
+    CHECK_RC(vfio_fast_track_dirty(vf, 0), 0);
     CHECK_RC(vfio_fast_unmap(NULL, NULL, NULL), -EINVAL);
     CHECK_RC(vfio_fast_unmap(NULL, &all, &unmapped), -EINVAL);
     CHECK_RC(vfio_fast_unmap(vf, NULL, &unmapped), -EINVAL);

@@ -80,6 +80,16 @@ static int call_unmap_pages(void *arg)
     return vfio_fast_unmap_pages(vf, (const struct vfio_fast_pages *)arg, NULL);
 }
 
+static int call_read_dirty(void *arg)
+{
+    return vfio_fast_read_dirty(vf, (const struct vfio_fast_dirty *)arg);
+}
+
+static int call_unmap_dirty(void *arg)
+{
+    return vfio_fast_unmap_dirty(vf, (const struct vfio_fast_dirty *)arg, NULL);
+}
+
 static int call_commit(void *arg)
 {
     int rc;
@@ -186,6 +196,8 @@ int main(void)
     struct vfio_fast_region ram = region(0, MIB, memory(MIB), VFIO_FAST_REGION_WRITE);
     struct vfio_fast_range all = range(0, MIB);
     const uint64_t iova = 0, hva = memory(MIB);
+    uint64_t bits[4] = { 0 };
+    struct vfio_fast_dirty some = dirty(0, MIB, bits, 4);
     struct vfio_fast_pages one = pages(1, &iova, &hva, VFIO_FAST_REGION_WRITE);
 
     edge = room + page;
@@ -198,6 +210,10 @@ int main(void)
     sweep_input(&all, sizeof(all), sizeof(all), call_unmap);
     sweep_input(&one, sizeof(one), sizeof(one), call_map_pages);
     sweep_input(&one, sizeof(one), sizeof(one), call_unmap_pages);
+    CHECK_RC(vfio_fast_track_dirty(vf, 1), 0);
+    sweep_input(&some, sizeof(some), sizeof(some), call_read_dirty);
+    sweep_input(&some, sizeof(some), sizeof(some), call_unmap_dirty);
+    CHECK_RC(vfio_fast_track_dirty(vf, 0), 0);
     what_an_older_program_did_not_set();
     sweep_output(sizeof(struct vfio_fast_outcome), sizeof(struct vfio_fast_outcome), call_commit);
     sweep_output(offsetof(struct vfio_fast_stats, remapped_bytes), sizeof(struct vfio_fast_stats), call_get_stats);

@@ -121,7 +121,7 @@ impl Plan {
         if self.scenario != Scenario::Conformance {
             return Vec::new();
         }
-        let mut names = vec!["type1_answers_as_type1"];
+        let mut names = vec!["type1_answers_as_type1", "type1_tells_of_dirty_pages"];
         if self.machine.kernel == Kernel::Newest {
             names.extend([
                 "iommufd_answers_as_iommufd",

@@ -1,7 +1,7 @@
 //! The kernel's rules, from its sources (6.12 and 7.2): what a call answers and what it leaves, check by check in the
 //! kernel's order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Rules, SimConfig};
 use crate::addr::{HostVa, Iova, IovaRange};
@@ -36,6 +36,10 @@ pub(super) struct Held {
     pub(super) mappings: BTreeMap<u64, Mapping>,
     /// Bytes counted against memlock.
     pub(super) locked: u64,
+    /// Whether dirty pages are tracked.
+    pub(super) tracking: bool,
+    /// The numbers of the pages that a device wrote to since that was last told.
+    pub(super) written: BTreeSet<u64>,
 }
 
 impl Held {
@@ -106,6 +110,9 @@ impl Held {
     /// Takes one mapping away; answers its bytes.
     pub(super) fn remove(&mut self, config: &SimConfig, range: IovaRange) -> u64 {
         self.mappings.remove(&range.start());
+        let page = config.page_sizes.smallest();
+        // The bits went with the entry.
+        self.written.retain(|number| !(range.start()..=range.last()).contains(&(number * page)));
         if config.attached {
             self.locked -= range.length();
         }
@@ -113,7 +120,7 @@ impl Held {
     }
 
     /// The mappings that share a byte with `range`, ascending.
-    fn overlapping(&self, range: IovaRange) -> std::vec::IntoIter<IovaRange> {
+    pub(super) fn overlapping(&self, range: IovaRange) -> std::vec::IntoIter<IovaRange> {
         let below =
             self.mappings.range(..=range.start()).next_back().filter(|(_, m)| m.range.overlaps(range));
         let first = below.map_or(range.start(), |(start, _)| *start);

@@ -1,0 +1,139 @@
+//! Which pages devices have written to, asked for by whole entries.
+
+use super::{Engine, State};
+use crate::addr::IovaRange;
+use crate::backend::DirtyTracking;
+use crate::dirty::{DirtyPages, words_for};
+use crate::error::{Errno, Error, Op, Result, Why};
+use crate::plan::Batch;
+
+impl State {
+    /// Drops the dirty pages that are not wanted any more.
+    pub(super) fn forget_dirty(&mut self) {
+        let Some(dirty) = self.dirty.as_mut().filter(|dirty| !dirty.is_empty()) else { return };
+        let mut rest = Some(IovaRange::ALL);
+        for wanted in self.wanted.iter() {
+            let Some(open) = rest else { break };
+            let (before, after) = open.without(wanted.region.range);
+            before.into_iter().for_each(|gap| dirty.forget(gap));
+            rest = after;
+        }
+        rest.into_iter().for_each(|gap| dirty.forget(gap));
+    }
+}
+
+impl Engine {
+    /// Begins to track which pages devices write to, or ends to. Both may be the case already. From its beginning on the answers
+    /// of [`Engine::read_dirty`] and [`Engine::unmap_dirty`] leave out nothing.
+    pub fn track_dirty(&self, on: bool) -> Result<()> {
+        let mut state = self.healthy()?;
+        let tracking = self.tracking(None)?;
+        tracking.track_dirty(on).map_err(|errno| not_told(None, errno))?;
+        match (on, &state.dirty) {
+            (true, None) => state.dirty = Some(DirtyPages::none(self.page)),
+            (true, Some(_)) => {}
+            (false, _) => state.dirty = None,
+        }
+        Ok(())
+    }
+
+    /// Sets the bits of the pages in `range` that were written to since they were last told; other bits stay as they are. The
+    /// first bit is that of the first page, in pages of the smallest IOMMU page.
+    ///
+    /// The kernel tells of whole entries only. What it tells of pages outside `range` is kept until they are asked for.
+    pub fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<()> {
+        let mut state = self.healthy()?;
+        let tracking = self.tracking(Some(range))?;
+        self.check_bitmap(&state, range, bitmap)?;
+        let batch = self.batch(&state);
+        let State { table, dirty, .. } = &mut *state;
+        let Some(dirty) = dirty else { return Ok(()) };
+        for call in calls(table.overlapping(range).map(|entry| entry.range), batch, self.page) {
+            if call.length() > tracking.most_bytes() {
+                // An entry too large for any bitmap.
+                dirty.add_all(call);
+            } else {
+                let mut words = vec![0; words_for(call, self.page) as usize];
+                tracking.read_dirty(call, &mut words).map_err(|errno| not_told(Some(call), errno))?;
+                dirty.add(call, &words);
+            }
+            // One call's bits at a time: those of a large guest would take more memory than the bitmap does.
+            call.intersection(range).into_iter().for_each(|part| dirty.take(part, range, bitmap));
+        }
+        dirty.take(range, range, bitmap);
+        Ok(())
+    }
+
+    /// [`Engine::unmap`], and sets the bits of the pages in `range` that were written to, as [`Engine::read_dirty`] does. Not in
+    /// a transaction, since what is unmapped then is not asked for any more. If it fails, the bits of what was unmapped are set.
+    pub fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<u64> {
+        let mut state = self.healthy()?;
+        if state.in_transaction {
+            return Err(Error::check(Errno::EBUSY, Some(range), Why::Transaction { open: true }));
+        }
+        self.tracking(Some(range))?;
+        self.check_bitmap(&state, range, bitmap)?;
+        let removed = self.remove(&mut state, range)?;
+        let settled = self.settle_with_dirty(&mut state);
+        if let Some(dirty) = &mut state.dirty {
+            dirty.take(range, range, bitmap);
+        }
+        state.forget_dirty();
+        settled.map(|_| removed)
+    }
+
+    /// What one unmap call may take: while dirty pages are tracked no more than a bitmap can tell of.
+    pub(super) fn batch(&self, state: &State) -> Batch {
+        match (&state.dirty, self.backend.dirty_tracking()) {
+            (Some(_), Some(tracking)) => {
+                Batch { bytes: self.batch.bytes.min(tracking.most_bytes()), ..self.batch }
+            }
+            _ => self.batch,
+        }
+    }
+
+    fn tracking(&self, range: Option<IovaRange>) -> Result<&dyn DirtyTracking> {
+        self.backend.dirty_tracking().ok_or_else(|| {
+            let why = Why::Other("this container does not track dirty pages");
+            Error { op: Op::Dirty, ..Error::check(Errno::EOPNOTSUPP, range, why) }
+        })
+    }
+
+    fn check_bitmap(&self, state: &State, range: IovaRange, bitmap: &[u64]) -> Result<()> {
+        let refused = |why| Err(Error::check(Errno::EINVAL, Some(range), why));
+        let (page, end) = (self.page, range.last().wrapping_add(1));
+        if let Some(value) = [range.start(), end].into_iter().find(|value| value & (page - 1) != 0) {
+            return refused(Why::Misaligned { value, page });
+        }
+        if (bitmap.len() as u64) < words_for(range, page) {
+            return refused(Why::Other("the bitmap has less than a bit for each page"));
+        }
+        if state.dirty.is_none() {
+            return refused(Why::Other("dirty pages are not tracked"));
+        }
+        Ok(())
+    }
+}
+
+/// Adjacent entries in one call, up to the bounds. An entry in it begins with a word of the bitmap: of one that does not, type1
+/// (6.12, 7.2) shifts the bits and forgets to clear those behind its end, which from then on are set as well.
+fn calls(entries: impl Iterator<Item = IovaRange>, batch: Batch, page: u64) -> Vec<IovaRange> {
+    let mut calls: Vec<IovaRange> = Vec::new();
+    for entry in entries {
+        let joined = calls.last().copied().and_then(|last| {
+            let follows = last.last().checked_add(1) == Some(entry.start());
+            let aligned = (entry.start() - last.start()) % (page * u64::from(u64::BITS)) == 0;
+            let range = IovaRange::from_bounds(last.start(), entry.last())?;
+            (follows && aligned && range.length() <= batch.bytes).then_some(range)
+        });
+        match (joined, calls.last_mut()) {
+            (Some(range), Some(last)) => *last = range,
+            _ => calls.push(entry),
+        }
+    }
+    calls
+}
+
+fn not_told(range: Option<IovaRange>, errno: Errno) -> Error {
+    Error { op: Op::Dirty, errno, range, hva: None, why: Why::Kernel }
+}

@@ -1,0 +1,120 @@
+//! The ioctls with which a VFIO container tells which pages devices have written to (Linux 5.8).
+#![allow(unsafe_code)]
+
+use std::mem::{offset_of, size_of};
+use std::os::fd::BorrowedFd;
+
+use vfio_bindings::bindings::vfio as uapi;
+use vfio_bindings::bindings::vfio::{
+    vfio_bitmap, vfio_iommu_type1_dirty_bitmap, vfio_iommu_type1_dirty_bitmap_get, vfio_iommu_type1_dma_unmap,
+};
+
+use super::ioctl::{IOMMU_UNMAP_DMA, request, submit};
+use crate::addr::IovaRange;
+use crate::error::{Op, Result};
+
+const IOMMU_DIRTY_PAGES: libc::c_ulong = request(17);
+
+/// What follows the head of a question for a bitmap.
+#[repr(C)]
+struct Get {
+    head: vfio_iommu_type1_dirty_bitmap,
+    get: vfio_iommu_type1_dirty_bitmap_get,
+}
+
+/// An unmap whose answer includes a bitmap.
+#[repr(C)]
+struct Unmap {
+    head: vfio_iommu_type1_dma_unmap,
+    bitmap: vfio_bitmap,
+}
+
+const _: () = {
+    assert!(IOMMU_DIRTY_PAGES == 0x3b75);
+    assert!(size_of::<Get>() == 48 && offset_of!(Get, get) == 8);
+    assert!(size_of::<Unmap>() == 48 && offset_of!(Unmap, bitmap) == 24);
+};
+
+/// Begins to track, or ends to. Both may be the case already.
+pub(crate) fn track(container: BorrowedFd<'_>, on: bool) -> Result<()> {
+    let flags =
+        if on { uapi::VFIO_IOMMU_DIRTY_PAGES_FLAG_START } else { uapi::VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP };
+    let mut argument = vfio_iommu_type1_dirty_bitmap {
+        argsz: size_of::<vfio_iommu_type1_dirty_bitmap>() as u32,
+        flags,
+        ..Default::default()
+    };
+    // SAFETY: `argument` is as long as its first field says and lives through the call.
+    unsafe { submit(Op::Dirty, container, IOMMU_DIRTY_PAGES, (&raw mut argument).cast()) }.map(drop)
+}
+
+/// Moves what is known of the whole entries in `range` to `bitmap`, a bit for each page of `page` bytes.
+pub(crate) fn read(container: BorrowedFd<'_>, range: IovaRange, page: u64, bitmap: &mut [u64]) -> Result<()> {
+    let mut argument = Get {
+        head: vfio_iommu_type1_dirty_bitmap {
+            argsz: size_of::<Get>() as u32,
+            flags: uapi::VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
+            ..Default::default()
+        },
+        get: vfio_iommu_type1_dirty_bitmap_get {
+            iova: range.start(),
+            size: range.length(),
+            bitmap: named(page, bitmap),
+        },
+    };
+    // SAFETY: `argument` is as long as its first field says; the array it names is as long as is said next to it, and both
+    // live through the call.
+    unsafe { submit(Op::Dirty, container, IOMMU_DIRTY_PAGES, (&raw mut argument).cast()) }.map(drop)
+}
+
+/// Takes away every entry inside `range` and answers how many bytes those were; `bitmap` receives what [`read`] would have told
+/// of them.
+pub(crate) fn unmap(
+    container: BorrowedFd<'_>,
+    range: IovaRange,
+    page: u64,
+    bitmap: &mut [u64],
+) -> Result<u64> {
+    let mut argument = Unmap {
+        head: vfio_iommu_type1_dma_unmap {
+            argsz: size_of::<Unmap>() as u32,
+            flags: uapi::VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+            iova: range.start(),
+            size: range.length(),
+            ..Default::default()
+        },
+        bitmap: named(page, bitmap),
+    };
+    // SAFETY: as for `read`.
+    unsafe { submit(Op::Unmap, container, IOMMU_UNMAP_DMA, (&raw mut argument).cast()) }?;
+    Ok(argument.head.size)
+}
+
+fn named(page: u64, bitmap: &mut [u64]) -> vfio_bitmap {
+    vfio_bitmap { pgsize: page, size: size_of_val(bitmap) as u64, data: bitmap.as_mut_ptr() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::addr::Iova;
+    use crate::error::{Errno, Why};
+
+    #[test]
+    fn what_is_no_container_answers_with_the_operation_and_the_errno() {
+        let file = File::open("/proc/self/status").unwrap();
+        let (fd, range) = (file.as_fd(), IovaRange::new(Iova(0), 4096).unwrap());
+        let tried = [
+            (Op::Dirty, track(fd, true)),
+            (Op::Dirty, read(fd, range, 4096, &mut [0])),
+            (Op::Unmap, unmap(fd, range, 4096, &mut [0]).map(drop)),
+        ];
+        for (op, result) in tried {
+            let error = result.unwrap_err();
+            assert_eq!((error.op, error.errno, error.why), (op, Errno(libc::ENOTTY), Why::Kernel));
+        }
+    }
+}
