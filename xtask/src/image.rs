@@ -190,18 +190,18 @@ pub fn build_conformance(log: &Path) -> Result<PathBuf> {
     build_target("conformance", build, log)
 }
 
-/// Builds the engine's bench of real memory, linked statically, as the program `native`.
-pub fn build_bench(log: &Path) -> Result<PathBuf> {
+/// Builds one of the engine's benches, linked statically, as a program of its name.
+pub fn build_bench(name: &str, log: &Path) -> Result<PathBuf> {
     let build = || {
         let mut command = cargo_static("bench", "vfio-fast-engine");
         command
-            .args(["--bench", "native", "--no-run"])
+            .args(["--bench", name, "--no-run"])
             // What takes time is in the kernel: inlining across crates does not pay for the minute it takes.
             .env("CARGO_PROFILE_BENCH_LTO", "off")
             .env("CARGO_PROFILE_BENCH_DEBUG", "none");
         command
     };
-    build_target("native", build, log)
+    build_target(name, build, log)
 }
 
 /// Builds a test or bench of that name as a program of that name.

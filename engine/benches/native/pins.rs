@@ -52,7 +52,11 @@ impl PinStandIn {
     /// older than Linux 5.19.
     pub fn new(bytes: u64) -> io::Result<Self> {
         // One more per entry, which need not end where a ring is full.
-        let rings = bytes.div_ceil(BUFFER * BUFFERS) + 8 + (bytes >> 30);
+        Self::with_rings(bytes.div_ceil(BUFFER * BUFFERS) + 8 + (bytes >> 30))
+    }
+
+    /// The same for so many mappings of at most 128 MiB.
+    pub fn with_rings(rings: u64) -> io::Result<Self> {
         let free = (0..rings).map(|_| Ring::new()).collect::<io::Result<_>>()?;
         Ok(Self { state: Mutex::new(State { free, held: BTreeMap::new() }) })
     }

@@ -151,7 +151,7 @@ pub struct Job {
     pub starts: Vec<(Memory, u32)>,
     /// The tests [`Scenario::Conformance`] runs; none elsewhere.
     pub tests: Vec<String>,
-    /// Arguments of the bench that [`Scenario::Maps`] runs; none elsewhere.
+    /// The bench that [`Scenario::Maps`] runs, its name first; none elsewhere.
     pub bench: Vec<String>,
     /// Seconds one wait (boot of L2, an event, QEMU's exit) may take.
     pub wait_s: u64,
@@ -247,7 +247,7 @@ mod tests {
             write_seed: 1,
             starts: vec![(Memory::Anon4k, 3)],
             tests: vec!["type1".into()],
-            bench: vec!["--rounds".into(), "3".into()],
+            bench: vec!["native".into(), "--rounds".into(), "3".into()],
             wait_s: 60,
         };
         let text = serde_json::to_string(&job).unwrap();

@@ -59,7 +59,7 @@ impl Wanted {
         let work = self.sizes.iter().sum::<u64>() * u64::from(self.rounds);
         Plan::maps(
             largest + SPARE_MIB,
-            arguments.concat().into_iter().map(str::to_owned).collect(),
+            ["native"].into_iter().chain(arguments.concat()).map(str::to_owned).collect(),
             Duration::from_secs(300 + work / 4),
         )
     }
@@ -296,7 +296,15 @@ mod tests {
         let plan = Wanted { sizes: vec![512, 2048], rounds: 3 }.plan();
         assert_eq!(
             plan.bench,
-            ["--sizes", "0.5,2", "--rounds", "3", "--backings", "anon-4k,anon-thp,memfd-4k,memfd-thp"]
+            [
+                "native",
+                "--sizes",
+                "0.5,2",
+                "--rounds",
+                "3",
+                "--backings",
+                "anon-4k,anon-thp,memfd-4k,memfd-thp"
+            ]
         );
         // The bench itself leaves 2 GiB alone, and L1 needs something.
         assert_eq!(plan.l1_memory_mib(), 2048 + 3072);

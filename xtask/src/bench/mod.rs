@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what the engine brings on this machine, as a table, as JSON and as plots.
 
 mod bars;
+mod calls;
 mod figure;
 mod iommufd;
 mod knobs;
@@ -33,7 +34,7 @@ use table::Section;
 /// What to measure.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Pins of this machine's memory, without VFIO [default, unless --vm or --iommufd is given]
+    /// Pins of this machine's memory, without VFIO [default, unless another part is asked for]
     #[arg(long)]
     native: bool,
     /// Starts of a guest in the nested machine, with real VFIO
@@ -42,6 +43,9 @@ pub struct Args {
     /// Maps and unmaps of memory in the nested machine, through its iommufd
     #[arg(long)]
     iommufd: bool,
+    /// Arrays of pages, and a guest of 1 TiB unmapped in few and in many calls, in the nested machine
+    #[arg(long)]
+    calls: bool,
     /// One small guest, few rounds: to see that it works, not to quote
     #[arg(long)]
     quick: bool,
@@ -70,16 +74,19 @@ struct Report {
     vm: Option<vm::Summary>,
     /// The part with iommufd.
     iommufd: Option<iommufd::Summary>,
+    /// The part with many calls.
+    calls: Option<calls::Summary>,
 }
 
 /// Measures, then shows.
 pub fn run(args: &Args) -> Result<()> {
-    let measures_native = args.native || !(args.vm || args.iommufd);
+    let measures_native = args.native || !(args.vm || args.iommufd || args.calls);
     ensure!(measures_native || !args.host_settings, "--host-settings changes nothing in the nested machine");
     // Before anything takes long.
     let starts = args.vm.then(|| vm::Wanted::new(&vm_sizes(args), vm_rounds(args))).transpose()?;
     let maps =
         args.iommufd.then(|| iommufd::Wanted::new(&iommufd_sizes(args), vm_rounds(args))).transpose()?;
+    let calls = args.calls.then(|| calls::Wanted::new(args.quick, vm_rounds(args))).transpose()?;
     let folder = new_run()?;
     let mut report = Report::default();
     if measures_native {
@@ -103,8 +110,15 @@ pub fn run(args: &Args) -> Result<()> {
             counted
         });
     }
+    if let Some(wanted) = calls.filter(|_| outcome.is_ok()) {
+        outcome = calls::run(&wanted, &folder).and_then(|(mut summary, counted)| {
+            summary.command = command_line(args);
+            report.calls = Some(summary);
+            counted
+        });
+    }
     // What was measured is shown, even if something went wrong after it.
-    if report.summary.is_some() || report.vm.is_some() || report.iommufd.is_some() {
+    if report.summary.is_some() || report.vm.is_some() || report.iommufd.is_some() || report.calls.is_some() {
         show(args, &report, &folder)?;
     }
     outcome
@@ -136,6 +150,7 @@ fn show(args: &Args, report: &Report, folder: &Path) -> Result<()> {
     let native = report.summary.as_ref().map(|summary| table::section(summary, &report.bars));
     let vm = report.vm.as_ref().map(vm::section);
     let iommufd = report.iommufd.as_ref().map(iommufd::section);
+    let calls = report.calls.as_ref().map(calls::section);
     let figure = figure::draw(report.summary.as_ref().zip(native.as_ref()), |canvas, mut y| {
         if let Some((summary, section)) = report.vm.as_ref().zip(vm.as_ref()) {
             y = vm::draw(canvas, y, summary, section);
@@ -145,7 +160,7 @@ fn show(args: &Args, report: &Report, folder: &Path) -> Result<()> {
         }
         y
     });
-    let sections: Vec<Section> = native.into_iter().chain(vm).chain(iommufd).collect();
+    let sections: Vec<Section> = native.into_iter().chain(vm).chain(iommufd).chain(calls).collect();
     fs::write(folder.join("bench.svg"), &figure)?;
     fs::write(folder.join("bench.html"), page::html(&sections, &figure))?;
     fs::write(folder.join("bench.md"), page::markdown(&sections))?;
@@ -221,9 +236,13 @@ fn pure_command(quick: bool, folder: &Path) -> Command {
 /// What was typed, to be typed again.
 fn command_line(args: &Args) -> String {
     let mut words = vec!["cargo xtask bench".to_owned()];
-    for (given, word) in
-        [(args.native, "--native"), (args.vm, "--vm"), (args.iommufd, "--iommufd"), (args.quick, "--quick")]
-    {
+    for (given, word) in [
+        (args.native, "--native"),
+        (args.vm, "--vm"),
+        (args.iommufd, "--iommufd"),
+        (args.calls, "--calls"),
+        (args.quick, "--quick"),
+    ] {
         words.extend(given.then(|| word.to_owned()));
     }
     if !args.sizes.is_empty() {

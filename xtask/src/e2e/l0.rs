@@ -1,7 +1,8 @@
 //! Emulates L1 and listens to it.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,10 @@ use crate::progress::elapsed;
 
 /// The file L1's records arrive in.
 const RECORDS: &str = "records.jsonl";
+/// What L0 traces, where it does.
+const TRACE: &str = "l0-invalidations.log";
+/// The steps L1 told, each with how long the trace was by then.
+pub const STEPS: &str = "steps.jsonl";
 /// A machine that is through is off long before this.
 const POWER_OFF: Duration = Duration::from_secs(30);
 /// A machine that runs, however slowly, gives many signs of life in this time.
@@ -49,6 +54,21 @@ pub fn command(qemu: &Path, guest: &Guest, accel: Accel, initrd: &Path, folder: 
     command
 }
 
+/// Arguments with which every invalidation of what an IOMMU remembers is written to a file.
+pub fn trace_invalidations(folder: &Path) -> Vec<String> {
+    let mut arguments: Vec<String> = Vec::new();
+    for event in ["vtd_inv_desc_iotlb_*", "amdvi_pages_inval", "amdvi_all_inval"] {
+        arguments.extend(["-trace".to_owned(), event.to_owned()]);
+    }
+    arguments.extend(["-D".to_owned(), trace(folder).display().to_string()]);
+    arguments
+}
+
+/// The file with one line for each.
+pub fn trace(folder: &Path) -> PathBuf {
+    folder.join(TRACE)
+}
+
 /// Runs it until it ends by itself, or the limit is over; `begun` is called at the first record.
 pub fn run(
     mut command: Command,
@@ -66,6 +86,7 @@ pub fn run(
         .spawn()
         .with_context(|| format!("Cannot start {:?}", command.get_program()))?;
     let start = Instant::now();
+    let mut steps = File::create(folder.join(STEPS))?;
     let mut listener = Listener::new(folder, RECORDS);
     let mut begun = Some(begun);
     let mut through: Option<Instant> = None;
@@ -77,6 +98,8 @@ pub fn run(
                 begun();
             }
             println!("    {name}: {step} ({})", elapsed(start.elapsed()));
+            let traced = fs::metadata(trace(folder)).map_or(0, |file| file.len());
+            writeln!(steps, "{}", serde_json::to_string(&(step, traced))?)?;
         }
         if listener.told.ended {
             through.get_or_insert_with(Instant::now);

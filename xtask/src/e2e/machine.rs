@@ -42,6 +42,12 @@ impl Machine {
     /// What needs the newest kernel, and one host, runs on this one.
     pub const USUAL_NEWEST: Self = Self::ALL[2];
 
+    /// Whether it is measured how often the IOMMU's memory of translations is invalidated: L0 can tell of both, and one kernel
+    /// is enough.
+    pub fn shows_invalidations(self) -> bool {
+        self.kernel == Kernel::Newest && matches!(self.iommu, Iommu::Intel | Iommu::Amd)
+    }
+
     /// The IOMMU as an argument of QEMU. VT-d's reaches so many bits; AMD's has no such knob.
     pub fn iommu_device(self, bits: u32) -> String {
         match self.iommu {

@@ -20,6 +20,8 @@ mod table;
 
 pub use accel::Accel;
 pub use judge::Verdict;
+pub use l0::{STEPS, trace};
+pub use machine::Machine;
 pub use phase::{Phase, Phases};
 #[cfg(test)]
 pub use records::Check;
@@ -105,10 +107,11 @@ pub fn prepare(cache: &Cache, run: &Path, phases: &Phases, plans: &[Plan]) -> Re
     let log = run.join("conformance-build.log");
     let conformance = || progress::step("Build the conformance tests", &log, image::build_conformance);
     let conformance = wants_conformance.then(conformance).transpose()?;
-    let wants_bench = plans.iter().any(|plan| plan.scenario == Scenario::Maps);
-    let bench =
-        || progress::step("Build the engine's bench", &run.join("bench-build.log"), image::build_bench);
-    let bench = wants_bench.then(bench).transpose()?;
+    let bench = plans.iter().find_map(|plan| plan.bench.first()).map(|name| {
+        let build = |log: &Path| image::build_bench(name, log);
+        progress::step("Build the engine's bench", &run.join("bench-build.log"), build)
+    });
+    let bench = bench.transpose()?;
     let parts =
         Parts { guest, newest, reference, patched, not_built, library, agent, witness, conformance, bench };
     let accel = accel::choose(&parts, run)?;

@@ -201,6 +201,9 @@ impl Runs<'_> {
         for device in plan.l0_devices(&disk.path, &bar) {
             command.args(device);
         }
+        if plan.traces_invalidations() {
+            command.args(l0::trace_invalidations(&folder));
+        }
         let told = l0::run(command, &folder, plan.limit, &name, || self.phases.enter(Phase::Run(&name)))?;
         let mut verdict = judge::one(plan, mode, told, &folder)?;
         if plan.writes_disk {

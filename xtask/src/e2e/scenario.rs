@@ -37,7 +37,7 @@ pub struct Plan {
     pub timed: bool,
     /// The memories and rounds that are measured, where that is what it is about.
     pub starts: Vec<(Memory, u32)>,
-    /// Arguments of the engine's bench, where that is run.
+    /// The engine's bench to run, its name first, where one is.
     pub bench: Vec<String>,
     /// Time for the whole run of L1.
     pub limit: Duration,
@@ -214,6 +214,16 @@ impl Plan {
             limit,
             ..PLAIN
         }
+    }
+
+    /// One of `cargo xtask bench --calls`: that bench, with this IOMMU.
+    pub fn calls(machine: Machine, memory_mib: u64, bench: Vec<String>, limit: Duration) -> Self {
+        Self { machine, ..Self::maps(memory_mib, bench, limit) }
+    }
+
+    /// Whether L0 writes down each time L1's kernel invalidates what the IOMMU remembers, for a bench to count.
+    pub fn traces_invalidations(&self) -> bool {
+        self.bench.first().is_some_and(|name| name == "calls")
     }
 
     /// Its name on the command line.

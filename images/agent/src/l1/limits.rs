@@ -33,3 +33,9 @@ pub fn locked_bytes(pid: u32) -> Result<u64> {
     let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
     Ok(kib.context("the process has no VmLck")? * 1024)
 }
+
+/// How many entries containers made from now on may have.
+pub fn allow_entries(entries: u64) -> Result<()> {
+    const LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
+    fs::write(LIMIT, entries.to_string()).with_context(|| format!("cannot write {LIMIT}"))
+}

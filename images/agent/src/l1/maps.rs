@@ -8,26 +8,29 @@ use std::thread;
 use anyhow::{Context, Result};
 
 use super::report::Reporter;
-use super::{Lab, starts};
+use super::{Lab, limits, starts};
 
-const PROGRAM: &str = "/vft/native";
-/// The log its records go to.
-const RECORDS: &str = "native";
 /// Lines of what it says besides that a failure shows.
 const SHOWN: usize = 12;
+/// A guest of 16 GiB in pages of 4 KiB.
+const ENTRIES: u64 = 4 << 20;
 
 pub fn run(lab: &Lab) -> Result<()> {
     // The program asks for them, or forbids them, itself.
     starts::allow_huge_pages(true)?;
-    let mut command = Command::new(PROGRAM);
-    command.args(["--device", &lab.job.devices[0]]).args(&lab.job.bench);
+    let (name, arguments) = lab.job.bench.split_first().context("the job names no bench")?;
+    let program = format!("/vft/{name}");
+    // One entry for each page of memory is more than a container takes by default.
+    limits::allow_entries(ENTRIES)?;
+    let mut command = Command::new(&program);
+    command.args(["--device", &lab.job.devices[0]]).args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("cannot start {PROGRAM}"))?;
+    let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
     let records = child.stdout.take().context("no pipe")?;
     let words = child.stderr.take().context("no pipe")?;
     let (told, said) = thread::scope(|scope| {
         let said = scope.spawn(|| show(&lab.report, words));
-        (pass_on(&lab.report, records), said.join().expect("shows lines and nothing else"))
+        (pass_on(&lab.report, name, records), said.join().expect("shows lines and nothing else"))
     });
     told?;
     let status = child.wait()?;
@@ -41,9 +44,10 @@ pub fn run(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn pass_on(report: &Reporter, records: ChildStdout) -> Result<()> {
+/// Its records go to a log of its name.
+fn pass_on(report: &Reporter, name: &str, records: ChildStdout) -> Result<()> {
     for line in BufReader::new(records).lines() {
-        report.log(RECORDS, &line?);
+        report.log(name, &line?);
     }
     Ok(())
 }

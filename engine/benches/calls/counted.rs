@@ -1,0 +1,75 @@
+//! A backend whose calls are counted and timed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use vfio_fast_engine::addr::IovaRange;
+use vfio_fast_engine::backend::{Backend, Limits, Mapping, Memlock, Populate};
+use vfio_fast_engine::object::Object;
+use vfio_fast_engine::{Errno, Result};
+
+/// Calls so far.
+#[derive(Debug, Default)]
+pub struct Calls {
+    pub maps: AtomicU64,
+    pub unmaps: AtomicU64,
+    longest_unmap_ns: AtomicU64,
+}
+
+impl Calls {
+    pub fn both(&self) -> u64 {
+        self.maps.load(Ordering::Relaxed) + self.unmaps.load(Ordering::Relaxed)
+    }
+
+    pub fn longest_unmap(&self) -> Duration {
+        Duration::from_nanos(self.longest_unmap_ns.load(Ordering::Relaxed))
+    }
+}
+
+/// What it counts is in `calls`, and it faults nothing in: the memory is there.
+#[derive(Debug)]
+pub struct Counted {
+    pub backend: Arc<dyn Backend>,
+    pub calls: Arc<Calls>,
+}
+
+impl Backend for Counted {
+    fn name(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn limits(&self) -> Result<Limits> {
+        self.backend.limits()
+    }
+
+    fn memlock(&self) -> Memlock {
+        self.backend.memlock()
+    }
+
+    fn populates(&self) -> Populate {
+        Populate::Never
+    }
+
+    fn parallel(&self) -> bool {
+        self.backend.parallel()
+    }
+
+    fn unmaps_all(&self) -> bool {
+        self.backend.unmaps_all()
+    }
+
+    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
+        self.calls.maps.fetch_add(1, Ordering::Relaxed);
+        self.backend.map(mapping, object)
+    }
+
+    fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
+        let start = Instant::now();
+        let answer = self.backend.unmap(range);
+        let took = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.calls.unmaps.fetch_add(1, Ordering::Relaxed);
+        self.calls.longest_unmap_ns.fetch_max(took, Ordering::Relaxed);
+        answer
+    }
+}
