@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::l0;
+use super::machine::Machine;
 use super::runs::Parts;
 use crate::image::Payload;
 
@@ -75,7 +76,8 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
     let initrd = folder.join("initrd.cpio");
     let payload = Payload { agent: &parts.agent, qemu: None, libraries: &[], programs: &[], job: b"" };
     parts.guest.write_initrd(&payload, &initrd)?;
-    let mut command = l0::command(&parts.reference, &parts.guest, Accel::Kvm, &initrd, &folder);
+    let mut command =
+        l0::command(&parts.reference, &parts.guest, Accel::Kvm, Machine::USUAL, &initrd, &folder);
     command.args(["-m", "1024M"]);
     let told = l0::run(command, &folder, PROBE_LIMIT, "kvm-probe", || ());
     fs::remove_file(initrd)?;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use vfio_fast_agent::record::{HEARTBEAT_MS, L1_PORT};
 
 use super::accel::Accel;
+use super::machine::Machine;
 use super::records::{Listener, Told};
 use crate::image::Guest;
 use crate::progress::elapsed;
@@ -25,8 +26,15 @@ const POWER_OFF: Duration = Duration::from_secs(30);
 /// A machine that runs, however slowly, gives many signs of life in this time.
 const SILENCE: Duration = Duration::from_millis(30 * HEARTBEAT_MS);
 
-/// QEMU with what every L1 has; memory and devices under test are to be added.
-pub fn command(qemu: &Path, guest: &Guest, accel: Accel, initrd: &Path, folder: &Path) -> Command {
+/// QEMU with what every L1 has; memory, IOMMU and devices under test are to be added.
+pub fn command(
+    qemu: &Path,
+    guest: &Guest,
+    accel: Accel,
+    machine: Machine,
+    initrd: &Path,
+    folder: &Path,
+) -> Command {
     let mut command = Command::new(qemu);
     for path in guest.firmware() {
         command.arg("-L").arg(path);
@@ -42,8 +50,9 @@ pub fn command(qemu: &Path, guest: &Guest, accel: Accel, initrd: &Path, folder: 
         .arg(initrd)
         .arg("-append")
         .arg(format!(
-            "console=ttyS0 earlycon=uart8250,io,0x3f8 intel_iommu=on iommu=nopt panic=-1 mitigations=off \
-             random.trust_cpu=on log_buf_len=4M no_timer_check vft.role=l1 {}",
+            "console=ttyS0 earlycon=uart8250,io,0x3f8 panic=-1 mitigations=off random.trust_cpu=on \
+             log_buf_len=4M no_timer_check vft.role=l1 {} {}",
+            machine.kernel_options(),
             accel.kernel_options()
         ))
         .args(["-chardev", &format!("file,id=console,{}", file("l1-console.log"))])

@@ -9,6 +9,8 @@ pub enum Iommu {
     Intel,
     /// AMD-Vi.
     Amd,
+    /// virtio-iommu: L0 can print every operation of L1's kernel on it, and it cannot remap interrupts.
+    Virtio,
 }
 
 /// Which kernel L1 runs. L2's is always Debian's.
@@ -31,11 +33,12 @@ pub struct Machine {
 
 impl Machine {
     /// Every host, the usual one first.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self { iommu: Iommu::Intel, kernel: Kernel::Debian },
         Self { iommu: Iommu::Amd, kernel: Kernel::Debian },
         Self { iommu: Iommu::Intel, kernel: Kernel::Newest },
         Self { iommu: Iommu::Amd, kernel: Kernel::Newest },
+        Self { iommu: Iommu::Virtio, kernel: Kernel::Newest },
     ];
     /// What runs on one host only runs on this one.
     pub const USUAL: Self = Self::ALL[0];
@@ -48,11 +51,24 @@ impl Machine {
         self.kernel == Kernel::Newest && matches!(self.iommu, Iommu::Intel | Iommu::Amd)
     }
 
-    /// The IOMMU as an argument of QEMU. VT-d's reaches so many bits; AMD's has no such knob.
+    /// The IOMMU as an argument of QEMU. It reaches so many bits; AMD's has no such knob.
     pub fn iommu_device(self, bits: u32) -> String {
         match self.iommu {
             Iommu::Intel => format!("intel-iommu,intremap=on,caching-mode=on,aw-bits={bits}"),
             Iommu::Amd => "amd-iommu,intremap=on".to_owned(),
+            Iommu::Virtio => format!("virtio-iommu-pci,addr=3.0,aw-bits={bits}"),
+        }
+    }
+
+    /// Options for L1's kernel.
+    pub fn kernel_options(self) -> &'static str {
+        match self.iommu {
+            Iommu::Intel => "intel_iommu=on iommu=nopt",
+            Iommu::Amd => "iommu=nopt",
+            // Without interrupt remapping no device is handed out unless this is said.
+            Iommu::Virtio => {
+                "iommu=nopt vfio_iommu_type1.allow_unsafe_interrupts=1 iommufd.allow_unsafe_interrupts=1"
+            }
         }
     }
 }
@@ -62,6 +78,7 @@ impl fmt::Display for Machine {
         let iommu = match self.iommu {
             Iommu::Intel => "intel",
             Iommu::Amd => "amd",
+            Iommu::Virtio => "virtio",
         };
         let kernel = match self.kernel {
             Kernel::Debian => "debian",

@@ -193,7 +193,7 @@ impl Runs<'_> {
         };
         let guest = parts.guest_with(plan.machine.kernel)?;
         guest.write_initrd(&payload, &initrd)?;
-        let mut command = l0::command(&parts.reference, guest, self.accel, &initrd, &folder);
+        let mut command = l0::command(&parts.reference, guest, self.accel, plan.machine, &initrd, &folder);
         command.args(plan.l0_memory());
         if plan.scenario == Scenario::TwoDevices {
             fs::File::create(disk.path.with_extension("1.img"))?.set_len(1 << 20)?;

@@ -2,7 +2,7 @@
 //! its test still ends well: only its log knows.
 
 /// What no log of a healthy run contains.
-const SPLATS: [&str; 32] = [
+const SPLATS: [&str; 33] = [
     // Every WARN and BUG begins so; what follows differs from kernel to kernel.
     "[ cut here ]",
     "WARNING: CPU",
@@ -30,6 +30,7 @@ const SPLATS: [&str; 32] = [
     "DMAR: [DMA",
     "fault reason 0x",
     "AMD-Vi: Event logged",
+    " fault from EP ",
     "refcount_t: ",
     "list_add corruption",
     "list_del corruption",
@@ -71,7 +72,8 @@ pub fn stalled(log: &str) -> bool {
 
 /// The complaints of the emulator of L1: what it says of its IOMMU is about DMA gone astray.
 pub fn scan_emulator(log: &str) -> Vec<String> {
-    let bad = log.lines().filter(|line| line.contains("vtd_") || line.contains("detected"));
+    let words = ["vtd_", "virtio_iommu_", "detected"];
+    let bad = log.lines().filter(|line| words.iter().any(|word| line.contains(word)));
     bad.map(|line| format!("l0-qemu: {}", line.trim())).collect()
 }
 
@@ -111,6 +113,7 @@ mod tests {
             "<4> Oops: Oops: 0000 [#1] PREEMPT SMP NOPTI",
             "<3> DMAR: DRHD: handling fault status reg 2",
             "<3> DMAR: [DMA Read NO_PASID] Request device [00:04.0] fault addr 0x1000 [fault reason 0x06] PTE Read access is not set",
+            "<3> virtio_iommu virtio0: page fault from EP 32 at 0x3e00000 [W]",
             "<3> INFO: task qemu-patched:77 blocked for more than 120 seconds.",
             "<3> watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [qemu:77]",
             "<3> rcu: INFO: rcu_preempt self-detected stall on CPU",
@@ -137,6 +140,8 @@ mod tests {
     #[test]
     fn the_emulator_may_complain_too() {
         let log = "qemu-system-x86_64: vtd_iova_to_slpte: detected slpte permission error (iova=0x1000)\n";
+        assert_eq!(scan_emulator(log).len(), 1);
+        let log = "qemu-system-x86_64: virtio_iommu_translate no mapping for 0x3e00000 for sid=32\n";
         assert_eq!(scan_emulator(log).len(), 1);
         assert!(scan_emulator("").is_empty());
     }
