@@ -89,6 +89,9 @@ impl Plan {
         if self.scenario != Scenario::Errors {
             names.push("witnesses-agree");
         }
+        if self.traces_iommu() {
+            names.push("iommu-agrees");
+        }
         match (self.scenario, self.container, mode) {
             (Scenario::Nvme, Container::Iommufd, Mode::Fast) => {
                 names.extend(["memory-mapped-by-file", "bar-mapped-as-dma-buf"]);

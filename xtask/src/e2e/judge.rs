@@ -8,6 +8,7 @@ use vfio_fast_agent::job::Mode;
 use vfio_fast_agent::record::{Facts, Start};
 use vfio_fast_agent::witness;
 
+use super::iommu_trace;
 use super::machine::Kernel;
 use super::records::{Check, Told, log_text};
 use super::scenario::Plan;
@@ -91,6 +92,10 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
         problems.push("L1 ended without saying that it was through".into());
     }
     verdict.push("ran-to-its-end", &problems, "L1 said so and powered off");
+    if plan.traces_iommu() {
+        let (problems, seen) = iommu_trace::check(folder, &plan.addresses()[0]);
+        verdict.push("iommu-agrees", &problems, &seen);
+    }
     let missing: Vec<String> = plan
         .expected_checks(mode)
         .into_iter()

@@ -8,6 +8,7 @@ mod accel;
 mod bar;
 mod disk;
 mod expected;
+mod iommu_trace;
 mod judge;
 mod l0;
 mod machine;

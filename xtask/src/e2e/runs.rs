@@ -12,6 +12,7 @@ use vfio_fast_agent::job::{Job, Mode, Scenario};
 use super::accel::Accel;
 use super::bar::Bar;
 use super::disk::Disk;
+use super::iommu_trace;
 use super::judge::{self, Verdict};
 use super::l0;
 use super::machine::Kernel;
@@ -203,6 +204,9 @@ impl Runs<'_> {
         }
         if plan.traces_invalidations() {
             command.args(l0::trace_invalidations(&folder));
+        }
+        if plan.traces_iommu() {
+            command.args(iommu_trace::arguments(&folder));
         }
         let told = l0::run(command, &folder, plan.limit, &name, || self.phases.enter(Phase::Run(&name)))?;
         let mut verdict = judge::one(plan, mode, told, &folder)?;

@@ -267,6 +267,11 @@ impl Plan {
         slots.iter().map(|slot| format!("0000:00:{slot:02x}.0")).collect()
     }
 
+    /// Whether L0 writes down what L1's kernel does with its IOMMU.
+    pub fn traces_iommu(&self) -> bool {
+        self.machine.iommu == Iommu::Virtio && self.scenario == Scenario::Nvme
+    }
+
     /// Arguments for L1's memory.
     pub fn l0_memory(&self) -> Vec<String> {
         let mib = self.l1_memory_mib();

@@ -1,0 +1,317 @@
+//! L0 as a witness: its virtio-iommu prints every operation of L1's kernel, which is held against the ioctls QEMU made in L1.
+//!
+//! Neither side knows the other. An ioctl becomes as many operations as its memory is in pieces, and they share no clock. What is
+//! sure is the order: L1's kernel answers an ioctl when L0 has carried it out. So both are walked in order. The operations owed for
+//! the ioctls must come next, whole, and nothing else; then both must hold the same for the device.
+
+mod event;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use vfio_fast_agent::ranges::{self, Reach};
+use vfio_fast_agent::witness::{self, Call};
+
+use super::records::log_text;
+use event::Event;
+
+/// The log of it in the folder of a run, without its extension.
+pub const LOG: &str = "iommu-trace";
+
+/// VFIO_DEVICE_DETACH_IOMMUFD_PT: the device leaves its domain, whatever the IOAS still holds.
+const DETACH: u32 = 0x3b78;
+
+/// The arguments with which L0's emulator writes the log.
+pub fn arguments(folder: &Path) -> Vec<String> {
+    let events = event::NAMES.iter().flat_map(|name| ["-trace".to_owned(), (*name).to_owned()]);
+    let log = folder.join(LOG).with_extension("log");
+    events.chain(["-D".to_owned(), log.display().to_string()]).collect()
+}
+
+/// Holds the record of L1's ioctls in the folder of a run against L0's, for the device at `address` in L1. The second answer is what
+/// was seen where the first, the problems, is empty.
+pub fn check(folder: &Path, address: &str) -> (Vec<String>, String) {
+    let compared = witness::parse(&log_text(folder, "witness"))
+        .and_then(|calls| compare(&calls, &log_text(folder, LOG), event::endpoint(address)?));
+    match compared {
+        Ok(seen) => (Vec::new(), seen.to_string()),
+        Err(error) => (vec![format!("{error:#}")], String::new()),
+    }
+}
+
+/// What was compared.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Ioctls that mapped or unmapped something, and what L0 mapped and unmapped for them.
+    ioctls: usize,
+    maps: usize,
+    unmaps: usize,
+    map_bytes: u64,
+    /// How often both were compared, and in how many transactions of QEMU's memory core.
+    comparisons: usize,
+    commits: usize,
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} ioctls were {} maps of {} KiB on average and {} unmaps, nothing else; the same is held after each of {} steps, \
+             which are {} commits",
+            self.ioctls,
+            self.maps,
+            (self.map_bytes >> 10) / (self.maps as u64).max(1),
+            self.unmaps,
+            self.comparisons,
+            self.commits
+        )
+    }
+}
+
+/// Walks both records. An error is where they part.
+pub fn compare(calls: &[Call], trace: &str, endpoint: u32) -> Result<Seen> {
+    let mut events = event::parse(trace)?.into_iter();
+    let mut iommu = Iommu::of(endpoint);
+    let mut seen = Seen::default();
+    let mut done: Vec<Call> = Vec::new();
+    let (mut after_kvm, mut detached) = (false, false);
+    for step in steps(calls) {
+        if !detached {
+            let mut owed = Owed::by(&step);
+            while owed.bytes() > 0 {
+                let event = events.next().with_context(|| format!("L0's record ends with {owed}"))?;
+                if let Some(operation) = iommu.apply(event)? {
+                    owed.pay(operation)?;
+                    seen.add(operation);
+                }
+            }
+        }
+        if step.iter().any(|call| call.cmd == DETACH && call.ret == 0) {
+            detached = true;
+            iommu.leave(&mut events)?;
+        }
+        after_kvm |= step.iter().any(Call::gives_memory);
+        let changes = step.iter().filter(|call| call.mapped() || call.unmapped() && call.out > 0).count();
+        done.extend(step);
+        if changes > 0 {
+            // VFIO's listener comes before KVM's: what KVM was given last ended the transaction before this one.
+            seen.commits += usize::from(std::mem::take(&mut after_kvm));
+            seen.comparisons += 1;
+            seen.ioctls += if detached { 0 } else { changes };
+            let wanted = if detached { Vec::new() } else { held(&done)? };
+            iommu.ensure_holds(wanted, done.len())?;
+        }
+    }
+    for event in events {
+        if let Some(operation) = iommu.apply(event)? {
+            bail!("after the last ioctl L0 {operation}");
+        }
+    }
+    ensure!(seen.maps > 0, "nothing was mapped");
+    iommu.ensure_holds(Vec::new(), done.len())?;
+    Ok(seen)
+}
+
+/// What the ioctls say is mapped.
+fn held(calls: &[Call]) -> Result<Vec<Reach>> {
+    let mut all = Vec::new();
+    for held in witness::replay(calls)?.values() {
+        all.extend(witness::reach(held)?);
+    }
+    Ok(all)
+}
+
+/// The calls in their order; together those of several threads that ran at the same time, of whose operations no order is known.
+fn steps(calls: &[Call]) -> Vec<Vec<Call>> {
+    let mut order: Vec<(usize, &Call)> = calls.iter().enumerate().collect();
+    order.sort_by_key(|(_, call)| call.start_ns);
+    let mut steps: Vec<Vec<(usize, &Call)>> = Vec::new();
+    let mut end = 0;
+    for (n, call) in order {
+        match steps.last_mut() {
+            Some(step) if call.start_ns < end => step.push((n, call)),
+            _ => steps.push(vec![(n, call)]),
+        }
+        end = end.max(call.start_ns + call.duration_ns);
+    }
+    let in_order = |mut step: Vec<(usize, &Call)>| {
+        step.sort_by_key(|(n, _)| *n);
+        step.into_iter().map(|(_, call)| call.clone()).collect()
+    };
+    steps.into_iter().map(in_order).collect()
+}
+
+/// One operation of the IOMMU on what the device can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Operation {
+    unmaps: bool,
+    reach: Reach,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", if self.unmaps { "unmapped" } else { "mapped" }, self.reach)
+    }
+}
+
+impl Seen {
+    fn add(&mut self, operation: Operation) {
+        if operation.unmaps {
+            self.unmaps += 1;
+        } else {
+            self.maps += 1;
+            self.map_bytes += operation.reach.bytes();
+        }
+    }
+}
+
+/// What L0 has still to do for the ioctls of one step: where, and how many bytes.
+struct Owed(Vec<(Operation, u64)>);
+
+impl Owed {
+    /// Ioctls that failed are owed nothing, and nothing may be done for them.
+    fn by(calls: &[Call]) -> Self {
+        let debts = calls.iter().filter(|call| call.mapped() || call.unmapped()).map(|call| {
+            // An unmap of everything names no size.
+            let last = call.size.checked_sub(1).map_or(u64::MAX, |rest| call.iova.saturating_add(rest));
+            let reach = Reach { start: call.iova, last, write: true };
+            (Operation { unmaps: call.is_unmap(), reach }, if call.is_unmap() { call.out } else { call.size })
+        });
+        Self(debts.collect())
+    }
+
+    fn bytes(&self) -> u64 {
+        self.0.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn pay(&mut self, operation: Operation) -> Result<()> {
+        let Reach { start, last, .. } = operation.reach;
+        let debt = self.0.iter_mut().find(|(owed, bytes)| {
+            owed.unmaps == operation.unmaps
+                && owed.reach.start <= start
+                && last <= owed.reach.last
+                && *bytes >= operation.reach.bytes()
+        });
+        match debt {
+            Some((_, bytes)) => *bytes -= operation.reach.bytes(),
+            None => bail!("L0 {operation}, with {self}"),
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Owed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let open: Vec<String> = self
+            .0
+            .iter()
+            .filter(|(_, bytes)| *bytes > 0)
+            .map(|(Operation { unmaps, reach: Reach { start, last, .. } }, bytes)| {
+                let what = if *unmaps { "an unmap" } else { "a map" };
+                format!("{bytes:#x} bytes to come of {what} of [{start:#x}, {last:#x}]")
+            })
+            .collect();
+        f.write_str(&open.join(" and "))
+    }
+}
+
+/// What is mapped in each domain, as L0 has it, and which of them the device under test has.
+struct Iommu {
+    endpoint: u32,
+    domains: BTreeMap<u32, BTreeMap<u64, Reach>>,
+    /// The domain L1's own driver of the device used, before the device was handed out.
+    first: Option<u32>,
+    current: Option<u32>,
+    /// Whether the device was ever in another domain than the first: from then on all is QEMU's.
+    handed_out: bool,
+    /// Whether its addresses are translated at all.
+    translates: bool,
+    /// Whether it may leave its domain with something mapped there.
+    may_leave: bool,
+}
+
+impl Iommu {
+    fn of(endpoint: u32) -> Self {
+        Self {
+            endpoint,
+            domains: BTreeMap::new(),
+            first: None,
+            current: None,
+            handed_out: false,
+            translates: false,
+            may_leave: false,
+        }
+    }
+
+    /// Takes an event in; the answer is what it changed for whom the device was handed out to.
+    fn apply(&mut self, event: Event) -> Result<Option<Operation>> {
+        match event {
+            Event::Attach { domain, endpoint } if endpoint == self.endpoint => {
+                self.current = Some(domain);
+                self.handed_out |= *self.first.get_or_insert(domain) != domain;
+            }
+            Event::Detach { domain, endpoint } if endpoint == self.endpoint => {
+                // The former domain is left after the new one was named.
+                self.current = self.current.filter(|current| *current != domain);
+                let left = self.domains.get(&domain).map_or(0, BTreeMap::len);
+                let own = self.first == Some(domain) || self.may_leave;
+                ensure!(own || left == 0, "the device left its domain with {left} mappings in it");
+            }
+            Event::Switch { endpoint, translates } if endpoint == self.endpoint => {
+                self.translates = translates
+            }
+            Event::Attach { .. } | Event::Detach { .. } | Event::Switch { .. } => {}
+            Event::Free { domain } => drop(self.domains.remove(&domain)),
+            Event::Map { domain, reach, read } => {
+                let held = self.domains.entry(domain).or_default();
+                let before =
+                    held.range(..=reach.last).next_back().filter(|(_, other)| other.last >= reach.start);
+                ensure!(before.is_none(), "L0 mapped {reach} over what was there");
+                held.insert(reach.start, reach);
+                let operation = self.if_watched(domain, Operation { unmaps: false, reach });
+                ensure!(read || operation.is_none(), "L0 mapped {reach}, not to be read");
+                return Ok(operation);
+            }
+            Event::Unmap { domain, start, last } => {
+                let gone = self.domains.get_mut(&domain).and_then(|held| held.remove(&start));
+                let reach = gone.filter(|reach| reach.last == last);
+                let reach = reach
+                    .with_context(|| format!("L0 unmapped [{start:#x}, {last:#x}], mapped was {gone:?}"))?;
+                return Ok(self.if_watched(domain, Operation { unmaps: true, reach }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn if_watched(&self, domain: u32, operation: Operation) -> Option<Operation> {
+        (self.handed_out && self.current == Some(domain)).then_some(operation)
+    }
+
+    /// Goes on to where the device leaves its domain.
+    fn leave(&mut self, events: &mut impl Iterator<Item = Event>) -> Result<()> {
+        self.may_leave = true;
+        for event in events {
+            if let Some(operation) = self.apply(event)? {
+                bail!("L0 {operation} before the device was detached");
+            }
+            if matches!(event, Event::Detach { endpoint, .. } if endpoint == self.endpoint) {
+                return Ok(());
+            }
+        }
+        bail!("L0's record ends before the device was detached")
+    }
+
+    /// Compares what the device can reach with what it should.
+    fn ensure_holds(&self, wanted: Vec<Reach>, calls: usize) -> Result<()> {
+        ensure!(self.translates, "after {calls} calls the device is not behind the IOMMU");
+        let held = self.current.and_then(|domain| self.domains.get(&domain));
+        let held = held.into_iter().flat_map(BTreeMap::values).copied().collect();
+        let problems = ranges::differences("by ioctls", wanted, "in L0's IOMMU", held);
+        ensure!(problems.is_empty(), "after {calls} calls: {}", problems.join(", "));
+        Ok(())
+    }
+}
