@@ -15,6 +15,9 @@ use super::scenario::Plan;
 use super::splat;
 use crate::outcome::CannotRun;
 
+/// The check that a run came to its end.
+const ENDED: &str = "ran-to-its-end";
+
 /// The judgement of one run.
 #[derive(Debug)]
 pub struct Verdict {
@@ -42,6 +45,11 @@ impl Verdict {
     /// Whether everything held.
     pub fn passed(&self) -> bool {
         self.checks.iter().all(|check| check.ok)
+    }
+
+    /// Whether L1 said that it was through, and powered off.
+    pub fn ended(&self) -> bool {
+        self.checks.iter().any(|check| check.name == ENDED && check.ok)
     }
 
     /// What did not hold, each with its check's name.
@@ -91,7 +99,7 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
     if !told.ended {
         problems.push("L1 ended without saying that it was through".into());
     }
-    verdict.push("ran-to-its-end", &problems, "L1 said so and powered off");
+    verdict.push(ENDED, &problems, "L1 said so and powered off");
     if plan.traces_iommu() {
         let (problems, seen) = iommu_trace::check(folder, &plan.addresses()[0]);
         verdict.push("iommu-agrees", &problems, &seen);

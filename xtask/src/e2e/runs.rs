@@ -139,7 +139,9 @@ impl Runs<'_> {
     fn twice_if_stalled(&self, plan: &Plan, mode: Mode) -> Result<Verdict> {
         let verdict = self.one(plan, mode)?;
         let emulated = matches!(self.accel, Accel::Tcg(_));
-        let stalled = || verdict.stood_still || splat::stalled(&log_text(&verdict.folder, "l1-console"));
+        let stalled = || {
+            verdict.stood_still || splat::stalled(&log_text(&verdict.folder, "l1-console"), verdict.ended())
+        };
         if verdict.passed() || !emulated || !stalled() {
             return Ok(verdict);
         }
