@@ -55,6 +55,7 @@ impl Plan {
             ],
             Scenario::P2pRange => {
                 vec![
+                    "sections-traced",
                     "flat-view-after-firmware",
                     "no-threads-after-firmware",
                     "alive",
@@ -91,6 +92,9 @@ impl Plan {
         }
         if self.traces_iommu() {
             names.push("iommu-agrees");
+        }
+        if (self.scenario, self.container) == (Scenario::Errors, Container::Type1) {
+            names.push("locked-as-mapped");
         }
         match (self.scenario, self.container, mode) {
             (Scenario::Nvme, Container::Iommufd, Mode::Fast) => {

@@ -56,6 +56,14 @@ pub fn run(lab: &Lab) -> Result<()> {
     limits::set_memlock(Some(vm.pid), memory + SMALL)?;
     vm.qmp.run("device_add", device(lab))?;
     let wanted = observe::mappings(lab, &mut vm, "after-second-try")?;
+    if lab.job.container == Container::Type1 {
+        // Whoever made the calls, on whatever threads: the process has locked what is mapped.
+        let locked = limits::locked_bytes(vm.pid)?;
+        let mapped: u64 = wanted.values().map(|slot| slot.size).sum();
+        let wrong = format!("{locked} bytes are locked, {mapped} mapped");
+        let problems = if locked == mapped { vec![] } else { vec![wrong] };
+        lab.report.check("locked-as-mapped", &problems, &format!("{locked} bytes"));
+    }
     // No comparison here: of a map that failed the IOMMU core has counted the part that worked.
     lab.report.send(&Record::Facts(count::facts(&vm, &wanted)?));
 

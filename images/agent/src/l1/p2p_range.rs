@@ -1,6 +1,8 @@
 //! A BAR where the IOMMU cannot address it: one warning, and the VM goes on. The firmware alone
 //! runs here, and nothing is unplugged, so this is also where permissions are looked at.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vfio_fast_agent::flatview::Row;
@@ -14,10 +16,15 @@ use super::{Lab, count, observe, peer};
 /// The first address the IOMMU of this scenario cannot have.
 const BEYOND: u64 = 1 << 39;
 const RESETS: usize = 3;
+/// QEMU's own trace of the sections its listener is told of.
+const TRACED: [&str; 6] =
+    ["-trace", "vfio_listener_region_add_ram", "-trace", "vfio_listener_region_del", "-D", TRACE];
+const TRACE: &str = "/run/qemu-trace";
 
 pub fn run(lab: &Lab) -> Result<()> {
     let (device, property) = (&lab.job.devices[0], lab.job.device_properties());
     let mut arguments = vm::common_arguments(lab);
+    arguments.extend(TRACED.map(str::to_owned));
     arguments.extend(vm::firmware_arguments());
     arguments.extend(
         [
@@ -36,6 +43,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.step("firmware");
     vm.qmp.run("cont", json!({}))?;
     let first = firmware(&mut vm, 0, 1)?;
+    report_sections(lab)?;
     let (rows, held) = observe::flat_view_rows(lab, &mut vm, "memory", "after-firmware")?;
     let (beyond, within): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.start >= BEYOND);
     let wanted: Vec<Reach> = within.iter().filter_map(|row| row.reach()).collect();
@@ -77,6 +85,23 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.check("same-after-resets", &problems, &seen);
     peer::one_warning(lab, &vm.stderr()?, 0, "-22 (Invalid argument)");
     vm.quit()
+}
+
+/// The check `sections-traced`: the listener tells of each section as ever. The host compares them between modes, the host's
+/// addresses left out.
+fn report_sections(lab: &Lab) -> Result<()> {
+    let text = fs::read_to_string(TRACE).context("QEMU traced nothing")?;
+    let mut counts = [0, 0];
+    for line in text.lines().filter_map(|line| line.split_once("vfio_listener_region_").map(|(_, line)| line))
+    {
+        let section = line.split(" [0x").next().unwrap_or(line);
+        counts[usize::from(section.starts_with("del"))] += 1;
+        lab.report.log("held-sections", section);
+    }
+    let [added, removed] = counts;
+    let problems = if added > removed && removed > 0 { vec![] } else { vec![text] };
+    lab.report.check("sections-traced", &problems, &format!("{added} sections added, {removed} removed"));
+    Ok(())
 }
 
 /// Waits until the firmware is through for the `times`th time, counting from the call numbered `from`; what is mapped then.
