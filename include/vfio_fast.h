@@ -244,6 +244,17 @@
 #define VFIO_FAST_OP_DIRTY 6u
 
 /**
+ * Failed operation: giving memory back.
+ */
+#define VFIO_FAST_OP_DISCARD 7u
+
+/**
+ * Memory flag: the memory is a shared mapping of a file of memory (a memfd, tmpfs, hugetlbfs), and its pages go from the
+ * file, for everybody who has it. Without the flag what the file has stays.
+ */
+#define VFIO_FAST_MEMORY_SHARED (1u << 0)
+
+/**
  * Info flag: the handle is poisoned. The library no longer knows what is mapped (an undo failed, or the library
  * itself did); every function that would change something answers -ENOTRECOVERABLE.
  */
@@ -557,6 +568,28 @@ struct vfio_fast_outcome {
 };
 
 /**
+ * Memory of this process.
+ */
+struct vfio_fast_memory {
+    /**
+     * sizeof(struct vfio_fast_memory)
+     */
+    uint32_t size;
+    /**
+     * VFIO_FAST_MEMORY_*, or 0. Unknown bits are -EOPNOTSUPP.
+     */
+    uint32_t flags;
+    /**
+     * Host virtual address of the first byte, a multiple of the system's page.
+     */
+    uint64_t hva;
+    /**
+     * Bytes, a multiple of the system's page, not 0.
+     */
+    uint64_t length;
+};
+
+/**
  * Totals since open, in calls, bytes and nanoseconds; "now" marks what describes this moment instead.
  */
 struct vfio_fast_stats {
@@ -727,6 +760,14 @@ struct vfio_fast_stats {
      * What large pages the IOMMU has now, VFIO_FAST_SUPERPAGES_*.
      */
     uint64_t superpages;
+    /**
+     * Bytes given back with vfio_fast_discard().
+     */
+    uint64_t discard_bytes;
+    /**
+     * Nanoseconds of wall time spent in it.
+     */
+    uint64_t discard_ns;
 };
 
 /**
@@ -1125,6 +1166,38 @@ int vfio_fast_commit(struct vfio_fast *vf,
  * vf as for vfio_fast_begin().
  */
 int vfio_fast_abort(struct vfio_fast *vf);
+
+/**
+ * Gives memory that no device reaches any more back to the system, on as many threads as a commit uses: what it held is
+ * lost. It stays mapped in this process, and is empty. For a program that ends, or that is done with a guest: the system
+ * frees memory on one thread.
+ *
+ * - vf: a handle.
+ * - memory: what to give back. Only read during the call.
+ *
+ * # Returns
+ * 0, or
+ * - -EINVAL: a pointer is NULL; the struct is too short; hva or length is not a multiple of the system's page; length is
+ *   0; the memory reaches past the end of the address space; or the kernel does not take such memory back (locked
+ *   memory, a part of a huge page, a file that has none of it)
+ * - -E2BIG: the struct is too long (the size rule)
+ * - -EOPNOTSUPP: unknown flags; or the file cannot give a part of it back
+ * - -EBUSY: a part of the memory is wanted or mapped through this handle, at this host address. What other handles map, or
+ *   this one at another host address of the same memory, is not seen
+ * - -ENOMEM: a part of the range is not mapped in this process
+ * - another errno the kernel gave. After any but those of arguments and -EBUSY, a part of the memory may be empty
+ * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ *
+ * # Threads
+ * Any; waits for a running call on the same handle. It may start threads that end before it returns; they block all
+ * signals.
+ *
+ * # Safety
+ * vf as for vfio_fast_begin(); memory is NULL or points to as many bytes as its size says. Nothing needs what the memory
+ * it names holds, and nothing else is mapped there meanwhile.
+ */
+int vfio_fast_discard(struct vfio_fast *vf,
+                      const struct vfio_fast_memory *memory);
 
 /**
  * Tells what was done since open. Works on a poisoned handle.

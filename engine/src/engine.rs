@@ -2,6 +2,7 @@
 
 mod close;
 mod dirty;
+mod discard;
 mod notes;
 mod want;
 

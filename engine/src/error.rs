@@ -59,6 +59,8 @@ pub enum Op {
     Info,
     /// Asking which pages devices have written to.
     Dirty,
+    /// Giving memory back.
+    Discard,
 }
 
 /// Why it failed, with the numbers a person needs to act on it.
@@ -170,6 +172,7 @@ impl fmt::Display for Error {
             Op::Unmap => "Unmapping",
             Op::Info => "Asking the container for its limits",
             Op::Dirty => "Asking for dirty pages",
+            Op::Discard => "Giving memory back",
         };
         write!(f, "{verb}")?;
         if let Some(range) = self.range {

@@ -7,13 +7,14 @@
 //! |---|---|---|
 //! | 0 | [`addr`], [`region`], [`error`], [`log`], [`stats`] | compute |
 //! | 1 | [`grid`], [`table`], [`wanted`], [`plan`], [`runs`], [`dirty`] | compute: no I/O, no clock, no lock |
-//! | 2 | [`sys`], [`object`], [`backend`], [`populate`], [`hugepage`], [`preflight`] | call the kernel |
+//! | 2 | [`sys`], [`object`], [`backend`], [`populate`], [`discard`], [`hugepage`], [`preflight`] | call the kernel |
 //! | 3 | [`execute`] | run a plan |
 //! | 4 | [`engine`] | lock |
 
 pub mod addr;
 pub mod backend;
 pub mod dirty;
+pub mod discard;
 pub mod engine;
 pub mod error;
 pub mod execute;

@@ -82,4 +82,8 @@ pub struct Stats {
     pub unmap_longest_ns: u64,
     /// What large pages the IOMMU has now.
     pub superpages: Superpages,
+    /// Bytes given back to the system.
+    pub discard_bytes: u64,
+    /// Time spent on that.
+    pub discard_ns: u64,
 }

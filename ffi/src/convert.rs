@@ -6,15 +6,16 @@ use vfio_fast_engine::log::Level;
 use vfio_fast_engine::object::{Named, ObjectKind};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
+use vfio_fast_engine::sys::disposable::Disposal;
 use vfio_fast_engine::{Info, Outcome};
 
 use crate::abi::{
     VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_MEMLOCK_OF_USER, VFIO_FAST_INFO_PARALLEL,
     VFIO_FAST_INFO_POISONED, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR, VFIO_FAST_LOG_INFO,
-    VFIO_FAST_LOG_WARN, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT, VFIO_FAST_REGION_FD,
-    VFIO_FAST_REGION_WRITE, VFIO_FAST_SUPERPAGES_COARSE, VFIO_FAST_SUPERPAGES_FINE,
-    VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_dirty, vfio_fast_info, vfio_fast_outcome, vfio_fast_pages,
-    vfio_fast_range, vfio_fast_region, vfio_fast_stats,
+    VFIO_FAST_LOG_WARN, VFIO_FAST_MEMORY_SHARED, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT,
+    VFIO_FAST_REGION_FD, VFIO_FAST_REGION_WRITE, VFIO_FAST_SUPERPAGES_COARSE, VFIO_FAST_SUPERPAGES_FINE,
+    VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_dirty, vfio_fast_info, vfio_fast_memory, vfio_fast_outcome,
+    vfio_fast_pages, vfio_fast_range, vfio_fast_region, vfio_fast_stats,
 };
 use crate::failure::{Failure, Result};
 use crate::handle::vfio_fast;
@@ -45,6 +46,22 @@ pub(crate) fn object(region: &vfio_fast_region) -> Option<Named> {
         ObjectKind::Memory
     };
     has(VFIO_FAST_REGION_FD).then_some(Named { fd: region.fd, kind, offset: region.fd_offset })
+}
+
+/// What becomes of the pages of memory that is given back.
+pub(crate) fn disposal(memory: &vfio_fast_memory) -> Result<Disposal> {
+    known("struct vfio_fast_memory: flags", memory.flags, VFIO_FAST_MEMORY_SHARED)?;
+    let shared = memory.flags & VFIO_FAST_MEMORY_SHARED != 0;
+    Ok(if shared { Disposal::Shared } else { Disposal::Private })
+}
+
+/// The failure of memory that is not made of whole pages.
+pub(crate) fn no_pages(memory: &vfio_fast_memory) -> Failure {
+    let vfio_fast_memory { hva, length, .. } = *memory;
+    let text = format!(
+        "Giving memory back at host address {hva:#x} failed: {length:#x} bytes there are not one or more whole pages"
+    );
+    Failure { hva, length, ..Failure::check(libc::EINVAL, text) }
 }
 
 /// What a device may do with an array's pages.
@@ -176,6 +193,8 @@ pub(crate) fn stats(stats: &Stats) -> vfio_fast_stats {
         remapped_bytes,
         unmap_longest_ns,
         superpages: pages,
+        discard_bytes,
+        discard_ns,
     } = *stats;
     vfio_fast_stats {
         size: 0,
@@ -218,6 +237,8 @@ pub(crate) fn stats(stats: &Stats) -> vfio_fast_stats {
         remapped_bytes,
         unmap_longest_ns,
         superpages: u64::from(superpages(pages)),
+        discard_bytes,
+        discard_ns,
     }
 }
 

@@ -9,11 +9,12 @@ use std::ffi::{CStr, c_char, c_int};
 
 use vfio_fast_engine::addr::Iova;
 use vfio_fast_engine::region::Backing;
+use vfio_fast_engine::sys::disposable::disposable;
 use vfio_fast_engine::sys::hva::host_va;
 
 use crate::abi::{
-    VFIO_FAST_ABI_VERSION, vfio_fast_config, vfio_fast_failure, vfio_fast_info, vfio_fast_outcome,
-    vfio_fast_pages, vfio_fast_range, vfio_fast_region, vfio_fast_stats,
+    VFIO_FAST_ABI_VERSION, vfio_fast_config, vfio_fast_failure, vfio_fast_info, vfio_fast_memory,
+    vfio_fast_outcome, vfio_fast_pages, vfio_fast_range, vfio_fast_region, vfio_fast_stats,
 };
 use crate::array;
 use crate::convert;
@@ -366,6 +367,48 @@ pub unsafe extern "C" fn vfio_fast_commit(vf: *mut vfio_fast, outcome: *mut vfio
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_abort(vf: *mut vfio_fast) -> c_int {
     let body = |handle: &vfio_fast| Ok(handle.engine.abort()?);
+    // SAFETY: vf is as this function's contract says.
+    unsafe { guard_handle(vf, body) }
+}
+
+/// Gives memory that no device reaches any more back to the system, on as many threads as a commit uses: what it held is
+/// lost. It stays mapped in this process, and is empty. For a program that ends, or that is done with a guest: the system
+/// frees memory on one thread.
+///
+/// - vf: a handle.
+/// - memory: what to give back. Only read during the call.
+///
+/// # Returns
+/// 0, or
+/// - -EINVAL: a pointer is NULL; the struct is too short; hva or length is not a multiple of the system's page; length is
+///   0; the memory reaches past the end of the address space; or the kernel does not take such memory back (locked
+///   memory, a part of a huge page, a file that has none of it)
+/// - -E2BIG: the struct is too long (the size rule)
+/// - -EOPNOTSUPP: unknown flags; or the file cannot give a part of it back
+/// - -EBUSY: a part of the memory is wanted or mapped through this handle, at this host address. What other handles map, or
+///   this one at another host address of the same memory, is not seen
+/// - -ENOMEM: a part of the range is not mapped in this process
+/// - another errno the kernel gave. After any but those of arguments and -EBUSY, a part of the memory may be empty
+/// - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+///
+/// # Threads
+/// Any; waits for a running call on the same handle. It may start threads that end before it returns; they block all
+/// signals.
+///
+/// # Safety
+/// vf as for vfio_fast_begin(); memory is NULL or points to as many bytes as its size says. Nothing needs what the memory
+/// it names holds, and nothing else is mapped there meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vfio_fast_discard(vf: *mut vfio_fast, memory: *const vfio_fast_memory) -> c_int {
+    let body = |handle: &vfio_fast| {
+        // SAFETY: memory is as this function's contract says.
+        let memory = unsafe { sized::read(memory) }?;
+        let disposal = convert::disposal(&memory)?;
+        // SAFETY: this function's contract says of the memory what disposable() demands.
+        let disposable = unsafe { disposable(memory.hva, memory.length, disposal) };
+        let disposable = disposable.ok_or_else(|| convert::no_pages(&memory))?;
+        Ok(handle.engine.discard(&disposable)?)
+    };
     // SAFETY: vf is as this function's contract says.
     unsafe { guard_handle(vf, body) }
 }

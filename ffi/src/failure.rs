@@ -6,8 +6,8 @@ use std::ffi::{CStr, CString, c_char};
 use vfio_fast_engine::error::{Error, Op};
 
 use crate::abi::{
-    VFIO_FAST_OP_CHECK, VFIO_FAST_OP_DIRTY, VFIO_FAST_OP_INFO, VFIO_FAST_OP_MAP, VFIO_FAST_OP_NONE,
-    VFIO_FAST_OP_OPEN, VFIO_FAST_OP_UNMAP, vfio_fast_failure,
+    VFIO_FAST_OP_CHECK, VFIO_FAST_OP_DIRTY, VFIO_FAST_OP_DISCARD, VFIO_FAST_OP_INFO, VFIO_FAST_OP_MAP,
+    VFIO_FAST_OP_NONE, VFIO_FAST_OP_OPEN, VFIO_FAST_OP_UNMAP, vfio_fast_failure,
 };
 
 /// What functions of this crate that can fail return.
@@ -56,6 +56,7 @@ impl From<Error> for Failure {
                 Op::Unmap => VFIO_FAST_OP_UNMAP,
                 Op::Info => VFIO_FAST_OP_INFO,
                 Op::Dirty => VFIO_FAST_OP_DIRTY,
+                Op::Discard => VFIO_FAST_OP_DISCARD,
             },
             errno: error.errno.0,
             iova: error.range.map_or(0, |range| range.start()),

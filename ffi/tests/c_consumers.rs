@@ -41,6 +41,11 @@ fn every_struct_size() {
 }
 
 #[test]
+fn memory_goes_back() {
+    passes("discard.c", Language::C11);
+}
+
+#[test]
 fn arrays_of_pages() {
     passes("pages.c", Language::C11);
 }

@@ -4,6 +4,7 @@
 
 pub(crate) mod bar;
 pub(crate) mod dirty;
+pub mod disposable;
 pub mod hva;
 pub(crate) mod ioctl;
 pub(crate) mod iommufd;

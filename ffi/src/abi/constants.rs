@@ -109,6 +109,13 @@ pub const VFIO_FAST_OP_INFO: u32 = 5u32;
 /// Operation: dirty pages were asked for.
 pub const VFIO_FAST_OP_DIRTY: u32 = 6u32;
 
+/// Failed operation: giving memory back.
+pub const VFIO_FAST_OP_DISCARD: u32 = 7u32;
+
+/// Memory flag: the memory is a shared mapping of a file of memory (a memfd, tmpfs, hugetlbfs), and its pages go from the
+/// file, for everybody who has it. Without the flag what the file has stays.
+pub const VFIO_FAST_MEMORY_SHARED: u32 = 1u32 << 0;
+
 /// Info flag: the handle is poisoned. The library no longer knows what is mapped (an undo failed, or the library
 /// itself did); every function that would change something answers -ENOTRECOVERABLE.
 pub const VFIO_FAST_INFO_POISONED: u32 = 1u32 << 0;

@@ -11,5 +11,7 @@ mod report;
 
 pub use config::{vfio_fast_config, vfio_fast_log_fn, vfio_fast_sim_config};
 pub use constants::*;
-pub use region::{vfio_fast_dirty, vfio_fast_outcome, vfio_fast_pages, vfio_fast_range, vfio_fast_region};
+pub use region::{
+    vfio_fast_dirty, vfio_fast_memory, vfio_fast_outcome, vfio_fast_pages, vfio_fast_range, vfio_fast_region,
+};
 pub use report::{vfio_fast_failure, vfio_fast_info, vfio_fast_stats};

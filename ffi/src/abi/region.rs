@@ -88,6 +88,20 @@ pub struct vfio_fast_dirty {
     pub words: u64,
 }
 
+/// Memory of this process.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct vfio_fast_memory {
+    /// sizeof(struct vfio_fast_memory)
+    pub size: u32,
+    /// VFIO_FAST_MEMORY_*, or 0. Unknown bits are -EOPNOTSUPP.
+    pub flags: u32,
+    /// Host virtual address of the first byte, a multiple of the system's page.
+    pub hva: u64,
+    /// Bytes, a multiple of the system's page, not 0.
+    pub length: u64,
+}
+
 /// What one commit did. Written only if the commit succeeded.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -125,4 +139,5 @@ sized32!(vfio_fast_region, 40);
 sized32!(vfio_fast_range, 24);
 sized32!(vfio_fast_pages, 40);
 sized32!(vfio_fast_dirty, 48);
+sized32!(vfio_fast_memory, 24);
 sized32!(vfio_fast_outcome, 80);

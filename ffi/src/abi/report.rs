@@ -120,6 +120,10 @@ pub struct vfio_fast_stats {
     pub unmap_longest_ns: u64,
     /// What large pages the IOMMU has now, VFIO_FAST_SUPERPAGES_*.
     pub superpages: u64,
+    /// Bytes given back with vfio_fast_discard().
+    pub discard_bytes: u64,
+    /// Nanoseconds of wall time spent in it.
+    pub discard_ns: u64,
 }
 
 /// What the handle is and what its IOMMU can do.

@@ -137,6 +137,18 @@ static inline struct vfio_fast_dirty dirty(uint64_t iova, uint64_t length, uint6
     return d;
 }
 
+static inline struct vfio_fast_memory host_memory(uint64_t hva, uint64_t length, uint32_t flags)
+{
+    struct vfio_fast_memory m;
+
+    memset(&m, 0, sizeof(m));
+    m.size = sizeof(m);
+    m.flags = flags;
+    m.hva = hva;
+    m.length = length;
+    return m;
+}
+
 static inline struct vfio_fast_stats stats(struct vfio_fast *vf)
 {
     struct vfio_fast_stats s;

@@ -16,6 +16,7 @@ int main(void)
     struct vfio_fast_pages nowhere = pages(1, NULL, &one, 0), nothing = pages(1, &one, NULL, 0);
     struct vfio_fast_pages empty = pages(0, NULL, NULL, 0);
     struct vfio_fast_dirty no_bits = dirty(0, MIB, NULL, 4);
+    struct vfio_fast_memory spare = host_memory(memory(MIB), MIB, 0);
     uint64_t unmapped = 42;
     unsigned char *bytes;
     size_t at;
@@ -61,6 +62,9 @@ int main(void)
     CHECK_RC(vfio_fast_unmap(NULL, NULL, NULL), -EINVAL);
     CHECK_RC(vfio_fast_unmap(NULL, &all, &unmapped), -EINVAL);
     CHECK_RC(vfio_fast_unmap(vf, NULL, &unmapped), -EINVAL);
+    CHECK_RC(vfio_fast_discard(NULL, &spare), -EINVAL);
+    CHECK_RC(vfio_fast_discard(vf, NULL), -EINVAL);
+    CHECK_TEXT("vfio_fast_memory");
     CHECK_RC(vfio_fast_map_pages(NULL, &empty), -EINVAL);
     CHECK_RC(vfio_fast_map_pages(vf, NULL), -EINVAL);
     CHECK_TEXT("vfio_fast_pages");

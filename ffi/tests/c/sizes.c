@@ -90,6 +90,11 @@ static int call_unmap_dirty(void *arg)
     return vfio_fast_unmap_dirty(vf, (const struct vfio_fast_dirty *)arg, NULL);
 }
 
+static int call_discard(void *arg)
+{
+    return vfio_fast_discard(vf, (const struct vfio_fast_memory *)arg);
+}
+
 static int call_commit(void *arg)
 {
     int rc;
@@ -199,6 +204,7 @@ int main(void)
     uint64_t bits[4] = { 0 };
     struct vfio_fast_dirty some = dirty(0, MIB, bits, 4);
     struct vfio_fast_pages one = pages(1, &iova, &hva, VFIO_FAST_REGION_WRITE);
+    struct vfio_fast_memory spare = host_memory(memory(page), page, 0);
 
     edge = room + page;
     CHECK(mprotect(edge, page, PROT_NONE) == 0);
@@ -214,6 +220,7 @@ int main(void)
     sweep_input(&some, sizeof(some), sizeof(some), call_read_dirty);
     sweep_input(&some, sizeof(some), sizeof(some), call_unmap_dirty);
     CHECK_RC(vfio_fast_track_dirty(vf, 0), 0);
+    sweep_input(&spare, sizeof(spare), sizeof(spare), call_discard);
     what_an_older_program_did_not_set();
     sweep_output(sizeof(struct vfio_fast_outcome), sizeof(struct vfio_fast_outcome), call_commit);
     sweep_output(offsetof(struct vfio_fast_stats, remapped_bytes), sizeof(struct vfio_fast_stats), call_get_stats);

@@ -23,7 +23,7 @@ const LIBRARIES: &[&str] = &["libstd-", "libtest-"];
 /// What is linked to every test.
 const FENCE: &str = "fence.o";
 /// The test binaries with threads in them, the engine's own unit tests beside them.
-const TESTS: &[&str] = &["threads", "fail_nth", "conformance", "native"];
+const TESTS: &[&str] = &["threads", "fail_nth", "conformance", "native", "discard"];
 /// A test of `threads` that is a data race, and what has to be said of it.
 const PLANTED: &str = "a_planted_race_is_reported";
 const REPORT: &str = "WARNING: ThreadSanitizer: data race";

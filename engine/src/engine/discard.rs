@@ -1,0 +1,49 @@
+//! Giving memory back that was mapped.
+
+use std::time::Instant;
+
+use super::{Engine, notes};
+use crate::addr::{HostVa, IovaRange};
+use crate::discard;
+use crate::error::{Errno, Error, Op, Result, Why};
+use crate::sys::disposable::Disposable;
+
+impl Engine {
+    /// Gives `memory` back to the system, on as many threads as commits use. Refused where a device may reach any of it
+    /// through this engine, or shall: the kernel pins pages, not addresses, and the device would keep the old ones.
+    ///
+    /// The memory stays mapped in this process and is empty. After an error a part of it may be.
+    pub fn discard(&self, memory: &Disposable) -> Result<()> {
+        let start = Instant::now();
+        // Kept to the end, so that nobody maps it meanwhile.
+        let state = self.healthy()?;
+        let wanted = state.wanted.iter().map(|wanted| (wanted.region.range, wanted.region.hva));
+        let held = state.table.iter().map(|entry| (entry.range, entry.hva));
+        if let Some((with, _)) = wanted.chain(held).find(|(range, hva)| overlap(memory, *range, *hva)) {
+            let hva = Some(memory.hva());
+            return Err(Error { hva, ..Error::check(Errno::EBUSY, None, Why::Overlap { with }) });
+        }
+        let (discarded, report) = discard::discard(memory, self.threads());
+        let mut stats = self.stats_mut();
+        stats.thread_fallbacks += report.thread_fallbacks;
+        stats.discard_ns += notes::nanoseconds(start.elapsed());
+        match discarded {
+            Ok(()) => {
+                stats.discard_bytes += memory.bytes();
+                Ok(())
+            }
+            Err(errno) => {
+                let (range, hva, why) = (None, Some(memory.hva()), Why::Kernel);
+                Err(Error { op: Op::Discard, errno, range, hva, why })
+            }
+        }
+    }
+}
+
+/// Whether `memory` has a byte of what is mapped at `hva`.
+fn overlap(memory: &Disposable, range: IovaRange, hva: HostVa) -> bool {
+    // Both ends were checked not to wrap.
+    let mapped = (hva.raw(), hva.raw().saturating_add(range.length() - 1));
+    let (first, last) = (memory.hva().raw(), memory.hva().raw().saturating_add(memory.bytes() - 1));
+    first <= mapped.1 && mapped.0 <= last
+}

@@ -1,0 +1,117 @@
+//! Memory whose contents nobody needs any more, and giving it back to the system.
+#![allow(unsafe_code)]
+
+use crate::addr::HostVa;
+use crate::error::Errno;
+
+/// What happens to the pages of a [`Disposable`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Disposal {
+    /// This process's own pages are freed: the next access finds zeros, or what the file has of which it is a private mapping.
+    Private,
+    /// The pages are taken out of the file of memory (shmem, a memfd, hugetlbfs) that is mapped there, for everybody.
+    Shared,
+}
+
+/// A piece of host memory whose owner has declared its contents lost. Made by [`disposable`].
+#[derive(Clone, Copy, Debug)]
+pub struct Disposable {
+    hva: HostVa,
+    bytes: u64,
+    disposal: Disposal,
+}
+
+/// Declares that what `bytes` bytes from `address` on hold is not needed any more. They are whole pages; `None` if not, if
+/// there are none, or if they run past the end of the address space.
+///
+/// Nothing is done to the memory by this call.
+///
+/// # Safety
+///
+/// From this call until the value is gone:
+///
+/// - **Nobody counts on what the memory holds**: not this program, not the guest whose memory it was, and with
+///   [`Disposal::Shared`] no other process and nobody who opens the file later.
+/// - **The range is not part of any Rust allocation, stack or static**, and nobody holds a Rust reference to a byte of it.
+/// - **It stays mapped in this process as it is**, or not mapped at all: what else is put there would be emptied.
+pub unsafe fn disposable(address: u64, bytes: u64, disposal: Disposal) -> Option<Disposable> {
+    let page = page_size();
+    let whole = [address, bytes].iter().all(|value| value & (page - 1) == 0);
+    let hva = HostVa::from_raw(address);
+    hva.checked_add(bytes.checked_sub(1)?)?;
+    whole.then_some(Disposable { hva, bytes, disposal })
+}
+
+impl Disposable {
+    /// Its first byte.
+    pub fn hva(&self) -> HostVa {
+        self.hva
+    }
+
+    /// Its length in bytes, not 0.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Gives `bytes` bytes from `offset` on back, in one call. They lie in this memory and are whole pages.
+    pub(crate) fn discard(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        // The kernel would round the length up, beyond what the owner named.
+        if !inside || bytes & (page_size() - 1) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let advice = match self.disposal {
+            Disposal::Private => libc::MADV_DONTNEED,
+            Disposal::Shared => libc::MADV_REMOVE,
+        };
+        let start = self.hva.checked_add(offset).ok_or(Errno::EINVAL)?;
+        let address = usize::try_from(start.raw()).map_err(|_| Errno::EINVAL)?;
+        let length = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
+        let address = std::ptr::with_exposed_provenance_mut(address);
+        // SAFETY: the range lies in what `disposable`'s caller vouched for: nobody counts on what it holds, and no reference
+        // or Rust allocation is in it. What is not mapped, or cannot be given back, is answered with an error.
+        match unsafe { libc::madvise(address, length, advice) } {
+            0 => Ok(()),
+            _ => Err(Errno::last()),
+        }
+    }
+}
+
+/// Bytes of a page of this system's memory.
+fn page_size() -> u64 {
+    // SAFETY: sysconf reads and writes no memory of this program, for any argument.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).unwrap_or(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(address: u64, bytes: u64) -> Option<Disposable> {
+        // SAFETY: nothing is mapped at these addresses, and if, nothing is done to it.
+        unsafe { disposable(address, bytes, Disposal::Private) }
+    }
+
+    #[test]
+    fn only_whole_pages_are_disposable() {
+        let page = page_size();
+        assert!(at(page, page).is_some());
+        assert!(at(page + 1, page).is_none());
+        assert!(at(page, page - 1).is_none());
+        assert!(at(page, 0).is_none());
+        assert!(at(page.wrapping_neg(), page).is_some(), "the last page there is");
+        assert!(at(page.wrapping_neg(), 2 * page).is_none());
+    }
+
+    #[test]
+    fn nothing_beyond_what_was_named_is_given_back() {
+        let page = page_size();
+        // The first pages of the address space are never mapped (vm.mmap_min_addr).
+        let memory = at(0, 2 * page).unwrap();
+        assert_eq!(memory.discard(0, 2 * page), Err(Errno::ENOMEM));
+        for (offset, bytes) in [(page, 2 * page), (0, page + 1), (u64::MAX, page)] {
+            assert_eq!(memory.discard(offset, bytes), Err(Errno::EINVAL), "{offset:#x} {bytes:#x}");
+        }
+    }
+}
