@@ -19,9 +19,9 @@ const FIRMWARE: [&str; 2] = ["seabios", "qemu-system-data"];
 const FIRMWARE_FILES: [&str; 3] =
     ["usr/share/seabios/bios-256k.bin", "usr/share/qemu/linuxboot_dma.bin", "usr/share/qemu/kvmvapic.bin"];
 const L1_MODULES: [&str; 4] = ["vfio_iommu_type1", "vfio_pci", "kvm_amd", "kvm_intel"];
-const L2_MODULES: [&str; 1] = ["nvme"];
+const L2_MODULES: [&str; 2] = ["nvme", "virtio_mem"];
 /// Names the layout of [`Guest`] in the cache: another layout, another entry.
-const LAYOUT: &str = "guest 1";
+const LAYOUT: &str = "guest 2";
 
 /// A kernel, its modules unpacked and in loading order, and firmware: from Debian, ready to boot.
 #[derive(Clone, Debug)]

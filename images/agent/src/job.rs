@@ -23,6 +23,8 @@ pub enum Scenario {
     TwoDevices,
     /// L2 has an IOMMU of its own.
     Viommu,
+    /// A memory device of which L2 plugs and unplugs blocks.
+    VirtioMem,
     /// What the library knows of kernels, held against this one; no QEMU, no L2.
     Conformance,
     /// Starts L2 again and again and times it: a measurement, for `cargo xtask bench --vm`.

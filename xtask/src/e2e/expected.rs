@@ -86,6 +86,32 @@ impl Plan {
                 "data-reset",
                 "no-threads-reset",
             ],
+            Scenario::VirtioMem => vec![
+                "mappings-after-realize",
+                "blocks-after-realize",
+                "data-boot",
+                "mappings-after-plug",
+                "blocks-after-plug",
+                "mappings-after-unplug",
+                "blocks-after-unplug",
+                "unplugged-alone",
+                "mappings-after-plug-again",
+                "blocks-after-plug-again",
+                "plugged-alone",
+                "unplugged-not-filled",
+                "no-threads-after-plug-again",
+                "rolled-back",
+                "mappings-after-refusal",
+                "blocks-after-refusal",
+                "locked-after-refusal",
+                "alive-after-refusal",
+                "mappings-after-raise",
+                "blocks-after-raise",
+                "data-reset",
+                "mappings-after-reset",
+                "blocks-after-reset",
+                "no-threads-after-reset",
+            ],
         };
         if self.scenario != Scenario::Errors {
             names.push("witnesses-agree");
@@ -113,7 +139,9 @@ impl Plan {
             (Scenario::Nvme, Mode::Fast) => {
                 names.extend(["stats-agree", "ram-amplification", "equal-pieces-untouched"]);
             }
-            (Scenario::Hotplug | Scenario::Viommu, Mode::Fast) => names.push("stats-agree"),
+            (Scenario::Hotplug | Scenario::Viommu | Scenario::VirtioMem, Mode::Fast) => {
+                names.push("stats-agree")
+            }
             (Scenario::P2pData, Mode::Fast) => names.extend(["stats-agree", "bars-not-populated"]),
             (Scenario::TwoDevices, Mode::Fast) => {
                 names.extend(["mixed-refused-through", "mixed-refused-without", "auto-takes-the-library"]);

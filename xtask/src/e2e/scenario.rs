@@ -119,7 +119,7 @@ fn through_iommufd(plans: &[Plan]) -> Vec<Plan> {
             Scenario::TwoDevices => {
                 chosen.push(Plan { machine: Machine::USUAL_NEWEST, modes: EVERY_MODE, ..iommufd });
             }
-            Scenario::Errors | Scenario::Hotplug | Scenario::Viommu => {
+            Scenario::Errors | Scenario::Hotplug | Scenario::Viommu | Scenario::VirtioMem => {
                 chosen.push(Plan { machine: Machine::USUAL_NEWEST, ..iommufd });
             }
             _ => {}
@@ -128,7 +128,7 @@ fn through_iommufd(plans: &[Plan]) -> Vec<Plan> {
     chosen
 }
 
-fn on_the_usual_host() -> [Plan; 6] {
+fn on_the_usual_host() -> [Plan; 7] {
     [
         Plan {
             scenario: Scenario::Nvme,
@@ -173,6 +173,15 @@ fn on_the_usual_host() -> [Plan; 6] {
         Plan {
             scenario: Scenario::Viommu,
             what: "L2 has an IOMMU of its own, and moves data through it",
+            disk_mib: 8,
+            writes_disk: true,
+            l2_boots: true,
+            limit: Duration::from_secs(400),
+            ..PLAIN
+        },
+        Plan {
+            scenario: Scenario::VirtioMem,
+            what: "L2 plugs and unplugs blocks of memory, and one cannot be mapped",
             disk_mib: 8,
             writes_disk: true,
             l2_boots: true,

@@ -13,12 +13,14 @@ mod observe;
 mod p2p_data;
 mod p2p_range;
 mod peer;
+mod qemu_trace;
 mod qmp;
 mod report;
 mod starts;
 mod tracing;
 mod two_devices;
 mod viommu;
+mod virtio_mem;
 mod vm;
 
 use std::fs;
@@ -78,6 +80,7 @@ fn work(report: &Reporter) -> Result<()> {
         Scenario::P2pRange => p2p_range::run(&lab),
         Scenario::TwoDevices => two_devices::run(&lab),
         Scenario::Viommu => viommu::run(&lab),
+        Scenario::VirtioMem => virtio_mem::run(&lab),
         Scenario::Conformance => conformance::run(&lab),
         Scenario::Starts => starts::run(&lab),
         Scenario::Maps => maps::run(&lab),

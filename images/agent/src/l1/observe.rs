@@ -26,27 +26,44 @@ const BAR_SHIFT: u32 = 40;
 /// it as the check `mappings-<when>`. A VM that was running runs again. The answer is what of the guest's
 /// memory shall be mapped.
 pub fn mappings(lab: &Lab, vm: &mut Vm, when: &str) -> Result<Held> {
+    mappings_of(lab, vm, when, 1, Ok)
+}
+
+/// The same with so many containers, each of which has to have all of it. Where KVM has more than a device may reach, `there`
+/// says what of it.
+pub fn mappings_of(
+    lab: &Lab,
+    vm: &mut Vm,
+    when: &str,
+    containers: usize,
+    there: impl FnOnce(Held) -> Result<Held>,
+) -> Result<Held> {
     let calls = quietly(vm, |vm| vm.witnessed())?;
-    let containers = witness::replay(&calls)?;
-    ensure!(containers.len() <= 1, "more containers than expected: {:?}", containers.keys());
-    let held = containers.into_values().next().unwrap_or_default();
-    let wanted = reachable(lab, vm, witness::guest_memory(&calls))?;
+    let all = witness::replay(&calls)?;
+    ensure!(all.len() <= containers, "more containers than expected: {:?}", all.keys());
+    let wanted = reachable(lab, vm, there(witness::guest_memory(&calls))?)?;
     ensure!(!wanted.is_empty(), "KVM was given no memory: nothing to compare with");
 
-    let mapped = witness::reach(&held)?;
-    // The host compares these between runs of different modes, of which with iommufd only one maps BARs.
-    let everywhere = match lab.job.container {
-        Container::Type1 => held.clone(),
-        Container::Iommufd => without(&device_memory(vm.pid)?, held.clone()),
-    };
-    for reach in ranges::normalise(witness::reach(&everywhere)?) {
-        lab.report.log(&format!("held-{when}"), &reach.to_string());
+    let mut problems = Vec::new();
+    let (mut count, mut bytes) = (0, 0);
+    let mut all = all.into_values();
+    for held in (0..containers).map(|_| all.next().unwrap_or_default()) {
+        // The host compares these between runs of different modes, of which with iommufd only one maps BARs.
+        let everywhere = match lab.job.container {
+            Container::Type1 => held.clone(),
+            Container::Iommufd => without(&device_memory(vm.pid)?, held.clone()),
+        };
+        for reach in ranges::normalise(witness::reach(&everywhere)?) {
+            lab.report.log(&format!("held-{when}"), &reach.to_string());
+        }
+        let wanted_reach = ignore_permission(witness::reach(&wanted)?);
+        let mapped = ignore_permission(witness::reach(&held)?);
+        problems.extend(ranges::differences("wanted", wanted_reach, "mapped", mapped));
+        problems.extend(wrong_memory(&wanted, &held));
+        count += held.len();
+        bytes += held.values().map(|m| m.size).sum::<u64>();
     }
-    let wanted_reach = ignore_permission(witness::reach(&wanted)?);
-    let mut problems = ranges::differences("wanted", wanted_reach, "mapped", ignore_permission(mapped));
-    problems.extend(wrong_memory(&wanted, &held));
-    let bytes: u64 = held.values().map(|m| m.size).sum();
-    let seen = format!("{} mappings, {bytes} bytes, are the guest's memory", held.len());
+    let seen = format!("{count} mappings, {bytes} bytes, are the guest's memory");
     lab.report.check(&format!("mappings-{when}"), &problems, &seen);
     Ok(wanted)
 }
@@ -122,7 +139,7 @@ pub fn is_in(spans: &[(u64, u64)], vaddr: u64) -> bool {
 }
 
 /// Runs `look` while the VM stands still.
-fn quietly<T>(vm: &mut Vm, look: impl FnOnce(&mut Vm) -> Result<T>) -> Result<T> {
+pub fn quietly<T>(vm: &mut Vm, look: impl FnOnce(&mut Vm) -> Result<T>) -> Result<T> {
     let running = vm.qmp.run("query-status", json!({}))?["running"] == true;
     if running {
         vm.qmp.run("stop", json!({}))?;

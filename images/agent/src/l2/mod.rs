@@ -73,6 +73,12 @@ fn work(options: &BTreeMap<String, String>, port: &mut File) -> Result<u64> {
     let write_seed = number(options, "vft.write_seed")?;
     let layout = DiskLayout::of_mib(number(options, "vft.disk_mib")?);
     let spread_mib = number(options, "vft.spread_mib")?;
+    if options.contains_key("vft.memory_mib") {
+        // More is being plugged, and shall be used.
+        let least = number(options, "vft.memory_mib")?;
+        machine::wait_for(Duration::from_secs(60), || (machine::memory_mib() >= least).then_some(()))
+            .with_context(|| format!("there are {} MiB of memory, not {least}", machine::memory_mib()))?;
+    }
 
     let disk = machine::wait_for(Duration::from_secs(20), || {
         OpenOptions::new()

@@ -1,0 +1,394 @@
+//! A memory device of which the guest plugs and unplugs blocks: each block is a mapping of its own, and nothing that is
+//! unplugged is mapped. A block that cannot be mapped takes those of its request with it, and the guest is told to wait.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use vfio_fast_agent::job::{Container, DiskLayout, Mode};
+use vfio_fast_agent::record::{Event, Record};
+use vfio_fast_agent::witness::{self, Call, Held, Mapping};
+
+use super::vm::{self, Vm};
+use super::{Lab, count, limits, observe, qemu_trace};
+use crate::machine;
+
+const MIB: u64 = 1 << 20;
+/// What the device could have at most.
+const MOST_MIB: u64 = 1024;
+/// What is mapped and unmapped at once.
+const BLOCK: u64 = 2 * MIB;
+
+/// A page, and its entry in /proc/<pid>/pagemap.
+const PAGE: u64 = 4096;
+const ENTRY: u64 = 8;
+
+/// Plugged while L2 boots; then fewer, which ends amid a memory block of Linux (128 MiB); then more, with the hole filled.
+const FIRST_MIB: u64 = 256;
+const SHRUNK_MIB: u64 = 100;
+const GROWN_MIB: u64 = 160;
+/// Asked for while so little more memory may be locked; and asked for when it may be again.
+const REFUSED_MIB: u64 = 416;
+const LOCKABLE: u64 = 16 * BLOCK;
+const LAST_MIB: u64 = 288;
+
+/// The answers of a virtio-mem device.
+const ACK: u64 = 0;
+const BUSY: u64 = 2;
+const ENOMEM: i32 = 12;
+
+/// As long as the guest may take to answer the device.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
+
+pub fn run(lab: &Lab) -> Result<()> {
+    let job = &lab.job;
+    // A limit that counts, and that is far enough at first.
+    limits::give_up_lock_right()?;
+    limits::set_memlock(None, (job.l2_memory_mib + 2 * MOST_MIB) * MIB)?;
+    let (device, property) = (&job.devices[0], job.device_properties());
+    // Shared memory is a memfd, of which blocks are discarded in another way.
+    let share = if job.container == Container::Iommufd { "on" } else { "off" };
+    let mut arguments = vm::common_arguments(lab);
+    arguments.extend(
+        [
+            "-machine",
+            "q35",
+            "-m",
+            &format!("{}M,maxmem=8G", job.l2_memory_mib),
+            "-object",
+            &format!("memory-backend-ram,id=mem1,size={MOST_MIB}M,reserve=off,share={share}"),
+            "-device",
+            &format!("virtio-mem-pci,id=vmem,memdev=mem1,block-size={BLOCK},requested-size={FIRST_MIB}M"),
+            "-device",
+            &format!("vfio-pci,host={device},id=dut{property}"),
+        ]
+        .map(str::to_owned),
+    );
+    arguments.extend(qemu_trace::arguments(&["virtio_mem_*"]));
+    // Programs get movable memory first where there is some: the device is given what was plugged.
+    arguments.extend(vm::kernel_arguments(&format!(
+        "memhp_default_state=online_movable vft.memory_mib={} vft.image_seed={} vft.write_seed={} \
+         vft.disk_mib={} vft.spread_mib={}",
+        job.l2_memory_mib + FIRST_MIB / 2,
+        job.image_seed,
+        job.write_seed,
+        job.disk_mib,
+        FIRST_MIB / 2,
+    )));
+    let mut vm = Vm::start(lab, &arguments)?;
+    let region = Region::of(&mut vm)?;
+    region.mapped(lab, &mut vm, "after-realize", 0)?;
+
+    lab.report.step("plug");
+    vm.qmp.run("cont", json!({}))?;
+    let disk = DiskLayout::of_mib(job.disk_mib);
+    boot(lab, &mut vm, &region, "boot", disk.read_by(0).1 + disk.written_by(0).1)?;
+    region.settled(&mut vm, FIRST_MIB)?;
+    region.mapped(lab, &mut vm, "after-plug", FIRST_MIB)?;
+
+    lab.report.step("unplug");
+    let before = vm.witnessed()?.len();
+    region.resize(&mut vm, SHRUNK_MIB)?;
+    region.mapped(lab, &mut vm, "after-unplug", SHRUNK_MIB)?;
+    let gone = (FIRST_MIB - SHRUNK_MIB) * MIB;
+    report_touched(lab, "unplugged-alone", &vm.witnessed()?[before..], 0, gone);
+
+    lab.report.step("plug again");
+    let before = vm.witnessed()?.len();
+    region.resize(&mut vm, GROWN_MIB)?;
+    let wanted = region.mapped(lab, &mut vm, "after-plug-again", GROWN_MIB)?;
+    let come = (GROWN_MIB - SHRUNK_MIB) * MIB;
+    report_touched(lab, "plugged-alone", &vm.witnessed()?[before..], come, 0);
+    region.filled(lab, &vm)?;
+    observe::no_threads(lab, &vm, "after-plug-again")?;
+    // Before anything fails: of a map that failed the IOMMU core has counted the part that worked.
+    let mut facts = count::facts(&vm, &wanted)?;
+    count::witnesses_agree(lab, &vm, &facts)?;
+    if job.mode == Mode::Fast {
+        count::stats_agree(lab, &mut vm, &mut facts)?;
+    }
+    lab.report.send(&Record::Facts(facts));
+
+    lab.report.step("too little lockable memory");
+    refuse(lab, &mut vm, &region, &wanted)?;
+
+    lab.report.step("enough again");
+    limits::set_memlock(Some(vm.pid), (job.l2_memory_mib + 2 * MOST_MIB) * MIB)?;
+    region.resize(&mut vm, LAST_MIB)?;
+    region.mapped(lab, &mut vm, "after-raise", LAST_MIB)?;
+
+    lab.report.step("reset");
+    vm.qmp.run("system_reset", json!({}))?;
+    let bytes = disk.written_by(0).1 + disk.read_by(1).1 + disk.written_by(1).1;
+    boot(lab, &mut vm, &region, "reset", bytes)?;
+    region.settled(&mut vm, LAST_MIB)?;
+    region.mapped(lab, &mut vm, "after-reset", LAST_MIB)?;
+    observe::no_threads(lab, &vm, "after-reset")?;
+    vm.quit()
+}
+
+/// Where the device has its memory.
+struct Region {
+    address: u64,
+}
+
+impl Region {
+    fn of(vm: &mut Vm) -> Result<Self> {
+        let address = device(vm)?["memaddr"].as_u64().context("the memory device has no address")?;
+        Ok(Self { address })
+    }
+
+    fn contains(&self, address: u64) -> bool {
+        (self.address..self.address + MOST_MIB * MIB).contains(&address)
+    }
+
+    /// Asks the guest to have so much plugged, and waits until it has.
+    fn resize(&self, vm: &mut Vm, mib: u64) -> Result<()> {
+        request(vm, mib)?;
+        self.settled(vm, mib)
+    }
+
+    fn settled(&self, vm: &mut Vm, mib: u64) -> Result<()> {
+        let mut now = 0;
+        let reached = machine::wait_for(ANSWERED_WITHIN, || {
+            let device = device(vm).ok()?;
+            now = device["size"].as_u64()?;
+            (now == mib * MIB).then_some(())
+        });
+        reached.with_context(|| format!("{now} bytes are plugged, {mib} MiB were asked for"))
+    }
+
+    /// Reports what is mapped: `mappings-<when>` of all of the guest's memory, and `blocks-<when>`: each block that QEMU let the
+    /// guest plug is one mapping, and no other is.
+    fn mapped(&self, lab: &Lab, vm: &mut Vm, when: &str, mib: u64) -> Result<Held> {
+        let plugged = plugged(&qemu_trace::text()?)?;
+        let wanted =
+            observe::mappings_of(lab, vm, when, 1, |memory| self.without_unplugged(memory, &plugged))?;
+        let held = witness::replay(&vm.witnessed()?)?.into_values().next().unwrap_or_default();
+        let mut problems = Vec::new();
+        if plugged.len() as u64 * BLOCK != mib * MIB {
+            problems.push(format!("{} blocks are plugged instead of {mib} MiB", plugged.len()));
+        }
+        let mapped: BTreeSet<(u64, u64)> =
+            held.iter().filter(|(at, _)| self.contains(**at)).map(|(at, m)| (*at, m.size)).collect();
+        let plugged: BTreeSet<(u64, u64)> = plugged.into_iter().map(|at| (at, BLOCK)).collect();
+        let lines = |what: &str, extra: BTreeSet<&(u64, u64)>| -> Vec<String> {
+            let line = |(at, size): &&(u64, u64)| format!("only {what}: {at:#x} + {size:#x}");
+            extra.iter().take(5).map(line).collect()
+        };
+        problems.extend(lines("plugged", plugged.difference(&mapped).collect()));
+        problems.extend(lines("mapped", mapped.difference(&plugged).collect()));
+        let seen = format!("{} blocks, each mapped by itself", plugged.len());
+        lab.report.check(&format!("blocks-{when}"), &problems, &seen);
+        Ok(wanted)
+    }
+
+    /// The check `unplugged-not-filled`: nobody has faulted in memory that is not plugged.
+    fn filled(&self, lab: &Lab, vm: &Vm) -> Result<()> {
+        let memory = witness::guest_memory(&vm.witnessed()?);
+        let start = memory.get(&self.address).context("KVM does not have the device's memory")?.vaddr;
+        let mut entries = vec![0u8; (MOST_MIB * MIB / PAGE * ENTRY) as usize];
+        let pagemap = File::open(format!("/proc/{}/pagemap", vm.pid))?;
+        pagemap.read_exact_at(&mut entries, start / PAGE * ENTRY)?;
+        // Of the highest byte, the highest bit tells whether the page is there.
+        let there =
+            |block: &[u8]| block.chunks(ENTRY as usize).any(|entry| entry[ENTRY as usize - 1] & 0x80 != 0);
+        let blocks =
+            entries.chunks((BLOCK / PAGE * ENTRY) as usize).zip((self.address..).step_by(BLOCK as usize));
+        let filled: BTreeSet<u64> = blocks.filter(|(block, _)| there(block)).map(|(_, at)| at).collect();
+        let plugged = plugged(&qemu_trace::text()?)?;
+        let problems: Vec<String> =
+            filled.difference(&plugged).take(5).map(|at| format!("{at:#x} is filled")).collect();
+        lab.report.check("unplugged-not-filled", &problems, &format!("{} blocks are filled", filled.len()));
+        Ok(())
+    }
+
+    /// KVM has all of the device's memory. Of that, only what is plugged.
+    fn without_unplugged(&self, mut memory: Held, plugged: &BTreeSet<u64>) -> Result<Held> {
+        let Some(slot) = memory.remove(&self.address) else {
+            ensure!(!memory.keys().any(|at| self.contains(*at)), "KVM has the device's memory in pieces");
+            return Ok(memory);
+        };
+        for &at in plugged {
+            let vaddr = slot.vaddr + (at - self.address);
+            memory.insert(at, Mapping { size: BLOCK, vaddr, flags: slot.flags });
+        }
+        Ok(memory)
+    }
+}
+
+fn device(vm: &mut Vm) -> Result<Value> {
+    let devices = vm.qmp.run("query-memory-devices", json!({}))?;
+    ensure!(devices[0]["type"] == "virtio-mem", "no virtio-mem device: {devices}");
+    Ok(devices[0]["data"].clone())
+}
+
+fn request(vm: &mut Vm, mib: u64) -> Result<()> {
+    let property =
+        json!({ "path": "/machine/peripheral/vmem", "property": "requested-size", "value": mib * MIB });
+    vm.qmp.run("qom-set", property)?;
+    Ok(())
+}
+
+/// Addresses of the blocks that are plugged after what QEMU traced.
+fn plugged(trace: &str) -> Result<BTreeSet<u64>> {
+    let mut plugged = BTreeSet::new();
+    let mut asked = None;
+    for line in trace.lines() {
+        let (name, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match name {
+            "virtio_mem_plug_request" | "virtio_mem_unplug_request" => {
+                let blocks = (qemu_trace::hex(rest, "addr=")?, qemu_trace::decimal(rest, "nb_blocks=")?);
+                asked = Some((name == "virtio_mem_plug_request", blocks));
+            }
+            "virtio_mem_send_response" => {
+                let Some((plug, (start, count))) = asked.take() else { continue };
+                if qemu_trace::decimal(rest, "type=")? != ACK {
+                    continue;
+                }
+                for block in (0..count).map(|n| start + n * BLOCK) {
+                    let changed = if plug { plugged.insert(block) } else { plugged.remove(&block) };
+                    ensure!(changed, "block {block:#x} was plugged or unplugged twice");
+                }
+            }
+            "virtio_mem_unplugged_all" => plugged.clear(),
+            _ => {}
+        }
+    }
+    Ok(plugged)
+}
+
+/// How many requests were answered so.
+fn answers(trace: &str, answer: u64) -> usize {
+    let line = format!("virtio_mem_send_response type={answer}");
+    trace.lines().filter(|said| **said == line).count()
+}
+
+/// A boot of L2, which moves its data through what was plugged: the check `data-<step>`.
+fn boot(lab: &Lab, vm: &mut Vm, region: &Region, step: &str, planned: u64) -> Result<()> {
+    let mut moved = Vec::new();
+    vm.wait_ready(|event| moved.push(event.clone()))?;
+    let (mut bytes, mut low, mut high) = (0, u64::MAX, 0);
+    for event in moved {
+        if let Event::Moved { bytes: now, lowest, highest, .. } = event {
+            bytes += now;
+            low = low.min(lowest);
+            high = high.max(highest);
+        }
+    }
+    let seen = format!("{bytes} bytes moved, DMA between {low:#x} and {high:#x}");
+    let mut problems = Vec::new();
+    if bytes != planned {
+        problems.push(format!("{seen}; planned were {planned}"));
+    }
+    if !region.contains(high) {
+        problems.push(format!("{seen}: nothing of it in the memory at {:#x}", region.address));
+    }
+    lab.report.check(&format!("data-{step}"), &problems, &seen);
+    Ok(())
+}
+
+/// What changed: so many bytes were mapped, and so many unmapped.
+fn report_touched(lab: &Lab, name: &str, calls: &[Call], mapped: u64, unmapped: u64) {
+    let sum = |bytes: &dyn Fn(&Call) -> u64| -> u64 { calls.iter().map(bytes).sum() };
+    let now_mapped = sum(&|c| if c.mapped() { c.size } else { 0 });
+    let now_unmapped = sum(&|c| if c.unmapped() { c.out } else { 0 });
+    let seen = format!("{now_mapped} bytes mapped, {now_unmapped} unmapped");
+    let right = (now_mapped, now_unmapped) == (mapped, unmapped);
+    let problems =
+        if right { vec![] } else { vec![format!("{seen}; expected were {mapped} and {unmapped}")] };
+    lab.report.check(name, &problems, &seen);
+}
+
+/// Some blocks of a request can be mapped, then one cannot: `rolled-back`, `alive-after-refusal`, `locked-after-refusal`.
+fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &Held) -> Result<()> {
+    let locked = locked_bytes(lab, vm, wanted)?;
+    limits::set_memlock(Some(vm.pid), locked + LOCKABLE)?;
+    let refusals = preflight_refusals(lab, vm)?;
+    let before = vm.witnessed()?.len();
+    let busy = answers(&qemu_trace::text()?, BUSY);
+    request(vm, REFUSED_MIB)?;
+    let told = machine::wait_for(ANSWERED_WITHIN, || {
+        let text = qemu_trace::text().ok()?;
+        (answers(&text, BUSY) > busy).then_some(())
+    });
+    let calls = vm.witnessed()?.split_off(before);
+    let mapped: u64 = calls.iter().filter(|c| c.mapped()).map(|c| c.size).sum();
+    let unmapped: u64 = calls.iter().filter(|c| c.unmapped()).map(|c| c.out).sum();
+    let refused: Vec<i32> = calls.iter().filter(|c| c.is_map() && !c.mapped()).map(|c| c.errno).collect();
+    // The library knows the limit, and does not ask the kernel for what cannot be.
+    let foreseen = preflight_refusals(lab, vm)? - refusals;
+    let seen = format!(
+        "{mapped} bytes mapped, errno {refused:?} from the kernel, {foreseen} refused before, {unmapped} unmapped, {} blocks plugged meanwhile",
+        (GROWN_MIB * MIB).abs_diff(device(vm)?["size"].as_u64().unwrap_or(0)) / BLOCK
+    );
+    let mut problems = Vec::new();
+    if told.is_none() {
+        problems.push(format!("the guest was never told that the device is busy; {seen}"));
+    }
+    let as_it_should = match lab.job.mode {
+        Mode::Fast => foreseen == 1 && refused.is_empty(),
+        _ => refused == [ENOMEM],
+    };
+    if mapped != LOCKABLE || unmapped != mapped || !as_it_should {
+        problems
+            .push(format!("{seen}; {LOCKABLE} should have been mapped, then one refused, and all unmapped"));
+    }
+    lab.report.check("rolled-back", &problems, &seen);
+    region.mapped(lab, vm, "after-refusal", GROWN_MIB)?;
+    let now = locked_bytes(lab, vm, wanted)?;
+    let problems =
+        if now == locked { vec![] } else { vec![format!("{now} bytes are locked, were {locked}")] };
+    lab.report.check("locked-after-refusal", &problems, &format!("{now} bytes, as before"));
+    let status = vm.qmp.run("query-status", json!({}))?;
+    let problems = if status["running"] == true { vec![] } else { vec![format!("the VM is {status}")] };
+    lab.report.check("alive-after-refusal", &problems, "the VM runs");
+    Ok(())
+}
+
+/// How often the library knew that a map would fail.
+fn preflight_refusals(lab: &Lab, vm: &mut Vm) -> Result<u64> {
+    if lab.job.mode != Mode::Fast {
+        return Ok(0);
+    }
+    count::library_stats(vm)?["preflight_refusals"]
+        .as_u64()
+        .context("the library does not count its refusals")
+}
+
+/// Bytes that are locked for the device.
+fn locked_bytes(lab: &Lab, vm: &Vm, wanted: &Held) -> Result<u64> {
+    match lab.job.container {
+        Container::Type1 => limits::locked_bytes(vm.pid),
+        // It counts them where nobody can read them: what is mapped, and is no BAR.
+        Container::Iommufd => {
+            let bars = observe::device_memory(vm.pid)?;
+            Ok(wanted.values().filter(|m| !observe::is_in(&bars, m.vaddr)).map(|m| m.size).sum())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLUG: &str = "virtio_mem_plug_request addr=0x100000000 nb_blocks=3\n\
+                        virtio_mem_send_response type=0\n\
+                        virtio_mem_unplug_request addr=0x100200000 nb_blocks=1\n\
+                        virtio_mem_send_response type=0\n";
+
+    #[test]
+    fn blocks_are_followed() {
+        let blocks = |text: &str| plugged(text).map(|blocks| blocks.into_iter().collect::<Vec<_>>());
+        assert_eq!(blocks(PLUG).unwrap(), [0x1_0000_0000, 0x1_0040_0000]);
+        let refused =
+            "virtio_mem_plug_request addr=0x100200000 nb_blocks=1\nvirtio_mem_send_response type=2\n";
+        assert_eq!(blocks(&format!("{PLUG}{refused}")).unwrap().len(), 2);
+        assert_eq!(answers(&format!("{PLUG}{refused}"), BUSY), 1);
+        assert_eq!(blocks(&format!("{PLUG}virtio_mem_unplugged_all \n")).unwrap(), [0u64; 0]);
+        assert!(blocks(&format!("{PLUG}{PLUG}")).is_err());
+    }
+}
