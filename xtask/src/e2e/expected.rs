@@ -27,6 +27,9 @@ impl Plan {
                 "data",
                 "nothing-mapped-after-unplug",
                 "unmapped-before-leaving",
+                "data-after-plug",
+                "mappings-after-plug",
+                "no-threads-after-plug",
             ],
             Scenario::Errors => vec![
                 "realize-error",

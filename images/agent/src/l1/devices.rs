@@ -4,6 +4,24 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use vfio_fast_agent::job::{Container, Mode};
+
+use super::Lab;
+
+/// The device `n` for `device_add`, to be mapped in that mode; where it goes is to be added.
+pub fn to_add(lab: &Lab, n: usize, mode: Mode) -> Value {
+    let mut device = json!({ "driver": "vfio-pci", "host": lab.job.devices[n] });
+    if lab.job.container == Container::Iommufd {
+        device["iommufd"] = "iommufd0".into();
+    }
+    match mode {
+        Mode::Reference | Mode::NotBuilt => {}
+        Mode::Stock => device["x-vfio-fast"] = "off".into(),
+        Mode::Fast => device["x-vfio-fast"] = "on".into(),
+    }
+    device
+}
 
 /// Binds the device to vfio-pci, taking it from another driver if one has it.
 pub fn give_to_vfio(address: &str) -> Result<()> {

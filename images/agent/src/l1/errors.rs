@@ -10,7 +10,7 @@ use vfio_fast_agent::pattern;
 use vfio_fast_agent::record::Record;
 
 use super::vm::{self, Vm};
-use super::{Lab, count, limits, observe, tracing};
+use super::{Lab, count, devices, limits, observe, tracing};
 
 const MIB: u64 = 1 << 20;
 /// Allowed at first: far less than the guest has.
@@ -102,20 +102,9 @@ fn locked_bytes(lab: &Lab, vm: &Vm) -> Result<u64> {
 }
 
 fn device(lab: &Lab) -> Value {
-    let mut device = json!({
-        "driver": "vfio-pci",
-        "host": lab.job.devices[0],
-        "id": "dut",
-        "bus": "rp0",
-    });
-    if lab.job.container == Container::Iommufd {
-        device["iommufd"] = "iommufd0".into();
-    }
-    match lab.job.mode {
-        Mode::Reference | Mode::NotBuilt => {}
-        Mode::Stock => device["x-vfio-fast"] = "off".into(),
-        Mode::Fast => device["x-vfio-fast"] = "on".into(),
-    }
+    let mut device = devices::to_add(lab, 0, lab.job.mode);
+    device["id"] = "dut".into();
+    device["bus"] = "rp0".into();
     device
 }
 

@@ -1,13 +1,16 @@
-//! The main scenario: boot, data, reset, data again, unplug.
+//! The main scenario: boot, data, reset, data again, unplug, plug again and data once more.
+
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_agent::job::{Container, Mode};
+use vfio_fast_agent::job::{Container, DiskLayout, Mode};
 use vfio_fast_agent::record::{Event, Facts, Record};
 
 use super::Lab;
 use super::vm::{self, Vm};
-use super::{count, objects, observe, peer, starts};
+use super::{count, devices, objects, observe, peer, starts};
+use crate::machine;
 
 const GIB: u64 = 1 << 30;
 
@@ -89,7 +92,34 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.qmp.event("DEVICE_DELETED", |data| data["device"] == "dut")?;
     observe::nothing_mapped(lab, &vm, "after-unplug")?;
     observe::unmapped_before_leaving(lab, &vm)?;
+
+    lab.report.step("plug again");
+    plug_again(lab, &mut vm)?;
     vm.quit()
+}
+
+/// The device comes back into the running guest: `data-after-plug`, which L2 reads once more, and `mappings-after-plug`.
+fn plug_again(lab: &Lab, vm: &mut Vm) -> Result<()> {
+    /// QEMU has told that the device is gone, and frees it a little later.
+    const FREED_WITHIN: Duration = Duration::from_secs(10);
+    let mut device = devices::to_add(lab, 0, lab.job.mode);
+    device["id"] = "dut".into();
+    device["bus"] = "rp0".into();
+    let mut refusal = None;
+    machine::wait_for(FREED_WITHIN, || match vm.qmp.attempt("device_add", device.clone()) {
+        Ok(Ok(_)) => Some(()),
+        refused => {
+            refusal = Some(refused);
+            None
+        }
+    })
+    .with_context(|| format!("the device does not come back: {refusal:?}"))?;
+    let (_, written) = DiskLayout::of_mib(lab.job.disk_mib).written_by(0);
+    let is_read = |event: &Event| matches!(event, Event::Moved { bytes, .. } if *bytes == written);
+    vm.wait_event("data read once more", is_read)?;
+    lab.report.check("data-after-plug", &[], &format!("{written} bytes read and right"));
+    observe::mappings(lab, vm, "after-plug")?;
+    observe::no_threads(lab, vm, "after-plug")
 }
 
 /// What the whole thing is for: `ram-amplification` and `equal-pieces-untouched`.

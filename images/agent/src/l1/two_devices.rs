@@ -3,12 +3,12 @@
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use vfio_fast_agent::job::{Container, Mode};
+use vfio_fast_agent::job::Mode;
 use vfio_fast_agent::record::Record;
 use vfio_fast_agent::witness::{self, Call};
 
 use super::vm::{self, Vm};
-use super::{Lab, count, observe};
+use super::{Lab, count, devices, observe};
 
 pub fn run(lab: &Lab) -> Result<()> {
     together(lab)?;
@@ -108,21 +108,10 @@ fn left_alone(lab: &Lab, vm: &mut Vm) -> Result<()> {
 }
 
 fn device(lab: &Lab, n: usize, mode: Mode) -> Value {
-    let mut device = json!({
-        "driver": "vfio-pci",
-        "host": lab.job.devices[n],
-        "id": format!("dut{n}"),
-        "bus": format!("rp{n}"),
-        "addr": "0.1",
-    });
-    if lab.job.container == Container::Iommufd {
-        device["iommufd"] = "iommufd0".into();
-    }
-    match mode {
-        Mode::Reference | Mode::NotBuilt => {}
-        Mode::Stock => device["x-vfio-fast"] = "off".into(),
-        Mode::Fast => device["x-vfio-fast"] = "on".into(),
-    }
+    let mut device = devices::to_add(lab, n, mode);
+    device["id"] = format!("dut{n}").into();
+    device["bus"] = format!("rp{n}").into();
+    device["addr"] = "0.1".into();
     device
 }
 

@@ -293,11 +293,20 @@ impl Vm {
     /// Waits until L2 tells something for which `wanted` is true.
     pub fn wait_event(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) -> Result<()> {
         let deadline = Instant::now() + self.wait;
-        while !self.new_events()?.iter().any(&wanted) {
+        loop {
+            let events = self.new_events()?;
+            if let Some(error) = events.iter().find_map(|event| match event {
+                Event::Failed { error } => Some(error),
+                _ => None,
+            }) {
+                bail!("{what}: L2: {error}");
+            }
+            if events.iter().any(&wanted) {
+                return Ok(());
+            }
             ensure!(Instant::now() < deadline, "{what}: not within {} s", self.wait.as_secs());
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(())
     }
 
     /// Waits for L2 to be ready, giving what it tells on the way to `each`.

@@ -1,0 +1,210 @@
+//! Data through passthrough disks, and what is told of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::OFlags;
+use vfio_fast_agent::job::DiskLayout;
+use vfio_fast_agent::record::Event;
+use vfio_fast_agent::stream;
+
+use super::{number, physical_address, send};
+use crate::machine;
+
+/// The serial numbers of the disks there may be.
+const FIRST: &str = "vft0";
+const SECOND: &str = "vft1";
+/// One transfer.
+const CHUNK: usize = 64 << 10;
+/// One place in memory: a huge page, of which only the first chunk is used.
+const PLACE: usize = 2 << 20;
+
+/// Moves the data of one boot; the answer is which boot it was.
+pub fn work(options: &BTreeMap<String, String>, port: &mut File) -> Result<u64> {
+    let known = Known::of(options)?;
+    if options.contains_key("vft.memory_mib") {
+        // More is being plugged, and shall be used.
+        let least = number(options, "vft.memory_mib")?;
+        machine::wait_for(Duration::from_secs(60), || (machine::memory_mib() >= least).then_some(()))
+            .with_context(|| format!("there are {} MiB of memory, not {least}", machine::memory_mib()))?;
+    }
+    let layout = known.layout;
+    let disk = open(FIRST)?;
+
+    let mut memory = known.memory();
+    let state = memory.chunk(0);
+    let state = &mut state[..DiskLayout::STATE_BYTES as usize];
+    disk.read_exact_at(state, layout.state_offset()).context("cannot read the boot counter")?;
+    let boot = u64::from(state[0]);
+    send(port, &Event::Up { boot })?;
+    ensure!(boot < 2, "the disk says that {boot} boots have finished; only two are planned");
+
+    if boot == 1 {
+        // What the boot before the reset wrote.
+        let (start, length) = layout.written_by(0);
+        let moved = memory.verify(&disk, known.write_seed, start, length)?;
+        send(port, &moved)?;
+    }
+    let (start, length) = layout.read_by(boot);
+    let moved = memory.verify(&disk, known.image_seed, start, length)?;
+    send(port, &moved)?;
+    let (start, length) = layout.written_by(boot);
+    let moved = memory.write(&disk, known.write_seed, start, length)?;
+    send(port, &moved)?;
+
+    if options.contains_key("vft.second_mib") {
+        // Where the first begins anew with every boot, the second is written as a whole.
+        let length = number(options, "vft.second_mib")? << 20;
+        let second = open(SECOND)?;
+        for moved in [
+            memory.write(&second, known.write_seed, 0, length)?,
+            memory.verify(&second, known.write_seed, 0, length)?,
+        ] {
+            send(port, &moved)?;
+        }
+    }
+
+    let state = &mut memory.chunk(0)[..DiskLayout::STATE_BYTES as usize];
+    state.fill(0);
+    state[0] = boot as u8 + 1;
+    disk.write_all_at(state, layout.state_offset()).context("cannot write the boot counter")?;
+    disk.sync_all().context("cannot flush the disk")?;
+    Ok(boot)
+}
+
+/// What was written, read once more through the first disk if that is there: another disk left, or this one came back.
+pub fn again(
+    options: &BTreeMap<String, String>,
+    present: &BTreeMap<String, PathBuf>,
+    port: &mut File,
+) -> Result<()> {
+    if !present.contains_key(FIRST) {
+        return Ok(());
+    }
+    let known = Known::of(options)?;
+    let (start, length) = known.layout.written_by(0);
+    let moved = known.memory().verify(&open(FIRST)?, known.write_seed, start, length)?;
+    send(port, &moved)
+}
+
+/// The disks that L2 has, by serial number.
+pub fn present() -> BTreeMap<String, PathBuf> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir("/sys/class/nvme").into_iter().flatten().flatten() {
+        // A controller may go while its folder is being read.
+        let Ok(serial) = fs::read_to_string(entry.path().join("serial")) else { continue };
+        let disk = PathBuf::from(format!("/dev/{}n1", entry.file_name().to_string_lossy()));
+        if disk.exists() {
+            found.insert(serial.trim().to_owned(), disk);
+        }
+    }
+    found
+}
+
+fn open(serial: &str) -> Result<File> {
+    machine::wait_for(Duration::from_secs(20), || {
+        let direct = OFlags::DIRECT.bits().cast_signed();
+        OpenOptions::new().read(true).write(true).custom_flags(direct).open(present().get(serial)?).ok()
+    })
+    .with_context(|| format!("the disk {serial} did not appear"))
+}
+
+/// What L2 is told of its data.
+struct Known {
+    image_seed: u64,
+    write_seed: u64,
+    layout: DiskLayout,
+    spread_mib: u64,
+}
+
+impl Known {
+    fn of(options: &BTreeMap<String, String>) -> Result<Self> {
+        Ok(Self {
+            image_seed: number(options, "vft.image_seed")?,
+            write_seed: number(options, "vft.write_seed")?,
+            layout: DiskLayout::of_mib(number(options, "vft.disk_mib")?),
+            spread_mib: number(options, "vft.spread_mib")?,
+        })
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::new((self.spread_mib << 20) as usize / PLACE)
+    }
+}
+
+/// A large allocation of which one chunk in every huge page is used, so that the addresses the
+/// device is given lie all over L2 and yet little memory has to be cleared.
+struct Memory {
+    bytes: Vec<u8>,
+    first: usize,
+    places: usize,
+    next: usize,
+}
+
+impl Memory {
+    fn new(places: usize) -> Self {
+        // Zeroed memory of this size comes untouched from the kernel.
+        let bytes = vec![0u8; (places + 1) * PLACE];
+        let first = bytes.as_ptr().align_offset(PLACE);
+        Self { bytes, first, places, next: 0 }
+    }
+
+    fn chunk(&mut self, place: usize) -> &mut [u8] {
+        let start = self.first + place * PLACE;
+        &mut self.bytes[start..start + CHUNK]
+    }
+
+    fn take(&mut self) -> usize {
+        let place = self.next;
+        self.next = (self.next + 1) % self.places;
+        place
+    }
+
+    fn verify(&mut self, disk: &File, seed: u64, start: u64, length: u64) -> Result<Event> {
+        self.each("read", start, length, |chunk, at| {
+            chunk.fill(0xee);
+            disk.read_exact_at(chunk, at).with_context(|| format!("cannot read at {at:#x}"))?;
+            if let Some(bad) = stream::first_difference(seed, at, chunk) {
+                bail!("the disk differs at {bad:#x}");
+            }
+            Ok(())
+        })
+    }
+
+    fn write(&mut self, disk: &File, seed: u64, start: u64, length: u64) -> Result<Event> {
+        self.each("write", start, length, |chunk, at| {
+            stream::fill(seed, at, chunk);
+            disk.write_all_at(chunk, at).with_context(|| format!("cannot write at {at:#x}"))
+        })
+    }
+
+    fn each(
+        &mut self,
+        what: &str,
+        start: u64,
+        length: u64,
+        mut work: impl FnMut(&mut [u8], u64) -> Result<()>,
+    ) -> Result<Event> {
+        let pagemap = File::open("/proc/self/pagemap")?;
+        let (mut lowest, mut highest, mut slots) = (u64::MAX, 0, BTreeSet::new());
+        for at in (start..start + length).step_by(CHUNK) {
+            let place = self.take();
+            let chunk = self.chunk(place);
+            let address = chunk.as_ptr().addr() as u64;
+            work(chunk, at).with_context(|| {
+                let physical = physical_address(&pagemap, address).unwrap_or(0);
+                format!("{what} into physical {physical:#x}")
+            })?;
+            let physical = physical_address(&pagemap, address)?;
+            lowest = lowest.min(physical);
+            highest = highest.max(physical);
+            slots.insert(physical >> 26);
+        }
+        let slots = slots.len() as u64;
+        Ok(Event::Moved { what: what.into(), bytes: length, lowest, highest, slots })
+    }
+}
