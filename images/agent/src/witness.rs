@@ -100,12 +100,12 @@ impl Call {
     }
 
     /// The container this maps or unmaps in.
-    fn space(&self) -> Space {
+    pub fn space(&self) -> Space {
         Space { fd: self.fd, ioas: self.object }
     }
 
     /// READ and WRITE of a map, in the words of type1.
-    fn permission(&self) -> Result<u32> {
+    pub fn permission(&self) -> Result<u32> {
         if self.cmd == MAP_DMA {
             return Ok(self.flags);
         }

@@ -88,6 +88,10 @@ impl Plan {
                 "switched-reset",
                 "data-reset",
                 "no-threads-reset",
+                "second-unmapped",
+                "first-left-alone",
+                "data-after-unplug",
+                "events-one-to-one",
             ],
             Scenario::VirtioMem => vec![
                 "mappings-after-realize",

@@ -198,7 +198,7 @@ impl Runs<'_> {
         guest.write_initrd(&payload, &initrd)?;
         let mut command = l0::command(&parts.reference, guest, self.accel, plan.machine, &initrd, &folder);
         command.args(plan.l0_memory());
-        if plan.scenario == Scenario::TwoDevices {
+        if matches!(plan.scenario, Scenario::TwoDevices | Scenario::Viommu) {
             fs::File::create(disk.path.with_extension("1.img"))?.set_len(1 << 20)?;
         }
         for device in plan.l0_devices(&disk.path, &bar) {

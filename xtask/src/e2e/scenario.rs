@@ -268,7 +268,7 @@ impl Plan {
     /// PCI addresses in L1 of the devices under test.
     pub fn addresses(&self) -> Vec<String> {
         let slots: &[u8] = match self.scenario {
-            Scenario::TwoDevices => &[4, 5],
+            Scenario::TwoDevices | Scenario::Viommu => &[4, 5],
             Scenario::P2pData if self.idle_bar_mib > 0 => &[4, 5, 6],
             Scenario::P2pData => &[4, 5],
             _ => &[4],

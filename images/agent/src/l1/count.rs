@@ -89,10 +89,18 @@ pub fn witnesses_agree(lab: &Lab, vm: &Vm, facts: &Facts) -> Result<()> {
 
 /// The check `stats-agree`: so did the library, which has also told how long it populated.
 pub fn stats_agree(lab: &Lab, vm: &mut Vm, facts: &mut Facts) -> Result<()> {
-    let stats = library_stats(vm)?;
-    lab.report.log("stats", &stats.to_string());
-    facts.populate_ns = stats["populate_ns"].as_u64().unwrap_or(0);
-    let stat = |name: &str| stats[name].as_u64().unwrap_or(u64::MAX);
+    stats_agree_of(lab, vm, facts, &["dut"])
+}
+
+/// The same with several containers, of these devices.
+pub fn stats_agree_of(lab: &Lab, vm: &mut Vm, facts: &mut Facts, ids: &[&str]) -> Result<()> {
+    let all = ids.iter().map(|id| library_stats_of(vm, id)).collect::<Result<Vec<Value>>>()?;
+    all.iter().for_each(|stats| lab.report.log("stats", &stats.to_string()));
+    let stat = |name: &str| {
+        let each = all.iter().map(|stats| stats[name].as_u64());
+        each.sum::<Option<u64>>().unwrap_or(u64::MAX)
+    };
+    facts.populate_ns = stat("populate_ns");
     // The library counts BARs that the kernel refused by themselves, and not each came as far as a map call: of some no
     // dma-buf can be made.
     let failed = vm.witnessed()?.iter().filter(|c| c.is_map() && !c.mapped()).count() as u64;
@@ -113,8 +121,12 @@ pub fn stats_agree(lab: &Lab, vm: &mut Vm, facts: &mut Facts) -> Result<()> {
 
 /// What the library of the device `dut` counted.
 pub fn library_stats(vm: &mut Vm) -> Result<Value> {
-    let property = json!({ "path": "/machine/peripheral/dut", "property": "x-vfio-fast-stats" });
-    vm.qmp.run("qom-get", property)
+    library_stats_of(vm, "dut")
+}
+
+fn library_stats_of(vm: &mut Vm, id: &str) -> Result<Value> {
+    let path = format!("/machine/peripheral/{id}");
+    vm.qmp.run("qom-get", json!({ "path": path, "property": "x-vfio-fast-stats" }))
 }
 
 fn report_equal(lab: &Lab, name: &str, other: &str, pairs: &[(&str, u64, u64)]) {

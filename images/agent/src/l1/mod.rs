@@ -20,6 +20,7 @@ mod starts;
 mod tracing;
 mod two_devices;
 mod viommu;
+mod viommu_events;
 mod virtio_mem;
 mod vm;
 

@@ -1,18 +1,22 @@
 //! L2 has an IOMMU of its own: RAM is mapped as a whole only while L2's IOMMU is off, and what its
-//! driver maps later goes one by one.
+//! driver maps later goes one by one. Each of two devices has an address space, and so a container, of its own.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_agent::job::{DiskLayout, Mode};
 use vfio_fast_agent::record::{Event, Record};
-use vfio_fast_agent::witness;
+use vfio_fast_agent::witness::{self, Held};
 
+use super::viommu_events::{self, TRACED};
 use super::vm::{self, Vm};
-use super::{Lab, count, observe};
+use super::{Lab, count, observe, qemu_trace};
+
+/// The size of the second disk, which L2 writes and reads as a whole.
+const SECOND_MIB: u64 = 1;
 
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
-    let (device, property) = (&job.devices[0], job.device_properties());
+    let (first, second, property) = (&job.devices[0], &job.devices[1], job.device_properties());
     let mut arguments = vm::common_arguments(lab);
     arguments.extend(
         [
@@ -23,20 +27,25 @@ pub fn run(lab: &Lab) -> Result<()> {
             "-device",
             "intel-iommu,intremap=on,caching-mode=on",
             "-device",
-            &format!("vfio-pci,host={device},id=dut{property}"),
+            &format!("vfio-pci,host={first},id=dut{property}"),
+            "-device",
+            "pcie-root-port,id=rp1,chassis=1",
+            "-device",
+            &format!("vfio-pci,host={second},id=dut1,bus=rp1{property}"),
         ]
         .map(str::to_owned),
     );
+    arguments.extend(qemu_trace::arguments(&TRACED));
     arguments.extend(vm::kernel_arguments(&format!(
         "intel_iommu=on iommu=nopt iommu.strict=1 vft.image_seed={} vft.write_seed={} \
-         vft.disk_mib={} vft.spread_mib={}",
+         vft.disk_mib={} vft.spread_mib={} vft.second_mib={SECOND_MIB}",
         job.image_seed,
         job.write_seed,
         job.disk_mib,
         job.l2_memory_mib / 2,
     )));
     let mut vm = Vm::start(lab, &arguments)?;
-    observe::mappings(lab, &mut vm, "after-realize")?;
+    observe::mappings_of(lab, &mut vm, "after-realize", 2, Ok)?;
 
     let disk = DiskLayout::of_mib(job.disk_mib);
     let boots = [
@@ -55,21 +64,67 @@ pub fn run(lab: &Lab) -> Result<()> {
         report_switch(lab, &vm, step, before)?;
         let bytes: u64 =
             moved.iter().map(|event| if let Event::Moved { bytes, .. } = event { *bytes } else { 0 }).sum();
+        // Written and read.
+        let planned = planned + 2 * (SECOND_MIB << 20);
         let right = bytes == planned;
         let problems =
             if right { vec![] } else { vec![format!("{bytes} bytes moved, planned were {planned}")] };
         lab.report.check(&format!("data-{step}"), &problems, &format!("{bytes} bytes moved"));
         observe::no_threads(lab, &vm, step)?;
     }
-    // What L2's driver wants mapped, nobody else knows: what is mapped stands for it.
-    let wanted = witness::replay(&vm.witnessed()?)?.into_values().next().unwrap_or_default();
+    // What L2's driver wants mapped, nobody else knows: what is mapped stands for it. Only sizes count here: both containers
+    // have mappings of the same addresses.
+    let mapped = witness::replay(&vm.witnessed()?)?;
+    let wanted: Held = (0..).zip(mapped.values().flatten().map(|(_, mapping)| *mapping)).collect();
     let mut facts = count::facts(&vm, &wanted)?;
     count::witnesses_agree(lab, &vm, &facts)?;
     if lab.job.mode == Mode::Fast {
-        count::stats_agree(lab, &mut vm, &mut facts)?;
+        count::stats_agree_of(lab, &mut vm, &mut facts, &["dut", "dut1"])?;
     }
     lab.report.send(&Record::Facts(facts));
+
+    lab.report.step("unplug");
+    unplug_second(lab, &mut vm, disk.written_by(0).1)?;
+    let (trace, calls) = observe::quietly(&mut vm, |vm| Ok((qemu_trace::text()?, vm.witnessed()?)))?;
+    let seen = viommu_events::compare(&trace, &calls)?;
+    let text = format!("{} maps, {} unmaps, {} others", seen.maps, seen.unmaps, seen.other);
+    if !seen.problems.is_empty() {
+        trace.lines().for_each(|line| lab.report.log("qemu-trace", line));
+    }
+    lab.report.check("events-one-to-one", &seen.problems, &text);
     vm.quit()
+}
+
+/// One device leaves, and the other one's mappings stay: `second-unmapped`, `first-left-alone`, `data-after-unplug`.
+fn unplug_second(lab: &Lab, vm: &mut Vm, read: u64) -> Result<()> {
+    let calls = observe::quietly(vm, |vm| vm.witnessed())?;
+    let first = calls.iter().find(|call| call.mapped()).context("nothing was ever mapped")?.space();
+    let before = witness::replay(&calls)?;
+    vm.qmp.run("device_del", json!({ "id": "dut1" }))?;
+    vm.qmp.event("DEVICE_DELETED", |data| data["device"] == "dut1")?;
+    let after = witness::replay(&observe::quietly(vm, |vm| vm.witnessed())?)?;
+    let left = after.iter().filter(|(space, _)| **space != first).flat_map(|(_, held)| held);
+    let mut problems: Vec<String> =
+        left.map(|(iova, m)| format!("still mapped: {iova:#x} + {:#x}", m.size)).collect();
+    if before.len() != 2 {
+        problems.push(format!("before, {} containers had mappings", before.len()));
+    }
+    lab.report.check("second-unmapped", &problems, "its container holds nothing");
+
+    let (none, all) = (Held::new(), before.get(&first).cloned().unwrap_or_default());
+    let kept = after.get(&first).unwrap_or(&none);
+    let missing = all.iter().filter(|(iova, mapping)| kept.get(iova) != Some(mapping));
+    let mut problems: Vec<String> =
+        missing.map(|(iova, m)| format!("gone: {iova:#x} + {:#x}", m.size)).collect();
+    if all.is_empty() {
+        problems.push("the first device had no mappings".to_owned());
+    }
+    lab.report.check("first-left-alone", &problems, &format!("its {} mappings are there", all.len()));
+
+    let is_read = |event: &Event| matches!(event, Event::Moved { bytes, .. } if *bytes == read);
+    vm.wait_event("data read once more", is_read)?;
+    lab.report.check("data-after-unplug", &[], &format!("{read} bytes read and right"));
+    Ok(())
 }
 
 /// The check `switched-<step>`: when L2's driver takes over, all RAM is unmapped before its first
