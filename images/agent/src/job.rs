@@ -89,6 +89,18 @@ impl Container {
     }
 }
 
+/// What [`Scenario::Nvme`] and [`Scenario::P2pData`] make L2's RAM of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ram {
+    /// Anonymous memory; with iommufd a memfd.
+    Usual,
+    /// A memfd as its own backend makes it: it never gets huge pages.
+    Memfd,
+    /// Anonymous memory that QEMU fills before it realizes devices.
+    Preallocated,
+}
+
 /// What [`Scenario::Starts`] makes L2's RAM of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -143,6 +155,10 @@ pub struct Job {
     pub devices: Vec<String>,
     /// RAM of L2 in MiB.
     pub l2_memory_mib: u64,
+    /// What it is.
+    pub ram: Ram,
+    /// Whether QEMU runs with what its own sandbox refuses refused.
+    pub sandboxed: bool,
     /// Size of the disk under test in MiB.
     pub disk_mib: u64,
     /// Seed of the image L2 reads.
@@ -244,6 +260,8 @@ mod tests {
             container: Container::Iommufd,
             devices: vec!["0000:00:04.0".into()],
             l2_memory_mib: 3072,
+            ram: Ram::Usual,
+            sandboxed: true,
             disk_mib: 64,
             image_seed: u64::MAX,
             write_seed: 1,

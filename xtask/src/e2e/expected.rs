@@ -1,6 +1,6 @@
 //! What each run must have looked at.
 
-use vfio_fast_agent::job::{Container, Mode, Scenario};
+use vfio_fast_agent::job::{Container, Mode, Ram, Scenario};
 use vfio_fast_agent::record::Start;
 
 use super::machine::{Kernel, Machine};
@@ -141,6 +141,12 @@ impl Plan {
             }
             (Scenario::P2pData, Container::Iommufd, _) => names.push("one-warning"),
             _ => {}
+        }
+        if self.sandboxed {
+            names.push("threads-in-sandbox");
+        }
+        if (self.ram, mode) == (Ram::Preallocated, Mode::Fast) {
+            names.push("preallocated-passed-over");
         }
         match (self.scenario, mode) {
             (Scenario::Nvme, Mode::Fast) => {

@@ -42,6 +42,10 @@ impl Machine {
     ];
     /// What runs on one host only runs on this one.
     pub const USUAL: Self = Self::ALL[0];
+    /// AMD's with Debian's kernel.
+    pub const AMD_DEBIAN: Self = Self::ALL[1];
+    /// AMD's with the newest.
+    pub const AMD_NEWEST: Self = Self::ALL[3];
     /// What needs the newest kernel, and one host, runs on this one.
     pub const USUAL_NEWEST: Self = Self::ALL[2];
 

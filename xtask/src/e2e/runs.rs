@@ -172,6 +172,8 @@ impl Runs<'_> {
             container: plan.container,
             devices: plan.addresses(),
             l2_memory_mib: plan.l2_memory_mib,
+            ram: plan.ram,
+            sandboxed: plan.sandboxed,
             disk_mib: plan.disk_mib,
             image_seed: disk.image_seed,
             write_seed: disk.write_seed,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use vfio_fast_agent::job::{Container, Memory, Mode, Scenario};
+use vfio_fast_agent::job::{Container, Memory, Mode, Ram, Scenario};
 
 use super::machine::{Iommu, Kernel, Machine};
 
@@ -23,6 +23,10 @@ pub struct Plan {
     pub modes: &'static [Mode],
     /// RAM of L2, or what else L1 has memory for.
     pub l2_memory_mib: u64,
+    /// What that RAM is.
+    pub ram: Ram,
+    /// Whether QEMU runs as if in its sandbox.
+    pub sandboxed: bool,
     /// Size of the disk under test.
     pub disk_mib: u64,
     /// Size of the BAR in which data is moved; 0 where none is.
@@ -56,6 +60,8 @@ const PLAIN: Plan = Plan {
     what: "",
     modes: PATCHED,
     l2_memory_mib: 1024,
+    ram: Ram::Usual,
+    sandboxed: false,
     disk_mib: 1,
     bar_mib: 0,
     idle_bar_mib: 0,
@@ -73,7 +79,15 @@ pub fn plans() -> Vec<Plan> {
     let nvme = plans[0].clone();
     // One comparison of times is enough, and these can run beside each other.
     let others = Machine::ALL.into_iter().filter(|machine| *machine != nvme.machine);
-    plans.extend(others.map(|machine| Plan { machine, timed: false, modes: PATCHED, ..nvme.clone() }));
+    plans.extend(others.map(|machine| Plan {
+        machine,
+        timed: false,
+        modes: PATCHED,
+        ram: if machine == Machine::AMD_NEWEST { Ram::Preallocated } else { Ram::Usual },
+        // The newest kernel is built without seccomp.
+        sandboxed: machine == Machine::AMD_DEBIAN,
+        ..nvme.clone()
+    }));
     let with_remapping = Machine::ALL.into_iter().filter(|machine| machine.iommu != Iommu::Virtio);
     plans.extend(with_remapping.map(p2p_data));
     plans.extend(through_iommufd(&plans));
@@ -97,6 +111,8 @@ fn p2p_data(machine: Machine) -> Plan {
         scenario: Scenario::P2pData,
         machine,
         what: "a device reads and writes another's BAR, which is mapped as a whole",
+        // In base pages it takes several times as long to map: here there is less of it than in the main scenario.
+        ram: if machine == Machine::AMD_DEBIAN { Ram::Memfd } else { Ram::Usual },
         bar_mib,
         idle_bar_mib,
         l2_boots: true,
@@ -109,7 +125,7 @@ fn p2p_data(machine: Machine) -> Plan {
 fn through_iommufd(plans: &[Plan]) -> Vec<Plan> {
     let mut chosen = Vec::new();
     for plan in plans {
-        let iommufd = Plan { container: Container::Iommufd, timed: false, ..plan.clone() };
+        let iommufd = Plan { container: Container::Iommufd, timed: false, ram: Ram::Usual, ..plan.clone() };
         match plan.scenario {
             Scenario::Nvme if plan.machine == Machine::USUAL_NEWEST => {
                 chosen.push(Plan { modes: ALL_MODES, ..iommufd });

@@ -15,6 +15,7 @@ mod p2p_range;
 mod peer;
 mod qemu_trace;
 mod qmp;
+mod ram;
 mod report;
 mod starts;
 mod tracing;

@@ -1,15 +1,16 @@
 //! The main scenario: boot, data, reset, data again, unplug, plug again and data once more.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_agent::job::{Container, DiskLayout, Mode};
+use vfio_fast_agent::job::{Container, DiskLayout, Mode, Ram};
 use vfio_fast_agent::record::{Event, Facts, Record};
 
 use super::Lab;
 use super::vm::{self, Vm};
-use super::{count, devices, objects, observe, peer, starts};
+use super::{count, devices, objects, observe, peer, ram, starts};
 use crate::machine;
 
 const GIB: u64 = 1 << 30;
@@ -19,13 +20,11 @@ pub fn run(lab: &Lab) -> Result<()> {
     let mut arguments = vm::common_arguments(lab);
     let device = &job.devices[0];
     let property = job.device_properties();
-    // iommufd can map memory by file, so it gets a file.
-    let memfd = job.container == Container::Iommufd;
-    if memfd {
+    if job.container == Container::Iommufd {
         // In base pages a memfd takes several times as long to fill and to map.
         starts::allow_huge_pages(true)?;
     }
-    arguments.extend(vm::machine_arguments(job.l2_memory_mib, memfd));
+    arguments.extend(ram::arguments(lab));
     arguments.extend(
         [
             "-smp",
@@ -76,6 +75,12 @@ pub fn run(lab: &Lab) -> Result<()> {
         report_saving(lab, &vm, &facts)?;
     }
     lab.report.send(&Record::Facts(facts));
+    if job.sandboxed {
+        report_sandbox(lab, &mut vm)?;
+    }
+    if job.ram == Ram::Preallocated && job.mode == Mode::Fast {
+        report_passed_over(lab, &mut vm)?;
+    }
 
     match (job.container, job.mode) {
         (Container::Type1, _) => {}
@@ -96,6 +101,43 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.step("plug again");
     plug_again(lab, &mut vm)?;
     vm.quit()
+}
+
+/// The check `preallocated-passed-over`: of RAM that QEMU has filled itself, nothing was left to fault in.
+fn report_passed_over(lab: &Lab, vm: &mut Vm) -> Result<()> {
+    /// The firmware's and the video memory's.
+    const LEFT: u64 = 32 << 20;
+    let stats = count::library_stats(vm)?;
+    let stat = |name: &str| stats[name].as_u64().with_context(|| format!("the library counts no {name}"));
+    let (present, faulted) = (stat("populate_present")?, stat("populate_bytes")?);
+    let seen = format!("{present} bytes were present, {faulted} were faulted in");
+    // Of the first MiB, firmware takes some away.
+    let right = present >= (lab.job.l2_memory_mib - 1) << 20 && faulted <= LEFT;
+    let problems = if right { vec![] } else { vec![seen.clone()] };
+    lab.report.check("preallocated-passed-over", &problems, &seen);
+    Ok(())
+}
+
+/// The check `threads-in-sandbox`: QEMU cannot start threads by clone3, nor bind them to processors, and the library's
+/// threads work all the same.
+fn report_sandbox(lab: &Lab, vm: &mut Vm) -> Result<()> {
+    let status = fs::read_to_string(format!("/proc/{}/status", vm.pid))?;
+    let filter = status.lines().find_map(|line| line.strip_prefix("Seccomp:")).unwrap_or_default().trim();
+    let mut problems = Vec::new();
+    if filter != "2" {
+        problems.push(format!("QEMU runs in seccomp mode `{filter}`, and not in that of filters"));
+    }
+    let mut seen = "QEMU runs".to_owned();
+    if lab.job.mode == Mode::Fast {
+        let stats = count::library_stats(vm)?;
+        let (peak, fallbacks) = (stats["threads_peak"].as_u64(), stats["thread_fallbacks"].as_u64());
+        seen = format!("up to {peak:?} threads faulted memory in, {fallbacks:?} did not start");
+        if peak < Some(2) || fallbacks != Some(0) {
+            problems.push(seen.clone());
+        }
+    }
+    lab.report.check("threads-in-sandbox", &problems, &seen);
+    Ok(())
 }
 
 /// The device comes back into the running guest: `data-after-plug`, which L2 reads once more, and `mappings-after-plug`.

@@ -7,7 +7,7 @@ use vfio_fast_agent::record::{Event, Facts, Record};
 use vfio_fast_agent::witness::{self, Call, Held, Mapping};
 
 use super::vm::{self, Vm};
-use super::{Lab, count, observe, peer};
+use super::{Lab, count, observe, peer, ram};
 use crate::pci::Device;
 
 const GIB: u64 = 1 << 30;
@@ -19,7 +19,7 @@ const IDS: [&str; 3] = ["dut", "target", "large"];
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
     let mut arguments = vm::common_arguments(lab);
-    arguments.extend(vm::machine_arguments(job.l2_memory_mib, job.container == Container::Iommufd));
+    arguments.extend(ram::arguments(lab));
     // Firmware puts large BARs at the end of what the processor can address. With 40 bits that is what AMD's IOMMU reserves
     // for HyperTransport, and refuses.
     arguments.extend(["-cpu", "max,host-phys-bits-limit=39"].map(str::to_owned));

@@ -140,7 +140,7 @@ pub fn firmware_arguments() -> Vec<String> {
 impl Vm {
     /// Starts QEMU paused (`-S`) and waits until its machine is built.
     pub fn start(lab: &Lab, arguments: &[String]) -> Result<Self> {
-        let mut command = command(arguments)?;
+        let mut command = command(lab, arguments)?;
         command.arg("-S");
         command.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
         Self::spawn(lab, command, "l2-console")
@@ -149,7 +149,7 @@ impl Vm {
     /// Starts QEMU and lets the guest run as soon as it can. What counts as first output is the
     /// firmware's: SeaBIOS writes its name to this port before it does anything else.
     pub fn start_running(lab: &Lab, arguments: &[String]) -> Result<Self> {
-        let mut command = command(arguments)?;
+        let mut command = command(lab, arguments)?;
         command.args(["-chardev", "stdio,id=firmware,signal=off"]);
         command.args(["-device", "isa-debugcon,iobase=0x402,chardev=firmware"]);
         command.args(["-serial", &format!("file:{CONSOLE}")]);
@@ -178,7 +178,7 @@ impl Vm {
     /// Starts QEMU as a daemon, paused.
     pub fn start_daemon(lab: &Lab, arguments: &[String]) -> Result<Self> {
         const PID_FILE: &str = "/run/qemu-pid";
-        let mut command = command(arguments)?;
+        let mut command = command(lab, arguments)?;
         command.args(["-S", "-daemonize", "-pidfile", PID_FILE]).stdout(Stdio::null());
         lab.report.log("l1-setup", &format!("{command:?}"));
         let started = Instant::now();
@@ -390,7 +390,7 @@ impl Drop for Vm {
 }
 
 /// The command that every start begins with.
-fn command(arguments: &[String]) -> Result<Command> {
+fn command(lab: &Lab, arguments: &[String]) -> Result<Command> {
     for stale in [WITNESS, MONITOR, EVENTS, CONSOLE, FIRMWARE] {
         match fs::remove_file(stale) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -406,6 +406,9 @@ fn command(arguments: &[String]) -> Result<Command> {
         .env("LD_LIBRARY_PATH", "/vft/lib")
         .env("VFT_WITNESS", WITNESS)
         .stdin(Stdio::null());
+    if lab.job.sandboxed {
+        command.env("VFT_SANDBOX", "1");
+    }
     Ok(command)
 }
 
