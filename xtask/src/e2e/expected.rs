@@ -142,6 +142,9 @@ impl Plan {
             (Scenario::P2pData, Container::Iommufd, _) => names.push("one-warning"),
             _ => {}
         }
+        if (self.scenario, self.container, mode) == (Scenario::Viommu, Container::Type1, Mode::Fast) {
+            names.push("unmapped-with-bitmap");
+        }
         if self.sandboxed {
             names.push("threads-in-sandbox");
         }

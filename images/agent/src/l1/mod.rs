@@ -3,6 +3,7 @@
 mod conformance;
 mod count;
 mod devices;
+mod dirty;
 mod errors;
 mod hotplug;
 mod limits;

@@ -1,8 +1,6 @@
 //! A BAR where the IOMMU cannot address it: one warning, and the VM goes on. The firmware alone
 //! runs here, and nothing is unplugged, so this is also where permissions are looked at.
 
-use std::fs;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vfio_fast_agent::flatview::Row;
@@ -11,20 +9,18 @@ use vfio_fast_agent::record::Record;
 use vfio_fast_agent::witness;
 
 use super::vm::{self, Vm};
-use super::{Lab, count, observe, peer};
+use super::{Lab, count, observe, peer, qemu_trace};
 
 /// The first address the IOMMU of this scenario cannot have.
 const BEYOND: u64 = 1 << 39;
 const RESETS: usize = 3;
-/// QEMU's own trace of the sections its listener is told of.
-const TRACED: [&str; 6] =
-    ["-trace", "vfio_listener_region_add_ram", "-trace", "vfio_listener_region_del", "-D", TRACE];
-const TRACE: &str = "/run/qemu-trace";
+/// What its listener is told of.
+const TRACED: [&str; 2] = ["vfio_listener_region_add_ram", "vfio_listener_region_del"];
 
 pub fn run(lab: &Lab) -> Result<()> {
     let (device, property) = (&lab.job.devices[0], lab.job.device_properties());
     let mut arguments = vm::common_arguments(lab);
-    arguments.extend(TRACED.map(str::to_owned));
+    arguments.extend(qemu_trace::arguments(&TRACED));
     arguments.extend(vm::firmware_arguments());
     arguments.extend(
         [
@@ -90,7 +86,7 @@ pub fn run(lab: &Lab) -> Result<()> {
 /// The check `sections-traced`: the listener tells of each section as ever. The host compares them between modes, the host's
 /// addresses left out.
 fn report_sections(lab: &Lab) -> Result<()> {
-    let text = fs::read_to_string(TRACE).context("QEMU traced nothing")?;
+    let text = qemu_trace::text()?;
     let mut counts = [0, 0];
     for line in text.lines().filter_map(|line| line.split_once("vfio_listener_region_").map(|(_, line)| line))
     {

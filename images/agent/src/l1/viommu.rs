@@ -3,13 +3,13 @@
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_agent::job::{DiskLayout, Mode};
+use vfio_fast_agent::job::{Container, DiskLayout, Mode};
 use vfio_fast_agent::record::{Event, Record};
 use vfio_fast_agent::witness::{self, Held};
 
 use super::viommu_events::{self, TRACED};
 use super::vm::{self, Vm};
-use super::{Lab, count, observe, qemu_trace};
+use super::{Lab, count, dirty, observe, qemu_trace};
 
 /// The size of the second disk, which L2 writes and reads as a whole.
 const SECOND_MIB: u64 = 1;
@@ -92,6 +92,10 @@ pub fn run(lab: &Lab) -> Result<()> {
         trace.lines().for_each(|line| lab.report.log("qemu-trace", line));
     }
     lab.report.check("events-one-to-one", &seen.problems, &text);
+    // Only the library asks for what fits a bitmap: without it QEMU refuses to unmap an address space at once.
+    if (lab.job.container, lab.job.mode) == (Container::Type1, Mode::Fast) {
+        dirty::run(lab, &mut vm)?;
+    }
     vm.quit()
 }
 

@@ -255,7 +255,7 @@ mod tests {
         assert_eq!((seen.maps, seen.unmaps, seen.other), (1, 1, 2));
         // Everything goes at once, or run by run.
         let next = MAPS.replace("fffff000", "ffffd000").replace("- 0xffffffff", "- 0xffffdfff");
-        let second = MAP.replace("fffff000", "ffffd000").replace("7f0000005000", "7f0000005000");
+        let second = MAP.replace("fffff000", "ffffd000");
         let at_once = "3b72 9 ff000000 1000000 0 0 0 0 2000 1 1 7 0\n";
         let by_run = UNMAP.replace("fffff000", "ffffd000");
         for unmaps in [vec![at_once], vec![UNMAP, &by_run]] {

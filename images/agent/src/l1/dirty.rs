@@ -1,0 +1,58 @@
+//! Dirty pages while L2's IOMMU is turned off: what type1 unmaps then comes with its bitmap.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use vfio_fast_agent::witness::Call;
+
+use super::Lab;
+use super::vm::Vm;
+use crate::machine;
+
+/// VFIO_IOMMU_DIRTY_PAGES.
+const DIRTY_PAGES: u32 = 0x3b75;
+/// VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP.
+const WITH_BITMAP: u32 = 1;
+/// How long QEMU counts dirty pages, which it does for whoever asks how fast a guest writes.
+const SECONDS: u64 = 5;
+/// No driver maps that much at once; RAM is far larger.
+const LARGE: u64 = 16 << 20;
+
+/// The check `unmapped-with-bitmap`. L2 is reset by it.
+pub fn run(lab: &Lab, vm: &mut Vm) -> Result<()> {
+    lab.report.step("dirty pages");
+    let before = vm.witnessed()?.len();
+    vm.qmp.run("calc-dirty-rate", json!({ "calc-time": SECONDS, "mode": "dirty-bitmap" }))?;
+    wait(vm, before, "tracking begins", |calls| calls.iter().any(|c| c.cmd == DIRTY_PAGES && c.ret == 0))?;
+    let tracked = vm.witnessed()?.len();
+    vm.qmp.run("system_reset", json!({}))?;
+    // All that L2's driver had mapped is gone before RAM is mapped as a whole.
+    let calls = wait(vm, tracked, "RAM is mapped again", |calls| {
+        calls.iter().any(|c| c.mapped() && c.size >= LARGE)
+    })?;
+    let taken: Vec<&Call> = calls.iter().filter(|c| c.unmapped() && c.out > 0).collect();
+    let mut problems: Vec<String> = calls
+        .iter()
+        .filter(|c| c.is_unmap() && c.ret != 0)
+        .map(|c| format!("an unmap at {:#x} failed with {}", c.iova, c.errno))
+        .collect();
+    let without = taken.iter().filter(|c| c.flags & WITH_BITMAP == 0).count();
+    if without > 0 || taken.is_empty() {
+        problems.push(format!("{without} of {} unmaps came without a bitmap", taken.len()));
+    }
+    lab.report.check("unmapped-with-bitmap", &problems, &format!("{} unmaps, each with one", taken.len()));
+    // Tracking ends by itself, without an error.
+    wait(vm, tracked, "tracking ends", |calls| calls.iter().any(|c| c.cmd == DIRTY_PAGES && c.ret == 0))?;
+    Ok(())
+}
+
+/// The calls from that one on, once they are what is waited for.
+fn wait(vm: &Vm, from: usize, what: &str, done: impl Fn(&[Call]) -> bool) -> Result<Vec<Call>> {
+    let answer = machine::wait_for(Duration::from_secs(60), || match vm.witnessed() {
+        Ok(calls) if done(&calls[from..]) => Some(Ok(calls[from..].to_vec())),
+        Ok(_) => None,
+        Err(error) => Some(Err(error)),
+    });
+    answer.with_context(|| format!("{what}: not within a minute"))?
+}
