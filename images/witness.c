@@ -15,6 +15,9 @@
  * "out" is the byte count the kernel answered to an unmap, or the number of the KVM slot; "object" is
  * the IOAS that iommufd made, mapped or unmapped in, or whatever it destroyed. Fields an ioctl does
  * not have are 0.
+ *
+ * What QEMU writes into the command register of a VFIO device, which is where bus mastering is turned off, has a line as
+ * well: "cmd" is 1, "flags" the value.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -27,6 +30,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -219,12 +223,66 @@ static int sets_memory(unsigned long cmd)
     return _IOC_TYPE(cmd) == KVMIO && (_IOC_NR(cmd) == 0x46 || _IOC_NR(cmd) == 0x49);
 }
 
+/* Everything one line says. */
+struct told {
+    unsigned long cmd;
+    int fd, ret, error;
+    uint64_t iova, size, vaddr, out, start, end;
+    unsigned int flags, object;
+};
+
+static void tell(const struct told *told)
+{
+    char line[320];
+    int length = snprintf(line, sizeof(line), "%lx %x %llx %llx %x %llx %x %d %llx %llu %llu %ld %x\n", told->cmd & 0xffff,
+                          told->fd, (unsigned long long)told->iova, (unsigned long long)told->size, told->flags,
+                          (unsigned long long)told->vaddr, told->ret, told->ret < 0 ? told->error : 0,
+                          (unsigned long long)told->out, (unsigned long long)told->start,
+                          (unsigned long long)(told->end - told->start), (long)getpid(), told->object);
+
+    if (write(record, line, (size_t)length) != length) {
+        /* A witness with holes is worse than none: stop the run, loudly. */
+        static const char lost[] = "witness: a record was lost\n";
+
+        (void)!write(STDERR_FILENO, lost, sizeof(lost) - 1);
+        _exit(126);
+    }
+}
+
+/* Where VFIO has a device's command register in the file of the device: in the region of configuration space. */
+#define COMMAND_REGISTER (((uint64_t)VFIO_PCI_CONFIG_REGION_INDEX << 40) + 4)
+#define WROTE_COMMAND 1
+
+ssize_t pwrite64(int fd, const void *bytes, size_t size, off64_t offset)
+{
+    static ssize_t (*next)(int, const void *, size_t, off64_t);
+    struct told told = { .cmd = WROTE_COMMAND, .fd = fd, .size = size };
+    uint16_t value;
+    ssize_t ret;
+
+    if (!next) {
+        next = (ssize_t (*)(int, const void *, size_t, off64_t))dlsym(RTLD_NEXT, "pwrite64");
+    }
+    if (record < 0 || (uint64_t)offset != COMMAND_REGISTER || size < sizeof(value)) {
+        return next(fd, bytes, size, offset);
+    }
+    memcpy(&value, bytes, sizeof(value));
+    told.flags = value;
+    told.start = now_ns();
+    ret = next(fd, bytes, size, offset);
+    told.error = errno;
+    told.end = now_ns();
+    told.ret = ret == (ssize_t)size ? 0 : -1;
+    tell(&told);
+    errno = told.error;
+    return ret;
+}
+
 int ioctl(int fd, unsigned long cmd, ...)
 {
     uint64_t iova = 0, size = 0, vaddr = 0, out = 0, start, end;
     unsigned int flags = 0, object = 0;
-    int ret, saved, length;
-    char line[320];
+    int ret, saved;
     va_list args;
     void *arg;
 
@@ -297,21 +355,8 @@ int ioctl(int fd, unsigned long cmd, ...)
                ((const struct dma_buf_export *)arg)->flags == EXPORT_DMA_BUF) {
         remember_dma_buf(fd, arg, ret);
     }
-    length = snprintf(line, sizeof(line),
-                      "%lx %x %llx %llx %x %llx %x %d %llx %llu %llu %ld %x\n",
-                      cmd & 0xffff, fd, (unsigned long long)iova,
-                      (unsigned long long)size, flags,
-                      (unsigned long long)vaddr, ret, ret < 0 ? saved : 0,
-                      (unsigned long long)out, (unsigned long long)start,
-                      (unsigned long long)(end - start),
-                      (long)getpid(), object);
-    if (write(record, line, (size_t)length) != length) {
-        /* A witness with holes is worse than none: stop the run, loudly. */
-        static const char lost[] = "witness: a record was lost\n";
-
-        (void)!write(STDERR_FILENO, lost, sizeof(lost) - 1);
-        _exit(126);
-    }
+    tell(&(struct told){ .cmd = cmd, .fd = fd, .ret = ret, .error = saved, .iova = iova, .size = size, .vaddr = vaddr,
+                         .out = out, .start = start, .end = end, .flags = flags, .object = object });
     errno = saved;
     return ret;
 }

@@ -3,6 +3,7 @@
 //! ioctl witness and QEMU's flat view. Everything here is plain data and runs anywhere.
 
 pub mod bar;
+pub mod exit;
 pub mod flatview;
 pub mod job;
 pub mod pattern;

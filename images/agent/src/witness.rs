@@ -6,6 +6,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::ranges::{self, Reach};
 
+/// The type of VFIO's and iommufd's commands.
+const VFIO: u32 = 0x3b;
 const SET_IOMMU: u32 = 0x3b66;
 const UNSET_CONTAINER: u32 = 0x3b69;
 const MAP_DMA: u32 = 0x3b71;
@@ -323,7 +325,7 @@ pub fn sequence(calls: &[Call]) -> Vec<String> {
     let mut memories: Vec<u64> = Vec::new();
     let mut fds: Vec<u32> = Vec::new();
     let mut lines = Vec::with_capacity(calls.len());
-    for call in calls.iter().filter(|c| !SET_MEMORY.contains(&c.cmd)) {
+    for call in calls.iter().filter(|c| c.cmd >> 8 == VFIO) {
         let fd = ordinal(&mut fds, call.fd);
         let memory = if call.is_map() {
             // Pieces of one block of host memory have the same distance to their IOVA.

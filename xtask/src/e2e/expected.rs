@@ -79,6 +79,9 @@ impl Plan {
                 "mappings-daemon",
                 "no-threads-daemon",
                 "daemon-maps-itself",
+                "quit",
+                "killed",
+                "mappings-after-kill",
             ],
             Scenario::Viommu => vec![
                 "mappings-after-realize",

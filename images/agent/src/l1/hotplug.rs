@@ -76,7 +76,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         count::stats_agree(lab, &mut vm, &mut facts)?;
     }
     lab.report.send(&Record::Facts(facts));
-    vm.quit()
+    vm.quit().map(drop)
 }
 
 fn plug(lab: &Lab, vm: &mut Vm, n: u64, address: Option<u64>) -> Result<()> {

@@ -5,6 +5,7 @@ mod count;
 mod devices;
 mod dirty;
 mod errors;
+mod exit;
 mod hotplug;
 mod limits;
 mod maps;

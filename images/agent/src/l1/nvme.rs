@@ -100,7 +100,7 @@ pub fn run(lab: &Lab) -> Result<()> {
 
     lab.report.step("plug again");
     plug_again(lab, &mut vm)?;
-    vm.quit()
+    vm.quit().map(drop)
 }
 
 /// The check `preallocated-passed-over`: of RAM that QEMU has filled itself, nothing was left to fault in.

@@ -69,7 +69,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         report_populated(lab, &mut vm, &facts)?;
     }
     lab.report.send(&Record::Facts(facts));
-    vm.quit()
+    vm.quit().map(drop)
 }
 
 /// The check `data`: L2 told that all was read as expected and all written, in the BAR that the guest has. What was

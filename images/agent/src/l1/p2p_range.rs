@@ -80,7 +80,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let seen = format!("{RESETS} resets, the same mappings after each");
     lab.report.check("same-after-resets", &problems, &seen);
     peer::one_warning(lab, &vm.stderr()?, 0, "-22 (Invalid argument)");
-    vm.quit()
+    vm.quit().map(drop)
 }
 
 /// The check `sections-traced`: the listener tells of each section as ever. The host compares them between modes, the host's

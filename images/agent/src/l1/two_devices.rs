@@ -1,5 +1,6 @@
 //! Two devices share a container: the second joins without a map, the first leaves without an
-//! unmap, the last takes everything with it. And a QEMU that becomes a daemon first.
+//! unmap, the last takes everything with it. And a QEMU that becomes a daemon first, one that is told to quit and one that
+//! is killed.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use vfio_fast_agent::record::Record;
 use vfio_fast_agent::witness::{self, Call};
 
 use super::vm::{self, Vm};
-use super::{Lab, count, devices, observe};
+use super::{Lab, count, devices, exit, observe};
 
 pub fn run(lab: &Lab) -> Result<()> {
     together(lab)?;
@@ -75,7 +76,7 @@ fn together(lab: &Lab) -> Result<()> {
         leave(&mut vm, 0)?;
         left_alone(lab, &mut vm)?;
     }
-    vm.quit()
+    vm.quit().map(drop)
 }
 
 /// A device that wants to be mapped another way than the container cannot join: the check
@@ -142,6 +143,7 @@ fn daemon(lab: &Lab) -> Result<()> {
         ]
         .map(str::to_owned),
     );
+    let pinned = exit::pinned_pages()?;
     let mut vm = Vm::start_daemon(lab, &arguments)?;
     observe::mappings(lab, &mut vm, "daemon")?;
     observe::no_threads(lab, &vm, "daemon")?;
@@ -151,5 +153,8 @@ fn daemon(lab: &Lab) -> Result<()> {
     let strangers = calls.iter().filter(|c| c.is_map() && c.pid != u64::from(vm.pid)).count();
     let problems = if strangers == 0 { vec![] } else { vec![format!("{strangers} maps by others")] };
     lab.report.check("daemon-maps-itself", &problems, &format!("{} mappings", held.len()));
-    vm.quit()
+    exit::quit(lab, vm, pinned)?;
+
+    lab.report.step("kill");
+    exit::kill(lab, &arguments)
 }

@@ -96,7 +96,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     if (lab.job.container, lab.job.mode) == (Container::Type1, Mode::Fast) {
         dirty::run(lab, &mut vm)?;
     }
-    vm.quit()
+    vm.quit().map(drop)
 }
 
 /// One device leaves, and the other one's mappings stay: `second-unmapped`, `first-left-alone`, `data-after-unplug`.

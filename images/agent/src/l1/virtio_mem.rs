@@ -127,7 +127,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     region.settled(&mut vm, LAST_MIB)?;
     region.mapped(lab, &mut vm, "after-reset", LAST_MIB)?;
     observe::no_threads(lab, &vm, "after-reset")?;
-    vm.quit()
+    vm.quit().map(drop)
 }
 
 /// Where the device has its memory.

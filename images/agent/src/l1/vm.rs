@@ -355,13 +355,13 @@ impl Vm {
         Ok(status)
     }
 
-    /// Ends QEMU through its monitor and tells the host every ioctl it made.
-    pub fn quit(mut self) -> Result<()> {
+    /// Ends QEMU through its monitor and tells the host every ioctl it made; the answer is the same.
+    pub fn quit(mut self) -> Result<Vec<Call>> {
         self.qmp.run("quit", serde_json::json!({}))?;
         let status = self.wait_exit()?;
         self.log_witness()?;
         ensure!(status.success(), "QEMU ended with {status}");
-        Ok(())
+        self.witnessed()
     }
 
     /// Ends QEMU as it stands; its memory is free afterwards.

@@ -1,0 +1,81 @@
+//! How QEMU ends: with everything taken away by itself or by the kernel, and nothing left behind either way.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use vfio_fast_agent::exit;
+use vfio_fast_agent::job::Mode;
+
+use super::vm::Vm;
+use super::{Lab, observe};
+use crate::machine;
+
+/// What one call of the library takes at most.
+const MOST: u64 = 4 << 30;
+/// Bytes of a page of L1.
+const PAGE: u64 = 4096;
+
+/// Pages pinned by anybody, as L1's kernel counts them.
+pub fn pinned_pages() -> Result<u64> {
+    // Each processor counts for itself for a while.
+    fs::write("/proc/sys/vm/stat_refresh", "1").context("cannot refresh the kernel's counters")?;
+    let text = fs::read_to_string("/proc/vmstat")?;
+    let counter = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|rest| rest.trim().parse::<u64>().ok());
+        number.with_context(|| format!("/proc/vmstat has no {name}"))
+    };
+    Ok(counter("nr_foll_pin_acquired ")?.saturating_sub(counter("nr_foll_pin_released ")?))
+}
+
+/// Quits, and reports as the check `quit` what QEMU did about the mappings of its only device: the library unmaps, without
+/// it that is the kernel's. `pinned` pages were pinned before QEMU was started, and are so again.
+pub fn quit(lab: &Lab, vm: Vm, pinned: u64) -> Result<()> {
+    let told = vm.witnessed()?.len();
+    let calls = vm.quit()?;
+    let mut problems = match lab.job.mode {
+        Mode::Fast => exit::taken_away(&calls, told, 1, MOST)?,
+        _ => exit::left_alone(&calls, told),
+    };
+    problems.extend(still_pinned(pinned)?);
+    lab.report.check("quit", &problems, &format!("{} calls after it", calls.len() - told));
+    Ok(())
+}
+
+/// A QEMU that is killed leaves nothing behind, and the next one can have its device: the check `killed`.
+pub fn kill(lab: &Lab, arguments: &[String]) -> Result<()> {
+    let before = pinned_pages()?;
+    let mut vm = Vm::start(lab, arguments)?;
+    vm.qmp.run("query-status", json!({}))?;
+    let mut problems = Vec::new();
+    let held = pinned_pages()?.saturating_sub(before);
+    if held < (lab.job.l2_memory_mib << 20) / PAGE {
+        problems.push(format!("{held} pages were pinned, RAM has more"));
+    }
+    vm.kill()?;
+    problems.extend(still_pinned(before)?);
+    lab.report.check("killed", &problems, &format!("{held} pages were pinned, and none is left"));
+
+    let mut vm = Vm::start(lab, arguments)?;
+    let wanted = observe::mappings(lab, &mut vm, "after-kill")?;
+    ensure!(!wanted.is_empty(), "the next QEMU mapped nothing");
+    vm.quit().map(drop)
+}
+
+/// What is wrong if more pages are pinned than `before`.
+fn still_pinned(before: u64) -> Result<Option<String>> {
+    let mut left = 0;
+    let returned = machine::wait_for(Duration::from_secs(10), || match pinned_pages() {
+        Ok(pages) if pages > before => {
+            left = pages - before;
+            None
+        }
+        pages => Some(pages),
+    });
+    match returned {
+        Some(pages) => pages.map(|_| None),
+        None => Ok(Some(format!("{left} pages are still pinned"))),
+    }
+}
