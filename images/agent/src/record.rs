@@ -120,6 +120,8 @@ pub struct Start {
     pub shmem_bytes: u64,
     /// Bytes of QEMU's memory in huge pages in the end.
     pub huge_bytes: u64,
+    /// Nanoseconds from `quit` until QEMU's process was gone; L2 ran until then.
+    pub exit_ns: u64,
 }
 
 impl Start {

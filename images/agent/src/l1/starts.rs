@@ -1,5 +1,5 @@
 //! Starts L2 again and again, mapped by QEMU's listener and by the library in turns, and times it: until L2
-//! executes, and until its kernel has taken over from the firmware. Every memory is cold: each start is a
+//! executes, until its kernel has taken over from the firmware, and from `quit` to the end. Every memory is cold: each start is a
 //! new process, and what the one before had is free again.
 
 use std::fs;
@@ -75,7 +75,7 @@ fn one(lab: &Lab, mib: u64, memory: Memory, mode: Mode, round: u32, name: &str) 
     let started = vm.started_ns();
     let moment = |at_ns: u64, populate_ns| Moment { at_ns, populate_ns, ..moment(&calls, started + at_ns) };
     let held = witness::replay(&calls)?;
-    let start = Start {
+    let mut start = Start {
         round,
         mode,
         memory,
@@ -85,8 +85,10 @@ fn one(lab: &Lab, mib: u64, memory: Memory, mode: Mode, round: u32, name: &str) 
         locked_bytes: limits::locked_bytes(vm.pid)?,
         shmem_bytes: kib(&format!("/proc/{}/status", vm.pid), "RssShmem:")? << 10,
         huge_bytes: huge_bytes(vm.pid)?,
+        exit_ns: 0,
     };
-    vm.kill()?;
+    vm.qmp.run("cont", json!({}))?;
+    start.exit_ns = vm.quit_timed()?.as_nanos() as u64;
     Ok(start)
 }
 

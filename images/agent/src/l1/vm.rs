@@ -364,6 +364,16 @@ impl Vm {
         self.witnessed()
     }
 
+    /// Ends QEMU through its monitor; the answer is how long that took, until its process was gone.
+    pub fn quit_timed(mut self) -> Result<Duration> {
+        let told = Instant::now();
+        self.qmp.run("quit", serde_json::json!({}))?;
+        let status = self.wait_exit()?;
+        let took = told.elapsed();
+        ensure!(status.success(), "QEMU ended with {status}");
+        Ok(took)
+    }
+
     /// Ends QEMU as it stands; its memory is free afterwards.
     pub fn kill(mut self) -> Result<()> {
         self.process.kill();

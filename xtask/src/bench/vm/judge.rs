@@ -90,6 +90,9 @@ fn times_add_up(starts: &[Start]) -> Check {
                 kernel.at_ns
             ));
         }
+        if start.exit_ns == 0 {
+            problems.push(format!("{}: its end took no time", start.name()));
+        }
         for moment in [first, kernel] {
             let parts = moment.map_ns + moment.unmap_ns + moment.populate_ns;
             if parts > moment.at_ns {
@@ -134,5 +137,6 @@ mod tests {
         assert_eq!(failing(|starts| starts[15].shmem_bytes = 4096), ["memory-as-asked"]);
         assert_eq!(failing(|starts| starts[4].first_instruction.at_ns = 41), ["times-add-up"]);
         assert_eq!(failing(|starts| starts[4].kernel.unmap_ns = 26), ["times-add-up"]);
+        assert_eq!(failing(|starts| starts[4].exit_ns = 0), ["times-add-up"]);
     }
 }

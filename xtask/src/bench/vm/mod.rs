@@ -128,6 +128,7 @@ mod tests {
                         locked_bytes: GIB,
                         shmem_bytes: if memory.is_memfd() { GIB } else { 4096 },
                         huge_bytes: if memory.may_be_huge() { GIB } else { 0 },
+                        exit_ns: 9,
                     });
                 }
             }

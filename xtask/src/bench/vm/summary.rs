@@ -29,6 +29,23 @@ pub struct Summary {
     pub first_instruction: Vec<Row>,
     /// From QEMU's start until the guest's kernel has taken over from the firmware.
     pub kernel: Vec<Row>,
+    /// From `quit` until QEMU's process was gone.
+    pub exit: Vec<Exit>,
+}
+
+/// The ends of one memory and size.
+#[derive(Clone, Debug, Serialize)]
+pub struct Exit {
+    /// What the guest's RAM is made of.
+    pub memory: Memory,
+    /// How much of it.
+    pub bytes: u64,
+    /// Seconds with QEMU's own listener.
+    pub stock: Spread,
+    /// Seconds with the library.
+    pub fast: Spread,
+    /// How many times as fast as stock of the same round.
+    pub ratio: Spread,
 }
 
 /// One memory and size.
@@ -82,6 +99,7 @@ impl Summary {
             rows.filter(|row| row.ratio.count > 0).collect()
         };
         let (first_instruction, kernel) = (rows(|start| start.first_instruction), rows(|start| start.kernel));
+        let ends = cases.iter().map(|((memory, bytes), starts)| exit(*memory, *bytes, starts));
         Self {
             machine,
             command: String::new(),
@@ -91,8 +109,19 @@ impl Summary {
             rounds: kernel.iter().map(|row| row.fast.seconds.count).max().unwrap_or(0),
             first_instruction,
             kernel,
+            exit: ends.filter(|end| end.ratio.count > 0).collect(),
         }
     }
+}
+
+fn exit(memory: Memory, bytes: u64, starts: &[&Start]) -> Exit {
+    let of = |mode: Mode| starts.iter().filter(move |start| start.mode == mode);
+    let seconds = |mode| Spread::of(of(mode).map(|start| start.exit_ns as f64 / 1e9));
+    let ratio = Spread::of(of(Mode::Fast).filter_map(|fast| {
+        let stock = of(Mode::Stock).find(|stock| stock.round == fast.round)?;
+        Some(stock.exit_ns as f64 / fast.exit_ns as f64)
+    }));
+    Exit { memory, bytes, stock: seconds(Mode::Stock), fast: seconds(Mode::Fast), ratio }
 }
 
 fn row(memory: Memory, bytes: u64, starts: &[&Start], moment: fn(&Start) -> Moment) -> Row {
@@ -167,6 +196,7 @@ mod tests {
                         locked_bytes,
                         shmem_bytes,
                         huge_bytes,
+                        exit_ns: seconds * second,
                     },
                 ));
             }
@@ -179,6 +209,8 @@ mod tests {
         assert_eq!((row.stock.seconds.median, row.stock.seconds.min), (32.0, 8.0));
         assert_eq!((row.fast.map.median, row.fast.populate.median, row.stock.populate.max), (8.0, 4.0, 0.0));
         assert_eq!((row.fast.map_calls.median, row.fast.huge.median), (7.0, 0.5));
+        let end = &summary.exit[0];
+        assert_eq!((end.ratio.median, end.stock.median, end.fast.min), (2.0, 32.0, 4.0));
         let row = &summary.kernel[0];
         assert_eq!((row.stock.map_calls.median, row.ratio.median), (60.0, 1.8));
     }

@@ -1,6 +1,6 @@
 //! Starts as a section of the report.
 
-use super::summary::{Row, Side, Summary};
+use super::summary::{Exit, Row, Side, Summary};
 use crate::bench::bars::percent;
 use crate::bench::summary::Spread;
 use crate::bench::table::{Section, Table, about_run, gib, ratio, seconds};
@@ -30,6 +30,7 @@ pub fn section(summary: &Summary) -> Section {
                 table(&summary.first_instruction),
             ),
             ("From QEMU's start to the first output of the guest's kernel", table(&summary.kernel)),
+            ("From `quit` to the end of QEMU's process", exit_table(&summary.exit)),
         ],
     }
 }
@@ -52,6 +53,14 @@ fn table(rows: &[Row]) -> Table {
         ],
         rows: rows.iter().map(cells).collect(),
     }
+}
+
+fn exit_table(ends: &[Exit]) -> Table {
+    let row = |end: &Exit| {
+        let memory = end.memory.name().into();
+        vec![memory, gib(end.bytes), seconds(end.stock), seconds(end.fast), ratio(end.ratio)]
+    };
+    Table { head: vec!["memory", "size", "stock", "fast", "× stock"], rows: ends.iter().map(row).collect() }
 }
 
 fn cells(row: &Row) -> Vec<String> {
