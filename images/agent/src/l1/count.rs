@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use vfio_fast_agent::job::Container;
 use vfio_fast_agent::record::{BarCosts, Facts};
 use vfio_fast_agent::witness::{Call, Held};
 
 use super::vm::Vm;
-use super::{Lab, observe, tracing};
+use super::{Lab, limits, observe, tracing};
 use crate::machine;
 
 /// From this kernel on VFIO does not try out superpages.
@@ -135,4 +136,16 @@ fn report_equal(lab: &Lab, name: &str, other: &str, pairs: &[(&str, u64, u64)]) 
         wrong.map(|(what, a, b)| format!("{what}: kernel {a}, {other} {b}")).collect();
     let seen: Vec<String> = pairs.iter().map(|(what, a, _)| format!("{what} {a}")).collect();
     lab.report.check(name, &problems, &seen.join(", "));
+}
+
+/// Bytes that are locked for the device.
+pub fn locked_bytes(lab: &Lab, vm: &Vm) -> Result<u64> {
+    match lab.job.container {
+        Container::Type1 => limits::locked_bytes(vm.pid),
+        // It counts them where nobody can read them. What is pinned is in the IOMMU.
+        Container::Iommufd => {
+            let kernel = tracing::read()?;
+            Ok(kernel.map_bytes.abs_diff(kernel.unmap_bytes))
+        }
+    }
 }

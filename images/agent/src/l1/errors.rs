@@ -10,7 +10,7 @@ use vfio_fast_agent::pattern;
 use vfio_fast_agent::record::Record;
 
 use super::vm::{self, Vm};
-use super::{Lab, count, devices, limits, observe, tracing};
+use super::{Lab, count, devices, limits, observe};
 
 const MIB: u64 = 1 << 20;
 /// Allowed at first: far less than the guest has.
@@ -48,7 +48,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.check("alive-after-refusal", &problems, "the VM answers and is as before");
     observe::nothing_mapped(lab, &vm, "after-refusal")?;
     observe::no_threads(lab, &vm, "after-refusal")?;
-    let locked = locked_bytes(lab, &vm)?;
+    let locked = count::locked_bytes(lab, &vm)?;
     let problems = if locked == 0 { vec![] } else { vec![format!("{locked} bytes stay locked")] };
     lab.report.check("nothing-locked-after-refusal", &problems, "nothing stays locked");
 
@@ -87,18 +87,6 @@ pub fn run(lab: &Lab) -> Result<()> {
     problems.extend(judge_abort(lab, &errors));
     lab.report.check("runtime-error", &problems, "QEMU reported the map and aborted");
     Ok(())
-}
-
-/// Bytes that are locked for the device.
-fn locked_bytes(lab: &Lab, vm: &Vm) -> Result<u64> {
-    match lab.job.container {
-        Container::Type1 => limits::locked_bytes(vm.pid),
-        // It counts them per user, where nobody can read them. What is pinned is in the IOMMU.
-        Container::Iommufd => {
-            let kernel = tracing::read()?;
-            Ok(kernel.map_bytes.abs_diff(kernel.unmap_bytes))
-        }
-    }
 }
 
 fn device(lab: &Lab) -> Value {

@@ -305,8 +305,11 @@ fn report_touched(lab: &Lab, name: &str, calls: &[Call], mapped: u64, unmapped: 
 
 /// Some blocks of a request can be mapped, then one cannot: `rolled-back`, `alive-after-refusal`, `locked-after-refusal`.
 fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &Held) -> Result<()> {
-    let locked = locked_bytes(lab, vm, wanted)?;
-    limits::set_memlock(Some(vm.pid), locked + LOCKABLE)?;
+    // All that is mapped counts, but for BARs.
+    let bars = observe::device_memory(vm.pid)?;
+    let counted: u64 = wanted.values().filter(|m| !observe::is_in(&bars, m.vaddr)).map(|m| m.size).sum();
+    limits::set_memlock(Some(vm.pid), counted + LOCKABLE)?;
+    let locked = count::locked_bytes(lab, vm)?;
     let refusals = preflight_refusals(lab, vm)?;
     let before = vm.witnessed()?.len();
     let busy = answers(&qemu_trace::text()?, BUSY);
@@ -339,7 +342,7 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &Held) -> Result<()> 
     }
     lab.report.check("rolled-back", &problems, &seen);
     region.mapped(lab, vm, "after-refusal", GROWN_MIB)?;
-    let now = locked_bytes(lab, vm, wanted)?;
+    let now = count::locked_bytes(lab, vm)?;
     let problems =
         if now == locked { vec![] } else { vec![format!("{now} bytes are locked, were {locked}")] };
     lab.report.check("locked-after-refusal", &problems, &format!("{now} bytes, as before"));
@@ -357,18 +360,6 @@ fn preflight_refusals(lab: &Lab, vm: &mut Vm) -> Result<u64> {
     count::library_stats(vm)?["preflight_refusals"]
         .as_u64()
         .context("the library does not count its refusals")
-}
-
-/// Bytes that are locked for the device.
-fn locked_bytes(lab: &Lab, vm: &Vm, wanted: &Held) -> Result<u64> {
-    match lab.job.container {
-        Container::Type1 => limits::locked_bytes(vm.pid),
-        // It counts them where nobody can read them: what is mapped, and is no BAR.
-        Container::Iommufd => {
-            let bars = observe::device_memory(vm.pid)?;
-            Ok(wanted.values().filter(|m| !observe::is_in(&bars, m.vaddr)).map(|m| m.size).sum())
-        }
-    }
 }
 
 #[cfg(test)]
