@@ -142,7 +142,7 @@ fn report_equal(lab: &Lab, name: &str, other: &str, pairs: &[(&str, u64, u64)]) 
 pub fn locked_bytes(lab: &Lab, vm: &Vm) -> Result<u64> {
     match lab.job.container {
         Container::Type1 => limits::locked_bytes(vm.pid),
-        // It counts them where nobody can read them. What is pinned is in the IOMMU.
+        // It counts them per user, where nobody can read them. What is pinned is in the IOMMU.
         Container::Iommufd => {
             let kernel = tracing::read()?;
             Ok(kernel.map_bytes.abs_diff(kernel.unmap_bytes))
