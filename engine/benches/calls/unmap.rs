@@ -23,7 +23,7 @@ const GIB: u64 = 1 << 30;
 const ENTRY: u64 = GIB;
 /// Beyond what any IOMMU has reserved.
 const START: u64 = 1 << 40;
-/// What is counted elsewhere between two steps shall be of what lies between them.
+/// What is counted elsewhere between two steps shall be of what lies between them, however late they are heard of.
 const PAUSE: Duration = Duration::from_millis(400);
 
 /// Every policy as often as asked for, on so many GiB in such pages.
@@ -113,6 +113,7 @@ fn timed(what: &str, unmap: impl FnOnce() -> Result<u64>) -> Result<f64> {
     let took = start.elapsed();
     sleep(PAUSE);
     eprintln!("{what}: unmapped");
+    sleep(PAUSE);
     Ok(took.as_secs_f64())
 }
 

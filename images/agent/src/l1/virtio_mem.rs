@@ -200,8 +200,10 @@ impl Region {
             entries.chunks((BLOCK / PAGE * ENTRY) as usize).zip((self.address..).step_by(BLOCK as usize));
         let filled: BTreeSet<u64> = blocks.filter(|(block, _)| there(block)).map(|(_, at)| at).collect();
         let plugged = plugged(&qemu_trace::text()?)?;
-        let problems: Vec<String> =
+        let mut problems: Vec<String> =
             filled.difference(&plugged).take(5).map(|at| format!("{at:#x} is filled")).collect();
+        // What is mapped is there: where that is not seen, nothing is.
+        problems.extend(plugged.difference(&filled).take(5).map(|at| format!("{at:#x} is not there")));
         lab.report.check("unplugged-not-filled", &problems, &format!("{} blocks are filled", filled.len()));
         Ok(())
     }
