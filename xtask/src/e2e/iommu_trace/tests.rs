@@ -196,6 +196,35 @@ fn what_is_unmapped_after_leaving_needs_no_operation() {
     assert!(compared(&calls, &trace()).unwrap_err().to_string().contains("before the device was detached"));
 }
 
+/// And when it comes back, all is compared again.
+#[test]
+fn a_device_that_comes_back_is_compared_again() {
+    let unmap_all = "3b72 9 0 ffff";
+    let calls = CALLS.replace(unmap_all, &format!("3b78 8 0 0 0 0 0 0 0 290 5 7 0\n{unmap_all}"))
+        + "3b77 8 0 0 0 0 0 0 0 320 5 7 0\n3b71 9 0 1000 3 7f0000000000 0 0 0 330 10 7 0\n";
+    let end = "3b72 9 0 1000 0 0 0 0 1000 350 10 7 0\n";
+    let again = "\
+        virtio_iommu_attach domain=7 endpoint=32\n\
+        virtio_iommu_detach_endpoint_from_domain domain=2 endpoint=32\n";
+    let map = "virtio_iommu_map domain=7 virt_start=0x0 virt_end=0xfff phys_start=0x5000 flags=3\n";
+    let unmap = "virtio_iommu_unmap_done domain=7 virt_start=0x0 virt_end=0xfff\n";
+    let back = HANDED_BACK.replace("domain=6", "domain=7");
+    let before = format!("{HANDED_OUT}{MAPPED}{HANDED_BACK}{again}");
+    let with_end = calls.clone() + end;
+    assert_eq!(compared(&with_end, &format!("{before}{map}{unmap}{back}")).unwrap().maps, 7);
+    assert!(compared(&with_end, &format!("{before}{unmap}{back}")).is_err());
+    assert!(compared(&with_end, &format!("{before}{map}{back}")).is_err(), "it left with a mapping");
+    // QEMU ends with it mapped: the kernel takes it away, or the domain with it.
+    for trace in [format!("{before}{map}{unmap}{back}"), format!("{before}{map}{back}")] {
+        assert_eq!(compared(&calls, &trace).unwrap().maps, 7);
+    }
+    assert!(compared(&calls, &format!("{before}{map}")).is_err(), "it is still there");
+    assert!(
+        compared(&calls, &format!("{before}{map}{unmap}{map}{back}")).is_err(),
+        "mapped by nobody's order"
+    );
+}
+
 #[test]
 fn a_line_that_is_not_understood_is_an_error() {
     assert!(event::parse("virtio_iommu_map domain=6 virt_start=0x0").is_err());
