@@ -320,13 +320,16 @@ pub fn memory_distances(calls: &[Call]) -> BTreeSet<u64> {
 
 /// The calls of VFIO and iommufd as text in which two runs of the same program are equal: host addresses become the
 /// ordinal of the memory they belong to, descriptors the ordinal of their first use, and times
-/// and threads are left out.
+/// and threads are left out. A device that comes back has its BARs where there is room: memory is counted anew then.
 pub fn sequence(calls: &[Call]) -> Vec<String> {
     let mut memories: Vec<u64> = Vec::new();
     let mut fds: Vec<u32> = Vec::new();
     let mut lines = Vec::with_capacity(calls.len());
     for call in calls.iter().filter(|c| c.cmd >> 8 == VFIO) {
         let fd = ordinal(&mut fds, call.fd);
+        if call.leaves_container() || call.destroys() {
+            memories.clear();
+        }
         let memory = if call.is_map() {
             // Pieces of one block of host memory have the same distance to their IOVA.
             format!(" m{}", ordinal(&mut memories, call.distance()))
@@ -488,6 +491,11 @@ mod tests {
         assert_eq!(here, sequence(&parse(&there).unwrap()));
         let other = sequence(&parse(&format!("{HIGH}{LOW}")).unwrap());
         assert_ne!(here, other);
+        let again = |address| {
+            let back = LOW.replace("7f0000000000", address);
+            sequence(&parse(&format!("{LOW}3b69 8 0 0 0 0 0 0 0 150 5 77 0\n{back}")).unwrap())
+        };
+        assert_eq!(again("7f0000000000"), again("7e1000000000"));
     }
 
     #[test]
