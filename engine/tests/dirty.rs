@@ -5,17 +5,16 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::hva;
+use common::range;
 use proptest::prelude::*;
-use vfio_fast_engine::addr::{Iova, IovaRange};
+use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::error::{Op, Why};
-use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
+use vfio_fast_engine::region::Region;
 use vfio_fast_engine::{Config, Engine, Errno};
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
-const RAM: u64 = 0x7f00_0000_0000;
 /// Pages of the space the random test plays in: some entries of 2 MiB.
 const PAGES: u64 = 3000;
 
@@ -30,17 +29,12 @@ fn open(sim: SimConfig) -> (Engine, Sim) {
     (Engine::new(Box::new(sim.clone()), config).unwrap(), sim)
 }
 
-fn range(start: u64, length: u64) -> IovaRange {
-    IovaRange::new(Iova(start), length).unwrap()
-}
-
 fn pages(first: u64, count: u64) -> IovaRange {
     range(first * PAGE, count * PAGE)
 }
 
 fn ram(range: IovaRange, exact: bool) -> Region {
-    let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(1));
-    Region { range, hva: hva(RAM + range.start()), perm, kind, backing, exact }
+    Region { exact, ..common::ram(range.start(), range.length()) }
 }
 
 fn bitmap(range: IovaRange) -> Vec<u64> {

@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::hva;
-use vfio_fast_engine::addr::{Iova, IovaRange};
+use common::{RAM, hva, ram, range};
+use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Sim, SimConfig};
 use vfio_fast_engine::error::{Op, Why};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
@@ -13,24 +13,6 @@ use vfio_fast_engine::{Config, Engine, Errno};
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-const RAM: u64 = 0x7f00_0000_0000;
-
-fn range(start: u64, length: u64) -> IovaRange {
-    IovaRange::new(Iova(start), length).unwrap()
-}
-
-/// RAM whose host address follows its IOVA.
-fn ram(start: u64, length: u64) -> Region {
-    Region {
-        range: range(start, length),
-        hva: hva(RAM + (start & (GIB * 1024 - 1))),
-        perm: Perm::ReadWrite,
-        kind: Kind::Ram,
-        backing: Backing(1),
-        exact: false,
-    }
-}
-
 fn open(config: SimConfig) -> (Engine, Sim) {
     let sim = Sim::new(config);
     (Engine::new(Box::new(sim.clone()), Config::default()).unwrap(), sim)

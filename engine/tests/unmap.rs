@@ -3,28 +3,17 @@
 
 mod common;
 
-use common::hva;
+use common::{RAM, hva, ram, range};
 use proptest::prelude::*;
 use vfio_fast_engine::addr::{Iova, IovaRange, Superpages};
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::error::Why;
-use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
+use vfio_fast_engine::region::{Backing, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Errno};
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-const RAM: u64 = 0x7f00_0000_0000;
-
-fn range(start: u64, length: u64) -> IovaRange {
-    IovaRange::new(Iova(start), length).unwrap()
-}
-
-fn ram(start: u64, length: u64) -> Region {
-    let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(1));
-    Region { range: range(start, length), hva: hva(RAM + start), perm, kind, backing, exact: false }
-}
-
 fn open(sim: SimConfig, config: Config) -> (Engine, Sim) {
     let sim = Sim::new(sim);
     (Engine::new(Box::new(sim.clone()), config).unwrap(), sim)

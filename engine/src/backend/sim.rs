@@ -151,35 +151,6 @@ impl Sim {
         state.held.written.insert(iova / page);
     }
 
-    /// VFIO_IOMMU_DIRTY_PAGES with its flag to start or to stop. Not among [`Sim::calls`].
-    pub fn ask_to_track(&self, on: bool) -> std::result::Result<(), Errno> {
-        let mut state = self.state();
-        state.held.track(&self.config(), on)
-    }
-
-    /// VFIO_IOMMU_DIRTY_PAGES for a bitmap of so many words, with any numbers, answered as the kernel would. Not among
-    /// [`Sim::calls`].
-    pub fn ask_for_dirty(
-        &self,
-        iova: u64,
-        length: u64,
-        bitmap: &mut [u64],
-    ) -> std::result::Result<(), Errno> {
-        let mut state = self.state();
-        state.held.read_dirty(&self.config(), iova, length, bitmap)
-    }
-
-    /// The unmap ioctl with a bitmap of so many words, with any numbers, answered as the kernel would. Not among [`Sim::calls`].
-    pub fn ask_to_unmap_dirty(
-        &self,
-        iova: u64,
-        length: u64,
-        bitmap: &mut [u64],
-    ) -> std::result::Result<u64, Errno> {
-        let mut state = self.state();
-        state.held.unmap_dirty(&self.config(), iova, length, bitmap)
-    }
-
     /// Attaches the first device, which pins what was only noted so far.
     pub fn attach(&self) -> std::result::Result<(), Errno> {
         let mut state = self.state();
@@ -338,7 +309,7 @@ impl DirtyTracking for Sim {
     }
 
     fn track_dirty(&self, on: bool) -> std::result::Result<(), Errno> {
-        self.ask_to_track(on)
+        self.state().held.track(&self.config(), on)
     }
 
     fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<(), Errno> {

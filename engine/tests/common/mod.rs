@@ -197,6 +197,21 @@ pub fn hva(address: u64) -> HostVa {
     unsafe { vfio_fast_engine::sys::hva::host_va(address) }
 }
 
+/// So many bytes from there on.
+pub fn range(start: u64, length: u64) -> IovaRange {
+    IovaRange::new(Iova(start), length).expect("inside the address space")
+}
+
+/// Where the RAM of [`ram`] is in the host's memory.
+pub const RAM: u64 = 0x7f00_0000_0000;
+
+/// RAM of one object, whose host address follows its IOVA.
+pub fn ram(start: u64, length: u64) -> Region {
+    let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(1));
+    let hva = hva(RAM + (start & ((1 << 40) - 1)));
+    Region { range: range(start, length), hva, perm, kind, backing, exact: false }
+}
+
 /// A model that keeps these rules.
 pub fn keeping(rules: Rules) -> SimConfig {
     SimConfig { rules, ..SimConfig::default() }

@@ -27,10 +27,7 @@ impl Held {
         bitmap: &mut [u64],
     ) -> Result<(), Errno> {
         let range = self.tracked(config, iova, length, bitmap)?;
-        let entries = self.overlapping(range);
-        if entries.as_slice().iter().any(|entry| !range.contains(*entry)) {
-            return Err(Errno::EINVAL);
-        }
+        let entries = self.whole(range)?;
         entries.for_each(|entry| self.tell(config, entry, range, bitmap));
         Ok(())
     }
@@ -44,10 +41,7 @@ impl Held {
         bitmap: &mut [u64],
     ) -> Result<u64, Errno> {
         let range = self.tracked(config, iova, length, bitmap)?;
-        let entries = self.overlapping(range);
-        if entries.as_slice().iter().any(|entry| !range.contains(*entry)) {
-            return Err(Errno::EINVAL);
-        }
+        let entries = self.whole(range)?;
         Ok(entries
             .map(|entry| {
                 self.tell(config, entry, range, bitmap);

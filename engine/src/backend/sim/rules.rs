@@ -120,7 +120,7 @@ impl Held {
     }
 
     /// The mappings that share a byte with `range`, ascending.
-    pub(super) fn overlapping(&self, range: IovaRange) -> std::vec::IntoIter<IovaRange> {
+    fn overlapping(&self, range: IovaRange) -> std::vec::IntoIter<IovaRange> {
         let below =
             self.mappings.range(..=range.start()).next_back().filter(|(_, m)| m.range.overlaps(range));
         let first = below.map_or(range.start(), |(start, _)| *start);
@@ -179,11 +179,14 @@ impl Held {
             return Err(Errno::EINVAL);
         }
         let range = IovaRange::new(Iova(iova), length).ok_or(Errno::EINVAL)?;
+        Ok(self.whole(range)?.map(|mapping| self.remove(config, mapping)).sum())
+    }
+
+    /// The mappings in `range`, of which type1 lets none be cut.
+    pub(super) fn whole(&self, range: IovaRange) -> Answer<std::vec::IntoIter<IovaRange>> {
         let inside = self.overlapping(range);
-        if inside.as_slice().iter().any(|mapping| !range.contains(*mapping)) {
-            return Err(Errno::EINVAL);
-        }
-        Ok(inside.map(|mapping| self.remove(config, mapping)).sum())
+        let cut = inside.as_slice().iter().any(|mapping| !range.contains(*mapping));
+        if cut { Err(Errno::EINVAL) } else { Ok(inside) }
     }
 
     // iommufd_ioas_unmap, iopt_unmap_iova.
