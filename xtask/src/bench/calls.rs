@@ -13,14 +13,12 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::bars::{Bar, percent, times};
-use super::machine::{Busy, machine};
+use super::nested::{self, Nested};
 use super::record::Machine as About;
 use super::summary::Spread;
 use super::table::{Section, Table, about_run, promises};
 use super::vm::TRANSLATED;
-use crate::cache::Cache;
-use crate::e2e::{self, Accel, Machine, Phase, Phases, Plan, Runs};
-use crate::packages;
+use crate::e2e::{self, Accel, Machine, Plan};
 use cases::{Driver, Policy, Record, Shape, Unmap};
 
 const GIB: u64 = 1 << 30;
@@ -130,18 +128,8 @@ pub struct UnmapRow {
 
 /// Measures. The second answer says what went wrong; what was measured until then is in the first.
 pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
-    let phases = Phases::default();
-    phases.enter(Phase::Setup);
-    let cache = Cache::open()?;
-    packages::ensure(&cache)?;
     let plans = wanted.plans();
-    let (parts, accel) = e2e::prepare(&cache, folder, &phases, &plans)?;
-    let machine = machine(PINS);
-    let runs = Runs { parts: &parts, folder, accel, phases: &phases };
-    let before = Busy::now();
-    let (verdicts, outcome) = runs.all(&plans);
-    let others = Spread::of([Busy::now().others_since(&before)]);
-    outcome?;
+    let Nested { machine, accel, verdicts, others } = nested::run(&plans, folder, PINS)?;
     let mut wrong = Vec::new();
     let (mut arrays, mut unmaps) = (Vec::new(), Vec::new());
     for (verdict, plan) in verdicts.iter().zip(&plans) {
@@ -423,7 +411,7 @@ mod tests {
         let (arrays, unmaps) = rows("x", &lines.join("\n"), &Invalidated::default()).unwrap();
         let bars = judge(&arrays, &unmaps);
         let (command, accel, others) = (String::new(), String::new(), Spread::default());
-        let machine = machine(PINS);
+        let machine = crate::bench::machine::machine(PINS);
         let summary = Summary { machine, command, accel, translated: true, others, arrays, unmaps, bars };
         let section = section(&summary);
         let lengths: Vec<usize> = section.tables.iter().map(|(_, table)| table.rows.len()).collect();

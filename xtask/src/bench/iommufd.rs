@@ -9,15 +9,13 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::bars::{self, Bar, percent};
-use super::machine::{Busy, machine};
 use super::mebibytes;
+use super::nested::{self, Nested};
 use super::record::{Backing, Case, Machine};
 use super::summary::{Row, Spread, Summary as Measured};
 use super::table::{Section, about_run, left_out, memory_tables, promises};
 use super::vm::TRANSLATED;
-use crate::cache::Cache;
-use crate::e2e::{self, Accel, Phase, Phases, Plan, Runs, Verdict};
-use crate::packages;
+use crate::e2e::{self, Accel, Plan, Verdict};
 
 /// What maps there.
 const PINS: &str = "iommufd on an emulated VT-d";
@@ -86,18 +84,7 @@ pub struct Summary {
 
 /// Measures. The second answer says what went wrong; what was measured until then is in the first.
 pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
-    let phases = Phases::default();
-    phases.enter(Phase::Setup);
-    let cache = Cache::open()?;
-    packages::ensure(&cache)?;
-    let plans = [wanted.plan()];
-    let (parts, accel) = e2e::prepare(&cache, folder, &phases, &plans)?;
-    let machine = machine(PINS);
-    let runs = Runs { parts: &parts, folder, accel, phases: &phases };
-    let before = Busy::now();
-    let (verdicts, outcome) = runs.all(&plans);
-    let others = Spread::of([Busy::now().others_since(&before)]);
-    outcome?;
+    let Nested { machine, accel, verdicts, others } = nested::run(&[wanted.plan()], folder, PINS)?;
     let verdict = verdicts.first().context("L1 was not run")?;
     let records = verdict.folder.join("native.log");
     let text = fs::read_to_string(&records)
@@ -265,8 +252,12 @@ mod tests {
     #[test]
     fn every_case_is_in_tables_and_plots() {
         let measured = Measured::of(&right().join("\n")).unwrap();
-        let summary =
-            Summary::of(measured, super::machine(PINS), Accel::Tcg("no processor"), Spread::default());
+        let summary = Summary::of(
+            measured,
+            crate::bench::machine::machine(PINS),
+            Accel::Tcg("no processor"),
+            Spread::default(),
+        );
         let section = section(&summary);
         assert!(section.about.iter().any(|line| line.contains("TCG (no processor): Linux 7.2.13")));
         let rows = |title: &str| {

@@ -7,6 +7,7 @@ mod iommufd;
 mod knobs;
 #[path = "../../../engine/benches/native/machine.rs"]
 mod machine;
+mod nested;
 mod page;
 mod plot;
 mod pure;
