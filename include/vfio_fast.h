@@ -239,7 +239,7 @@
 #define VFIO_FAST_OP_INFO 5u
 
 /**
- * Operation: dirty pages were asked for.
+ * Failed operation: tracking dirty pages, or asking which they are.
  */
 #define VFIO_FAST_OP_DIRTY 6u
 

@@ -106,7 +106,7 @@ pub const VFIO_FAST_OP_UNMAP: u32 = 4u32;
 /// Failed operation: asking the kernel what it supports and how much of it is left.
 pub const VFIO_FAST_OP_INFO: u32 = 5u32;
 
-/// Operation: dirty pages were asked for.
+/// Failed operation: tracking dirty pages, or asking which they are.
 pub const VFIO_FAST_OP_DIRTY: u32 = 6u32;
 
 /// Failed operation: giving memory back.
