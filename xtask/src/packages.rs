@@ -27,6 +27,7 @@ pub const NEEDED: &[&str] = &[
     "libfdt-dev",
     "libglib2.0-dev",
     "libpixman-1-dev",
+    "libseccomp-dev",
     "libslirp-dev",
     "ninja-build",
     "python3-venv",

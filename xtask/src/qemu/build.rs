@@ -20,7 +20,8 @@ const BINARY: &str = "qemu-system-x86_64";
 /// The devices of the test machines; everything else stays out.
 const DEVICES: &str = include_str!("devices.mak");
 
-/// What the test machines need of QEMU, and nothing that would drag a library into their images.
+/// What the test machines need of QEMU, and nothing else that would drag a library into their images: that of seccomp is
+/// behind `-sandbox`.
 const CONFIGURE: &[&str] = &[
     "--target-list=x86_64-softmmu",
     "--without-default-features",
@@ -28,6 +29,7 @@ const CONFIGURE: &[&str] = &[
     "--with-devices-x86_64=vfio-fast",
     "--enable-kvm",
     "--enable-tcg",
+    "--enable-seccomp",
     "--enable-trace-backends=log",
     "--disable-docs",
     "--disable-tools",
