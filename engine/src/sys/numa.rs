@@ -180,13 +180,15 @@ mod tests {
         assert_eq!(policy(HostVa::from_raw(1 << 63)), None, "no mapping");
     }
 
+    /// Where the calling thread may run.
+    fn now() -> Vec<usize> {
+        let Cpus(set) = Cpus::allowed().unwrap();
+        // SAFETY: the number is below what a set can hold.
+        (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect()
+    }
+
     #[test]
     fn a_worker_goes_to_its_node_and_back() {
-        let now = || -> Vec<usize> {
-            let Cpus(set) = Cpus::allowed().unwrap();
-            // SAFETY: the number is below what a set can hold.
-            (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect()
-        };
         let own = std::thread::spawn(move || {
             let before = now();
             let one = before[0];
@@ -196,6 +198,24 @@ mod tests {
             for (node, expected) in [(Some(0), vec![one]), (Some(1), before.clone()), (None, before)] {
                 place.go(node);
                 assert_eq!(now(), expected);
+            }
+        });
+        own.join().unwrap();
+    }
+
+    #[test]
+    fn a_worker_that_may_not_move_stays() {
+        let own = std::thread::spawn(move || {
+            let before = now();
+            // The kernel refuses a set without a CPU that is there.
+            // SAFETY: a plain set of bits, for which all zeroes is the empty set.
+            let nothing = Cpus(unsafe { MaybeUninit::<libc::cpu_set_t>::zeroed().assume_init() });
+            assert_eq!(nothing.apply(), Err(Errno(libc::EINVAL)));
+            let nodes = Nodes(BTreeMap::from([(0, before.clone()), (1, vec![1023])]));
+            let mut place = Place { nodes: &nodes, allowed: Some(nothing), at: None };
+            for node in [Some(0), Some(1), None] {
+                place.go(node);
+                assert_eq!(now(), before);
             }
         });
         own.join().unwrap();
