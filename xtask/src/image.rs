@@ -240,15 +240,14 @@ fn static_target() -> PathBuf {
     crate::paths::target().join("agent")
 }
 
-/// Builds what is preloaded into QEMU: the ioctl witness, and the sandbox.
+/// Builds the ioctl witness, which is preloaded into QEMU.
 pub fn build_witness(log: &Path) -> Result<PathBuf> {
-    let images = crate::paths::root().join("images");
-    let sources = ["witness.c", "sandbox.c"].map(|name| images.join(name));
+    let source = crate::paths::root().join("images/witness.c");
     let folder = crate::paths::target().join("witness");
     fs::create_dir_all(&folder)?;
     let library = folder.join("libwitness.so");
     let flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"];
-    run_logged(Command::new("cc").args(flags).arg("-o").arg(&library).args(sources), log)?;
+    run_logged(Command::new("cc").args(flags).arg("-o").arg(&library).arg(source), log)?;
     Ok(library)
 }
 

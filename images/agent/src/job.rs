@@ -157,7 +157,7 @@ pub struct Job {
     pub l2_memory_mib: u64,
     /// What it is.
     pub ram: Ram,
-    /// Whether QEMU runs with what its own sandbox refuses refused.
+    /// Whether QEMU runs in its sandbox.
     pub sandboxed: bool,
     /// Size of the disk under test in MiB.
     pub disk_mib: u64,

@@ -25,7 +25,7 @@ pub struct Plan {
     pub l2_memory_mib: u64,
     /// What that RAM is.
     pub ram: Ram,
-    /// Whether QEMU runs as if in its sandbox.
+    /// Whether QEMU runs in its sandbox.
     pub sandboxed: bool,
     /// Size of the disk under test.
     pub disk_mib: u64,

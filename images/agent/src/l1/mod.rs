@@ -19,6 +19,7 @@ mod qemu_trace;
 mod qmp;
 mod ram;
 mod report;
+mod sandbox;
 mod starts;
 mod tracing;
 mod two_devices;

@@ -1,6 +1,5 @@
 //! The main scenario: boot, data, reset, data again, unplug, plug again and data once more.
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,7 +9,7 @@ use vfio_fast_agent::record::{Event, Facts, Record};
 
 use super::Lab;
 use super::vm::{self, Vm};
-use super::{count, devices, objects, observe, peer, ram, starts};
+use super::{count, devices, objects, observe, peer, ram, sandbox, starts};
 use crate::machine;
 
 const GIB: u64 = 1 << 30;
@@ -76,7 +75,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     }
     lab.report.send(&Record::Facts(facts));
     if job.sandboxed {
-        report_sandbox(lab, &mut vm)?;
+        sandbox::report(lab, &mut vm)?;
     }
     if job.ram == Ram::Preallocated && job.mode == Mode::Fast {
         report_passed_over(lab, &mut vm)?;
@@ -115,28 +114,6 @@ fn report_passed_over(lab: &Lab, vm: &mut Vm) -> Result<()> {
     let right = present >= (lab.job.l2_memory_mib - 1) << 20 && faulted <= LEFT;
     let problems = if right { vec![] } else { vec![seen.clone()] };
     lab.report.check("preallocated-passed-over", &problems, &seen);
-    Ok(())
-}
-
-/// The check `threads-in-sandbox`: QEMU cannot start threads by clone3, nor bind them to processors, and the library's
-/// threads work all the same.
-fn report_sandbox(lab: &Lab, vm: &mut Vm) -> Result<()> {
-    let status = fs::read_to_string(format!("/proc/{}/status", vm.pid))?;
-    let filter = status.lines().find_map(|line| line.strip_prefix("Seccomp:")).unwrap_or_default().trim();
-    let mut problems = Vec::new();
-    if filter != "2" {
-        problems.push(format!("QEMU runs in seccomp mode `{filter}`, and not in that of filters"));
-    }
-    let mut seen = "QEMU runs".to_owned();
-    if lab.job.mode == Mode::Fast {
-        let stats = count::library_stats(vm)?;
-        let (peak, fallbacks) = (stats["threads_peak"].as_u64(), stats["thread_fallbacks"].as_u64());
-        seen = format!("up to {peak:?} threads faulted memory in, {fallbacks:?} did not start");
-        if peak < Some(2) || fallbacks != Some(0) {
-            problems.push(seen.clone());
-        }
-    }
-    lab.report.check("threads-in-sandbox", &problems, &seen);
     Ok(())
 }
 

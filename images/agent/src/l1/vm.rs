@@ -1,5 +1,6 @@
 //! A QEMU under test: started with the ioctl witness preloaded, its console and L2's events read.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -19,6 +20,7 @@ use vfio_fast_agent::witness::{self, Call};
 use super::Lab;
 use super::qmp::Qmp;
 use super::report::Reporter;
+use super::sandbox;
 use crate::machine;
 
 const WITNESS: &str = "/run/witness";
@@ -35,6 +37,8 @@ pub struct Vm {
     pub qmp: Qmp,
     /// Process id.
     pub pid: u32,
+    /// Threads of the library seen while the machine was built, if QEMU is in its sandbox.
+    pub workers: BTreeSet<sandbox::Thread>,
     process: Process,
     report: Reporter,
     started: Instant,
@@ -211,9 +215,14 @@ impl Vm {
             Some(Err(ended)) => bail!("QEMU ended before it had a monitor: {ended:?}"),
             None => bail!("QEMU has no monitor after {} s", wait.as_secs()),
         };
-        let qmp = Qmp::connect(stream, wait)?;
+        // It answers once the machine is built.
+        let (qmp, workers) = match lab.job.sandboxed {
+            true => sandbox::watch(pid, || Qmp::connect(stream, wait)),
+            false => (Qmp::connect(stream, wait), BTreeSet::new()),
+        };
+        let qmp = qmp?;
         let report = lab.report.clone();
-        Ok(Self { qmp, pid, process, report, started, first_output, readers, events_read: 0, wait })
+        Ok(Self { qmp, pid, workers, process, report, started, first_output, readers, events_read: 0, wait })
     }
 
     /// Time since QEMU was started.
@@ -417,7 +426,7 @@ fn command(lab: &Lab, arguments: &[String]) -> Result<Command> {
         .env("VFT_WITNESS", WITNESS)
         .stdin(Stdio::null());
     if lab.job.sandboxed {
-        command.env("VFT_SANDBOX", "1");
+        command.args(sandbox::ARGUMENTS);
     }
     Ok(command)
 }
