@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Result, bail, ensure};
 
 use super::series::Series;
-use super::{Kind, SERIES, fetch, patches, target, tree};
+use super::{Kind, SERIES, fetch, target, tree};
 use crate::cache::{Cache, Input, remove_dir};
 use crate::debian::{self, Debian, STABLE, Source};
 use crate::progress::{output, run_logged, step};
@@ -52,7 +52,7 @@ const OPTION: &str = "vfio_fast";
 /// The binary of this kind, built unless the cache has it.
 pub fn binary(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
     packages::ensure(cache)?;
-    let bench = Bench::open(cache)?;
+    let bench = Bench::open(cache, kind)?;
     let patches = bench.series.patches.len();
     let recipe = bench.recipe(kind, patches)?;
     let inputs: Vec<Input> = recipe.iter().map(|text| Input::Text(text)).collect();
@@ -85,10 +85,14 @@ pub fn binary(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
 /// Proves that every patch applies exactly.
 pub fn check_series(cache: &Cache) -> Result<()> {
     packages::ensure(cache)?;
-    let bench = Bench::open(cache)?;
-    let _lock = cache.lock("qemu-build")?;
-    let log = super::log("series");
-    step("Apply the patch series", &log, |log| bench.commits(log)).map(drop)
+    for (kind, what) in
+        [(Kind::On, "Apply the patch series"), (Kind::Emulator, "Apply the emulator's patches")]
+    {
+        let bench = Bench::open(cache, kind)?;
+        let _lock = cache.lock("qemu-build")?;
+        step(what, &super::log("series"), |log| bench.commits(log))?;
+    }
+    Ok(())
 }
 
 /// Proves that the tree builds after every single patch, with the feature off and, once there, on.
@@ -96,7 +100,7 @@ pub fn check_series(cache: &Cache) -> Result<()> {
 /// What was proved stays proved: an edit of the last patch builds one tree, not all of them.
 pub fn check_each_patch(cache: &Cache) -> Result<()> {
     packages::ensure(cache)?;
-    let bench = Bench::open(cache)?;
+    let bench = Bench::open(cache, Kind::On)?;
     let _lock = cache.lock("qemu-build")?;
     let commits = bench.commits(&super::log("series"))?;
     let mut known = 0;
@@ -144,12 +148,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn open(cache: &Cache) -> Result<Bench> {
+    fn open(cache: &Cache, kind: Kind) -> Result<Bench> {
         let debian = Debian::open(cache, STABLE)?;
         Ok(Bench {
             cache: cache.clone(),
             source: fetch(&debian)?,
-            series: Series::open(&patches())?,
+            series: Series::open(&kind.patches())?,
             meson: debian.fetch_debs(&["meson"])?,
             tree: target().join("build/tree"),
         })

@@ -1,6 +1,7 @@
 //! QEMU with and without the patches: `cargo xtask qemu apply|build|refresh`.
 //!
-//! Debian's source of one series, our patches on top, and three binaries that the cache keeps.
+//! Debian's source of one series, our patches on top, and four binaries that the cache keeps: three to be tested, and one
+//! to test in.
 
 mod build;
 mod series;
@@ -25,13 +26,16 @@ const SERIES: &str = "10.0";
 pub enum Args {
     /// Unpack the source, apply the patches and leave a git tree to work in
     Apply {
+        /// The patches of the emulator that the test machines run on
+        #[arg(long)]
+        emulator: bool,
         /// Throw away commits and changes in the tree that the patch series does not have
         #[arg(long)]
         force: bool,
     },
     /// Build the binaries that are not in the cache, and print where they are
     Build {
-        /// Only these; all three by default
+        /// Only these; all four by default
         #[arg(value_enum)]
         kinds: Vec<Kind>,
         /// Keep the object trees of what is built now, for a closer look
@@ -39,10 +43,14 @@ pub enum Args {
         keep: bool,
     },
     /// Write the commits of the tree back as the patch series
-    Refresh,
+    Refresh {
+        /// The patches of the emulator that the test machines run on
+        #[arg(long)]
+        emulator: bool,
+    },
 }
 
-/// One of the three binaries.
+/// One of the four binaries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
     /// Debian's source, unpatched
@@ -51,6 +59,8 @@ pub enum Kind {
     Off,
     /// Patched, the feature built in
     On,
+    /// What the test machines run on: unpatched but for faults of its emulation of SVM
+    Emulator,
 }
 
 impl Kind {
@@ -60,6 +70,23 @@ impl Kind {
             Kind::Stock => "stock",
             Kind::Off => "off",
             Kind::On => "on",
+            Kind::Emulator => "emulator",
+        }
+    }
+
+    /// Where its patches are: of the emulator, or the ones for users of the library.
+    fn patches(self) -> PathBuf {
+        match self {
+            Kind::Emulator => paths::root().join("images/emulator"),
+            Kind::Stock | Kind::Off | Kind::On => paths::root().join("qemu-patches").join(SERIES),
+        }
+    }
+
+    /// The tree to work on them in.
+    fn work_tree(self) -> PathBuf {
+        match self {
+            Kind::Emulator => target().join("emulator"),
+            Kind::Stock | Kind::Off | Kind::On => target().join(SERIES),
         }
     }
 }
@@ -69,16 +96,18 @@ pub fn run(args: &Args) -> Result<()> {
     let cache = Cache::open()?;
     packages::ensure(&cache)?;
     match args {
-        Args::Apply { force } => {
+        Args::Apply { emulator, force } => {
             let source = fetch(&Debian::open(&cache, STABLE)?)?;
-            tree::apply(&source, &Series::open(&patches())?, &work_tree(), *force)
+            let kind = patched(*emulator);
+            tree::apply(&source, &Series::open(&kind.patches())?, &kind.work_tree(), *force)
         }
-        Args::Refresh => {
-            print!("{}", tree::refresh(&Series::open(&patches())?, &work_tree())?);
+        Args::Refresh { emulator } => {
+            let kind = patched(*emulator);
+            print!("{}", tree::refresh(&Series::open(&kind.patches())?, &kind.work_tree())?);
             Ok(())
         }
         Args::Build { kinds, keep } => {
-            let all = [Kind::Stock, Kind::Off, Kind::On];
+            let all = [Kind::Stock, Kind::Off, Kind::On, Kind::Emulator];
             let kinds = if kinds.is_empty() { &all } else { kinds.as_slice() };
             for kind in kinds {
                 println!("{}: {}", kind.name(), build::binary(&cache, *kind, *keep)?.display());
@@ -98,7 +127,7 @@ pub fn fetch(debian: &Debian) -> Result<Source> {
     debian.fetch_source("qemu", SERIES)
 }
 
-/// Checks that the series applies, every patch exactly.
+/// Checks that the series apply, every patch exactly.
 pub fn check_series() -> Result<()> {
     let cache = Cache::open()?;
     build::check_series(&cache)
@@ -110,12 +139,9 @@ pub fn check_each_patch() -> Result<()> {
     build::check_each_patch(&cache)
 }
 
-fn patches() -> PathBuf {
-    paths::root().join("qemu-patches").join(SERIES)
-}
-
-fn work_tree() -> PathBuf {
-    target().join(SERIES)
+/// The kind whose patches are meant.
+fn patched(emulator: bool) -> Kind {
+    if emulator { Kind::Emulator } else { Kind::On }
 }
 
 fn target() -> PathBuf {
