@@ -14,14 +14,16 @@ pub use cpio::Cpio;
 use crate::cache::{Cache, Input};
 use crate::progress::{self, run_logged};
 
-const FIRMWARE: [&str; 2] = ["seabios", "qemu-system-data"];
+const FIRMWARE: [&str; 3] = ["seabios", "qemu-system-data", "ovmf"];
 /// Firmware files QEMU asks for when it boots a kernel with no display.
 const FIRMWARE_FILES: [&str; 3] =
     ["usr/share/seabios/bios-256k.bin", "usr/share/qemu/linuxboot_dma.bin", "usr/share/qemu/kvmvapic.bin"];
+/// The same for L2 with OVMF.
+const OVMF_FILES: [&str; 2] = ["usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd"];
 const L1_MODULES: [&str; 4] = ["vfio_iommu_type1", "vfio_pci", "kvm_amd", "kvm_intel"];
 const L2_MODULES: [&str; 2] = ["nvme", "virtio_mem"];
 /// Names the layout of [`Guest`] in the cache: another layout, another entry.
-const LAYOUT: &str = "guest 2";
+const LAYOUT: &str = "guest 3";
 
 /// A kernel, its modules unpacked and in loading order, and firmware: from Debian, ready to boot.
 #[derive(Clone, Debug)]
@@ -36,6 +38,8 @@ pub struct Guest {
 pub struct Payload<'a> {
     /// The agent, linked statically.
     pub agent: &'a Path,
+    /// Whether L2 boots with OVMF, which is large.
+    pub ovmf: bool,
     /// The QEMU under test; none for a machine that runs none.
     pub qemu: Option<&'a Path>,
     /// Libraries to lie in `/vft/lib`.
@@ -62,7 +66,7 @@ impl Guest {
             progress::step("Unpack the guests' kernel and firmware", &entry.log(), |log| {
                 let debian = dir.join("debian");
                 crate::debian::unpack_debs(debs, &debian, log)?;
-                for file in FIRMWARE_FILES {
+                for file in FIRMWARE_FILES.iter().chain(&OVMF_FILES) {
                     let from = debian.join(file);
                     let to = dir.join("firmware").join(file);
                     fs::create_dir_all(to.parent().context("a firmware file has a folder")?)?;
@@ -104,7 +108,8 @@ impl Guest {
         cpio.file("vft/job.json", 0o644, payload.job);
         cpio.file("vft/l2.cpio", 0o644, &self.machine(Some("l2"), payload.agent)?.finish());
         cpio.copy("vft/vmlinuz", 0o644, &self.l2_kernel())?;
-        for file in FIRMWARE_FILES {
+        let ovmf: &[&str] = if payload.ovmf { &OVMF_FILES } else { &[] };
+        for file in FIRMWARE_FILES.iter().chain(ovmf) {
             cpio.copy(file, 0o644, &self.dir.join("firmware").join(file))?;
         }
         let folders = [("vft/lib", payload.libraries), ("vft", payload.programs)];

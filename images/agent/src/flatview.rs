@@ -19,6 +19,9 @@ pub struct Row {
     pub offset: u64,
 }
 
+/// How the names of the flash that holds OVMF begin.
+const FLASH: &str = "system.flash";
+
 impl Row {
     /// Whether this is a device's own memory (a BAR).
     pub fn is_device(&self) -> bool {
@@ -32,9 +35,9 @@ impl Row {
     }
 
     /// The whole pages of the row, if DMA to it is mapped: RAM, ROM and mapped BARs are, MMIO and
-    /// ROM devices are not. Starts round up and ends round down, as QEMU's listener does.
+    /// ROM devices are not (flash; its name tells, since what cannot be written of it is printed as `rom`). Starts round up and ends round down, as QEMU's listener does.
     pub fn reach(&self) -> Option<Reach> {
-        if !matches!(self.kind.as_str(), "ram" | "rom" | "ramd") {
+        if !matches!(self.kind.as_str(), "ram" | "rom" | "ramd") || self.name.starts_with(FLASH) {
             return None;
         }
         let start = self.start.checked_next_multiple_of(PAGE)?;

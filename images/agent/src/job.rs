@@ -101,6 +101,16 @@ pub enum Ram {
     Preallocated,
 }
 
+/// What L2 boots with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Firmware {
+    /// SeaBIOS.
+    SeaBios,
+    /// EDK II for virtual machines.
+    Ovmf,
+}
+
 /// What [`Scenario::Starts`] makes L2's RAM of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -157,6 +167,8 @@ pub struct Job {
     pub l2_memory_mib: u64,
     /// What it is.
     pub ram: Ram,
+    /// What boots it.
+    pub firmware: Firmware,
     /// Whether QEMU runs in its sandbox.
     pub sandboxed: bool,
     /// Size of the disk under test in MiB.
@@ -261,6 +273,7 @@ mod tests {
             devices: vec!["0000:00:04.0".into()],
             l2_memory_mib: 3072,
             ram: Ram::Usual,
+            firmware: Firmware::Ovmf,
             sandboxed: true,
             disk_mib: 64,
             image_seed: u64::MAX,

@@ -34,15 +34,6 @@ impl Accel {
             Accel::Tcg(_) => ["-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off"],
         }
     }
-
-    /// Options for L1's kernel.
-    pub fn kernel_options(self) -> &'static str {
-        match self {
-            Accel::Kvm => "",
-            // An emulated processor that halts while L2 is at work is, once in some fifty starts, never woken again.
-            Accel::Tcg(_) => "idle=poll",
-        }
-    }
 }
 
 impl fmt::Display for Accel {
@@ -74,10 +65,11 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
     let folder = run.join("kvm-probe");
     fs::create_dir_all(&folder)?;
     let initrd = folder.join("initrd.cpio");
-    let payload = Payload { agent: &parts.agent, qemu: None, libraries: &[], programs: &[], job: b"" };
+    let payload =
+        Payload { agent: &parts.agent, ovmf: false, qemu: None, libraries: &[], programs: &[], job: b"" };
     parts.guest.write_initrd(&payload, &initrd)?;
     let mut command =
-        l0::command(&parts.reference, &parts.guest, Accel::Kvm, Machine::USUAL, &initrd, &folder);
+        l0::command(&parts.emulator, &parts.guest, Accel::Kvm, Machine::USUAL, &initrd, &folder);
     command.args(["-m", "1024M"]);
     let told = l0::run(command, &folder, PROBE_LIMIT, "kvm-probe", || ());
     fs::remove_file(initrd)?;

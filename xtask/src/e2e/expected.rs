@@ -1,6 +1,6 @@
 //! What each run must have looked at.
 
-use vfio_fast_agent::job::{Container, Mode, Ram, Scenario};
+use vfio_fast_agent::job::{Container, Firmware, Mode, Ram, Scenario};
 use vfio_fast_agent::record::Start;
 
 use super::machine::{Kernel, Machine};
@@ -147,6 +147,9 @@ impl Plan {
         }
         if (self.scenario, self.container, mode) == (Scenario::Viommu, Container::Type1, Mode::Fast) {
             names.push("unmapped-with-bitmap");
+        }
+        if self.firmware == Firmware::Ovmf {
+            names.push("booted-by-ovmf");
         }
         if self.sandboxed {
             names.push("threads-in-sandbox");

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use vfio_fast_agent::job::Mode;
+use vfio_fast_agent::job::{Firmware, Mode};
 use vfio_fast_agent::record::{Facts, Start};
 use vfio_fast_agent::witness;
 
@@ -14,9 +14,6 @@ use super::records::{Check, Told, log_text};
 use super::scenario::Plan;
 use super::splat;
 use crate::outcome::CannotRun;
-
-/// The check that a run came to its end.
-const ENDED: &str = "ran-to-its-end";
 
 /// The judgement of one run.
 #[derive(Debug)]
@@ -45,11 +42,6 @@ impl Verdict {
     /// Whether everything held.
     pub fn passed(&self) -> bool {
         self.checks.iter().all(|check| check.ok)
-    }
-
-    /// Whether L1 said that it was through, and powered off.
-    pub fn ended(&self) -> bool {
-        self.checks.iter().any(|check| check.name == ENDED && check.ok)
     }
 
     /// What did not hold, each with its check's name.
@@ -99,10 +91,13 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
     if !told.ended {
         problems.push("L1 ended without saying that it was through".into());
     }
-    verdict.push(ENDED, &problems, "L1 said so and powered off");
+    verdict.push("ran-to-its-end", &problems, "L1 said so and powered off");
     if plan.traces_iommu() {
         let (problems, seen) = iommu_trace::check(folder, &plan.addresses()[0]);
         verdict.push("iommu-agrees", &problems, &seen);
+    }
+    if plan.firmware == Firmware::Ovmf {
+        verdict.push("booted-by-ovmf", &other_firmware(&log_text(folder, "l2-dmesg")), "L2's kernel says so");
     }
     let missing: Vec<String> = plan
         .expected_checks(mode)
@@ -122,6 +117,16 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
     splats.truncate(10);
     verdict.push("kernel-logs", &splats, &format!("{} are clean", logs.join(", ")));
     Ok(verdict)
+}
+
+/// What a kernel's log says against its having been booted by OVMF.
+fn other_firmware(log: &str) -> Vec<String> {
+    let told = log.lines().find_map(|line| line.split_once("efi: EFI v"));
+    match told {
+        Some((_, rest)) if rest.contains("EDK II") => Vec::new(),
+        Some((_, rest)) => vec![format!("L2 was booted by EFI v{rest}")],
+        None => vec!["L2's kernel found no EFI".to_owned()],
+    }
 }
 
 /// What has to hold between the runs of one scenario: patched QEMU with vfio-fast off, or
@@ -197,6 +202,14 @@ mod tests {
 
     fn lines(text: &str) -> Vec<String> {
         text.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_kernel_tells_what_booted_it() {
+        let ovmf = "<6> Linux version 6.12\n<6> efi: EFI v2.7 by Debian distribution of EDK II\n";
+        assert!(other_firmware(ovmf).is_empty());
+        assert_eq!(other_firmware("<6> efi: EFI v2.7 by Das U-Boot\n").len(), 1);
+        assert_eq!(other_firmware("<6> Linux version 6.12\n").len(), 1);
     }
 
     #[test]

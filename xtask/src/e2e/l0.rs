@@ -51,9 +51,8 @@ pub fn command(
         .arg("-append")
         .arg(format!(
             "console=ttyS0 earlycon=uart8250,io,0x3f8 panic=-1 mitigations=off random.trust_cpu=on \
-             log_buf_len=4M no_timer_check vft.role=l1 {} {}",
-            machine.kernel_options(),
-            accel.kernel_options()
+             log_buf_len=4M no_timer_check vft.role=l1 {}",
+            machine.kernel_options()
         ))
         .args(["-chardev", &format!("file,id=console,{}", file("l1-console.log"))])
         .args(["-serial", "chardev:console"])

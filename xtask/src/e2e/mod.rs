@@ -94,6 +94,7 @@ pub fn prepare(cache: &Cache, run: &Path, phases: &Phases, plans: &[Plan]) -> Re
     let guest = Guest::prepare(cache, &Debian::open(cache, STABLE)?)?;
     let newest = plans.iter().any(|plan| plan.machine.kernel == Kernel::Newest);
     let newest = newest.then(kernel::built).transpose()?.map(|kernel| guest.with_kernel(kernel));
+    let emulator = qemu::built(Kind::Emulator)?;
     let reference = qemu::built(Kind::Stock)?;
     let not_built = qemu::built(Kind::Off)?;
     let patched = qemu::built(Kind::On)?;
@@ -113,8 +114,19 @@ pub fn prepare(cache: &Cache, run: &Path, phases: &Phases, plans: &[Plan]) -> Re
         progress::step("Build the engine's bench", &run.join("bench-build.log"), build)
     });
     let bench = bench.transpose()?;
-    let parts =
-        Parts { guest, newest, reference, patched, not_built, library, agent, witness, conformance, bench };
+    let parts = Parts {
+        guest,
+        newest,
+        emulator,
+        reference,
+        patched,
+        not_built,
+        library,
+        agent,
+        witness,
+        conformance,
+        bench,
+    };
     let accel = accel::choose(&parts, run)?;
     println!("    L1 runs under {accel}");
     Ok((parts, accel))

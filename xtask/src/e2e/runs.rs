@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use vfio_fast_agent::job::{Job, Mode, Scenario};
+use vfio_fast_agent::job::{Firmware, Job, Mode, Scenario};
 
 use super::accel::Accel;
 use super::bar::Bar;
@@ -25,8 +25,6 @@ use crate::outcome::CannotRun;
 
 /// Runs beside each other at most.
 const WORKERS: usize = 2;
-/// Processors of an L1, which keeps as many busy: emulated ones do not rest.
-const L1_PROCESSORS: usize = 2;
 /// What a run takes besides the memory of its machine.
 const OVERHEAD_MIB: u64 = 1024;
 
@@ -37,7 +35,9 @@ pub struct Parts {
     pub guest: Guest,
     /// The same with the newest kernel in L1, where a scenario wants it.
     pub newest: Option<Guest>,
-    /// QEMU without the patches; also emulates L1.
+    /// QEMU that L1 runs on.
+    pub emulator: PathBuf,
+    /// QEMU without the patches.
     pub reference: PathBuf,
     /// QEMU with them.
     pub patched: PathBuf,
@@ -139,9 +139,7 @@ impl Runs<'_> {
     fn twice_if_stalled(&self, plan: &Plan, mode: Mode) -> Result<Verdict> {
         let verdict = self.one(plan, mode)?;
         let emulated = matches!(self.accel, Accel::Tcg(_));
-        let stalled = || {
-            verdict.stood_still || splat::stalled(&log_text(&verdict.folder, "l1-console"), verdict.ended())
-        };
+        let stalled = || verdict.stood_still || splat::stalled(&log_text(&verdict.folder, "l1-console"));
         if verdict.passed() || !emulated || !stalled() {
             return Ok(verdict);
         }
@@ -173,6 +171,7 @@ impl Runs<'_> {
             devices: plan.addresses(),
             l2_memory_mib: plan.l2_memory_mib,
             ram: plan.ram,
+            firmware: plan.firmware,
             sandboxed: plan.sandboxed,
             disk_mib: plan.disk_mib,
             image_seed: disk.image_seed,
@@ -191,6 +190,7 @@ impl Runs<'_> {
         let (qemu, libraries) = parts.qemu_of(plan.scenario, mode);
         let payload = Payload {
             agent: &parts.agent,
+            ovmf: plan.firmware == Firmware::Ovmf,
             qemu,
             libraries: &libraries,
             programs: &programs,
@@ -198,7 +198,7 @@ impl Runs<'_> {
         };
         let guest = parts.guest_with(plan.machine.kernel)?;
         guest.write_initrd(&payload, &initrd)?;
-        let mut command = l0::command(&parts.reference, guest, self.accel, plan.machine, &initrd, &folder);
+        let mut command = l0::command(&parts.emulator, guest, self.accel, plan.machine, &initrd, &folder);
         command.args(plan.l0_memory());
         if matches!(plan.scenario, Scenario::TwoDevices | Scenario::Viommu) {
             fs::File::create(disk.path.with_extension("1.img"))?.set_len(1 << 20)?;
@@ -236,7 +236,7 @@ fn workers(plans: &[Plan], available_mib: u64) -> usize {
     let largest = plans.iter().map(|plan| plan.l1_memory_mib() + OVERHEAD_MIB).max().unwrap_or(1);
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let fit = usize::try_from(available_mib / largest).unwrap_or(1);
-    WORKERS.min(processors / L1_PROCESSORS).min(fit).max(1)
+    WORKERS.min(processors).min(fit).max(1)
 }
 
 /// Ends the verb with 69 if this machine has too little memory for that now.
@@ -266,6 +266,6 @@ mod tests {
         assert_eq!(workers(&plans, 0), 1);
         assert_eq!(workers(&plans, 7000), 1);
         let processors = std::thread::available_parallelism().unwrap().get();
-        assert_eq!(workers(&plans, 1 << 20), WORKERS.min(processors / L1_PROCESSORS).max(1));
+        assert_eq!(workers(&plans, 1 << 20), WORKERS.min(processors));
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use vfio_fast_agent::job::{Container, Memory, Mode, Ram, Scenario};
+use vfio_fast_agent::job::{Container, Firmware, Memory, Mode, Ram, Scenario};
 
 use super::machine::{Iommu, Kernel, Machine};
 
@@ -25,6 +25,8 @@ pub struct Plan {
     pub l2_memory_mib: u64,
     /// What that RAM is.
     pub ram: Ram,
+    /// What boots it.
+    pub firmware: Firmware,
     /// Whether QEMU runs in its sandbox.
     pub sandboxed: bool,
     /// Size of the disk under test.
@@ -61,6 +63,7 @@ const PLAIN: Plan = Plan {
     modes: PATCHED,
     l2_memory_mib: 1024,
     ram: Ram::Usual,
+    firmware: Firmware::SeaBios,
     sandboxed: false,
     disk_mib: 1,
     bar_mib: 0,
@@ -84,6 +87,8 @@ pub fn plans() -> Vec<Plan> {
         timed: false,
         modes: PATCHED,
         ram: if machine == Machine::AMD_NEWEST { Ram::Preallocated } else { Ram::Usual },
+        // One host is enough: a large firmware takes long in an emulated machine.
+        firmware: if machine == Machine::USUAL_NEWEST { Firmware::Ovmf } else { Firmware::SeaBios },
         // The newest kernel is built without seccomp.
         sandboxed: machine == Machine::AMD_DEBIAN,
         ..nvme.clone()
@@ -125,7 +130,13 @@ fn p2p_data(machine: Machine) -> Plan {
 fn through_iommufd(plans: &[Plan]) -> Vec<Plan> {
     let mut chosen = Vec::new();
     for plan in plans {
-        let iommufd = Plan { container: Container::Iommufd, timed: false, ram: Ram::Usual, ..plan.clone() };
+        let iommufd = Plan {
+            container: Container::Iommufd,
+            timed: false,
+            ram: Ram::Usual,
+            firmware: Firmware::SeaBios,
+            ..plan.clone()
+        };
         match plan.scenario {
             Scenario::Nvme if plan.machine == Machine::USUAL_NEWEST => {
                 chosen.push(Plan { modes: ALL_MODES, ..iommufd });

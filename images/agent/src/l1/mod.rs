@@ -6,6 +6,7 @@ mod devices;
 mod dirty;
 mod errors;
 mod exit;
+mod firmware;
 mod hotplug;
 mod limits;
 mod maps;

@@ -9,7 +9,7 @@ use vfio_fast_agent::record::{Event, Facts, Record};
 
 use super::Lab;
 use super::vm::{self, Vm};
-use super::{count, devices, objects, observe, peer, ram, sandbox, starts};
+use super::{count, devices, firmware, objects, observe, peer, ram, sandbox, starts};
 use crate::machine;
 
 const GIB: u64 = 1 << 30;
@@ -24,6 +24,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         starts::allow_huge_pages(true)?;
     }
     arguments.extend(ram::arguments(lab));
+    arguments.extend(firmware::arguments(lab)?);
     arguments.extend(
         [
             "-smp",

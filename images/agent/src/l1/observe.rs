@@ -15,8 +15,8 @@ use vfio_fast_agent::job::Container;
 use vfio_fast_agent::ranges::{self, Reach};
 use vfio_fast_agent::witness::{self, Call, Held};
 
-use super::Lab;
 use super::vm::Vm;
+use super::{Lab, firmware};
 use crate::pci::{Bar, Device};
 
 /// Where a BAR lies in the file of its device: its number, shifted by so much.
@@ -41,7 +41,7 @@ pub fn mappings_of(
     let calls = quietly(vm, |vm| vm.witnessed())?;
     let all = witness::replay(&calls)?;
     ensure!(all.len() <= containers, "more containers than expected: {:?}", all.keys());
-    let wanted = reachable(lab, vm, there(witness::guest_memory(&calls))?)?;
+    let wanted = without(&out_of_reach(lab, vm.pid, &calls)?, there(witness::guest_memory(&calls))?);
     ensure!(!wanted.is_empty(), "KVM was given no memory: nothing to compare with");
 
     let mut problems = Vec::new();
@@ -102,9 +102,10 @@ pub fn flat_view_rows(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result
 /// Reports the check `mappings-at-every-commit`: not only at quiet moments does the kernel hold
 /// what the guest has, but after each of the many changes firmware and guest make.
 pub fn every_commit(lab: &Lab, vm: &Vm) -> Result<()> {
-    let hidden = out_of_reach(lab, vm.pid)?;
+    let calls = vm.witnessed()?;
+    let hidden = out_of_reach(lab, vm.pid, &calls)?;
     let wanted = |calls: &[Call]| without(&hidden, witness::guest_memory(calls));
-    let (count, mut problems) = witness::commits(&vm.witnessed()?, wanted)?;
+    let (count, mut problems) = witness::commits(&calls, wanted)?;
     problems.truncate(5);
     if count < 2 {
         problems.push(format!("{count} changes of the guest's memory were seen, that is too few"));
@@ -113,18 +114,15 @@ pub fn every_commit(lab: &Lab, vm: &Vm) -> Result<()> {
     Ok(())
 }
 
-/// What of the guest's memory shall be mapped.
-fn reachable(lab: &Lab, vm: &Vm, memory: Held) -> Result<Held> {
-    Ok(without(&out_of_reach(lab, vm.pid)?, memory))
-}
-
-/// Host address ranges of `pid` with BARs that are not mapped.
-fn out_of_reach(lab: &Lab, pid: u32) -> Result<Vec<(u64, u64)>> {
-    match (lab.job.container, lab.job.maps_bars()) {
-        (Container::Type1, _) => Ok(Vec::new()),
-        (Container::Iommufd, true) => small_bars(pid),
-        (Container::Iommufd, false) => device_memory(pid),
-    }
+/// Host address ranges of `pid` with what the guest has and no device: BARs that are not mapped, and flash.
+fn out_of_reach(lab: &Lab, pid: u32, calls: &[Call]) -> Result<Vec<(u64, u64)>> {
+    let mut hidden = match (lab.job.container, lab.job.maps_bars()) {
+        (Container::Type1, _) => Vec::new(),
+        (Container::Iommufd, true) => small_bars(pid)?,
+        (Container::Iommufd, false) => device_memory(pid)?,
+    };
+    hidden.extend(firmware::flash(lab, calls));
+    Ok(hidden)
 }
 
 /// What is not at one of these host addresses.
