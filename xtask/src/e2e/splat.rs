@@ -69,9 +69,9 @@ pub fn stalled(log: &str) -> bool {
 }
 
 /// The complaints of the emulator of L1: what it says of its IOMMU is about DMA gone astray, and no machine here is reset by
-/// its own processor.
+/// its own processor. Where that was is a part of the complaint.
 pub fn scan_emulator(log: &str) -> Vec<String> {
-    let words = ["vtd_", "virtio_iommu_", "detected", "triple fault", "would be reset"];
+    let words = ["vtd_", "virtio_iommu_", "detected", "triple fault", "RIP=", "CR2=", "would be reset"];
     let bad = log.lines().filter(|line| words.iter().any(|word| line.contains(word)));
     bad.map(|line| format!("l0-qemu: {}", line.trim())).collect()
 }
@@ -143,8 +143,10 @@ mod tests {
         let log = "qemu-system-x86_64: virtio_iommu_translate no mapping for 0x3e00000 for sid=32\n";
         assert_eq!(scan_emulator(log).len(), 1);
         let log = "qemu-system-x86_64: CPU 1 in a nested guest: triple fault\nRAX=0000000000000000 RBX=ffff88807a1d4fc0\n\
+            RIP=ffffffff81e015f0 RFL=00000046 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=0\n\
+            CR0=80050033 CR2=fffffe0000000ff8 CR3=0000000002a24000 CR4=000006f0\n\
             qemu-system-x86_64: warning: The machine ends where it would be reset (guest-reset)\n";
-        assert_eq!(scan_emulator(log).len(), 2);
+        assert_eq!(scan_emulator(log).len(), 4);
         assert!(scan_emulator("").is_empty());
     }
 }
