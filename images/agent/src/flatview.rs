@@ -35,7 +35,8 @@ impl Row {
     }
 
     /// The whole pages of the row, if DMA to it is mapped: RAM, ROM and mapped BARs are, MMIO and
-    /// ROM devices are not (flash; its name tells, since what cannot be written of it is printed as `rom`). Starts round up and ends round down, as QEMU's listener does.
+    /// ROM devices are not. What cannot be written of flash is printed as `rom`, and is a ROM device
+    /// all the same. Starts round up and ends round down, as QEMU's listener does.
     pub fn reach(&self) -> Option<Reach> {
         if !matches!(self.kind.as_str(), "ram" | "rom" | "ramd") || self.name.starts_with(FLASH) {
             return None;
@@ -129,6 +130,15 @@ mod tests {
         assert_eq!(reach[1], Some(Reach { start: 0xc0000, last: 0xdffff, write: false }));
         assert_eq!(reach[5], None, "MMIO is not DMA memory");
         assert_eq!(reach[6], None, "no whole page in it");
+    }
+
+    #[test]
+    fn flash_is_not_reached_whatever_it_is_printed_as() {
+        for kind in ["rom", "romd"] {
+            let name = "system.flash0".into();
+            let row = Row { start: 0xe0000, last: 0xfffff, kind: kind.into(), name, offset: 0x35c000 };
+            assert_eq!(row.reach(), None);
+        }
     }
 
     #[test]
