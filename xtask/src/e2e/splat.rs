@@ -68,6 +68,11 @@ pub fn stalled(log: &str) -> bool {
     log.lines().any(|line| stall(line) || line.contains("PIT calibration deviates"))
 }
 
+/// Whether the emulator tells that one of its processors, in L1 or L2, came to a triple fault, or that L1 was reset.
+pub fn broke_down(log: &str) -> bool {
+    log.contains("triple fault") || log.contains("would be reset")
+}
+
 /// The complaints of the emulator of L1: what it says of its IOMMU is about DMA gone astray, and no machine here is reset by
 /// its own processor. Where that was is a part of the complaint.
 pub fn scan_emulator(log: &str) -> Vec<String> {
@@ -147,6 +152,7 @@ mod tests {
             CR0=80050033 CR2=fffffe0000000ff8 CR3=0000000002a24000 CR4=000006f0\n\
             qemu-system-x86_64: warning: The machine ends where it would be reset (guest-reset)\n";
         assert_eq!(scan_emulator(log).len(), 4);
+        assert!(broke_down(log) && !broke_down(""));
         assert!(scan_emulator("").is_empty());
     }
 }
