@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 
-use crate::witness::{self, Call};
+use vfio_fast_protocol::witness::{self, Call};
 
 /// A write of a device's command register, in the witness's record.
 const WROTE_COMMAND: u32 = 1;

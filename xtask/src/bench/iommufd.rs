@@ -165,7 +165,7 @@ mod tests {
     use crate::bench::figure;
     use crate::e2e::Check;
     use crate::outcome::{UNAVAILABLE, code_of};
-    use vfio_fast_agent::job::Mode;
+    use vfio_fast_protocol::job::Mode;
 
     const WANTED: Wanted = Wanted { sizes: Vec::new(), rounds: 2 };
 

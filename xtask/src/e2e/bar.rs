@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use vfio_fast_agent::bar::BarLayout;
-use vfio_fast_agent::stream;
+use vfio_fast_protocol::bar_layout::BarLayout;
+use vfio_fast_protocol::test_data;
 
 use super::disk::Disk;
 use super::records::Check;
@@ -36,7 +36,7 @@ impl Bar {
         file.set_len(layout.bytes)?;
         let mut page = [0u8; PAGE];
         for at in layout.read() {
-            stream::fill(bar.image_seed, at, &mut page);
+            test_data::fill(bar.image_seed, at, &mut page);
             file.write_all_at(&page, at)?;
         }
         Ok(bar)
@@ -87,7 +87,7 @@ impl Bar {
         for (place, seed) in self.places() {
             let (from, to) = (place.max(at), (place + BarLayout::CHUNK).min(at + PAGE as u64));
             if from < to {
-                stream::fill(seed, place, &mut chunk);
+                test_data::fill(seed, place, &mut chunk);
                 let theirs = &chunk[(from - place) as usize..(to - place) as usize];
                 page[(from - at) as usize..(to - at) as usize].copy_from_slice(theirs);
             }
@@ -119,7 +119,7 @@ mod tests {
     fn as_after_the_run(bar: &Bar, file: &File) {
         let mut page = [0u8; PAGE];
         for at in bar.layout.written() {
-            stream::fill(bar.write_seed, at, &mut page);
+            test_data::fill(bar.write_seed, at, &mut page);
             file.write_all_at(&page, at).unwrap();
         }
     }

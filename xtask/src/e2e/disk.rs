@@ -5,8 +5,8 @@ use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use vfio_fast_agent::job::DiskLayout;
-use vfio_fast_agent::stream;
+use vfio_fast_protocol::job::DiskLayout;
+use vfio_fast_protocol::test_data;
 
 use super::records::Check;
 
@@ -33,7 +33,7 @@ impl Disk {
         let mut file = BufWriter::with_capacity(1 << 20, file);
         let mut chunk = vec![0u8; CHUNK];
         for at in (0..disk.layout.bytes).step_by(CHUNK) {
-            stream::fill(disk.image_seed, at, &mut chunk);
+            test_data::fill(disk.image_seed, at, &mut chunk);
             if at + CHUNK as u64 > disk.layout.state_offset() {
                 let state = (disk.layout.state_offset() - at) as usize;
                 chunk[state..].fill(0);
@@ -72,7 +72,7 @@ impl Disk {
         let written = [0, 1].map(|boot| self.layout.written_by(boot));
         let is_written = written.iter().any(|(start, length)| (*start..start + length).contains(&at));
         let seed = if is_written { self.write_seed } else { self.image_seed };
-        stream::fill(seed, at, chunk);
+        test_data::fill(seed, at, chunk);
         if at + chunk.len() as u64 > self.layout.state_offset() {
             let state = (self.layout.state_offset() - at) as usize;
             chunk[state..].fill(0);
@@ -91,7 +91,7 @@ mod tests {
         let file = File::options().write(true).open(&disk.path).unwrap();
         for (start, length) in [disk.layout.written_by(0), disk.layout.written_by(1)] {
             let mut data = vec![0u8; length as usize];
-            stream::fill(disk.write_seed, start, &mut data);
+            test_data::fill(disk.write_seed, start, &mut data);
             file.write_all_at(&data, start).unwrap();
         }
         file.write_all_at(&[2], disk.layout.state_offset()).unwrap();

@@ -1,7 +1,7 @@
 //! What each run must have looked at.
 
-use vfio_fast_agent::job::{Container, Firmware, Mode, Ram, Scenario};
-use vfio_fast_agent::record::Start;
+use vfio_fast_protocol::job::{Container, Firmware, Mode, Ram, Scenario};
+use vfio_fast_protocol::record::Start;
 
 use super::machine::{Kernel, Machine};
 use super::scenario::{PATCHED, Plan};
@@ -212,7 +212,7 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use vfio_fast_agent::job::Memory;
+    use vfio_fast_protocol::job::Memory;
 
     use super::*;
     use crate::e2e::scenario::plans;

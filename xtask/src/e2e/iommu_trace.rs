@@ -13,8 +13,8 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use vfio_fast_agent::ranges::{self, Reach};
-use vfio_fast_agent::witness::{self, Call};
+use vfio_fast_protocol::ranges::{self, Reach};
+use vfio_fast_protocol::witness::{self, Call};
 
 use super::records::log_text;
 use event::Event;

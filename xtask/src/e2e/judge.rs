@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use vfio_fast_agent::job::{Firmware, Mode};
-use vfio_fast_agent::record::{Facts, Start};
-use vfio_fast_agent::witness;
+use vfio_fast_protocol::job::{Firmware, Mode};
+use vfio_fast_protocol::record::{Facts, Start};
+use vfio_fast_protocol::witness;
 
 use super::iommu_trace;
 use super::machine::Kernel;

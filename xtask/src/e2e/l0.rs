@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use vfio_fast_agent::record::{HEARTBEAT_MS, L1_PORT};
+use vfio_fast_protocol::record::{HEARTBEAT_MS, L1_PORT};
 
 use super::accel::Accel;
 use super::machine::Machine;

@@ -40,7 +40,7 @@ use crate::qemu::{self, Kind};
 use crate::{install, kernel, packages, paths, progress};
 use anyhow::{Context, Result, bail};
 use machine::Kernel;
-use vfio_fast_agent::job::Scenario;
+use vfio_fast_protocol::job::Scenario;
 
 /// Which scenarios to run.
 #[derive(clap::Args, Clone, Debug, Default)]

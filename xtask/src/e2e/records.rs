@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use vfio_fast_agent::record::{Facts, Record, Start};
+use vfio_fast_protocol::record::{Facts, Record, Start};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]

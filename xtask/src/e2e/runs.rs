@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use vfio_fast_agent::job::{Firmware, Job, Mode, Scenario};
+use vfio_fast_protocol::job::{Firmware, Job, Mode, Scenario};
 
 use super::accel::Accel;
 use super::bar::Bar;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use vfio_fast_agent::job::{Container, Firmware, Memory, Mode, Ram, Scenario};
+use vfio_fast_protocol::job::{Container, Firmware, Memory, Mode, Ram, Scenario};
 
 use super::machine::{Iommu, Kernel, Machine};
 

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use vfio_fast_agent::job::Mode;
-use vfio_fast_agent::record::{BarCosts, Facts};
+use vfio_fast_protocol::job::Mode;
+use vfio_fast_protocol::record::{BarCosts, Facts};
 
 use super::judge::Verdict;
 

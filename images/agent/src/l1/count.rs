@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use vfio_fast_agent::job::Container;
-use vfio_fast_agent::record::{BarCosts, Facts};
-use vfio_fast_agent::witness::{Call, Held};
+use vfio_fast_protocol::job::Container;
+use vfio_fast_protocol::record::{BarCosts, Facts};
+use vfio_fast_protocol::witness::{Call, Held};
 
 use super::vm::Vm;
 use super::{Lab, limits, observe, tracing};

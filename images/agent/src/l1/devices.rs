@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use vfio_fast_agent::job::{Container, Mode};
+use vfio_fast_protocol::job::{Container, Mode};
 
 use super::Lab;
 

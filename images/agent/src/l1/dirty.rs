@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_agent::witness::Call;
+use vfio_fast_protocol::witness::Call;
 
 use super::Lab;
 use super::vm::Vm;

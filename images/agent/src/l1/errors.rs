@@ -3,11 +3,11 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use crate::pattern;
 use anyhow::Result;
 use serde_json::{Value, json};
-use vfio_fast_agent::job::{Container, Mode};
-use vfio_fast_agent::pattern;
-use vfio_fast_agent::record::Record;
+use vfio_fast_protocol::job::{Container, Mode};
+use vfio_fast_protocol::record::Record;
 
 use super::vm::{self, Vm};
 use super::{Lab, count, devices, limits, observe};

@@ -3,10 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
+use crate::exit;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use vfio_fast_agent::exit;
-use vfio_fast_agent::job::Mode;
+use vfio_fast_protocol::job::Mode;
 
 use super::vm::Vm;
 use super::{Lab, observe};

@@ -4,8 +4,8 @@ use std::fs;
 use std::ops::Range;
 
 use anyhow::{Context, Result};
-use vfio_fast_agent::job::Firmware;
-use vfio_fast_agent::witness::Call;
+use vfio_fast_protocol::job::Firmware;
+use vfio_fast_protocol::witness::Call;
 
 use super::Lab;
 

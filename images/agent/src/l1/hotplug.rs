@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_agent::job::{Container, Mode};
-use vfio_fast_agent::record::{Event, Record};
-use vfio_fast_agent::witness;
+use vfio_fast_protocol::job::{Container, Mode};
+use vfio_fast_protocol::record::{Event, Record};
+use vfio_fast_protocol::witness;
 
 use super::vm::{self, Vm};
 use super::{Lab, count, observe};

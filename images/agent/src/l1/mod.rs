@@ -32,8 +32,8 @@ mod vm;
 use std::fs;
 
 use anyhow::{Context, Result};
-use vfio_fast_agent::job::{self, Job, Scenario};
-use vfio_fast_agent::record::{L1_PORT, Record};
+use vfio_fast_protocol::job::{self, Job, Scenario};
+use vfio_fast_protocol::record::{L1_PORT, Record};
 
 use crate::machine;
 use report::Reporter;

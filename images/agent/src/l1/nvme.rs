@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_agent::job::{Container, DiskLayout, Mode, Ram};
-use vfio_fast_agent::record::{Event, Facts, Record};
+use vfio_fast_protocol::job::{Container, DiskLayout, Mode, Ram};
+use vfio_fast_protocol::record::{Event, Facts, Record};
 
 use super::Lab;
 use super::vm::{self, Vm};

@@ -10,10 +10,10 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use vfio_fast_agent::flatview::{self, Row};
-use vfio_fast_agent::job::Container;
-use vfio_fast_agent::ranges::{self, Reach};
-use vfio_fast_agent::witness::{self, Call, Held};
+use vfio_fast_protocol::flatview::{self, Row};
+use vfio_fast_protocol::job::Container;
+use vfio_fast_protocol::ranges::{self, Reach};
+use vfio_fast_protocol::witness::{self, Call, Held};
 
 use super::vm::Vm;
 use super::{Lab, firmware};

@@ -1,10 +1,10 @@
 //! Peer-to-peer DMA: one device moves data in and out of another's BAR, which is mapped as a whole and never populated.
 
 use anyhow::{Context, Result};
-use vfio_fast_agent::bar::BarLayout;
-use vfio_fast_agent::job::{Container, Mode};
-use vfio_fast_agent::record::{Event, Facts, Record};
-use vfio_fast_agent::witness::{self, Call, Held, Mapping};
+use vfio_fast_protocol::bar_layout::BarLayout;
+use vfio_fast_protocol::job::{Container, Mode};
+use vfio_fast_protocol::record::{Event, Facts, Record};
+use vfio_fast_protocol::witness::{self, Call, Held, Mapping};
 
 use super::vm::{self, Vm};
 use super::{Lab, count, observe, peer, ram};

@@ -3,10 +3,10 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use vfio_fast_agent::flatview::Row;
-use vfio_fast_agent::ranges::{self, Reach};
-use vfio_fast_agent::record::Record;
-use vfio_fast_agent::witness;
+use vfio_fast_protocol::flatview::Row;
+use vfio_fast_protocol::ranges::{self, Reach};
+use vfio_fast_protocol::record::Record;
+use vfio_fast_protocol::witness;
 
 use super::vm::{self, Vm};
 use super::{Lab, count, observe, peer, qemu_trace};

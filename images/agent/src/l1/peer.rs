@@ -1,6 +1,6 @@
 //! What QEMU says of BARs that it could not map: no peer-to-peer DMA, and no more.
 
-use vfio_fast_agent::pattern;
+use crate::pattern;
 
 use super::Lab;
 

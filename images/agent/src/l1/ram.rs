@@ -1,6 +1,6 @@
 //! What L2's RAM is.
 
-use vfio_fast_agent::job::{Container, Ram};
+use vfio_fast_protocol::job::{Container, Ram};
 
 use super::{Lab, vm};
 

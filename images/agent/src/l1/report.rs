@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use vfio_fast_agent::record::{HEARTBEAT_MS, Record};
+use vfio_fast_protocol::record::{HEARTBEAT_MS, Record};
 
 use crate::machine;
 

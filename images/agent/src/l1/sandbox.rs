@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use vfio_fast_agent::job::Mode;
+use vfio_fast_protocol::job::Mode;
 
 use super::vm::Vm;
 use super::{Lab, count};

@@ -6,9 +6,9 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_agent::job::{Memory, Mode};
-use vfio_fast_agent::record::{Moment, Record, Start};
-use vfio_fast_agent::witness::{self, Call};
+use vfio_fast_protocol::job::{Memory, Mode};
+use vfio_fast_protocol::record::{Moment, Record, Start};
+use vfio_fast_protocol::witness::{self, Call};
 
 use super::vm::{self, Vm};
 use super::{Lab, count, limits, observe};

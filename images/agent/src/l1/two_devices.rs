@@ -4,9 +4,9 @@
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use vfio_fast_agent::job::Mode;
-use vfio_fast_agent::record::Record;
-use vfio_fast_agent::witness::{self, Call};
+use vfio_fast_protocol::job::Mode;
+use vfio_fast_protocol::record::Record;
+use vfio_fast_protocol::witness::{self, Call};
 
 use super::vm::{self, Vm};
 use super::{Lab, count, devices, exit, observe};

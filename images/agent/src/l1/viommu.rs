@@ -3,9 +3,9 @@
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_agent::job::{Container, DiskLayout, Mode};
-use vfio_fast_agent::record::{Event, Record};
-use vfio_fast_agent::witness::{self, Held};
+use vfio_fast_protocol::job::{Container, DiskLayout, Mode};
+use vfio_fast_protocol::record::{Event, Record};
+use vfio_fast_protocol::witness::{self, Held};
 
 use super::viommu_events::{self, TRACED};
 use super::vm::{self, Vm};

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use vfio_fast_agent::witness::{self, Call, Held, Space};
+use vfio_fast_protocol::witness::{self, Call, Held, Space};
 
 use super::qemu_trace;
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use vfio_fast_agent::job::{Container, DiskLayout, Mode};
-use vfio_fast_agent::record::{Event, Record};
-use vfio_fast_agent::witness::{self, Call, Held, Mapping};
+use vfio_fast_protocol::job::{Container, DiskLayout, Mode};
+use vfio_fast_protocol::record::{Event, Record};
+use vfio_fast_protocol::witness::{self, Call, Held, Mapping};
 
 use super::vm::{self, Vm};
 use super::{Lab, count, limits, observe, qemu_trace};

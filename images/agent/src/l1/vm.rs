@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-use vfio_fast_agent::job::Container;
-use vfio_fast_agent::record::{Event, L2_PORT};
-use vfio_fast_agent::witness::{self, Call};
+use vfio_fast_protocol::job::Container;
+use vfio_fast_protocol::record::{Event, L2_PORT};
+use vfio_fast_protocol::witness::{self, Call};
 
 use super::Lab;
 use super::qmp::Qmp;

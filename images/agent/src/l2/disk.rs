@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::OFlags;
-use vfio_fast_agent::job::DiskLayout;
-use vfio_fast_agent::record::Event;
-use vfio_fast_agent::stream;
+use vfio_fast_protocol::job::DiskLayout;
+use vfio_fast_protocol::record::Event;
+use vfio_fast_protocol::test_data;
 
 use super::{number, physical_address, send};
 use crate::machine;
@@ -168,7 +168,7 @@ impl Memory {
         self.each("read", start, length, |chunk, at| {
             chunk.fill(0xee);
             disk.read_exact_at(chunk, at).with_context(|| format!("cannot read at {at:#x}"))?;
-            if let Some(bad) = stream::first_difference(seed, at, chunk) {
+            if let Some(bad) = test_data::first_difference(seed, at, chunk) {
                 bail!("the disk differs at {bad:#x}");
             }
             Ok(())
@@ -177,7 +177,7 @@ impl Memory {
 
     fn write(&mut self, disk: &File, seed: u64, start: u64, length: u64) -> Result<Event> {
         self.each("write", start, length, |chunk, at| {
-            stream::fill(seed, at, chunk);
+            test_data::fill(seed, at, chunk);
             disk.write_all_at(chunk, at).with_context(|| format!("cannot write at {at:#x}"))
         })
     }

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vfio_fast_agent::record::{Event, L2_PORT};
+use vfio_fast_protocol::record::{Event, L2_PORT};
 
 use crate::machine::{self, KernelLog};
 

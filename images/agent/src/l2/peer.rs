@@ -6,9 +6,9 @@ use std::fs::File;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use vfio_fast_agent::bar::BarLayout;
-use vfio_fast_agent::record::Event;
-use vfio_fast_agent::stream;
+use vfio_fast_protocol::bar_layout::BarLayout;
+use vfio_fast_protocol::record::Event;
+use vfio_fast_protocol::test_data;
 
 use super::window::Window;
 use super::{number, physical_address, send};
@@ -34,12 +34,12 @@ pub fn work(options: &BTreeMap<String, String>, port: &mut File) -> Result<u64> 
         memory.window.store(&[0xee; PAGE])?;
         engine.copy(bar.start + at, memory.physical)?;
         memory.window.load(&mut page)?;
-        if let Some(bad) = stream::first_difference(image_seed, at, &page) {
+        if let Some(bad) = test_data::first_difference(image_seed, at, &page) {
             bail!("what was read from the BAR differs at {bad:#x}");
         }
     }
     for at in layout.written() {
-        stream::fill(write_seed, at, &mut page);
+        test_data::fill(write_seed, at, &mut page);
         memory.window.store(&page)?;
         engine.copy(memory.physical, bar.start + at)?;
     }

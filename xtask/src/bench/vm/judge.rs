@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use vfio_fast_agent::job::{Memory, Mode};
-use vfio_fast_agent::record::Start;
+use vfio_fast_protocol::job::{Memory, Mode};
+use vfio_fast_protocol::record::Start;
 
 /// A check: its name, what is wrong, and what was seen if nothing is.
 type Check = (&'static str, Vec<String>, String);

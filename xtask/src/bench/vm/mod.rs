@@ -12,7 +12,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use vfio_fast_agent::job::Memory;
+use vfio_fast_protocol::job::Memory;
 
 use super::machine::{Busy, machine};
 use super::mebibytes;
@@ -105,8 +105,8 @@ mod tests {
     use crate::bench::figure;
     use crate::e2e::{Accel, Check};
     use crate::outcome::{UNAVAILABLE, code_of};
-    use vfio_fast_agent::job::Mode;
-    use vfio_fast_agent::record::{Moment, Start};
+    use vfio_fast_protocol::job::Mode;
+    use vfio_fast_protocol::record::{Moment, Start};
 
     pub const GIB: u64 = 1 << 30;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use vfio_fast_agent::job::{Memory, Mode};
-use vfio_fast_agent::record::{Moment, Start};
+use vfio_fast_protocol::job::{Memory, Mode};
+use vfio_fast_protocol::record::{Moment, Start};
 
 use crate::bench::record::Machine;
 use crate::bench::summary::Spread;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
-use vfio_fast_agent::ranges::Reach;
+use vfio_fast_protocol::ranges::Reach;
 
 /// What is printed. Of the unmaps those that were carried out, mapping by mapping.
 pub const NAMES: [&str; 6] = [
