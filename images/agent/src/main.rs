@@ -1,10 +1,8 @@
 //! PID 1 of the test machines: in L1 it runs QEMU and judges it, in L2 it moves and checks data.
 
-mod exit;
 mod l1;
 mod l2;
 mod machine;
-mod pattern;
 mod pci;
 
 use anyhow::{Context, Result, bail};

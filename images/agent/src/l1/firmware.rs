@@ -3,11 +3,10 @@
 use std::fs;
 use std::ops::Range;
 
+use crate::l1::lab::Lab;
 use anyhow::{Context, Result};
 use vfio_fast_protocol::job::Firmware;
 use vfio_fast_protocol::witness::Call;
-
-use super::Lab;
 
 /// OVMF's code, and its variables as they are in a new machine.
 const CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";

@@ -1,32 +1,17 @@
 //! L1: hands devices to vfio-pci, runs QEMU, and judges what it maps.
 
-mod conformance;
-mod count;
+mod checks;
 mod devices;
-mod dirty;
-mod errors;
-mod exit;
 mod firmware;
-mod hotplug;
+mod lab;
 mod limits;
-mod maps;
-mod nvme;
-mod objects;
-mod observe;
-mod p2p_data;
-mod p2p_range;
-mod peer;
 mod qemu_trace;
 mod qmp;
 mod ram;
 mod report;
-mod sandbox;
-mod starts;
+mod scenarios;
+mod text_pattern;
 mod tracing;
-mod two_devices;
-mod viommu;
-mod viommu_events;
-mod virtio_mem;
 mod vm;
 
 use std::fs;
@@ -36,15 +21,12 @@ use vfio_fast_protocol::job::{self, Job, Scenario};
 use vfio_fast_protocol::record::{L1_PORT, Record};
 
 use crate::machine;
+use lab::Lab;
 use report::Reporter;
-
-/// Everything a scenario needs.
-pub struct Lab {
-    /// What to do.
-    pub job: Job,
-    /// Where to tell it.
-    pub report: Reporter,
-}
+use scenarios::{
+    boot_time, conformance, errors, hotplug, map_bench, nvme, p2p_data, p2p_range, two_devices, viommu,
+    virtio_mem,
+};
 
 /// Runs the job of this boot.
 pub fn run() -> Result<()> {
@@ -88,7 +70,7 @@ fn work(report: &Reporter) -> Result<()> {
         Scenario::Viommu => viommu::run(&lab),
         Scenario::VirtioMem => virtio_mem::run(&lab),
         Scenario::Conformance => conformance::run(&lab),
-        Scenario::Starts => starts::run(&lab),
-        Scenario::Maps => maps::run(&lab),
+        Scenario::Starts => boot_time::run(&lab),
+        Scenario::Maps => map_bench::run(&lab),
     }
 }

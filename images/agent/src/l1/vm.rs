@@ -17,10 +17,10 @@ use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::record::{Event, L2_PORT};
 use vfio_fast_protocol::witness::{self, Call};
 
-use super::Lab;
-use super::qmp::Qmp;
-use super::report::Reporter;
-use super::sandbox;
+use crate::l1::checks::sandbox;
+use crate::l1::lab::Lab;
+use crate::l1::qmp::Qmp;
+use crate::l1::report::Reporter;
 use crate::machine;
 
 const WITNESS: &str = "/run/witness";

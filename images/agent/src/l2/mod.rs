@@ -2,8 +2,8 @@
 //! the host compares later, and does so into memory spread over all of L2.
 
 mod disk;
+mod mmio;
 mod peer;
-mod window;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -10,7 +10,7 @@ use vfio_fast_protocol::bar_layout::BarLayout;
 use vfio_fast_protocol::record::Event;
 use vfio_fast_protocol::test_data;
 
-use super::window::Window;
+use super::mmio::Window;
 use super::{number, physical_address, send};
 use crate::machine;
 use crate::pci::Device;

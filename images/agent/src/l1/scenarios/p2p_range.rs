@@ -1,15 +1,18 @@
 //! A BAR where the IOMMU cannot address it: one warning, and the VM goes on. The firmware alone
 //! runs here, and nothing is unplugged, so this is also where permissions are looked at.
 
+use crate::l1::checks::count;
+use crate::l1::checks::mappings;
+use crate::l1::checks::p2p_warning;
+use crate::l1::lab::Lab;
+use crate::l1::qemu_trace;
+use crate::l1::vm::{self, Vm};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vfio_fast_protocol::flatview::Row;
 use vfio_fast_protocol::ranges::{self, Reach};
 use vfio_fast_protocol::record::Record;
 use vfio_fast_protocol::witness;
-
-use super::vm::{self, Vm};
-use super::{Lab, count, observe, peer, qemu_trace};
 
 /// The first address the IOMMU of this scenario cannot have.
 const BEYOND: u64 = 1 << 39;
@@ -40,7 +43,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.qmp.run("cont", json!({}))?;
     let first = firmware(&mut vm, 0, 1)?;
     report_sections(lab)?;
-    let (rows, held) = observe::flat_view_rows(lab, &mut vm, "memory", "after-firmware")?;
+    let (rows, held) = mappings::flat_view_rows(lab, &mut vm, "memory", "after-firmware")?;
     let (beyond, within): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.start >= BEYOND);
     let wanted: Vec<Reach> = within.iter().filter_map(|row| row.reach()).collect();
     let read_only = wanted.iter().filter(|reach| !reach.write).count();
@@ -48,7 +51,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let calls = vm.witnessed()?;
     let slots = witness::guest_memory(&calls);
     for held in witness::replay(&calls)?.values() {
-        problems.extend(observe::wrong_memory(&slots, held));
+        problems.extend(mappings::wrong_memory(&slots, held));
     }
     if read_only == 0 {
         problems.push("no row is read-only: the firmware was not through".into());
@@ -58,7 +61,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     }
     let seen = format!("{} rows are mapped, {read_only} read-only, the BAR is not", within.len());
     lab.report.check("flat-view-after-firmware", &problems, &seen);
-    observe::no_threads(lab, &vm, "after-firmware")?;
+    mappings::no_threads(lab, &vm, "after-firmware")?;
 
     let status = vm.qmp.run("query-status", json!({}))?;
     let problems = if status["running"] == true { vec![] } else { vec![status.to_string()] };
@@ -79,7 +82,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     }
     let seen = format!("{RESETS} resets, the same mappings after each");
     lab.report.check("same-after-resets", &problems, &seen);
-    peer::one_warning(lab, &vm.stderr()?, 0, "-22 (Invalid argument)");
+    p2p_warning::one_warning(lab, &vm.stderr()?, 0, "-22 (Invalid argument)");
     vm.quit().map(drop)
 }
 

@@ -7,9 +7,17 @@ use serde_json::json;
 use vfio_fast_protocol::job::{Container, DiskLayout, Mode, Ram};
 use vfio_fast_protocol::record::{Event, Facts, Record};
 
-use super::Lab;
-use super::vm::{self, Vm};
-use super::{count, devices, firmware, objects, observe, peer, ram, sandbox, starts};
+use crate::l1::checks::by_descriptor;
+use crate::l1::checks::count;
+use crate::l1::checks::mappings;
+use crate::l1::checks::p2p_warning;
+use crate::l1::checks::sandbox;
+use crate::l1::devices;
+use crate::l1::firmware;
+use crate::l1::lab::Lab;
+use crate::l1::ram;
+use crate::l1::scenarios::boot_time;
+use crate::l1::vm::{self, Vm};
 use crate::machine;
 
 const GIB: u64 = 1 << 30;
@@ -21,7 +29,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let property = job.device_properties();
     if job.container == Container::Iommufd {
         // In base pages a memfd takes several times as long to fill and to map.
-        starts::allow_huge_pages(true)?;
+        boot_time::allow_huge_pages(true)?;
     }
     arguments.extend(ram::arguments(lab));
     arguments.extend(firmware::arguments(lab)?);
@@ -47,23 +55,23 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.step("realize");
     let mut vm = Vm::start(lab, &arguments)?;
     let paused_from = vm.age();
-    observe::mappings(lab, &mut vm, "after-realize")?;
-    observe::flat_view(lab, &mut vm, "memory", "after-realize")?;
-    observe::no_threads(lab, &vm, "after-realize")?;
+    mappings::mappings(lab, &mut vm, "after-realize")?;
+    mappings::flat_view(lab, &mut vm, "memory", "after-realize")?;
+    mappings::no_threads(lab, &vm, "after-realize")?;
     let paused = vm.age() - paused_from;
 
     lab.report.step("boot");
     vm.qmp.run("cont", json!({}))?;
     let mut moved = Vec::new();
     vm.wait_ready(|event| moved.push(event.clone()))?;
-    observe::mappings(lab, &mut vm, "after-boot")?;
+    mappings::mappings(lab, &mut vm, "after-boot")?;
 
     lab.report.step("reset");
     vm.qmp.run("system_reset", json!({}))?;
     vm.wait_ready(|event| moved.push(event.clone()))?;
-    let last = observe::mappings(lab, &mut vm, "after-reset")?;
-    observe::no_threads(lab, &vm, "after-reset")?;
-    observe::every_commit(lab, &vm)?;
+    let last = mappings::mappings(lab, &mut vm, "after-reset")?;
+    mappings::no_threads(lab, &vm, "after-reset")?;
+    mappings::every_commit(lab, &vm)?;
     report_data(lab, &moved);
 
     let mut facts = count::facts(&vm, &last)?;
@@ -85,18 +93,18 @@ pub fn run(lab: &Lab) -> Result<()> {
     match (job.container, job.mode) {
         (Container::Type1, _) => {}
         (Container::Iommufd, Mode::Fast) => {
-            objects::memory(lab, &vm)?;
-            objects::bars(lab, &vm)?;
+            by_descriptor::memory(lab, &vm)?;
+            by_descriptor::bars(lab, &vm)?;
         }
         // By address it maps no device memory.
-        (Container::Iommufd, _) => peer::one_warning(lab, &vm.stderr()?, 0, "-14 (Bad address)"),
+        (Container::Iommufd, _) => p2p_warning::one_warning(lab, &vm.stderr()?, 0, "-14 (Bad address)"),
     }
 
     lab.report.step("unplug");
     vm.qmp.run("device_del", json!({ "id": "dut" }))?;
     vm.qmp.event("DEVICE_DELETED", |data| data["device"] == "dut")?;
-    observe::nothing_mapped(lab, &vm, "after-unplug")?;
-    observe::unmapped_before_leaving(lab, &vm)?;
+    mappings::nothing_mapped(lab, &vm, "after-unplug")?;
+    mappings::unmapped_before_leaving(lab, &vm)?;
 
     lab.report.step("plug again");
     plug_again(lab, &mut vm)?;
@@ -138,8 +146,8 @@ fn plug_again(lab: &Lab, vm: &mut Vm) -> Result<()> {
     let is_read = |event: &Event| matches!(event, Event::Moved { bytes, .. } if *bytes == written);
     vm.wait_event("data read once more", is_read)?;
     lab.report.check("data-after-plug", &[], &format!("{written} bytes read and right"));
-    observe::mappings(lab, vm, "after-plug")?;
-    observe::no_threads(lab, vm, "after-plug")
+    mappings::mappings(lab, vm, "after-plug")?;
+    mappings::no_threads(lab, vm, "after-plug")
 }
 
 /// What the whole thing is for: `ram-amplification` and `equal-pieces-untouched`.

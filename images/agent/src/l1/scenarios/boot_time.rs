@@ -4,14 +4,16 @@
 
 use std::fs;
 
+use crate::l1::checks::count;
+use crate::l1::checks::mappings;
+use crate::l1::lab::Lab;
+use crate::l1::limits;
+use crate::l1::vm::{self, Vm};
 use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_protocol::job::{Memory, Mode};
 use vfio_fast_protocol::record::{Moment, Record, Start};
 use vfio_fast_protocol::witness::{self, Call};
-
-use super::vm::{self, Vm};
-use super::{Lab, count, limits, observe};
 
 const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage";
 /// RAM of the guests that are started before anything is timed.
@@ -69,7 +71,7 @@ fn one(lab: &Lab, mib: u64, memory: Memory, mode: Mode, round: u32, name: &str) 
     let kernel = vm.wait_console()?.as_nanos() as u64;
 
     vm.qmp.run("stop", json!({}))?;
-    observe::mappings(lab, &mut vm, name)?;
+    mappings::mappings(lab, &mut vm, name)?;
     let calls = vm.witnessed()?;
     let populate_ns = if mode == Mode::Fast { stats_agree(lab, &mut vm, &calls, name)? } else { 0 };
     let started = vm.started_ns();

@@ -2,14 +2,17 @@
 //! unmap, the last takes everything with it. And a QEMU that becomes a daemon first, one that is told to quit and one that
 //! is killed.
 
+use crate::l1::checks::count;
+use crate::l1::checks::exit;
+use crate::l1::checks::mappings;
+use crate::l1::devices;
+use crate::l1::lab::Lab;
+use crate::l1::vm::{self, Vm};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::record::Record;
 use vfio_fast_protocol::witness::{self, Call};
-
-use super::vm::{self, Vm};
-use super::{Lab, count, devices, exit, observe};
 
 pub fn run(lab: &Lab) -> Result<()> {
     together(lab)?;
@@ -38,13 +41,13 @@ fn together(lab: &Lab) -> Result<()> {
     let mut vm = Vm::start(lab, &arguments)?;
     lab.report.step("join");
     vm.qmp.run("device_add", device(lab, 0, lab.job.mode))?;
-    observe::mappings(lab, &mut vm, "first-device")?;
+    mappings::mappings(lab, &mut vm, "first-device")?;
     let before = vm.witnessed()?;
     if lab.job.mode == Mode::Fast {
         refuse(lab, &mut vm, Mode::Stock, "through")?;
     }
     vm.qmp.run("device_add", device(lab, 1, lab.job.mode))?;
-    observe::mappings(lab, &mut vm, "both-devices")?;
+    mappings::mappings(lab, &mut vm, "both-devices")?;
     let joined = changes(&vm.witnessed()?[before.len()..]);
     let problems = if joined == 0 { vec![] } else { vec![format!("{joined} maps and unmaps")] };
     lab.report.check("second-joins-untouched", &problems, "no map, no unmap");
@@ -52,22 +55,22 @@ fn together(lab: &Lab) -> Result<()> {
     lab.report.step("leave");
     let before = vm.witnessed()?;
     leave(&mut vm, 0)?;
-    observe::mappings(lab, &mut vm, "one-left")?;
+    mappings::mappings(lab, &mut vm, "one-left")?;
     let left = changes(&vm.witnessed()?[before.len()..]);
     let problems = if left == 0 { vec![] } else { vec![format!("{left} maps and unmaps")] };
     lab.report.check("first-leaves-untouched", &problems, "no map, no unmap");
 
     leave(&mut vm, 1)?;
-    observe::nothing_mapped(lab, &vm, "after-both-left")?;
-    observe::unmapped_before_leaving(lab, &vm)?;
+    mappings::nothing_mapped(lab, &vm, "after-both-left")?;
+    mappings::unmapped_before_leaving(lab, &vm)?;
 
     lab.report.step("come back");
     vm.qmp.run("device_add", device(lab, 1, lab.job.mode))?;
-    let wanted = observe::mappings(lab, &mut vm, "come-back")?;
+    let wanted = mappings::mappings(lab, &mut vm, "come-back")?;
     let facts = count::facts(&vm, &wanted)?;
     count::witnesses_agree(lab, &vm, &facts)?;
     lab.report.send(&Record::Facts(facts));
-    observe::no_threads(lab, &vm, "come-back")?;
+    mappings::no_threads(lab, &vm, "come-back")?;
     if lab.job.mode == Mode::Fast {
         // The other way round, in a container that the first device has mapped without the library.
         leave(&mut vm, 1)?;
@@ -145,8 +148,8 @@ fn daemon(lab: &Lab) -> Result<()> {
     );
     let pinned = exit::pinned_pages()?;
     let mut vm = Vm::start_daemon(lab, &arguments)?;
-    observe::mappings(lab, &mut vm, "daemon")?;
-    observe::no_threads(lab, &vm, "daemon")?;
+    mappings::mappings(lab, &mut vm, "daemon")?;
+    mappings::no_threads(lab, &vm, "daemon")?;
     let calls = vm.witnessed()?;
     let mapped = witness::replay(&calls)?;
     let held = mapped.values().next().context("the daemon mapped nothing")?;

@@ -3,9 +3,8 @@
 use std::io::{BufRead, BufReader, pipe};
 use std::process::{Command, Stdio};
 
+use crate::l1::lab::Lab;
 use anyhow::{Context, Result};
-
-use super::Lab;
 
 const PROGRAM: &str = "/vft/conformance";
 /// What the program says of one test that ran and passed. It also ends well if no test has the name.

@@ -1,8 +1,7 @@
 //! What QEMU says of BARs that it could not map: no peer-to-peer DMA, and no more.
 
-use crate::pattern;
-
-use super::Lab;
+use crate::l1::lab::Lab;
+use crate::l1::text_pattern;
 
 /// What QEMU says at each attempt on iommufd without the library.
 const EACH: &str = "warning: IOMMU_IOAS_MAP failed: Bad address, PCI BAR?";
@@ -27,7 +26,7 @@ fn judge(lab: &Lab, errors: &str, n: usize, errno: &str) -> Vec<String> {
     // The line begins with the program's name.
     let text = |line: &str| line.split_once(": ").map(|(_, rest)| rest.to_owned());
     let said =
-        |pattern: &str| errors.lines().filter_map(text).filter(|t| pattern::matches(pattern, t)).count();
+        |pattern: &str| errors.lines().filter_map(text).filter(|t| text_pattern::matches(pattern, t)).count();
     let warnings = said(&warning);
     let hints = errors.lines().filter(|line| **line == hint).count();
     let mut problems = Vec::new();

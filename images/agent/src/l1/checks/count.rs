@@ -8,8 +8,11 @@ use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::record::{BarCosts, Facts};
 use vfio_fast_protocol::witness::{Call, Held};
 
-use super::vm::Vm;
-use super::{Lab, limits, observe, tracing};
+use crate::l1::checks::mappings;
+use crate::l1::lab::Lab;
+use crate::l1::limits;
+use crate::l1::tracing;
+use crate::l1::vm::Vm;
 use crate::machine;
 
 /// From this kernel on VFIO does not try out superpages.
@@ -20,8 +23,8 @@ const NO_PROBES: (u32, u32) = (6, 16);
 pub fn facts(vm: &Vm, wanted: &Held) -> Result<Facts> {
     let calls = vm.witnessed()?;
     let kernel = tracing::read()?;
-    let bars = observe::device_memory(vm.pid)?;
-    let in_bar = |vaddr: u64| observe::is_in(&bars, vaddr);
+    let bars = mappings::device_memory(vm.pid)?;
+    let in_bar = |vaddr: u64| mappings::is_in(&bars, vaddr);
     let nanoseconds =
         |which: fn(&Call) -> bool| -> u64 { calls.iter().filter(|c| which(c)).map(|c| c.duration_ns).sum() };
     // The first group in a container makes older VFIO map two pages and unmap them, to learn how the

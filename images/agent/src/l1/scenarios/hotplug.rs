@@ -9,8 +9,10 @@ use vfio_fast_protocol::job::{Container, Mode};
 use vfio_fast_protocol::record::{Event, Record};
 use vfio_fast_protocol::witness;
 
-use super::vm::{self, Vm};
-use super::{Lab, count, observe};
+use crate::l1::checks::count;
+use crate::l1::checks::mappings;
+use crate::l1::lab::Lab;
+use crate::l1::vm::{self, Vm};
 use crate::machine;
 
 const DIMM_MIB: u64 = 256;
@@ -43,7 +45,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     plug(lab, &mut vm, 1, None)?;
     let devices = vm.qmp.run("query-memory-devices", json!({}))?;
     let address = devices[0]["data"]["addr"].as_u64().context("the memory device has no address")?;
-    observe::mappings(lab, &mut vm, "after-plug")?;
+    mappings::mappings(lab, &mut vm, "after-plug")?;
     guest_has(&mut vm, lab.job.l2_memory_mib + DIMM_MIB / 2)?;
 
     let slots = witness::guest_memory(&vm.witnessed()?);
@@ -52,12 +54,12 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.step("unplug");
     vm.qmp.run("device_del", json!({ "id": "dimm1" }))?;
     vm.qmp.event("DEVICE_DELETED", |data| data["device"] == "dimm1")?;
-    observe::mappings(lab, &mut vm, "after-unplug")?;
+    mappings::mappings(lab, &mut vm, "after-unplug")?;
     vm.qmp.run("object-del", json!({ "id": "mem1" }))?;
     // QEMU forgets the name at once, and the memory when the last reference to it is dropped.
     let gone = machine::wait_for(FREED_WITHIN, || {
-        let mapped = observe::process_has(vm.pid, host).unwrap_or(true);
-        let open = observe::process_opens(vm.pid, "memfd:mem1").unwrap_or(true);
+        let mapped = mappings::process_has(vm.pid, host).unwrap_or(true);
+        let open = mappings::process_opens(vm.pid, "memfd:mem1").unwrap_or(true);
         (!mapped && !open).then_some(())
     });
     let problems =
@@ -66,9 +68,9 @@ pub fn run(lab: &Lab) -> Result<()> {
 
     lab.report.step("plug again");
     plug(lab, &mut vm, 2, Some(address))?;
-    let wanted = observe::mappings(lab, &mut vm, "after-reuse")?;
-    observe::no_threads(lab, &vm, "after-reuse")?;
-    observe::every_commit(lab, &vm)?;
+    let wanted = mappings::mappings(lab, &mut vm, "after-reuse")?;
+    mappings::no_threads(lab, &vm, "after-reuse")?;
+    mappings::every_commit(lab, &vm)?;
     report_turns(lab, &vm, address)?;
     let mut facts = count::facts(&vm, &wanted)?;
     count::witnesses_agree(lab, &vm, &facts)?;

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::l1::checks::count;
+use crate::l1::lab::Lab;
+use crate::l1::vm::Vm;
 use anyhow::{Context, Result};
 use vfio_fast_protocol::job::Mode;
-
-use super::vm::Vm;
-use super::{Lab, count};
 
 /// QEMU cannot start threads by clone3, nor bind them to processors, and ends at some other calls.
 pub const ARGUMENTS: [&str; 2] = ["-sandbox", "on,spawn=deny,resourcecontrol=deny"];

@@ -6,8 +6,12 @@ use vfio_fast_protocol::job::{Container, Mode};
 use vfio_fast_protocol::record::{Event, Facts, Record};
 use vfio_fast_protocol::witness::{self, Call, Held, Mapping};
 
-use super::vm::{self, Vm};
-use super::{Lab, count, observe, peer, ram};
+use crate::l1::checks::count;
+use crate::l1::checks::mappings;
+use crate::l1::checks::p2p_warning;
+use crate::l1::lab::Lab;
+use crate::l1::ram;
+use crate::l1::vm::{self, Vm};
 use crate::pci::Device;
 
 const GIB: u64 = 1 << 30;
@@ -35,7 +39,7 @@ pub fn run(lab: &Lab) -> Result<()> {
 
     lab.report.step("realize");
     let mut vm = Vm::start(lab, &arguments)?;
-    observe::mappings(lab, &mut vm, "after-realize")?;
+    mappings::mappings(lab, &mut vm, "after-realize")?;
 
     lab.report.step("boot");
     vm.qmp.run("cont", serde_json::json!({}))?;
@@ -43,10 +47,10 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.wait_ready(|event| moved.push(event.clone()))?;
 
     lab.report.step("look");
-    let wanted = observe::mappings(lab, &mut vm, "after-data")?;
-    observe::flat_view(lab, &mut vm, "memory", "after-data")?;
-    observe::every_commit(lab, &vm)?;
-    observe::no_threads(lab, &vm, "after-data")?;
+    let wanted = mappings::mappings(lab, &mut vm, "after-data")?;
+    mappings::flat_view(lab, &mut vm, "memory", "after-data")?;
+    mappings::every_commit(lab, &vm)?;
+    mappings::no_threads(lab, &vm, "after-data")?;
     let calls = vm.witnessed()?;
     let slots = witness::guest_memory(&calls);
     if job.maps_bars() {
@@ -57,9 +61,9 @@ pub fn run(lab: &Lab) -> Result<()> {
         (Container::Type1, _) => {}
         // The registers of the second device are less than a page: of that there is no dma-buf.
         (Container::Iommufd, Mode::Fast) => {
-            peer::one_warning(lab, &vm.stderr()?, 1, "-22 (Invalid argument)")
+            p2p_warning::one_warning(lab, &vm.stderr()?, 1, "-22 (Invalid argument)")
         }
-        (Container::Iommufd, _) => peer::one_warning(lab, &vm.stderr()?, 0, "-14 (Bad address)"),
+        (Container::Iommufd, _) => p2p_warning::one_warning(lab, &vm.stderr()?, 0, "-14 (Bad address)"),
     }
 
     let mut facts = count::facts(&vm, &wanted)?;
@@ -93,11 +97,11 @@ fn report_data(lab: &Lab, slots: &Held, moved: &[Event]) -> Result<()> {
 /// between addresses that agree as far as superpages go.
 fn report_entries(lab: &Lab, vm: &Vm, slots: &Held, calls: &[Call]) -> Result<()> {
     let held = witness::replay(calls)?.into_values().next().context("nothing is mapped")?;
-    let bars = observe::device_memory(vm.pid)?;
+    let bars = mappings::device_memory(vm.pid)?;
     let (mut problems, mut seen) = (Vec::new(), Vec::new());
     for device in &lab.job.devices[1..] {
         let bytes = Device::at(device).bar(MEMORY_BAR)?.bytes;
-        let is_bar = |slot: &Mapping| slot.size == bytes && observe::is_in(&bars, slot.vaddr);
+        let is_bar = |slot: &Mapping| slot.size == bytes && mappings::is_in(&bars, slot.vaddr);
         let Some((gpa, slot)) = slots.iter().find(|(_, slot)| is_bar(slot)) else {
             problems.push(format!("{device}: KVM has no memory of its BAR's {bytes:#x} bytes"));
             continue;
@@ -145,9 +149,9 @@ fn report_populated(lab: &Lab, vm: &mut Vm, facts: &Facts) -> Result<()> {
     let stat = |name: &str| stats[name].as_u64().with_context(|| format!("the library tells no {name}"));
     let touched = stat("populate_bytes")? + stat("populate_present")? + stat("populate_skipped")?;
     let tried = stat("populate_calls")?;
-    let bars = observe::device_memory(vm.pid)?;
+    let bars = mappings::device_memory(vm.pid)?;
     let calls = vm.witnessed()?;
-    let ram = calls.iter().filter(|call| call.mapped() && !observe::is_in(&bars, call.vaddr));
+    let ram = calls.iter().filter(|call| call.mapped() && !mappings::is_in(&bars, call.vaddr));
     let chunks: u64 = ram.map(|call| call.size / CHUNK + 1).sum();
     let seen = format!(
         "{touched} bytes populated, found present or skipped, {} of RAM mapped; {tried} calls for {chunks} chunks",

@@ -12,8 +12,12 @@ use vfio_fast_protocol::job::{Container, DiskLayout, Mode};
 use vfio_fast_protocol::record::{Event, Record};
 use vfio_fast_protocol::witness::{self, Call, Held, Mapping};
 
-use super::vm::{self, Vm};
-use super::{Lab, count, limits, observe, qemu_trace};
+use crate::l1::checks::count;
+use crate::l1::checks::mappings;
+use crate::l1::lab::Lab;
+use crate::l1::limits;
+use crate::l1::qemu_trace;
+use crate::l1::vm::{self, Vm};
 use crate::machine;
 
 const MIB: u64 = 1 << 20;
@@ -103,7 +107,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let come = (GROWN_MIB - SHRUNK_MIB) * MIB;
     report_touched(lab, "plugged-alone", &vm.witnessed()?[before..], come, 0);
     region.filled(lab, &vm)?;
-    observe::no_threads(lab, &vm, "after-plug-again")?;
+    mappings::no_threads(lab, &vm, "after-plug-again")?;
     // Before anything fails: of a map that failed the IOMMU core has counted the part that worked.
     let mut facts = count::facts(&vm, &wanted)?;
     count::witnesses_agree(lab, &vm, &facts)?;
@@ -126,7 +130,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     boot(lab, &mut vm, &region, "reset", bytes)?;
     region.settled(&mut vm, LAST_MIB)?;
     region.mapped(lab, &mut vm, "after-reset", LAST_MIB)?;
-    observe::no_threads(lab, &vm, "after-reset")?;
+    mappings::no_threads(lab, &vm, "after-reset")?;
     vm.quit().map(drop)
 }
 
@@ -166,7 +170,7 @@ impl Region {
     fn mapped(&self, lab: &Lab, vm: &mut Vm, when: &str, mib: u64) -> Result<Held> {
         let plugged = plugged(&qemu_trace::text()?)?;
         let wanted =
-            observe::mappings_of(lab, vm, when, 1, |memory| self.without_unplugged(memory, &plugged))?;
+            mappings::mappings_of(lab, vm, when, 1, |memory| self.without_unplugged(memory, &plugged))?;
         let held = witness::replay(&vm.witnessed()?)?.into_values().next().unwrap_or_default();
         let mut problems = Vec::new();
         if plugged.len() as u64 * BLOCK != mib * MIB {
@@ -308,8 +312,8 @@ fn report_touched(lab: &Lab, name: &str, calls: &[Call], mapped: u64, unmapped: 
 /// Some blocks of a request can be mapped, then one cannot: `rolled-back`, `alive-after-refusal`, `locked-after-refusal`.
 fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &Held) -> Result<()> {
     // All that is mapped counts, but for BARs.
-    let bars = observe::device_memory(vm.pid)?;
-    let counted: u64 = wanted.values().filter(|m| !observe::is_in(&bars, m.vaddr)).map(|m| m.size).sum();
+    let bars = mappings::device_memory(vm.pid)?;
+    let counted: u64 = wanted.values().filter(|m| !mappings::is_in(&bars, m.vaddr)).map(|m| m.size).sum();
     limits::set_memlock(Some(vm.pid), counted + LOCKABLE)?;
     let locked = count::locked_bytes(lab, vm)?;
     let refusals = preflight_refusals(lab, vm)?;

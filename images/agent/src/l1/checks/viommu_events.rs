@@ -7,10 +7,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::l1::qemu_trace;
 use anyhow::{Context, Result};
 use vfio_fast_protocol::witness::{self, Call, Held, Space};
-
-use super::qemu_trace;
 
 /// What [`compare`] has to be given.
 pub const TRACED: [&str; 2] = ["vtd_page_walk_one", "vfio_iommu_map_notify"];

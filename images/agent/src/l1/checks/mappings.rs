@@ -15,8 +15,9 @@ use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::ranges::{self, Reach};
 use vfio_fast_protocol::witness::{self, Call, Held};
 
-use super::vm::Vm;
-use super::{Lab, firmware};
+use crate::l1::firmware;
+use crate::l1::lab::Lab;
+use crate::l1::vm::Vm;
 use crate::pci::{Bar, Device};
 
 /// Where a BAR lies in the file of its device: its number, shifted by so much.

@@ -1,15 +1,18 @@
 //! L2 has an IOMMU of its own: RAM is mapped as a whole only while L2's IOMMU is off, and what its
 //! driver maps later goes one by one. Each of two devices has an address space, and so a container, of its own.
 
+use crate::l1::checks::count;
+use crate::l1::checks::dirty_bitmap;
+use crate::l1::checks::mappings;
+use crate::l1::checks::viommu_events::{self, TRACED};
+use crate::l1::lab::Lab;
+use crate::l1::qemu_trace;
+use crate::l1::vm::{self, Vm};
 use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_protocol::job::{Container, DiskLayout, Mode};
 use vfio_fast_protocol::record::{Event, Record};
 use vfio_fast_protocol::witness::{self, Held};
-
-use super::viommu_events::{self, TRACED};
-use super::vm::{self, Vm};
-use super::{Lab, count, dirty, observe, qemu_trace};
 
 /// The size of the second disk, which L2 writes and reads as a whole.
 const SECOND_MIB: u64 = 1;
@@ -45,7 +48,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         job.l2_memory_mib / 2,
     )));
     let mut vm = Vm::start(lab, &arguments)?;
-    observe::mappings_of(lab, &mut vm, "after-realize", 2, Ok)?;
+    mappings::mappings_of(lab, &mut vm, "after-realize", 2, Ok)?;
 
     let disk = DiskLayout::of_mib(job.disk_mib);
     let boots = [
@@ -70,7 +73,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         let problems =
             if right { vec![] } else { vec![format!("{bytes} bytes moved, planned were {planned}")] };
         lab.report.check(&format!("data-{step}"), &problems, &format!("{bytes} bytes moved"));
-        observe::no_threads(lab, &vm, step)?;
+        mappings::no_threads(lab, &vm, step)?;
     }
     // What L2's driver wants mapped, nobody else knows: what is mapped stands for it. Only sizes count here: both containers
     // have mappings of the same addresses.
@@ -85,7 +88,7 @@ pub fn run(lab: &Lab) -> Result<()> {
 
     lab.report.step("unplug");
     unplug_second(lab, &mut vm, disk.written_by(0).1)?;
-    let (trace, calls) = observe::quietly(&mut vm, |vm| Ok((qemu_trace::text()?, vm.witnessed()?)))?;
+    let (trace, calls) = mappings::quietly(&mut vm, |vm| Ok((qemu_trace::text()?, vm.witnessed()?)))?;
     let seen = viommu_events::compare(&trace, &calls)?;
     let text = format!("{} maps, {} unmaps, {} others", seen.maps, seen.unmaps, seen.other);
     if !seen.problems.is_empty() {
@@ -94,19 +97,19 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.check("events-one-to-one", &seen.problems, &text);
     // Only the library asks for what fits a bitmap: without it QEMU refuses to unmap an address space at once.
     if (lab.job.container, lab.job.mode) == (Container::Type1, Mode::Fast) {
-        dirty::run(lab, &mut vm)?;
+        dirty_bitmap::run(lab, &mut vm)?;
     }
     vm.quit().map(drop)
 }
 
 /// One device leaves, and the other one's mappings stay: `second-unmapped`, `first-left-alone`, `data-after-unplug`.
 fn unplug_second(lab: &Lab, vm: &mut Vm, read: u64) -> Result<()> {
-    let calls = observe::quietly(vm, |vm| vm.witnessed())?;
+    let calls = mappings::quietly(vm, |vm| vm.witnessed())?;
     let first = calls.iter().find(|call| call.mapped()).context("nothing was ever mapped")?.space();
     let before = witness::replay(&calls)?;
     vm.qmp.run("device_del", json!({ "id": "dut1" }))?;
     vm.qmp.event("DEVICE_DELETED", |data| data["device"] == "dut1")?;
-    let after = witness::replay(&observe::quietly(vm, |vm| vm.witnessed())?)?;
+    let after = witness::replay(&mappings::quietly(vm, |vm| vm.witnessed())?)?;
     let left = after.iter().filter(|(space, _)| **space != first).flat_map(|(_, held)| held);
     let mut problems: Vec<String> =
         left.map(|(iova, m)| format!("still mapped: {iova:#x} + {:#x}", m.size)).collect();

@@ -3,14 +3,17 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use crate::pattern;
+use crate::l1::checks::count;
+use crate::l1::checks::mappings;
+use crate::l1::devices;
+use crate::l1::lab::Lab;
+use crate::l1::limits;
+use crate::l1::text_pattern;
+use crate::l1::vm::{self, Vm};
 use anyhow::Result;
 use serde_json::{Value, json};
 use vfio_fast_protocol::job::{Container, Mode};
 use vfio_fast_protocol::record::Record;
-
-use super::vm::{self, Vm};
-use super::{Lab, count, devices, limits, observe};
 
 const MIB: u64 = 1 << 20;
 /// Allowed at first: far less than the guest has.
@@ -46,8 +49,8 @@ pub fn run(lab: &Lab) -> Result<()> {
     let alive = status["status"] == "prelaunch";
     let problems = if alive { vec![] } else { vec![format!("the VM is {status}")] };
     lab.report.check("alive-after-refusal", &problems, "the VM answers and is as before");
-    observe::nothing_mapped(lab, &vm, "after-refusal")?;
-    observe::no_threads(lab, &vm, "after-refusal")?;
+    mappings::nothing_mapped(lab, &vm, "after-refusal")?;
+    mappings::no_threads(lab, &vm, "after-refusal")?;
     let locked = count::locked_bytes(lab, &vm)?;
     let problems = if locked == 0 { vec![] } else { vec![format!("{locked} bytes stay locked")] };
     lab.report.check("nothing-locked-after-refusal", &problems, "nothing stays locked");
@@ -55,7 +58,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.step("second try");
     limits::set_memlock(Some(vm.pid), memory + SMALL)?;
     vm.qmp.run("device_add", device(lab))?;
-    let wanted = observe::mappings(lab, &mut vm, "after-second-try")?;
+    let wanted = mappings::mappings(lab, &mut vm, "after-second-try")?;
     if lab.job.container == Container::Type1 {
         // Whoever made the calls, on whatever threads: the process has locked what is mapped.
         let locked = limits::locked_bytes(vm.pid)?;
@@ -108,7 +111,7 @@ fn judge_realize(lab: &Lab, text: &str, memory: u64) -> Vec<String> {
          Region pc.ram: vfio_container_dma_map(%p, %p, %p, %p) = -12 (Cannot allocate memory)",
         lab.job.devices[0]
     );
-    let Some(rest) = pattern::strip(&pattern, text) else {
+    let Some(rest) = text_pattern::strip(&pattern, text) else {
         return vec![format!("`{text}` is not `{pattern}`")];
     };
     judge_explanation(lab, rest, text, |needed| needed >= memory, SMALL)
@@ -118,7 +121,7 @@ fn judge_realize(lab: &Lab, text: &str, memory: u64) -> Vec<String> {
 fn judge_abort(lab: &Lab, errors: &str) -> Vec<String> {
     let pattern = "vfio_container_dma_map(%p, %p, 0x10000000, %p) = -12 (Cannot allocate memory)";
     let mut problems = Vec::new();
-    match errors.lines().find_map(|line| pattern::strip(pattern, line).map(|rest| (line, rest))) {
+    match errors.lines().find_map(|line| text_pattern::strip(pattern, line).map(|rest| (line, rest))) {
         None => problems.push(format!("no line of standard error is `{pattern}`")),
         Some((line, rest)) => {
             let allowed = lab.job.l2_memory_mib * MIB + SMALL;
@@ -142,7 +145,7 @@ fn judge_explanation(
     if lab.job.mode != Mode::Fast {
         return if rest.is_empty() { vec![] } else { vec![format!("`{text}` goes on with `{rest}`")] };
     }
-    let numbers = pattern::numbers(rest);
+    let numbers = text_pattern::numbers(rest);
     let mut problems = Vec::new();
     if !rest.starts_with(": ") || !rest.contains("RLIMIT_MEMLOCK") {
         problems.push(format!("`{text}` does not explain itself"));

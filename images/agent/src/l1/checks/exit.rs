@@ -3,13 +3,14 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::exit;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vfio_fast_protocol::job::Mode;
 
-use super::vm::Vm;
-use super::{Lab, observe};
+use super::exit_calls;
+use crate::l1::checks::mappings;
+use crate::l1::lab::Lab;
+use crate::l1::vm::Vm;
 use crate::machine;
 
 /// What one call of the library takes at most.
@@ -36,8 +37,8 @@ pub fn quit(lab: &Lab, vm: Vm, pinned: u64) -> Result<()> {
     let told = vm.witnessed()?.len();
     let calls = vm.quit()?;
     let mut problems = match lab.job.mode {
-        Mode::Fast => exit::taken_away(&calls, told, 1, MOST)?,
-        _ => exit::left_alone(&calls, told),
+        Mode::Fast => exit_calls::taken_away(&calls, told, 1, MOST)?,
+        _ => exit_calls::left_alone(&calls, told),
     };
     problems.extend(still_pinned(pinned)?);
     lab.report.check("quit", &problems, &format!("{} calls after it", calls.len() - told));
@@ -59,7 +60,7 @@ pub fn kill(lab: &Lab, arguments: &[String]) -> Result<()> {
     lab.report.check("killed", &problems, &format!("{held} pages were pinned, and none is left"));
 
     let mut vm = Vm::start(lab, arguments)?;
-    let wanted = observe::mappings(lab, &mut vm, "after-kill")?;
+    let wanted = mappings::mappings(lab, &mut vm, "after-kill")?;
     ensure!(!wanted.is_empty(), "the next QEMU mapped nothing");
     vm.quit().map(drop)
 }

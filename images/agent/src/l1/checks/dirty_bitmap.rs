@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_protocol::witness::Call;
 
-use super::Lab;
-use super::vm::Vm;
+use crate::l1::lab::Lab;
+use crate::l1::vm::Vm;
 use crate::machine;
 
 /// VFIO_IOMMU_DIRTY_PAGES.

@@ -1,0 +1,11 @@
+//! Checks that more than one scenario makes, and what they are made of.
+
+pub mod by_descriptor;
+pub mod count;
+pub mod dirty_bitmap;
+pub mod exit;
+pub mod exit_calls;
+pub mod mappings;
+pub mod p2p_warning;
+pub mod sandbox;
+pub mod viommu_events;
