@@ -176,6 +176,11 @@ pub fn memory_mib() -> u64 {
     kib.unwrap_or(0) >> 10
 }
 
+/// Writes a setting of the kernel's.
+pub fn set(path: &str, value: &str) -> Result<()> {
+    fs::write(path, value).with_context(|| format!("cannot write {value} to {path}"))
+}
+
 /// Ends the machine.
 pub fn power_off() -> ! {
     let error = reboot(RebootCommand::PowerOff);

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use crate::l1::lab::Lab;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use vfio_fast_protocol::job::{Container, Mode};
+
+use crate::l1::lab::Lab;
 
 /// The device `n` for `device_add`, to be mapped in that mode; where it goes is to be added.
 pub fn to_add(lab: &Lab, n: usize, mode: Mode) -> Value {

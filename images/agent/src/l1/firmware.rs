@@ -3,10 +3,11 @@
 use std::fs;
 use std::ops::Range;
 
-use crate::l1::lab::Lab;
 use anyhow::{Context, Result};
 use vfio_fast_protocol::job::Firmware;
 use vfio_fast_protocol::witness::Call;
+
+use crate::l1::lab::Lab;
 
 /// OVMF's code, and its variables as they are in a new machine.
 const CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";

@@ -1,10 +1,10 @@
 //! How much memory a process may lock.
 
-use std::fs;
-
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
+
+use crate::machine;
 
 /// Takes from this thread, and from every program it starts, the right to lock any amount of
 /// memory: from now on the limit counts, although everything here runs as root.
@@ -26,16 +26,8 @@ pub fn set_memlock(pid: Option<u32>, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Bytes a process has locked, as the kernel accounts them (VmLck).
-pub fn locked_bytes(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
-    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    Ok(kib.context("the process has no VmLck")? * 1024)
-}
-
 /// How many entries containers made from now on may have.
 pub fn allow_entries(entries: u64) -> Result<()> {
     const LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
-    fs::write(LIMIT, entries.to_string()).with_context(|| format!("cannot write {LIMIT}"))
+    machine::set(LIMIT, &entries.to_string())
 }

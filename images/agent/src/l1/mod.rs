@@ -3,8 +3,10 @@
 mod checks;
 mod devices;
 mod firmware;
+mod huge_pages;
 mod lab;
 mod limits;
+mod proc;
 mod qemu_trace;
 mod qmp;
 mod ram;

@@ -1,8 +1,9 @@
 //! What L2's RAM is.
 
+use vfio_fast_protocol::job::{Container, Ram};
+
 use crate::l1::lab::Lab;
 use crate::l1::vm;
-use vfio_fast_protocol::job::{Container, Ram};
 
 /// Arguments for a q35 machine with it.
 pub fn arguments(lab: &Lab) -> Vec<String> {

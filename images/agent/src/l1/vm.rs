@@ -17,8 +17,8 @@ use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::record::{Event, L2_PORT};
 use vfio_fast_protocol::witness::{self, Call};
 
-use crate::l1::checks::sandbox;
 use crate::l1::lab::Lab;
+use crate::l1::proc::{self, Thread};
 use crate::l1::qmp::Qmp;
 use crate::l1::report::Reporter;
 use crate::machine;
@@ -31,6 +31,9 @@ const FIRMWARE: &str = "/run/l2-firmware-file";
 /// What SeaBIOS says at the end of its work, where it finds nothing to boot: it changes nothing after that.
 const NOTHING_TO_BOOT: &str = "No bootable device";
 
+/// In its sandbox QEMU cannot start threads with clone3 nor bind them to processors, and some other calls end it.
+const SANDBOX: [&str; 2] = ["-sandbox", "on,spawn=deny,resourcecontrol=deny"];
+
 /// A running QEMU.
 pub struct Vm {
     /// Its monitor.
@@ -38,7 +41,7 @@ pub struct Vm {
     /// Process id.
     pub pid: u32,
     /// Threads of the library seen while the machine was built, if QEMU is in its sandbox.
-    pub workers: BTreeSet<sandbox::Thread>,
+    pub workers: BTreeSet<Thread>,
     process: Process,
     report: Reporter,
     started: Instant,
@@ -217,7 +220,7 @@ impl Vm {
         };
         // It answers once the machine is built.
         let (qmp, workers) = match lab.job.sandboxed {
-            true => sandbox::watch(pid, || Qmp::connect(stream, wait)),
+            true => proc::watch_library_threads(pid, || Qmp::connect(stream, wait)),
             false => (Qmp::connect(stream, wait), BTreeSet::new()),
         };
         let qmp = qmp?;
@@ -280,18 +283,6 @@ impl Vm {
             Err(error) => return Err(error).context("cannot read the witness"),
         };
         witness::parse(&text)
-    }
-
-    /// Names of QEMU's threads.
-    pub fn threads(&self) -> Result<Vec<String>> {
-        let mut names = Vec::new();
-        for task in fs::read_dir(format!("/proc/{}/task", self.pid))? {
-            // A thread may end while its folder is being read.
-            if let Ok(name) = fs::read_to_string(task?.path().join("comm")) {
-                names.push(name.trim().to_owned());
-            }
-        }
-        Ok(names)
     }
 
     /// What QEMU wrote on its standard error so far.
@@ -426,7 +417,7 @@ fn command(lab: &Lab, arguments: &[String]) -> Result<Command> {
         .env("VFT_WITNESS", WITNESS)
         .stdin(Stdio::null());
     if lab.job.sandboxed {
-        command.args(sandbox::ARGUMENTS);
+        command.args(SANDBOX);
     }
     Ok(command)
 }

@@ -1,17 +1,18 @@
 //! What patched QEMU has the library map by descriptor: memory by its file, and BARs as dma-bufs. That it is the right
 //! memory is looked at wherever mappings are: the witness knows the addresses of both.
 
-use crate::l1::checks::mappings;
+use anyhow::Result;
+
 use crate::l1::checks::p2p_warning;
 use crate::l1::lab::Lab;
+use crate::l1::proc;
 use crate::l1::vm::Vm;
-use anyhow::Result;
 
 /// Reports the check `memory-mapped-by-file`: no memory of a file was mapped by its address, and the guest's RAM is of one.
 pub fn memory(lab: &Lab, vm: &Vm) -> Result<()> {
-    let files = mappings::memory_files(vm.pid)?;
+    let files = proc::memory_files(vm.pid)?;
     let calls = vm.witnessed()?;
-    let of_file = calls.iter().filter(|c| c.is_map() && mappings::is_in(&files, c.vaddr));
+    let of_file = calls.iter().filter(|c| c.is_map() && proc::is_in(&files, c.vaddr));
     let (by_file, by_address): (Vec<_>, Vec<_>) = of_file.partition(|c| c.is_by_file());
     let mut problems: Vec<String> =
         by_address.iter().map(|c| format!("{:#x} + {:#x} was mapped by address", c.iova, c.size)).collect();
@@ -29,9 +30,9 @@ pub fn memory(lab: &Lab, vm: &Vm) -> Result<()> {
 /// Reports the check `bar-mapped-as-dma-buf`: each attempt to map a BAR was made that way and worked, and QEMU has nothing
 /// to say about it.
 pub fn bars(lab: &Lab, vm: &Vm) -> Result<()> {
-    let bars = mappings::device_memory(vm.pid)?;
+    let bars = proc::device_memory(vm.pid)?;
     let calls = vm.witnessed()?;
-    let of_bars: Vec<_> = calls.iter().filter(|c| c.is_map() && mappings::is_in(&bars, c.vaddr)).collect();
+    let of_bars: Vec<_> = calls.iter().filter(|c| c.is_map() && proc::is_in(&bars, c.vaddr)).collect();
     let mut problems = p2p_warning::any_warning(&vm.stderr()?);
     for call in of_bars.iter().filter(|c| !c.is_by_file() || !c.mapped()) {
         problems.push(format!("not mapped as a dma-buf: {call:x?}"));

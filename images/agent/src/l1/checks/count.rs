@@ -8,11 +8,9 @@ use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::record::{BarCosts, Facts};
 use vfio_fast_protocol::witness::{Call, Held};
 
-use crate::l1::checks::mappings;
 use crate::l1::lab::Lab;
-use crate::l1::limits;
-use crate::l1::tracing;
 use crate::l1::vm::Vm;
+use crate::l1::{proc, tracing};
 use crate::machine;
 
 /// From this kernel on VFIO does not try out superpages.
@@ -23,8 +21,8 @@ const NO_PROBES: (u32, u32) = (6, 16);
 pub fn facts(vm: &Vm, wanted: &Held) -> Result<Facts> {
     let calls = vm.witnessed()?;
     let kernel = tracing::read()?;
-    let bars = mappings::device_memory(vm.pid)?;
-    let in_bar = |vaddr: u64| mappings::is_in(&bars, vaddr);
+    let bars = proc::device_memory(vm.pid)?;
+    let in_bar = |vaddr: u64| proc::is_in(&bars, vaddr);
     let nanoseconds =
         |which: fn(&Call) -> bool| -> u64 { calls.iter().filter(|c| which(c)).map(|c| c.duration_ns).sum() };
     // The first group in a container makes older VFIO map two pages and unmap them, to learn how the
@@ -144,7 +142,7 @@ fn report_equal(lab: &Lab, name: &str, other: &str, pairs: &[(&str, u64, u64)]) 
 /// Bytes that are locked for the device.
 pub fn locked_bytes(lab: &Lab, vm: &Vm) -> Result<u64> {
     match lab.job.container {
-        Container::Type1 => limits::locked_bytes(vm.pid),
+        Container::Type1 => proc::locked_bytes(vm.pid),
         // It counts them per user, where nobody can read them. What is pinned is in the IOMMU.
         Container::Iommufd => {
             let kernel = tracing::read()?;

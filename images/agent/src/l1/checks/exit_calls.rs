@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-
 use vfio_fast_protocol::witness::{self, Call};
 
 /// A write of a device's command register, in the witness's record.

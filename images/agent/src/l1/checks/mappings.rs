@@ -6,8 +6,6 @@
 //! and with it every device whose BAR is in that view: such a device is never freed after an
 //! unplug. So it is only used where no such device is in the view, or none is unplugged later.
 
-use std::fs;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vfio_fast_protocol::flatview::{self, Row};
@@ -15,13 +13,13 @@ use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::ranges::{self, Reach};
 use vfio_fast_protocol::witness::{self, Call, Held};
 
-use crate::l1::firmware;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
-use crate::pci::{Bar, Device};
+use crate::l1::{firmware, proc};
+use crate::pci::Device;
 
-/// Where a BAR lies in the file of its device: its number, shifted by so much.
-const BAR_SHIFT: u32 = 40;
+/// iommufd cannot map a smaller BAR: there is no dma-buf of a part of a page. A container maps the page around it.
+const PAGE: u64 = 4096;
 
 /// Compares the kernel's mappings with the guest's memory while the VM stands still, and reports
 /// it as the check `mappings-<when>`. A VM that was running runs again. The answer is what of the guest's
@@ -52,7 +50,7 @@ pub fn mappings_of(
         // The host compares these between runs of different modes, of which with iommufd only one maps BARs.
         let everywhere = match lab.job.container {
             Container::Type1 => held.clone(),
-            Container::Iommufd => without(&device_memory(vm.pid)?, held.clone()),
+            Container::Iommufd => without(&proc::device_memory(vm.pid)?, held.clone()),
         };
         for reach in ranges::normalise(witness::reach(&everywhere)?) {
             lab.report.log(&format!("held-{when}"), &reach.to_string());
@@ -73,8 +71,9 @@ pub fn mappings_of(
 /// address space `space`, and reports it as the check `flat-view-<when>`. See above for its price.
 pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<()> {
     let (rows, mapped) = flat_view_rows(lab, vm, space, when)?;
-    let small =
-        |row: &Row| row.bar().is_some_and(|(device, n)| Device::at(device).bar(n).is_ok_and(is_small));
+    let small = |row: &Row| {
+        row.bar().is_some_and(|(device, n)| Device::at(device).bar(n).is_ok_and(|bar| bar.bytes < PAGE))
+    };
     let mappable = |row: &&Row| match (lab.job.container, lab.job.maps_bars()) {
         (Container::Type1, _) => true,
         (Container::Iommufd, true) => !small(row),
@@ -119,8 +118,8 @@ pub fn every_commit(lab: &Lab, vm: &Vm) -> Result<()> {
 fn out_of_reach(lab: &Lab, pid: u32, calls: &[Call]) -> Result<Vec<(u64, u64)>> {
     let mut hidden = match (lab.job.container, lab.job.maps_bars()) {
         (Container::Type1, _) => Vec::new(),
-        (Container::Iommufd, true) => small_bars(pid)?,
-        (Container::Iommufd, false) => device_memory(pid)?,
+        (Container::Iommufd, true) => proc::device_memory_below(pid, PAGE)?,
+        (Container::Iommufd, false) => proc::device_memory(pid)?,
     };
     hidden.extend(firmware::flash(lab, calls));
     Ok(hidden)
@@ -128,13 +127,8 @@ fn out_of_reach(lab: &Lab, pid: u32, calls: &[Call]) -> Result<Vec<(u64, u64)>> 
 
 /// What is not at one of these host addresses.
 fn without(bars: &[(u64, u64)], mut memory: Held) -> Held {
-    memory.retain(|_, slot| !is_in(bars, slot.vaddr));
+    memory.retain(|_, slot| !proc::is_in(bars, slot.vaddr));
     memory
-}
-
-/// Whether it is one of these host addresses.
-pub fn is_in(spans: &[(u64, u64)], vaddr: u64) -> bool {
-    spans.iter().any(|(start, end)| (*start..*end).contains(&vaddr))
 }
 
 /// Runs `look` while the VM stands still.
@@ -205,72 +199,10 @@ pub fn unmapped_before_leaving(lab: &Lab, vm: &Vm) -> Result<()> {
 
 /// Reports the check `no-threads-<when>`: the library keeps no thread between commits.
 pub fn no_threads(lab: &Lab, vm: &Vm, when: &str) -> Result<()> {
-    let names = vm.threads()?;
-    let ours = names.iter().filter(|name| name.starts_with("vfio-fast"));
-    let problems: Vec<String> = ours.map(|name| format!("thread {name} is alive")).collect();
+    let threads = proc::threads(vm.pid)?;
+    let ours = threads.iter().filter(|thread| thread.is_of_library());
+    let problems: Vec<String> = ours.map(|thread| format!("thread {} is alive", thread.name)).collect();
+    let names: Vec<&str> = threads.iter().map(|thread| thread.name.as_str()).collect();
     lab.report.check(&format!("no-threads-{when}"), &problems, &names.join(" "));
     Ok(())
-}
-
-/// Host address ranges of `pid` that are mapped from a VFIO device: its BARs.
-pub fn device_memory(pid: u32) -> Result<Vec<(u64, u64)>> {
-    let maps = address_space(pid)?;
-    // The device's descriptor comes from its group, or is a device file.
-    let is_bar = |line: &str| line.contains("vfio-device") || line.contains("/dev/vfio/devices/");
-    let bars = maps.into_iter().filter(|(_, _, line)| is_bar(line));
-    Ok(bars.map(|(start, end, _)| (start, end)).collect())
-}
-
-/// Whether iommufd cannot map it: there is no dma-buf of a part of a page. A container maps the page around it.
-fn is_small(bar: Bar) -> bool {
-    bar.bytes < 4096
-}
-
-/// Host address ranges of `pid` with such BARs, of devices that are opened by their own files.
-fn small_bars(pid: u32) -> Result<Vec<(u64, u64)>> {
-    let mut small = Vec::new();
-    for (start, end, line) in address_space(pid)? {
-        let Some((before, file)) = line.split_once("/dev/vfio/devices/") else { continue };
-        let offset = before.split_whitespace().nth(2).context("a line of maps without an offset")?;
-        let bar = (u64::from_str_radix(offset, 16)? >> BAR_SHIFT) as usize;
-        if is_small(Device::of_file(file).bar(bar)?) {
-            small.push((start, end));
-        }
-    }
-    Ok(small)
-}
-
-/// Host address ranges of `pid` that are shared mappings of memfds.
-pub fn memory_files(pid: u32) -> Result<Vec<(u64, u64)>> {
-    let is_memfd = |line: &str| line.split(' ').nth(1) == Some("rw-s") && line.contains(" /memfd:");
-    let files = address_space(pid)?.into_iter().filter(|(_, _, line)| is_memfd(line));
-    Ok(files.map(|(start, end, _)| (start, end)).collect())
-}
-
-/// Whether anything is mapped at that address of `pid`.
-pub fn process_has(pid: u32, address: u64) -> Result<bool> {
-    Ok(address_space(pid)?.iter().any(|(start, end, _)| (*start..*end).contains(&address)))
-}
-
-/// Whether `pid` has a file open whose path contains that.
-pub fn process_opens(pid: u32, name: &str) -> Result<bool> {
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        // A descriptor may be closed while its folder is being read.
-        if fs::read_link(entry?.path()).is_ok_and(|path| path.to_string_lossy().contains(name)) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// /proc/<pid>/maps: start, end, the whole line.
-fn address_space(pid: u32) -> Result<Vec<(u64, u64, String)>> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let mut out = Vec::new();
-    for line in maps.lines() {
-        let span = line.split(' ').next().unwrap_or_default();
-        let (start, end) = span.split_once('-').context("a line of maps without a span")?;
-        out.push((u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?, line.to_owned()));
-    }
-    Ok(out)
 }

@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::l1::qemu_trace;
 use anyhow::{Context, Result};
 use vfio_fast_protocol::witness::{self, Call, Held, Space};
+
+use crate::l1::qemu_trace;
 
 /// What [`compare`] has to be given.
 pub const TRACED: [&str; 2] = ["vtd_page_walk_one", "vfio_iommu_map_notify"];

@@ -2,20 +2,18 @@
 //! executes, until its kernel has taken over from the firmware, and from `quit` to the end. Every memory is cold: each start is a
 //! new process, and what the one before had is free again.
 
-use std::fs;
-
-use crate::l1::checks::count;
-use crate::l1::checks::mappings;
-use crate::l1::lab::Lab;
-use crate::l1::limits;
-use crate::l1::vm::{self, Vm};
 use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_protocol::job::{Memory, Mode};
 use vfio_fast_protocol::record::{Moment, Record, Start};
 use vfio_fast_protocol::witness::{self, Call};
 
-const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage";
+use crate::l1::checks::{count, mappings};
+use crate::l1::lab::Lab;
+use crate::l1::vm::{self, Vm};
+use crate::l1::{huge_pages, proc};
+use crate::machine;
+
 /// RAM of the guests that are started before anything is timed.
 const WARM_UP_MIB: u64 = 256;
 
@@ -41,17 +39,10 @@ pub fn run(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Lets this kernel give huge pages to whoever asks for them, or to nobody.
-pub fn allow_huge_pages(allowed: bool) -> Result<()> {
-    let (anonymous, shmem) = if allowed { ("madvise", "advise") } else { ("never", "never") };
-    set(&format!("{HUGE_PAGES}/enabled"), anonymous)?;
-    set(&format!("{HUGE_PAGES}/shmem_enabled"), shmem)
-}
-
 /// Lets this kernel give that memory, and runs each mode once with a small guest.
 fn prepare(lab: &Lab, memory: Memory) -> Result<()> {
     // QEMU and the library ask for huge pages themselves, both with the same call.
-    allow_huge_pages(memory.may_be_huge())?;
+    huge_pages::allow(memory.may_be_huge())?;
     // An emulator translates code when it runs first: the first to be timed would pay for the others.
     for mode in [Mode::Stock, Mode::Fast] {
         let name = format!("{}-{}-warm-up", memory.name(), mode.name());
@@ -63,8 +54,8 @@ fn prepare(lab: &Lab, memory: Memory) -> Result<()> {
 /// One start, until L2's kernel runs.
 fn one(lab: &Lab, mib: u64, memory: Memory, mode: Mode, round: u32, name: &str) -> Result<Start> {
     // As much free memory in one piece for each start, so that huge pages are to be had or not alike.
-    set("/proc/sys/vm/drop_caches", "3")?;
-    set("/proc/sys/vm/compact_memory", "1")?;
+    machine::set("/proc/sys/vm/drop_caches", "3")?;
+    machine::set("/proc/sys/vm/compact_memory", "1")?;
     let mut vm = Vm::start_running(lab, &arguments(lab, mib, memory, mode))?;
     let executes = vm.wait_first_output()?.as_nanos() as u64;
     let populate_then = populate_ns(&mut vm, mode)?;
@@ -84,9 +75,9 @@ fn one(lab: &Lab, mib: u64, memory: Memory, mode: Mode, round: u32, name: &str) 
         first_instruction: moment(executes, populate_then),
         kernel: moment(kernel, populate_ns),
         held_bytes: held.values().flatten().map(|(_, mapping)| mapping.size).sum(),
-        locked_bytes: limits::locked_bytes(vm.pid)?,
-        shmem_bytes: kib(&format!("/proc/{}/status", vm.pid), "RssShmem:")? << 10,
-        huge_bytes: huge_bytes(vm.pid)?,
+        locked_bytes: proc::locked_bytes(vm.pid)?,
+        shmem_bytes: proc::shmem_bytes(vm.pid)?,
+        huge_bytes: proc::huge_bytes(vm.pid)?,
         exit_ns: 0,
     };
     vm.qmp.run("cont", json!({}))?;
@@ -142,22 +133,4 @@ fn stats_agree(lab: &Lab, vm: &mut Vm, calls: &[Call], name: &str) -> Result<u64
         wrong.map(|(stat, seen)| format!("{stat}: witness {seen}, library {}", stats[stat])).collect();
     lab.report.check(&format!("stats-{name}"), &problems, &format!("{pairs:?}"));
     stats["populate_ns"].as_u64().context("the library tells no populate_ns")
-}
-
-/// Bytes of a process's memory that are mapped by huge pages.
-fn huge_bytes(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/smaps_rollup");
-    Ok((kib(&path, "AnonHugePages:")? + kib(&path, "ShmemPmdMapped:")?) << 10)
-}
-
-/// The number after `name` in a file of lines like `VmLck:  4 kB`.
-fn kib(path: &str, name: &str) -> Result<u64> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok());
-    kib.with_context(|| format!("{path} states no {name}"))
-}
-
-fn set(path: &str, value: &str) -> Result<()> {
-    fs::write(path, value).with_context(|| format!("cannot write {value} to {path}"))
 }

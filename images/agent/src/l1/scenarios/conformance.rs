@@ -3,8 +3,9 @@
 use std::io::{BufRead, BufReader, pipe};
 use std::process::{Command, Stdio};
 
-use crate::l1::lab::Lab;
 use anyhow::{Context, Result};
+
+use crate::l1::lab::Lab;
 
 const PROGRAM: &str = "/vft/conformance";
 /// What the program says of one test that ran and passed. It also ends well if no test has the name.

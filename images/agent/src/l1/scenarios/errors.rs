@@ -3,17 +3,15 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use crate::l1::checks::count;
-use crate::l1::checks::mappings;
-use crate::l1::devices;
-use crate::l1::lab::Lab;
-use crate::l1::limits;
-use crate::l1::text_pattern;
-use crate::l1::vm::{self, Vm};
 use anyhow::Result;
 use serde_json::{Value, json};
 use vfio_fast_protocol::job::{Container, Mode};
 use vfio_fast_protocol::record::Record;
+
+use crate::l1::checks::{count, mappings};
+use crate::l1::lab::Lab;
+use crate::l1::vm::{self, Vm};
+use crate::l1::{devices, limits, proc, text_pattern};
 
 const MIB: u64 = 1 << 20;
 /// Allowed at first: far less than the guest has.
@@ -61,7 +59,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let wanted = mappings::mappings(lab, &mut vm, "after-second-try")?;
     if lab.job.container == Container::Type1 {
         // Whoever made the calls, on whatever threads: the process has locked what is mapped.
-        let locked = limits::locked_bytes(vm.pid)?;
+        let locked = proc::locked_bytes(vm.pid)?;
         let mapped: u64 = wanted.values().map(|slot| slot.size).sum();
         let wrong = format!("{locked} bytes are locked, {mapped} mapped");
         let problems = if locked == mapped { vec![] } else { vec![wrong] };

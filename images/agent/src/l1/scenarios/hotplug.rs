@@ -9,9 +9,9 @@ use vfio_fast_protocol::job::{Container, Mode};
 use vfio_fast_protocol::record::{Event, Record};
 use vfio_fast_protocol::witness;
 
-use crate::l1::checks::count;
-use crate::l1::checks::mappings;
+use crate::l1::checks::{count, mappings};
 use crate::l1::lab::Lab;
+use crate::l1::proc;
 use crate::l1::vm::{self, Vm};
 use crate::machine;
 
@@ -58,8 +58,8 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.qmp.run("object-del", json!({ "id": "mem1" }))?;
     // QEMU forgets the name at once, and the memory when the last reference to it is dropped.
     let gone = machine::wait_for(FREED_WITHIN, || {
-        let mapped = mappings::process_has(vm.pid, host).unwrap_or(true);
-        let open = mappings::process_opens(vm.pid, "memfd:mem1").unwrap_or(true);
+        let mapped = proc::has_mapped(vm.pid, host).unwrap_or(true);
+        let open = proc::has_open(vm.pid, "memfd:mem1").unwrap_or(true);
         (!mapped && !open).then_some(())
     });
     let problems =

@@ -5,11 +5,11 @@ use std::io::{BufRead, BufReader};
 use std::process::{ChildStderr, ChildStdout, Command, Stdio};
 use std::thread;
 
-use crate::l1::lab::Lab;
-use crate::l1::limits;
-use crate::l1::report::Reporter;
-use crate::l1::scenarios::boot_time;
 use anyhow::{Context, Result};
+
+use crate::l1::lab::Lab;
+use crate::l1::report::Reporter;
+use crate::l1::{huge_pages, limits};
 
 /// Lines of what it says besides that a failure shows.
 const SHOWN: usize = 12;
@@ -18,7 +18,7 @@ const ENTRIES: u64 = 4 << 20;
 
 pub fn run(lab: &Lab) -> Result<()> {
     // The program asks for them, or forbids them, itself.
-    boot_time::allow_huge_pages(true)?;
+    huge_pages::allow(true)?;
     let (name, arguments) = lab.job.bench.split_first().context("the job names no bench")?;
     let program = format!("/vft/{name}");
     // One entry for each page of memory is more than a container takes by default.

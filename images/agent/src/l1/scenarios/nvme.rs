@@ -7,17 +7,10 @@ use serde_json::json;
 use vfio_fast_protocol::job::{Container, DiskLayout, Mode, Ram};
 use vfio_fast_protocol::record::{Event, Facts, Record};
 
-use crate::l1::checks::by_descriptor;
-use crate::l1::checks::count;
-use crate::l1::checks::mappings;
-use crate::l1::checks::p2p_warning;
-use crate::l1::checks::sandbox;
-use crate::l1::devices;
-use crate::l1::firmware;
+use crate::l1::checks::{by_descriptor, count, mappings, p2p_warning, sandbox};
 use crate::l1::lab::Lab;
-use crate::l1::ram;
-use crate::l1::scenarios::boot_time;
 use crate::l1::vm::{self, Vm};
+use crate::l1::{devices, firmware, huge_pages, ram};
 use crate::machine;
 
 const GIB: u64 = 1 << 30;
@@ -29,7 +22,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let property = job.device_properties();
     if job.container == Container::Iommufd {
         // In base pages a memfd takes several times as long to fill and to map.
-        boot_time::allow_huge_pages(true)?;
+        huge_pages::allow(true)?;
     }
     arguments.extend(ram::arguments(lab));
     arguments.extend(firmware::arguments(lab)?);

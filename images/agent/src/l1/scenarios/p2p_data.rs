@@ -6,12 +6,10 @@ use vfio_fast_protocol::job::{Container, Mode};
 use vfio_fast_protocol::record::{Event, Facts, Record};
 use vfio_fast_protocol::witness::{self, Call, Held, Mapping};
 
-use crate::l1::checks::count;
-use crate::l1::checks::mappings;
-use crate::l1::checks::p2p_warning;
+use crate::l1::checks::{count, mappings, p2p_warning};
 use crate::l1::lab::Lab;
-use crate::l1::ram;
 use crate::l1::vm::{self, Vm};
+use crate::l1::{proc, ram};
 use crate::pci::Device;
 
 const GIB: u64 = 1 << 30;
@@ -97,11 +95,11 @@ fn report_data(lab: &Lab, slots: &Held, moved: &[Event]) -> Result<()> {
 /// between addresses that agree as far as superpages go.
 fn report_entries(lab: &Lab, vm: &Vm, slots: &Held, calls: &[Call]) -> Result<()> {
     let held = witness::replay(calls)?.into_values().next().context("nothing is mapped")?;
-    let bars = mappings::device_memory(vm.pid)?;
+    let bars = proc::device_memory(vm.pid)?;
     let (mut problems, mut seen) = (Vec::new(), Vec::new());
     for device in &lab.job.devices[1..] {
         let bytes = Device::at(device).bar(MEMORY_BAR)?.bytes;
-        let is_bar = |slot: &Mapping| slot.size == bytes && mappings::is_in(&bars, slot.vaddr);
+        let is_bar = |slot: &Mapping| slot.size == bytes && proc::is_in(&bars, slot.vaddr);
         let Some((gpa, slot)) = slots.iter().find(|(_, slot)| is_bar(slot)) else {
             problems.push(format!("{device}: KVM has no memory of its BAR's {bytes:#x} bytes"));
             continue;
@@ -149,9 +147,9 @@ fn report_populated(lab: &Lab, vm: &mut Vm, facts: &Facts) -> Result<()> {
     let stat = |name: &str| stats[name].as_u64().with_context(|| format!("the library tells no {name}"));
     let touched = stat("populate_bytes")? + stat("populate_present")? + stat("populate_skipped")?;
     let tried = stat("populate_calls")?;
-    let bars = mappings::device_memory(vm.pid)?;
+    let bars = proc::device_memory(vm.pid)?;
     let calls = vm.witnessed()?;
-    let ram = calls.iter().filter(|call| call.mapped() && !mappings::is_in(&bars, call.vaddr));
+    let ram = calls.iter().filter(|call| call.mapped() && !proc::is_in(&bars, call.vaddr));
     let chunks: u64 = ram.map(|call| call.size / CHUNK + 1).sum();
     let seen = format!(
         "{touched} bytes populated, found present or skipped, {} of RAM mapped; {tried} calls for {chunks} chunks",

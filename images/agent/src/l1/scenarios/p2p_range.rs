@@ -1,18 +1,17 @@
 //! A BAR where the IOMMU cannot address it: one warning, and the VM goes on. The firmware alone
 //! runs here, and nothing is unplugged, so this is also where permissions are looked at.
 
-use crate::l1::checks::count;
-use crate::l1::checks::mappings;
-use crate::l1::checks::p2p_warning;
-use crate::l1::lab::Lab;
-use crate::l1::qemu_trace;
-use crate::l1::vm::{self, Vm};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vfio_fast_protocol::flatview::Row;
 use vfio_fast_protocol::ranges::{self, Reach};
 use vfio_fast_protocol::record::Record;
 use vfio_fast_protocol::witness;
+
+use crate::l1::checks::{count, mappings, p2p_warning};
+use crate::l1::lab::Lab;
+use crate::l1::qemu_trace;
+use crate::l1::vm::{self, Vm};
 
 /// The first address the IOMMU of this scenario cannot have.
 const BEYOND: u64 = 1 << 39;

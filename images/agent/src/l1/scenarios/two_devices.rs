@@ -2,17 +2,16 @@
 //! unmap, the last takes everything with it. And a QEMU that becomes a daemon first, one that is told to quit and one that
 //! is killed.
 
-use crate::l1::checks::count;
-use crate::l1::checks::exit;
-use crate::l1::checks::mappings;
-use crate::l1::devices;
-use crate::l1::lab::Lab;
-use crate::l1::vm::{self, Vm};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::record::Record;
 use vfio_fast_protocol::witness::{self, Call};
+
+use crate::l1::checks::{count, exit, mappings};
+use crate::l1::devices;
+use crate::l1::lab::Lab;
+use crate::l1::vm::{self, Vm};
 
 pub fn run(lab: &Lab) -> Result<()> {
     together(lab)?;

@@ -1,18 +1,19 @@
 //! L2 has an IOMMU of its own: RAM is mapped as a whole only while L2's IOMMU is off, and what its
 //! driver maps later goes one by one. Each of two devices has an address space, and so a container, of its own.
 
-use crate::l1::checks::count;
-use crate::l1::checks::dirty_bitmap;
-use crate::l1::checks::mappings;
-use crate::l1::checks::viommu_events::{self, TRACED};
-use crate::l1::lab::Lab;
-use crate::l1::qemu_trace;
-use crate::l1::vm::{self, Vm};
 use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_protocol::job::{Container, DiskLayout, Mode};
 use vfio_fast_protocol::record::{Event, Record};
 use vfio_fast_protocol::witness::{self, Held};
+
+use crate::l1::checks::{
+    count, dirty_bitmap, mappings,
+    viommu_events::{self, TRACED},
+};
+use crate::l1::lab::Lab;
+use crate::l1::qemu_trace;
+use crate::l1::vm::{self, Vm};
 
 /// The size of the second disk, which L2 writes and reads as a whole.
 const SECOND_MIB: u64 = 1;

@@ -12,12 +12,10 @@ use vfio_fast_protocol::job::{Container, DiskLayout, Mode};
 use vfio_fast_protocol::record::{Event, Record};
 use vfio_fast_protocol::witness::{self, Call, Held, Mapping};
 
-use crate::l1::checks::count;
-use crate::l1::checks::mappings;
+use crate::l1::checks::{count, mappings};
 use crate::l1::lab::Lab;
-use crate::l1::limits;
-use crate::l1::qemu_trace;
 use crate::l1::vm::{self, Vm};
+use crate::l1::{limits, proc, qemu_trace};
 use crate::machine;
 
 const MIB: u64 = 1 << 20;
@@ -312,8 +310,8 @@ fn report_touched(lab: &Lab, name: &str, calls: &[Call], mapped: u64, unmapped: 
 /// Some blocks of a request can be mapped, then one cannot: `rolled-back`, `alive-after-refusal`, `locked-after-refusal`.
 fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &Held) -> Result<()> {
     // All that is mapped counts, but for BARs.
-    let bars = mappings::device_memory(vm.pid)?;
-    let counted: u64 = wanted.values().filter(|m| !mappings::is_in(&bars, m.vaddr)).map(|m| m.size).sum();
+    let bars = proc::device_memory(vm.pid)?;
+    let counted: u64 = wanted.values().filter(|m| !proc::is_in(&bars, m.vaddr)).map(|m| m.size).sum();
     limits::set_memlock(Some(vm.pid), counted + LOCKABLE)?;
     let locked = count::locked_bytes(lab, vm)?;
     let refusals = preflight_refusals(lab, vm)?;
