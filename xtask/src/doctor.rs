@@ -7,8 +7,8 @@ use std::thread;
 use anyhow::Result;
 use nix::unistd::geteuid;
 
-use crate::cache::Cache;
-use crate::packages;
+use vfio_fast_assets::cache::Cache;
+use vfio_fast_assets::packages;
 
 /// Prints one line per fact.
 pub fn run() -> Result<()> {

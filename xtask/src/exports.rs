@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::progress::output;
+use vfio_fast_assets::progress::output;
 
 /// Compares the library installed below a prefix with the header beside it.
 pub fn check(prefix: &Path) -> Result<()> {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::{install, paths};
+use vfio_fast_assets::{library, paths};
 
 /// What to do with the header.
 #[derive(clap::Args, Clone, Debug)]
@@ -20,7 +20,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.check {
         return check();
     }
-    let path = install::header();
+    let path = library::header();
     fs::create_dir_all(path.parent().context("the header has a directory")?)?;
     fs::write(&path, generate()?).with_context(|| format!("Cannot write {}", path.display()))?;
     println!("{}", path.display());
@@ -29,7 +29,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Fails if the header in the repository is not the one the ffi crate gives.
 pub fn check() -> Result<()> {
-    let path = install::header();
+    let path = library::header();
     let committed = fs::read_to_string(&path).with_context(|| format!("Cannot read {}", path.display()))?;
     match first_difference(&committed, &generate()?) {
         None => Ok(()),

@@ -1,19 +1,11 @@
 //! Builds, tests and proves vfio-fast: `cargo xtask --help`.
 
 mod bench;
-mod cache;
-mod debian;
 mod doctor;
 mod e2e;
 mod exports;
 mod header;
-mod image;
 mod install;
-mod kernel;
-mod outcome;
-mod packages;
-mod paths;
-mod progress;
 mod qemu;
 mod setup;
 mod test;
@@ -64,5 +56,5 @@ fn main() -> ExitCode {
         Verb::E2e(args) => e2e::run(&args),
         Verb::Bench(args) => bench::run(&args),
     };
-    outcome::exit_code(result)
+    vfio_fast_assets::outcome::exit_code(result)
 }

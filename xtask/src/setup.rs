@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 
-use crate::cache::Cache;
-use crate::debian::{Debian, STABLE};
-use crate::{kernel, packages, qemu};
+use vfio_fast_assets::cache::Cache;
+use vfio_fast_assets::debian::{Debian, STABLE};
+use vfio_fast_assets::{kernel, packages, qemu};
 
 /// Installs the packages and downloads what the test machines and QEMU are made from.
 pub fn run() -> Result<()> {

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 
-use crate::cache::Cache;
-use crate::outcome::{Told, UNAVAILABLE, code_of};
-use crate::progress::{elapsed, run_logged, step};
-use crate::qemu::Kind;
-use crate::{e2e, exports, header, install, kernel, packages, paths, qemu, tidy, tsan};
+use crate::{e2e, exports, header, tidy, tsan};
+use vfio_fast_assets::cache::Cache;
+use vfio_fast_assets::outcome::{Told, UNAVAILABLE, code_of};
+use vfio_fast_assets::progress::{elapsed, run_logged, step};
+use vfio_fast_assets::qemu::Kind;
+use vfio_fast_assets::{kernel, library, packages, paths, qemu};
 
 /// Which checks to run.
 #[derive(clap::Args, Clone, Debug)]
@@ -52,7 +53,7 @@ const CHECKS: &[Check] = &[
     }),
     fast("header drift", |_| header::check()),
     fast("exported symbols", |log| {
-        install::into(&prefix(), log)?;
+        library::into(&prefix(), log)?;
         exports::check(&prefix())
     }),
     slow("ThreadSanitizer", tsan::check),

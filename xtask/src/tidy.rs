@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use xshell::{Shell, cmd};
 
-use crate::paths;
+use vfio_fast_assets::paths;
 
 /// A file longer than this holds more than one noun.
 const MOST_LINES: usize = 600;

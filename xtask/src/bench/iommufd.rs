@@ -164,7 +164,7 @@ mod tests {
     use super::*;
     use crate::bench::figure;
     use crate::e2e::Check;
-    use crate::outcome::{UNAVAILABLE, code_of};
+    use vfio_fast_assets::outcome::{UNAVAILABLE, code_of};
     use vfio_fast_protocol::job::Mode;
 
     const WANTED: Wanted = Wanted { sizes: Vec::new(), rounds: 2 };

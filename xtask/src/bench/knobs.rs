@@ -60,7 +60,8 @@ mod tests {
 
     #[test]
     fn puts_back_what_was_there() {
-        let path = crate::paths::target().join(format!("test-scratch/knob-{}", std::process::id()));
+        let path =
+            vfio_fast_assets::paths::target().join(format!("test-scratch/knob-{}", std::process::id()));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, "always [madvise] never\n").unwrap();
         let mut settings = Settings(Vec::new());

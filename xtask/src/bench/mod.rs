@@ -25,12 +25,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
-use crate::outcome::{CannotRun, UNAVAILABLE};
-use crate::paths;
-use crate::progress::{run_logged, step};
 use bars::Bar;
 use summary::Summary;
 use table::Section;
+use vfio_fast_assets::outcome::{CannotRun, UNAVAILABLE};
+use vfio_fast_assets::paths;
+use vfio_fast_assets::progress::{run_logged, step};
 
 /// What to measure.
 #[derive(clap::Args, Clone, Debug)]

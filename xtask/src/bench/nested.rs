@@ -7,9 +7,9 @@ use anyhow::Result;
 use super::machine::{Busy, machine};
 use super::record::Machine;
 use super::summary::Spread;
-use crate::cache::Cache;
 use crate::e2e::{self, Accel, Phase, Phases, Plan, Runs, Verdict};
-use crate::packages;
+use vfio_fast_assets::cache::Cache;
+use vfio_fast_assets::packages;
 
 /// What came of them.
 pub struct Nested {

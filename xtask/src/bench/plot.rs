@@ -194,7 +194,8 @@ mod tests {
     fn a_drawing_becomes_pixels_of_its_colours() {
         let mut canvas = Canvas::default();
         canvas.bar(0.0, 0.0, 20.0, 20.0, "#ff0000");
-        let path = crate::paths::target().join(format!("test-scratch/plot-{}.png", std::process::id()));
+        let path =
+            vfio_fast_assets::paths::target().join(format!("test-scratch/plot-{}.png", std::process::id()));
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         write_png(&canvas.finish(40.0, 20.0), &path).unwrap();
         let pixels = Pixmap::load_png(&path).unwrap();

@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::l0;
 use super::machine::Machine;
 use super::runs::Parts;
-use crate::image::Payload;
+use vfio_fast_assets::image::Payload;
 
 /// A kernel under working KVM is in user space long before this.
 const PROBE_LIMIT: Duration = Duration::from_secs(15);

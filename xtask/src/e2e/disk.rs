@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn every_byte_counts() {
-        let scratch = crate::paths::target().join("test-scratch");
+        let scratch = vfio_fast_assets::paths::target().join("test-scratch");
         fs::create_dir_all(&scratch).unwrap();
         let path = scratch.join(format!("disk-{}.img", std::process::id()));
         let disk = Disk::create(&path, 4, 42).unwrap();

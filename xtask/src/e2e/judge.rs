@@ -13,7 +13,7 @@ use super::machine::Kernel;
 use super::records::{Check, Told, log_text};
 use super::scenario::Plan;
 use super::splat;
-use crate::outcome::CannotRun;
+use vfio_fast_assets::outcome::CannotRun;
 
 /// The judgement of one run.
 #[derive(Debug)]

@@ -12,8 +12,8 @@ use vfio_fast_protocol::record::{HEARTBEAT_MS, L1_PORT};
 use super::accel::Accel;
 use super::machine::Machine;
 use super::records::{Listener, Told};
-use crate::image::Guest;
-use crate::progress::elapsed;
+use vfio_fast_assets::image::Guest;
+use vfio_fast_assets::progress::elapsed;
 
 /// The file L1's records arrive in.
 const RECORDS: &str = "records.jsonl";

@@ -33,13 +33,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::cache::Cache;
-use crate::debian::{Debian, STABLE};
-use crate::image::{self, Guest};
-use crate::qemu::{self, Kind};
-use crate::{install, kernel, packages, paths, progress};
 use anyhow::{Context, Result, bail};
 use machine::Kernel;
+use vfio_fast_assets::cache::Cache;
+use vfio_fast_assets::debian::{Debian, STABLE};
+use vfio_fast_assets::image::{self, Guest};
+use vfio_fast_assets::qemu::{self, Kind};
+use vfio_fast_assets::{kernel, library, packages, paths, progress};
 use vfio_fast_protocol::job::Scenario;
 
 /// Which scenarios to run.
@@ -103,8 +103,8 @@ pub fn prepare(cache: &Cache, run: &Path, phases: &Phases, plans: &[Plan]) -> Re
     let agent = progress::step("Build the agent", &run.join("agent.log"), image::build_agent)?;
     let witness = progress::step("Build the witness", &run.join("witness.log"), image::build_witness)?;
     let prefix = run.join("prefix");
-    progress::step("Build the library", &run.join("library.log"), |log| install::into(&prefix, log))?;
-    let library = prefix.join("lib").join(install::soname());
+    progress::step("Build the library", &run.join("library.log"), |log| library::into(&prefix, log))?;
+    let library = prefix.join("lib").join(library::soname());
     let wants_conformance = plans.iter().any(|plan| plan.scenario == Scenario::Conformance);
     let log = run.join("conformance-build.log");
     let conformance = || progress::step("Build the conformance tests", &log, image::build_conformance);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::progress::elapsed;
+use vfio_fast_assets::progress::elapsed;
 
 /// One phase. A run enters them in this order; boot and run once per machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

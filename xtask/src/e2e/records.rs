@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn half_lines_wait_for_their_end() {
-        let scratch = crate::paths::target().join("test-scratch");
+        let scratch = vfio_fast_assets::paths::target().join("test-scratch");
         let folder = scratch.join(format!("records-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let mut listener = Listener::new(&folder, "r");

@@ -20,8 +20,8 @@ use super::phase::{Phase, Phases};
 use super::records::log_text;
 use super::scenario::Plan;
 use super::splat;
-use crate::image::{Guest, Payload};
-use crate::outcome::CannotRun;
+use vfio_fast_assets::image::{Guest, Payload};
+use vfio_fast_assets::outcome::CannotRun;
 
 /// Runs beside each other at most.
 const WORKERS: usize = 2;

@@ -12,11 +12,11 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::cache::remove_dir;
-use crate::image::TARGET;
-use crate::outcome::CannotRun;
-use crate::paths;
-use crate::progress::{output, run_logged};
+use vfio_fast_assets::cache::remove_dir;
+use vfio_fast_assets::image::TARGET;
+use vfio_fast_assets::outcome::CannotRun;
+use vfio_fast_assets::paths;
+use vfio_fast_assets::progress::{output, run_logged};
 
 /// The libraries that threads wait in: std's, and that of the programs that run tests.
 const LIBRARIES: &[&str] = &["libstd-", "libtest-"];

@@ -17,9 +17,9 @@ use vfio_fast_protocol::job::Memory;
 use super::machine::{Busy, machine};
 use super::mebibytes;
 use super::summary::Spread;
-use crate::cache::Cache;
 use crate::e2e::{self, Phase, Phases, Plan, Runs, Verdict};
-use crate::packages;
+use vfio_fast_assets::cache::Cache;
+use vfio_fast_assets::packages;
 
 pub use figure::draw;
 pub use summary::Summary;
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use crate::bench::figure;
     use crate::e2e::{Accel, Check};
-    use crate::outcome::{UNAVAILABLE, code_of};
+    use vfio_fast_assets::outcome::{UNAVAILABLE, code_of};
     use vfio_fast_protocol::job::Mode;
     use vfio_fast_protocol::record::{Moment, Start};
 

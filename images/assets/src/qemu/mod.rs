@@ -1,4 +1,4 @@
-//! QEMU with and without the patches: `cargo xtask qemu apply|build|refresh`.
+//! QEMU with and without the patches.
 //!
 //! Debian's source of one series, our patches on top, and four binaries that the cache keeps: three to be tested, and one
 //! to test in.
@@ -14,41 +14,12 @@ use clap::ValueEnum;
 
 use crate::cache::Cache;
 use crate::debian::{Debian, STABLE, Source};
-use crate::{packages, paths};
+use crate::paths;
 
 use series::Series;
 
 /// The QEMU series the patches are for; Debian trixie carries it.
 const SERIES: &str = "10.0";
-
-/// What to do with QEMU.
-#[derive(clap::Subcommand, Clone, Debug)]
-pub enum Args {
-    /// Unpack the source, apply the patches and leave a git tree to work in
-    Apply {
-        /// The patches of the emulator that the test machines run on
-        #[arg(long)]
-        emulator: bool,
-        /// Throw away commits and changes in the tree that the patch series does not have
-        #[arg(long)]
-        force: bool,
-    },
-    /// Build the binaries that are not in the cache, and print where they are
-    Build {
-        /// Only these; all four by default
-        #[arg(value_enum)]
-        kinds: Vec<Kind>,
-        /// Keep the object trees of what is built now, for a closer look
-        #[arg(long)]
-        keep: bool,
-    },
-    /// Write the commits of the tree back as the patch series
-    Refresh {
-        /// The patches of the emulator that the test machines run on
-        #[arg(long)]
-        emulator: bool,
-    },
-}
 
 /// One of the four binaries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -91,30 +62,21 @@ impl Kind {
     }
 }
 
-/// Runs one of the verbs.
-pub fn run(args: &Args) -> Result<()> {
-    let cache = Cache::open()?;
-    packages::ensure(&cache)?;
-    match args {
-        Args::Apply { emulator, force } => {
-            let source = fetch(&Debian::open(&cache, STABLE)?)?;
-            let kind = patched(*emulator);
-            tree::apply(&source, &Series::open(&kind.patches())?, &kind.work_tree(), *force)
-        }
-        Args::Refresh { emulator } => {
-            let kind = patched(*emulator);
-            print!("{}", tree::refresh(&Series::open(&kind.patches())?, &kind.work_tree())?);
-            Ok(())
-        }
-        Args::Build { kinds, keep } => {
-            let all = [Kind::Stock, Kind::Off, Kind::On, Kind::Emulator];
-            let kinds = if kinds.is_empty() { &all } else { kinds.as_slice() };
-            for kind in kinds {
-                println!("{}: {}", kind.name(), build::binary(&cache, *kind, *keep)?.display());
-            }
-            Ok(())
-        }
-    }
+/// Unpacks the source, applies the patches of this kind and leaves a git tree to work in. `force` discards what the tree
+/// has and the series does not.
+pub fn apply(cache: &Cache, kind: Kind, force: bool) -> Result<()> {
+    let source = fetch(&Debian::open(cache, STABLE)?)?;
+    tree::apply(&source, &Series::open(&kind.patches())?, &kind.work_tree(), force)
+}
+
+/// Writes the commits of the tree back as the patches of this kind; returns what changed.
+pub fn refresh(kind: Kind) -> Result<String> {
+    tree::refresh(&Series::open(&kind.patches())?, &kind.work_tree())
+}
+
+/// The binary of this kind, from the cache or built now; with `keep` the object tree of what is built now stays.
+pub fn build(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
+    build::binary(cache, kind, keep)
 }
 
 /// The binary of this kind, from the cache or built now.
@@ -137,11 +99,6 @@ pub fn check_series() -> Result<()> {
 pub fn check_each_patch() -> Result<()> {
     let cache = Cache::open()?;
     build::check_each_patch(&cache)
-}
-
-/// The kind whose patches are meant.
-fn patched(emulator: bool) -> Kind {
-    if emulator { Kind::Emulator } else { Kind::On }
 }
 
 fn target() -> PathBuf {

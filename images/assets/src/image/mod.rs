@@ -247,7 +247,7 @@ fn static_target() -> PathBuf {
 
 /// Builds the ioctl witness, which is preloaded into QEMU.
 pub fn build_witness(log: &Path) -> Result<PathBuf> {
-    let source = crate::paths::root().join("images/witness.c");
+    let source = crate::paths::root().join("images/witness/witness.c");
     let folder = crate::paths::target().join("witness");
     fs::create_dir_all(&folder)?;
     let library = folder.join("libwitness.so");

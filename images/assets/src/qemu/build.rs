@@ -12,7 +12,7 @@ use super::{Kind, SERIES, fetch, target, tree};
 use crate::cache::{Cache, Input, remove_dir};
 use crate::debian::{self, Debian, STABLE, Source};
 use crate::progress::{output, run_logged, step};
-use crate::{install, packages};
+use crate::{library, packages};
 
 /// The file name of the binary.
 const BINARY: &str = "qemu-system-x86_64";
@@ -173,7 +173,7 @@ impl Bench {
         }
         if kind == Kind::On {
             // The C interface, not the code behind it: an edit of the engine rebuilds no QEMU.
-            recipe.extend(install::interface()?);
+            recipe.extend(library::interface()?);
             recipe.push(FORGET_PATH.join(" "));
         }
         Ok(recipe)
@@ -235,7 +235,7 @@ impl<'a> Objects<'a> {
         command.args(CONFIGURE).arg("--cc=ccache gcc").arg(format!("--python={}", python.display()));
         if self.kind == Kind::On {
             let prefix = self.dir.with_file_name("prefix");
-            install::into(&prefix, log)?;
+            library::into(&prefix, log)?;
             command.arg("--enable-vfio-fast").env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
         }
         let result = run_logged(&mut command, log);

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 /// The root of the repository.
 pub fn root() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().expect("xtask lies in the repository's root").to_path_buf()
+    manifest.ancestors().nth(2).expect("this crate is in images/").to_path_buf()
 }
 
-/// Cargo's target directory: everything this crate writes into the repository goes below it.
+/// Cargo's target directory: everything the tools write into the repository goes below it.
 pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }

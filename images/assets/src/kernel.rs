@@ -14,7 +14,7 @@ use crate::progress::{run_logged, step};
 use crate::{packages, paths};
 
 /// Its options; all others are off, and nothing is a module.
-const CONFIG: &str = include_str!("../../images/kernel.config");
+const CONFIG: &str = include_str!("../kernel.config");
 
 /// How make is called: the same source and options make the same image.
 const MAKE: &[&str] = &[

@@ -1,0 +1,152 @@
+//! The library as users get it: the shared object, its header and its pkg-config file below a prefix.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use xshell::{Shell, cmd};
+
+use crate::paths;
+use crate::progress::{run_logged, step};
+
+/// The version of the library, Cargo's: the workspace has one.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Installs the library below a prefix, with `destdir` in front of it while copying; returns the files.
+pub fn install(prefix: &Path, destdir: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let log = paths::target().join("install.log");
+    let library = step("Build the library", &log, build)?;
+    copy(&library, &header(), prefix, destdir)
+}
+
+/// Installs below a fresh directory, for whoever links against the library in a build or test.
+pub fn into(prefix: &Path, log: &Path) -> Result<()> {
+    crate::cache::remove_dir(prefix)?;
+    copy(&build(log)?, &header(), prefix, None).map(drop)
+}
+
+/// What a program compiled against the library depends on: header, pkg-config file, SONAME.
+pub fn interface() -> Result<Vec<String>> {
+    let header = header();
+    let text = fs::read_to_string(&header).with_context(|| format!("Cannot read {}", header.display()))?;
+    Ok(vec![text, pkg_config(Path::new("/usr")), soname()])
+}
+
+/// The name programs ask the loader for; exact before 1.0, when every version may differ.
+pub fn soname() -> String {
+    format!("libvfio_fast.so.{VERSION}")
+}
+
+/// The header of the repository.
+pub fn header() -> PathBuf {
+    paths::root().join("include/vfio_fast.h")
+}
+
+/// Compiles the library as users get it.
+fn build(log: &Path) -> Result<PathBuf> {
+    let sh = Shell::new()?;
+    sh.change_dir(paths::root());
+    let cargo = paths::cargo();
+    run_logged(&mut cmd!(sh, "{cargo} build --release --locked --package vfio-fast").into(), log)?;
+    Ok(paths::target().join("release/libvfio_fast.so"))
+}
+
+fn copy(library: &Path, header: &Path, prefix: &Path, destdir: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let sh = Shell::new()?;
+    let dynamic = cmd!(sh, "readelf --dynamic {library}").quiet().read()?;
+    let soname = soname();
+    let right =
+        dynamic.lines().any(|line| line.contains("(SONAME)") && line.contains(&format!("[{soname}]")));
+    ensure!(right, "{} does not have the SONAME {soname}", library.display());
+
+    let root = match destdir {
+        Some(destdir) => destdir.join(prefix.strip_prefix("/").unwrap_or(prefix)),
+        None => prefix.to_path_buf(),
+    };
+    let files = ["lib", "lib", "lib/pkgconfig", "include"]
+        .into_iter()
+        .zip([soname.as_str(), "libvfio_fast.so", "vfio_fast.pc", "vfio_fast.h"])
+        .map(|(dir, name)| root.join(dir).join(name))
+        .collect::<Vec<_>>();
+    let [shared, link, pc, include] = files.as_slice() else { unreachable!("four files") };
+    for file in &files {
+        sh.create_dir(file.parent().context("a file has a directory")?)?;
+        // A running program may have the old file mapped: it keeps that one. (A link whose file is gone must go as well.)
+        if file.symlink_metadata().is_ok() {
+            fs::remove_file(file).with_context(|| format!("Cannot replace {}", file.display()))?;
+        }
+    }
+    sh.copy_file(library, shared)?;
+    symlink(&soname, link).with_context(|| format!("Cannot write {}", link.display()))?;
+    sh.write_file(pc, pkg_config(prefix))?;
+    sh.copy_file(header, include)?;
+    Ok(files)
+}
+
+/// The pkg-config file.
+fn pkg_config(prefix: &Path) -> String {
+    format!(
+        "prefix={}\n\
+         libdir=${{prefix}}/lib\n\
+         includedir=${{prefix}}/include\n\
+         \n\
+         Name: vfio_fast\n\
+         Description: Fast DMA mapping for VFIO\n\
+         Version: {VERSION}\n\
+         Libs: -L${{libdir}} -lvfio_fast\n\
+         Cflags: -I${{includedir}}\n",
+        prefix.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::cache::remove_dir;
+    use crate::progress::output;
+
+    /// A shared library with this SONAME.
+    fn library(dir: &Path, soname: &str) -> PathBuf {
+        fs::create_dir_all(dir).unwrap();
+        let (source, library) = (dir.join("x.c"), dir.join("x.so"));
+        fs::write(&source, "int vfio_fast_x(void) { return 0; }\n").unwrap();
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", &format!("-Wl,-soname,{soname}"), "-o"]).arg(&library).arg(&source);
+        output(&mut cc).unwrap();
+        library
+    }
+
+    #[test]
+    fn files_go_below_destdir_and_speak_of_the_prefix() {
+        let dir = paths::target().join("test-scratch").join(format!("install-{}", std::process::id()));
+        let (library, header) = (library(&dir, &soname()), dir.join("x.c"));
+        let install = |prefix: &str| copy(&library, &header, Path::new(prefix), Some(&dir.join("dest")));
+        let files = install("/opt/x").unwrap();
+        assert_eq!(install("/opt/x").unwrap(), files, "a second time over the first");
+        let lib = dir.join("dest/opt/x/lib");
+        assert_eq!(fs::canonicalize(lib.join("libvfio_fast.so")).unwrap(), files[0].canonicalize().unwrap());
+        assert_eq!(files[0], lib.join(format!("libvfio_fast.so.{VERSION}")));
+
+        let pkg_config = |args: &[&str]| {
+            let mut command = Command::new("pkg-config");
+            command.env("PKG_CONFIG_PATH", lib.join("pkgconfig")).env("PKG_CONFIG_ALLOW_SYSTEM_LIBS", "1");
+            output(command.args(args).arg("vfio_fast")).unwrap().trim().to_owned()
+        };
+        assert_eq!(pkg_config(&["--modversion"]), VERSION);
+        assert_eq!(pkg_config(&["--cflags", "--libs"]), "-I/opt/x/include -L/opt/x/lib -lvfio_fast");
+        remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_wrong_soname_is_refused() {
+        let dir = paths::target().join("test-scratch").join(format!("soname-{}", std::process::id()));
+        let library = library(&dir, "libvfio_fast.so.9");
+        let error = copy(&library, &dir.join("x.c"), &dir.join("prefix"), None).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("does not have the SONAME {}", soname())), "{error}");
+        assert!(!dir.join("prefix").exists(), "nothing half installed");
+        remove_dir(&dir).unwrap();
+    }
+}
