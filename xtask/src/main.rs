@@ -2,7 +2,6 @@
 
 mod bench;
 mod doctor;
-mod e2e;
 mod exports;
 mod header;
 mod install;
@@ -40,7 +39,7 @@ enum Verb {
     /// Run every check
     Test(test::Args),
     /// Run the nested machines and compare stock QEMU with vfio-fast
-    E2e(e2e::Args),
+    E2e(vfio_fast_e2e::Args),
     /// Measure the speed of mapping on this machine
     Bench(bench::Args),
 }
@@ -53,7 +52,7 @@ fn main() -> ExitCode {
         Verb::Install(args) => install::run(&args),
         Verb::Qemu(args) => qemu::run(&args),
         Verb::Test(args) => test::run(&args),
-        Verb::E2e(args) => e2e::run(&args),
+        Verb::E2e(args) => vfio_fast_e2e::run(&args),
         Verb::Bench(args) => bench::run(&args),
     };
     vfio_fast_assets::outcome::exit_code(result)

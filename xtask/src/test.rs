@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 
-use crate::{e2e, exports, header, tidy, tsan};
+use crate::{exports, header, tidy, tsan};
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{Told, UNAVAILABLE, code_of};
 use vfio_fast_assets::progress::{elapsed, run_logged, step};
@@ -63,7 +63,7 @@ const CHECKS: &[Check] = &[
     }),
     slow("every patch builds off and on", |_| qemu::check_each_patch()),
     slow("newest kernel builds", |_| kernel::built().map(drop)),
-    slow("e2e", |_| e2e::run(&e2e::Args::default())),
+    slow("e2e", |_| vfio_fast_e2e::run(&vfio_fast_e2e::Args::default())),
 ];
 
 fn names() -> impl Iterator<Item = &'static str> {

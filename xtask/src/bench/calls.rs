@@ -1,5 +1,5 @@
 //! `cargo xtask bench --calls`: arrays of pages, and a guest of 1 TiB unmapped in few and in many calls, in L1 (see
-//! [`crate::e2e`]) under VT-d and under AMD-Vi. L0 counts how often L1's kernel invalidates what the IOMMU remembers.
+//! [`vfio_fast_e2e`]) under VT-d and under AMD-Vi. L0 counts how often L1's kernel invalidates what the IOMMU remembers.
 
 #[path = "../../../engine/benches/calls/cases.rs"]
 mod cases;
@@ -18,8 +18,8 @@ use super::record::Machine as About;
 use super::summary::Spread;
 use super::table::{Section, Table, about_run, promises};
 use super::vm::TRANSLATED;
-use crate::e2e::{self, Accel, Machine, Plan};
 use cases::{Driver, Policy, Record, Shape, Unmap};
+use vfio_fast_e2e::{Accel, Machine, Plan};
 
 const GIB: u64 = 1 << 30;
 /// What maps there.
@@ -46,7 +46,7 @@ impl Wanted {
         ensure!(rounds > 0, "Without rounds nothing is measured");
         let (huge, small, pages) = if quick { (64, 2, 2048) } else { (1024, 8, 16384) };
         let wanted = Self { huge, small, pages, rounds };
-        wanted.plans().iter().try_for_each(e2e::require_memory)?;
+        wanted.plans().iter().try_for_each(vfio_fast_e2e::require_memory)?;
         Ok(wanted)
     }
 
@@ -162,9 +162,9 @@ struct Invalidated {
 
 impl Invalidated {
     fn read(folder: &Path) -> Result<Self> {
-        let steps = fs::read_to_string(folder.join(e2e::STEPS))?;
+        let steps = fs::read_to_string(folder.join(vfio_fast_e2e::STEPS))?;
         let steps = steps.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-        let trace = fs::read(e2e::trace(folder)).context("L0 traced nothing")?;
+        let trace = fs::read(vfio_fast_e2e::trace(folder)).context("L0 traced nothing")?;
         Ok(Self { steps, trace })
     }
 

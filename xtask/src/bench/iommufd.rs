@@ -1,4 +1,4 @@
-//! `cargo xtask bench --iommufd`: the engine's bench of real memory in L1 (see [`crate::e2e`]), for a device that its kernel's
+//! `cargo xtask bench --iommufd`: the engine's bench of real memory in L1 (see [`vfio_fast_e2e`]), for a device that its kernel's
 //! iommufd maps for. What only iommufd does is seen here: map and unmap calls beside each other, and maps by file.
 
 use std::fs;
@@ -15,7 +15,7 @@ use super::record::{Backing, Case, Machine};
 use super::summary::{Row, Spread, Summary as Measured};
 use super::table::{Section, about_run, left_out, memory_tables, promises};
 use super::vm::TRANSLATED;
-use crate::e2e::{self, Accel, Plan, Verdict};
+use vfio_fast_e2e::{Accel, Plan, Verdict};
 
 /// What maps there.
 const PINS: &str = "iommufd on an emulated VT-d";
@@ -40,7 +40,7 @@ impl Wanted {
         let wanted = Self { sizes: mebibytes(sizes), rounds };
         ensure!(rounds > 0, "Without rounds nothing is measured");
         ensure!(wanted.sizes.iter().all(|mib| *mib > 0), "A size is below 2 MiB");
-        e2e::require_memory(&wanted.plan())?;
+        vfio_fast_e2e::require_memory(&wanted.plan())?;
         Ok(wanted)
     }
 
@@ -163,8 +163,8 @@ pub fn section(summary: &Summary) -> Section {
 mod tests {
     use super::*;
     use crate::bench::figure;
-    use crate::e2e::Check;
     use vfio_fast_assets::outcome::{UNAVAILABLE, code_of};
+    use vfio_fast_e2e::Check;
     use vfio_fast_protocol::job::Mode;
 
     const WANTED: Wanted = Wanted { sizes: Vec::new(), rounds: 2 };

@@ -7,9 +7,9 @@ use anyhow::Result;
 use super::machine::{Busy, machine};
 use super::record::Machine;
 use super::summary::Spread;
-use crate::e2e::{self, Accel, Phase, Phases, Plan, Runs, Verdict};
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::packages;
+use vfio_fast_e2e::{Accel, Phase, Phases, Plan, Runs, Verdict};
 
 /// What came of them.
 pub struct Nested {
@@ -29,7 +29,7 @@ pub fn run(plans: &[Plan], folder: &Path, pins: &str) -> Result<Nested> {
     phases.enter(Phase::Setup);
     let cache = Cache::open()?;
     packages::ensure(&cache)?;
-    let (parts, accel) = e2e::prepare(&cache, folder, &phases, plans)?;
+    let (parts, accel) = vfio_fast_e2e::prepare(&cache, folder, &phases, plans)?;
     let machine = machine(pins);
     let runs = Runs { parts: &parts, folder, accel, phases: &phases };
     let before = Busy::now();

@@ -1,4 +1,4 @@
-//! `cargo xtask bench --vm`: real VFIO. L1 (see [`crate::e2e`]) starts its guest again and again, mapped by QEMU's own
+//! `cargo xtask bench --vm`: real VFIO. L1 (see [`vfio_fast_e2e`]) starts its guest again and again, mapped by QEMU's own
 //! listener and by the library in turns.
 
 mod figure;
@@ -17,9 +17,9 @@ use vfio_fast_protocol::job::Memory;
 use super::machine::{Busy, machine};
 use super::mebibytes;
 use super::summary::Spread;
-use crate::e2e::{self, Phase, Phases, Plan, Runs, Verdict};
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::packages;
+use vfio_fast_e2e::{Phase, Phases, Plan, Runs, Verdict};
 
 pub use figure::draw;
 pub use summary::Summary;
@@ -46,7 +46,7 @@ impl Wanted {
         let sizes = mebibytes(sizes);
         ensure!(rounds > 0, "Without rounds nothing is measured");
         ensure!(sizes.iter().all(|mib| *mib >= LEAST_MIB), "L2 needs at least {LEAST_MIB} MiB");
-        sizes.iter().try_for_each(|mib| e2e::require_memory(&Plan::starts(*mib, Vec::new())))?;
+        sizes.iter().try_for_each(|mib| vfio_fast_e2e::require_memory(&Plan::starts(*mib, Vec::new())))?;
         Ok(Self { sizes, rounds })
     }
 
@@ -63,7 +63,7 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     phases.enter(Phase::Setup);
     let cache = Cache::open()?;
     packages::ensure(&cache)?;
-    let (parts, accel) = e2e::prepare(&cache, folder, &phases, &[])?;
+    let (parts, accel) = vfio_fast_e2e::prepare(&cache, folder, &phases, &[])?;
     let machine = machine(PINS);
     let runs = Runs { parts: &parts, folder, accel, phases: &phases };
     let mut lines = File::create(folder.join("vm.jsonl"))?;
@@ -103,8 +103,8 @@ fn check(verdict: &Verdict, mib: u64, rounds: u32) -> Result<()> {
 mod tests {
     use super::*;
     use crate::bench::figure;
-    use crate::e2e::{Accel, Check};
     use vfio_fast_assets::outcome::{UNAVAILABLE, code_of};
+    use vfio_fast_e2e::{Accel, Check};
     use vfio_fast_protocol::job::Mode;
     use vfio_fast_protocol::record::{Moment, Start};
 

@@ -8,7 +8,7 @@ use vfio_fast_protocol::record::{Moment, Start};
 
 use crate::bench::record::Machine;
 use crate::bench::summary::Spread;
-use crate::e2e::Accel;
+use vfio_fast_e2e::Accel;
 
 /// One run.
 #[derive(Clone, Debug, Serialize)]

@@ -262,7 +262,7 @@ fn available_mib() -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::e2e::scenario;
+    use crate::scenario;
 
     #[test]
     fn workers_fit_into_memory() {

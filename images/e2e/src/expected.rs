@@ -215,7 +215,7 @@ mod tests {
     use vfio_fast_protocol::job::Memory;
 
     use super::*;
-    use crate::e2e::scenario::plans;
+    use crate::scenario::plans;
 
     #[test]
     fn every_start_is_checked() {

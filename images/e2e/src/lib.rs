@@ -24,7 +24,6 @@ pub use judge::Verdict;
 pub use l0::{STEPS, trace};
 pub use machine::Machine;
 pub use phase::{Phase, Phases};
-#[cfg(test)]
 pub use records::Check;
 pub use runs::{Parts, Runs, require_memory};
 pub use scenario::Plan;
