@@ -1,9 +1,8 @@
 //! Which pages devices have written to: nothing is left out, nothing is told twice, and no call cuts an entry, on the model.
 #![allow(unsafe_code, reason = "the common part names host addresses")]
 
-mod common;
-
 use std::collections::BTreeSet;
+use vfio_fast_testing as common;
 
 use common::range;
 use proptest::prelude::*;

@@ -1,9 +1,8 @@
 //! Every single failing call, and pairs of them: the table stays true to the kernel, a failed commit leaves what it says it
 //! leaves, the first errno is kept, and what cannot be taken back poisons.
 
-mod common;
-
 use std::fs;
+use vfio_fast_testing as common;
 
 use common::memory::RealMemory;
 use common::{Space, Step, assert_table, base, drive, engine, keeping, rules, transactions};

@@ -1,10 +1,9 @@
 //! Random transactions against a naive oracle: after each commit the kernel holds exactly what is wanted, entries keep to
 //! the grid, and nothing that stayed the same was touched.
 
-mod common;
-
 use common::{Space, assert_table, assert_untouched, base, drive, engine, keeping, rules, transactions};
 use proptest::prelude::*;
+use vfio_fast_testing as common;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]

@@ -1,9 +1,8 @@
 //! Regions that come with a descriptor: what reaches the kernel of it, and how long it is held.
 
-mod common;
-
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use vfio_fast_testing as common;
 
 use common::hva;
 use memfd::MemfdOptions;

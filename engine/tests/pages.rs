@@ -1,8 +1,7 @@
 //! Arrays of pages: grouped into runs, all or nothing, and taken away page by page.
 
-mod common;
-
 use std::collections::BTreeMap;
+use vfio_fast_testing as common;
 
 use common::{assert_table, engine, hva, keeping, rules};
 use proptest::prelude::*;

@@ -1,14 +1,13 @@
 //! The promises of the engine, one by one, on the model: limits, device memory, exact regions, the grid, and what a PC's
 //! firmware does to memory.
 
-mod common;
-
 use common::{RAM, hva, ram, range};
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Sim, SimConfig};
 use vfio_fast_engine::error::{Op, Why};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Errno};
+use vfio_fast_testing as common;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

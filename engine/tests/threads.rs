@@ -2,10 +2,9 @@
 
 #![allow(unsafe_code, reason = "a data race is planted, for ThreadSanitizer to find")]
 
-mod common;
-
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use vfio_fast_testing as common;
 
 use common::memory::RealMemory;
 use common::{assert_table, callers, engine, keeping};

@@ -1,8 +1,6 @@
 //! How much one unmap call takes, and how a container is emptied at the end, on the model.
 #![allow(unsafe_code, reason = "the common part names host addresses")]
 
-mod common;
-
 use common::{RAM, hva, ram, range};
 use proptest::prelude::*;
 use vfio_fast_engine::addr::{Iova, IovaRange, Superpages};
@@ -10,6 +8,7 @@ use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::error::Why;
 use vfio_fast_engine::region::{Backing, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Errno};
+use vfio_fast_testing as common;
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 
 use anyhow::Result;
-use nix::unistd::geteuid;
+use rustix::process::geteuid;
 
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::packages;

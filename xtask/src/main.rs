@@ -1,10 +1,10 @@
 //! Builds, tests and proves vfio-fast: `cargo xtask --help`.
 
-mod bench;
 mod doctor;
 mod exports;
 mod header;
 mod install;
+mod lab;
 mod qemu;
 mod setup;
 mod test;
@@ -39,9 +39,11 @@ enum Verb {
     /// Run every check
     Test(test::Args),
     /// Run the nested machines and compare stock QEMU with vfio-fast
-    E2e(vfio_fast_e2e::Args),
+    #[command(disable_help_flag = true)]
+    E2e(lab::Args),
     /// Measure the speed of mapping on this machine
-    Bench(bench::Args),
+    #[command(disable_help_flag = true)]
+    Bench(lab::Args),
 }
 
 fn main() -> ExitCode {
@@ -52,8 +54,8 @@ fn main() -> ExitCode {
         Verb::Install(args) => install::run(&args),
         Verb::Qemu(args) => qemu::run(&args),
         Verb::Test(args) => test::run(&args),
-        Verb::E2e(args) => vfio_fast_e2e::run(&args),
-        Verb::Bench(args) => bench::run(&args),
+        Verb::E2e(args) => lab::become_program("vfio-fast-e2e", &args),
+        Verb::Bench(args) => lab::become_program("vfio-fast-bench", &args),
     };
     vfio_fast_assets::outcome::exit_code(result)
 }

@@ -3,10 +3,7 @@
 #![allow(unsafe_code, reason = "naming host addresses is unsafe")]
 
 mod cases;
-#[path = "../common/mod.rs"]
-mod common;
 mod dirty;
-mod ioas;
 mod kernel;
 mod run;
 mod stale;
@@ -26,6 +23,7 @@ use vfio_fast_engine::backend::{Backend, Counted, Mapping};
 use vfio_fast_engine::object::{Object, ObjectKind};
 use vfio_fast_engine::region::Perm;
 use vfio_fast_engine::{Config, Engine, Errno, error};
+use vfio_fast_testing::{self as common, ioas};
 use witness::{PageTables, Translations};
 
 /// Where the addresses of user space end.

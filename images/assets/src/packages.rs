@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use anyhow::Result;
-use nix::unistd::geteuid;
+use rustix::process::geteuid;
 
 use crate::cache::Cache;
 use crate::outcome::CannotRun;

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use vfio_fast_protocol::bar_layout::BarLayout;
 use vfio_fast_protocol::test_data;
 
@@ -54,8 +54,8 @@ impl Bar {
         let mut pages: BTreeSet<u64> =
             self.places().flat_map(|(at, _)| pages_of(at, BarLayout::CHUNK)).collect();
         let mut at = 0;
-        while let Some(data) = seek(&file, at, Whence::SeekData)? {
-            at = seek(&file, data, Whence::SeekHole)?.unwrap_or(length);
+        while let Some(data) = seek(&file, SeekFrom::Data(at))? {
+            at = seek(&file, SeekFrom::Hole(data))?.unwrap_or(length);
             pages.extend(pages_of(data, at - data));
         }
         let (mut found, mut expected) = ([0u8; PAGE], [0u8; PAGE]);
@@ -101,10 +101,10 @@ fn pages_of(at: u64, bytes: u64) -> impl Iterator<Item = u64> {
 }
 
 /// The next data or hole of a file from `at` on, if there is any.
-fn seek(file: &File, at: u64, whence: Whence) -> Result<Option<u64>> {
-    match lseek(file, at.try_into()?, whence) {
-        Ok(found) => Ok(Some(found.try_into()?)),
-        Err(Errno::ENXIO) => Ok(None),
+fn seek(file: &File, to: SeekFrom) -> Result<Option<u64>> {
+    match rustix::fs::seek(file, to) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NXIO) => Ok(None),
         Err(errno) => Err(errno).context("cannot look for holes"),
     }
 }

@@ -41,8 +41,9 @@ use vfio_fast_assets::qemu::{self, Kind};
 use vfio_fast_assets::{kernel, library, packages, paths, progress};
 use vfio_fast_protocol::job::Scenario;
 
-/// Which scenarios to run.
-#[derive(clap::Args, Clone, Debug, Default)]
+/// Runs the nested machines and compares stock QEMU with vfio-fast.
+#[derive(clap::Parser, Clone, Debug, Default)]
+#[command(bin_name = "cargo xtask e2e")]
 pub struct Args {
     /// Print the names of the scenarios and stop
     #[arg(long)]
@@ -109,7 +110,7 @@ pub fn prepare(cache: &Cache, run: &Path, phases: &Phases, plans: &[Plan]) -> Re
     let conformance = || progress::step("Build the conformance tests", &log, image::build_conformance);
     let conformance = wants_conformance.then(conformance).transpose()?;
     let bench = plans.iter().find_map(|plan| plan.bench.first()).map(|name| {
-        let build = |log: &Path| image::build_bench(name, log);
+        let build = |log: &Path| image::build_measure(name, log);
         progress::step("Build the engine's bench", &run.join("bench-build.log"), build)
     });
     let bench = bench.transpose()?;

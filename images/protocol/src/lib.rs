@@ -3,6 +3,7 @@
 //! and QEMU's flat view. Everything here is plain data and runs anywhere.
 
 pub mod bar_layout;
+pub mod bench;
 pub mod flatview;
 pub mod job;
 pub mod ranges;

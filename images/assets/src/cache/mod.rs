@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, anyhow};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 /// Entries kept per name, newest use first: enough for a few branches side by side.
@@ -97,15 +97,16 @@ impl Cache {
     /// Waits until no other process holds the lock `name`, then holds it until dropped.
     pub fn lock(&self, name: &str) -> Result<Lock> {
         let path = self.root.join("locks").join(name);
-        let open = || File::create(&path).with_context(|| format!("Cannot create {}", path.display()));
-        let lock = match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
-            Err((_, Errno::EWOULDBLOCK)) => {
+        let file = File::create(&path).with_context(|| format!("Cannot create {}", path.display()))?;
+        let locked = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {
                 eprintln!("    waiting for another run that holds {}", path.display());
-                Flock::lock(open()?, FlockArg::LockExclusive)
+                flock(&file, FlockOperation::LockExclusive)
             }
             other => other,
         };
-        lock.map(Lock).map_err(|(_, errno)| anyhow!("Cannot lock {}: {errno}", path.display()))
+        locked.with_context(|| format!("Cannot lock {}", path.display()))?;
+        Ok(Lock(file))
     }
 
     /// Removes all but the entries of `name` used last, with their logs.
@@ -131,7 +132,7 @@ impl Cache {
 
 /// A held lock.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "dropping it unlocks")] Flock<File>);
+pub struct Lock(#[expect(dead_code, reason = "dropping it unlocks")] File);
 
 impl Entry {
     /// Where the finished product is, or will be.

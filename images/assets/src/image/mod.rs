@@ -195,21 +195,21 @@ pub fn build_conformance(log: &Path) -> Result<PathBuf> {
     build_target("conformance", build, log)
 }
 
-/// Builds one of the engine's benches, linked statically, as a program of its name.
-pub fn build_bench(name: &str, log: &Path) -> Result<PathBuf> {
+/// Builds one of the measuring programs, linked statically.
+pub fn build_measure(name: &str, log: &Path) -> Result<PathBuf> {
     let build = || {
-        let mut command = cargo_static("bench", "vfio-fast-engine");
+        let mut command = cargo_static("build", "vfio-fast-measure");
         command
-            .args(["--bench", name, "--no-run"])
+            .args(["--release", "--bin", name])
             // What takes time is in the kernel: inlining across crates does not pay for the minute it takes.
-            .env("CARGO_PROFILE_BENCH_LTO", "off")
-            .env("CARGO_PROFILE_BENCH_DEBUG", "none");
+            .env("CARGO_PROFILE_RELEASE_LTO", "off")
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "none");
         command
     };
     build_target(name, build, log)
 }
 
-/// Builds a test or bench of that name as a program of that name.
+/// Builds a test or program of that name as a program of that name.
 fn build_target(name: &str, build: impl Fn() -> Command, log: &Path) -> Result<PathBuf> {
     run_logged(&mut build(), log)?;
     // The second time there is nothing left to do but to say where it is.

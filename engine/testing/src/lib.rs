@@ -1,0 +1,282 @@
+//! A naive oracle of the engine: a small IOVA space, unit by unit, and the operations that change it.
+#![allow(unsafe_code, reason = "naming a host address is unsafe; see `region`")]
+
+pub mod callers;
+pub mod ioas;
+pub mod memory;
+
+use proptest::prelude::*;
+use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
+use vfio_fast_engine::backend::Mapping;
+use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
+use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
+use vfio_fast_engine::{Config, Engine, Error};
+
+/// Bytes of one unit: a quarter of the first grid cell, an eighth of the smallest entry.
+pub const UNIT: u64 = 256 << 10;
+/// Units of the space the tests play in: 16 MiB.
+pub const UNITS: u64 = 64;
+/// The smallest entry, so that the small space has many grid cells.
+pub const ENTRY: u64 = 2 << 20;
+
+/// A region in units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub start: u64,
+    pub units: u64,
+    /// Which memory object: its number, and the unit inside it the piece begins at.
+    pub object: u64,
+    pub offset: u64,
+    pub perm: Perm,
+    pub kind: Kind,
+    pub exact: bool,
+}
+
+/// One call of the caller.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    Map(Piece),
+    Unmap { start: u64, units: u64 },
+}
+
+/// What the oracle knows of one unit: host address, permission, and which exact mapping it belongs to (0: none).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    pub hva: u64,
+    pub perm: Perm,
+    pub object: u64,
+    pub kind: Kind,
+    pub exact: u64,
+}
+
+/// The space, unit by unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Space {
+    pub base: u64,
+    pub cells: Vec<Option<Cell>>,
+    generations: u64,
+}
+
+impl Space {
+    /// An empty space whose first byte is at `base`.
+    pub fn new(base: u64) -> Self {
+        Self { base, cells: vec![None; UNITS as usize], generations: 0 }
+    }
+
+    pub fn iova(&self, unit: u64) -> u64 {
+        self.base.wrapping_add(unit * UNIT)
+    }
+
+    pub fn range(&self, start: u64, units: u64) -> IovaRange {
+        IovaRange::new(Iova(self.iova(start)), units * UNIT).expect("inside the space")
+    }
+
+    pub fn region(&self, piece: Piece) -> Region {
+        Region {
+            range: self.range(piece.start, piece.units),
+            hva: hva(hva_of(piece.object, piece.offset)),
+            perm: piece.perm,
+            kind: piece.kind,
+            backing: Backing(piece.object),
+            exact: piece.exact,
+        }
+    }
+
+    /// Applies a step as the rules say; `false` if it is an error and changes nothing.
+    pub fn apply(&mut self, step: Step) -> bool {
+        match step {
+            Step::Map(piece) => {
+                let range = piece.start as usize..(piece.start + piece.units) as usize;
+                if self.cells[range.clone()].iter().any(Option::is_some) {
+                    return false;
+                }
+                let exact = if piece.exact {
+                    self.generations += 1;
+                    self.generations
+                } else {
+                    0
+                };
+                for unit in range {
+                    let offset = piece.offset + unit as u64 - piece.start;
+                    let (hva, object) = (hva_of(piece.object, offset), piece.object);
+                    self.cells[unit] = Some(Cell { hva, perm: piece.perm, object, kind: piece.kind, exact });
+                }
+                true
+            }
+            Step::Unmap { start, units } => {
+                let range = start as usize..(start + units) as usize;
+                let cut = |inside: usize, outside: Option<usize>| {
+                    let exact =
+                        |unit: usize| self.cells.get(unit).copied().flatten().map_or(0, |cell| cell.exact);
+                    exact(inside) != 0 && outside.is_some_and(|outside| exact(outside) == exact(inside))
+                };
+                if cut(range.start, range.start.checked_sub(1)) || cut(range.end - 1, Some(range.end)) {
+                    return false;
+                }
+                self.cells[range].fill(None);
+                true
+            }
+        }
+    }
+
+    /// What a failed commit leaves: what was wanted before, less everything the transaction unmapped.
+    pub fn after_failure(&self, applied: &[Step]) -> Self {
+        let mut space = self.clone();
+        for step in applied {
+            if matches!(step, Step::Unmap { .. }) {
+                space.apply(*step);
+            }
+        }
+        space
+    }
+
+    /// How many of these units are wanted.
+    pub fn wanted_units(&self, start: u64, units: u64) -> u64 {
+        self.cells[start as usize..(start + units) as usize].iter().flatten().count() as u64
+    }
+
+    /// The cells a mapping covers.
+    fn under(&self, mapping: &Mapping) -> &[Option<Cell>] {
+        let first = mapping.range.start().wrapping_sub(self.base) / UNIT;
+        let units = mapping.range.length() / UNIT;
+        &self.cells[first as usize..(first + units) as usize]
+    }
+
+    /// Fails unless the kernel holds exactly this space.
+    pub fn assert_mapped(&self, kernel: &[Mapping]) {
+        let mut held: Vec<Option<(u64, Perm)>> = vec![None; UNITS as usize];
+        for mapping in kernel {
+            let first = mapping.range.start().wrapping_sub(self.base) / UNIT;
+            for unit in 0..mapping.range.length() / UNIT {
+                let cell = &mut held[(first + unit) as usize];
+                assert!(cell.is_none(), "two mappings of one IOVA: {kernel:?}");
+                *cell = Some((mapping.hva.raw() + unit * UNIT, mapping.perm));
+            }
+        }
+        let wanted: Vec<_> = self.cells.iter().map(|cell| cell.map(|cell| (cell.hva, cell.perm))).collect();
+        assert_eq!(held, wanted, "the kernel holds something else than what is wanted");
+    }
+
+    /// Fails unless each exact region is one mapping and no mapping crosses a grid cut or an object.
+    pub fn assert_shape(&self, kernel: &[Mapping]) {
+        for mapping in kernel {
+            let cells: Vec<Cell> =
+                self.under(mapping).iter().map(|cell| cell.expect("checked before")).collect();
+            assert!(cells.iter().all(|cell| cell.object == cells[0].object && cell.exact == cells[0].exact));
+            let (start, last) = (mapping.range.start(), mapping.range.last());
+            if cells[0].exact != 0 {
+                let whole = self.cells.iter().flatten().filter(|cell| cell.exact == cells[0].exact).count();
+                assert_eq!(whole, cells.len(), "an exact region was cut: {mapping:?}");
+            } else {
+                assert_eq!(start / ENTRY, last / ENTRY, "crosses an entry boundary: {mapping:?}");
+                assert!(start >= 1 << 20 || last < 1 << 20, "crosses 1 MiB: {mapping:?}");
+            }
+        }
+    }
+}
+
+/// Fails if a mapping whose every unit is wanted just as before was taken away.
+pub fn assert_untouched(before: &Space, after: &Space, kernel_before: &[Mapping], calls: &[Call]) {
+    for mapping in kernel_before {
+        if before.under(mapping) == after.under(mapping) {
+            let touched =
+                calls.iter().any(|call| matches!(call, Call::Unmap(range) if range.overlaps(mapping.range)));
+            assert!(!touched, "{mapping:?} was unmapped though nothing about it changed");
+        }
+    }
+}
+
+/// Where an object's unit is in the host's memory: where nothing else is, and where ThreadSanitizer takes memory.
+pub fn hva_of(object: u64, offset: u64) -> u64 {
+    0x10_0000_0000 + (object << 32) + offset * UNIT
+}
+
+/// A host address that nothing will ever be read from or written to.
+pub fn hva(address: u64) -> HostVa {
+    // SAFETY: the model maps nothing and populate is off, so no device and no kernel ever looks behind this address.
+    unsafe { vfio_fast_engine::sys::hva::host_va(address) }
+}
+
+/// So many bytes from there on.
+pub fn range(start: u64, length: u64) -> IovaRange {
+    IovaRange::new(Iova(start), length).expect("inside the address space")
+}
+
+/// Where the RAM of [`ram`] is in the host's memory.
+pub const RAM: u64 = 0x7f00_0000_0000;
+
+/// RAM of one object, whose host address follows its IOVA.
+pub fn ram(start: u64, length: u64) -> Region {
+    let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(1));
+    let hva = hva(RAM + (start & ((1 << 40) - 1)));
+    Region { range: range(start, length), hva, perm, kind, backing, exact: false }
+}
+
+/// A model that keeps these rules.
+pub fn keeping(rules: Rules) -> SimConfig {
+    SimConfig { rules, ..SimConfig::default() }
+}
+
+/// Either kernel driver's rules.
+pub fn rules() -> impl Strategy<Value = Rules> {
+    prop_oneof![Just(Rules::Type1), Just(Rules::Iommufd)]
+}
+
+/// An engine over the model, and the model.
+pub fn engine(config: SimConfig) -> (Engine, Sim) {
+    let sim = Sim::new(config);
+    let engine = Engine::new(Box::new(sim.clone()), Config { entry_size: ENTRY, ..Config::default() });
+    (engine.expect("the model always opens"), sim)
+}
+
+/// Applies a step to the engine.
+pub fn drive(engine: &Engine, space: &Space, step: Step) -> Result<u64, Error> {
+    match step {
+        Step::Map(piece) => engine.map_region(space.region(piece)).map(|()| 0),
+        Step::Unmap { start, units } => engine.unmap(space.range(start, units)),
+    }
+}
+
+/// Fails unless the engine's table is what the kernel holds.
+pub fn assert_table(engine: &Engine, sim: &Sim) {
+    let table: Vec<Mapping> = engine.entries().iter().map(|entry| entry.mapping()).collect();
+    assert_eq!(table, sim.mappings(), "the table differs from the kernel");
+    let (stats, bytes) = (engine.stats(), table.iter().map(|mapping| mapping.range.length()).sum::<u64>());
+    assert_eq!((stats.entries, stats.mapped_bytes), (table.len() as u64, bytes), "the statistics differ");
+    assert_eq!(sim.locked(), bytes, "memory stays pinned");
+}
+
+prop_compose! {
+    fn piece()(start in 0..UNITS)(
+        start in Just(start),
+        units in 1..=(UNITS - start),
+        short in any::<bool>(),
+        object in 1u64..4,
+        shift in prop_oneof![4 => Just(0u64), 1 => 1u64..4],
+        perm in prop_oneof![3 => Just(Perm::ReadWrite), 1 => Just(Perm::Read)],
+        exact in prop_oneof![3 => Just(false), 1 => Just(true)],
+        kind in prop_oneof![5 => Just(Kind::Ram), 1 => Just(Kind::Device)],
+    ) -> Piece {
+        let units = if short { units.min(4) } else { units };
+        // Offsets that follow the IOVA make neighbours join often.
+        Piece { start, units, object, offset: start + shift, perm, kind, exact }
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => piece().prop_map(Step::Map),
+        2 => (0..UNITS, 1..=UNITS).prop_map(|(start, units)| Step::Unmap { start, units: units.min(UNITS - start) }),
+        1 => (0..UNITS, 1u64..4).prop_map(|(start, units)| Step::Unmap { start, units: units.min(UNITS - start) }),
+    ]
+}
+
+/// Transactions of a few steps each, most of which overlap what earlier ones did.
+pub fn transactions() -> impl Strategy<Value = Vec<Vec<Step>>> {
+    prop::collection::vec(prop::collection::vec(step(), 0..6), 1..12)
+}
+
+/// The space at the bottom (with the cut at 1 MiB) and at the very top of 2^64.
+pub fn base() -> impl Strategy<Value = u64> {
+    prop_oneof![3 => Just(0u64), 1 => Just((UNITS * UNIT).wrapping_neg())]
+}

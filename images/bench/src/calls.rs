@@ -1,0 +1,420 @@
+//! `cargo xtask bench --calls`: arrays of pages, and a guest of 1 TiB unmapped in few and in many calls, in L1 (see
+//! [`vfio_fast_e2e`]) under VT-d and under AMD-Vi. L0 counts how often L1's kernel invalidates what the IOMMU remembers.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use super::nested::{self, Nested};
+use super::summary::Spread;
+use super::table::{Section, Table, about_run, promises};
+use super::targets::{Target, percent, times};
+use super::vm::TRANSLATED;
+use vfio_fast_e2e::{Accel, Machine, Plan};
+use vfio_fast_protocol::bench::calls::{self as cases, Driver, Policy, Record, Shape, Unmap};
+use vfio_fast_protocol::bench::native::Machine as About;
+
+const GIB: u64 = 1 << 30;
+/// What maps there.
+const PINS: &str = "type1 and iommufd on an emulated VT-d and AMD-Vi";
+/// What L1 needs: the file, page tables of a TiB, and what keeps 16384 calls apart.
+const MEMORY_MIB: u64 = 3072;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// GiB in pages of 2 MiB.
+    huge: u64,
+    /// GiB in pages of 4 KiB.
+    small: u64,
+    /// Pages of an array.
+    pages: u64,
+    /// How often each case is measured.
+    rounds: u32,
+}
+
+impl Wanted {
+    /// Where L1 does not fit into this machine's memory, that ends the verb before anything is measured.
+    pub fn new(quick: bool, rounds: u32) -> Result<Self> {
+        ensure!(rounds > 0, "Without rounds nothing is measured");
+        let (huge, small, pages) = if quick { (64, 2, 2048) } else { (1024, 8, 16384) };
+        let wanted = Self { huge, small, pages, rounds };
+        wanted.plans().iter().try_for_each(vfio_fast_e2e::require_memory)?;
+        Ok(wanted)
+    }
+
+    /// One boot of L1 under each IOMMU.
+    fn plans(&self) -> Vec<Plan> {
+        let machines = Machine::ALL.into_iter().filter(|machine| machine.shows_invalidations());
+        let plan = |machine| {
+            let arguments = [
+                ("--rounds", u64::from(self.rounds)),
+                ("--huge", self.huge),
+                ("--small", self.small),
+                ("--array", self.pages),
+            ];
+            let mut bench = vec!["calls".to_owned(), "--drivers".to_owned(), "type1,iommufd".to_owned()];
+            bench
+                .extend(arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value.to_string()]));
+            // Many times what it needs.
+            Plan::calls(machine, MEMORY_MIB, bench, Duration::from_secs(600 + 300 * u64::from(self.rounds)))
+        };
+        machines.map(plan).collect()
+    }
+}
+
+/// One run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Where L1 ran.
+    pub machine: About,
+    /// How to run it again.
+    pub command: String,
+    /// How L1 ran.
+    pub accel: String,
+    /// Whether every instruction of L1 was translated.
+    translated: bool,
+    /// The part of all CPUs' time that other processes used, on the machine L1 ran on.
+    pub others: Spread,
+    /// Arrays both ways.
+    pub arrays: Vec<ArrayRow>,
+    /// A guest unmapped.
+    pub unmaps: Vec<UnmapRow>,
+    /// What it says of what is promised.
+    pub targets: Vec<Target>,
+}
+
+/// Arrays of one shape.
+#[derive(Clone, Debug, Serialize)]
+pub struct ArrayRow {
+    /// Under which IOMMU.
+    host: String,
+    driver: Driver,
+    shape: Shape,
+    pages: u64,
+    /// Calls page by page, and through an array.
+    calls: [u64; 2],
+    /// Seconds page by page, and through an array, mapping and unmapping.
+    seconds: [Spread; 2],
+    /// How many times as fast an array was mapped, unmapped, and both.
+    faster: [Spread; 3],
+}
+
+/// A guest unmapped in one way.
+#[derive(Clone, Debug, Serialize)]
+pub struct UnmapRow {
+    /// Under which IOMMU.
+    host: String,
+    page: u64,
+    bytes: u64,
+    policy: Policy,
+    calls: u64,
+    /// Milliseconds for a GiB.
+    ms_per_gib: Spread,
+    /// The longest call's part of the whole.
+    longest: Spread,
+    /// Against one call, for each byte, of the same round.
+    against_one: Spread,
+    /// Invalidations for a GiB.
+    invalidations: Spread,
+}
+
+/// Measures. The second answer says what went wrong; what was measured until then is in the first.
+pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
+    let plans = wanted.plans();
+    let Nested { machine, accel, verdicts, others } = nested::run(&plans, folder, PINS)?;
+    let mut wrong = Vec::new();
+    let (mut arrays, mut unmaps) = (Vec::new(), Vec::new());
+    for (verdict, plan) in verdicts.iter().zip(&plans) {
+        wrong.extend(verdict.problems());
+        let text = fs::read_to_string(verdict.folder.join("calls.log"))
+            .with_context(|| format!("Nothing was measured: {}", verdict.problems().join("\n")))?;
+        let invalidated = Invalidated::read(&verdict.folder)?;
+        let host = plan.machine.to_string();
+        let (of_arrays, of_unmaps) = rows(&host, &text, &invalidated)?;
+        if (of_arrays.len(), of_unmaps.len()) != (2 * Shape::ALL.len(), 2 * Policy::ALL.len()) {
+            wrong.push(format!("{host}: {} and {} cases were measured", of_arrays.len(), of_unmaps.len()));
+        }
+        arrays.extend(of_arrays);
+        unmaps.extend(of_unmaps);
+    }
+    let targets = judge(&arrays, &unmaps);
+    let translated = matches!(accel, Accel::Tcg(_));
+    let (command, accel) = (String::new(), accel.to_string());
+    let summary = Summary { machine, command, accel, translated, others, arrays, unmaps, targets };
+    let counted = if wrong.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(wrong.join("\n"))) };
+    Ok((summary, counted))
+}
+
+/// How many lines L0 wrote between two steps of L1.
+#[derive(Debug, Default)]
+struct Invalidated {
+    steps: Vec<(String, u64)>,
+    trace: Vec<u8>,
+}
+
+impl Invalidated {
+    fn read(folder: &Path) -> Result<Self> {
+        let steps = fs::read_to_string(folder.join(vfio_fast_e2e::STEPS))?;
+        let steps = steps.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let trace = fs::read(vfio_fast_e2e::trace(folder)).context("L0 traced nothing")?;
+        Ok(Self { steps, trace })
+    }
+
+    /// Between the `nth` time that `what` began and its end, from 0.
+    fn during(&self, what: &str, nth: usize) -> Option<u64> {
+        let at = |end: &str| {
+            let name = format!("{what}: {end}");
+            self.steps.iter().filter(|(step, _)| *step == name).nth(nth).map(|(_, bytes)| *bytes as usize)
+        };
+        let part = self.trace.get(at("unmap")?..at("unmapped")?)?;
+        Some(part.iter().filter(|byte| **byte == b'\n').count() as u64)
+    }
+}
+
+/// What the bench printed, put together.
+fn rows(host: &str, text: &str, invalidated: &Invalidated) -> Result<(Vec<ArrayRow>, Vec<UnmapRow>)> {
+    let mut arrays = BTreeMap::<_, Vec<cases::Array>>::new();
+    let mut unmaps = BTreeMap::<_, Vec<Unmap>>::new();
+    for line in text.lines() {
+        match serde_json::from_str(line).with_context(|| format!("Not a record: {line}"))? {
+            Record::Array(array) => arrays.entry((array.driver, array.shape)).or_default().push(array),
+            Record::Unmap(unmap) => unmaps.entry((unmap.page, unmap.policy)).or_default().push(unmap),
+        }
+    }
+    let arrays = arrays.into_iter().map(|((driver, shape), samples)| {
+        let spread = |of: &dyn Fn(&cases::Array) -> f64| Spread::of(samples.iter().map(of));
+        let both = |toggle: cases::Toggle| toggle.map_seconds + toggle.unmap_seconds;
+        ArrayRow {
+            host: host.to_owned(),
+            driver,
+            shape,
+            pages: samples[0].pages,
+            calls: [samples[0].page_by_page.calls, samples[0].array.calls],
+            seconds: [spread(&|s| both(s.page_by_page)), spread(&|s| both(s.array))],
+            faster: [
+                spread(&|s| s.page_by_page.map_seconds / s.array.map_seconds),
+                spread(&|s| s.page_by_page.unmap_seconds / s.array.unmap_seconds),
+                spread(&|s| both(s.page_by_page) / both(s.array)),
+            ],
+        }
+    });
+    let per_gib = |unmap: &Unmap| unmap.seconds / unmap.bytes as f64 * GIB as f64;
+    let rows = unmaps.iter().map(|((page, policy), samples)| {
+        let one_call = unmaps.get(&(*page, Policy::OneCall));
+        let against_one = samples.iter().filter_map(|unmap| {
+            let one = one_call?.iter().find(|one| one.round == unmap.round)?;
+            Some(per_gib(unmap) / per_gib(one))
+        });
+        let invalidations = samples.iter().enumerate().filter_map(|(nth, unmap)| {
+            let what = format!("{} GiB in pages of {} KiB, {}", unmap.bytes / GIB, page >> 10, policy.name());
+            Some(invalidated.during(&what, nth)? as f64 / (unmap.bytes / GIB) as f64)
+        });
+        UnmapRow {
+            host: host.to_owned(),
+            page: *page,
+            bytes: samples[0].bytes,
+            policy: *policy,
+            calls: samples[0].calls,
+            ms_per_gib: Spread::of(samples.iter().map(|unmap| per_gib(unmap) * 1e3)),
+            longest: Spread::of(samples.iter().map(|unmap| unmap.longest_seconds / unmap.seconds)),
+            against_one: Spread::of(against_one),
+            invalidations: Spread::of(invalidations),
+        }
+    });
+    Ok((arrays.collect(), rows.collect()))
+}
+
+/// Every promise this run can say something about.
+fn judge(arrays: &[ArrayRow], unmaps: &[UnmapRow]) -> Vec<Target> {
+    let mut targets = Vec::new();
+    let mut bar = |what: String, promised: &str, found: String, reached: bool| {
+        targets.push(Target { what, promised: promised.into(), found, reached });
+    };
+    for row in arrays.iter().filter(|row| row.shape == Shape::Row) {
+        let what = format!("{}, {:?}, pages in a row", row.host, row.driver);
+        let fewer = row.calls[0] as f64 / row.calls[1] as f64;
+        bar(format!("{what}: fewer calls"), "≥ 20×", times(fewer), fewer >= 20.0);
+        let faster = row.faster[2].median;
+        bar(format!("{what}: faster than page by page"), "≥ 5×", times(faster), faster >= 5.0);
+    }
+    // Of a small guest the longest of a few calls is a large part, whatever they are.
+    let large = |row: &&UnmapRow| row.policy == Policy::Bounded && row.bytes >= 1024 * GIB;
+    for row in unmaps.iter().filter(large) {
+        let what = format!("{}, 1 TiB in pages of {} KiB", row.host, row.page >> 10);
+        let longest = row.longest.median;
+        bar(format!("{what}: the longest call"), "≤ 1 %", tenths(longest), longest <= 0.01);
+    }
+    for row in unmaps.iter().filter(|row| row.policy == Policy::Bounded) {
+        let what = format!("{}, {} GiB in pages of {} KiB", row.host, row.bytes / GIB, row.page >> 10);
+        let whole = row.against_one.median;
+        bar(format!("{what}: bounded calls against one"), "≤ 105 %", percent(whole), whole <= 1.05);
+    }
+    targets
+}
+
+/// "0.4 %".
+fn tenths(part: f64) -> String {
+    format!("{:.1} %", part * 100.0)
+}
+
+/// As a section of the report.
+pub fn section(summary: &Summary) -> Section {
+    let rounds = summary.unmaps.first().map_or(0, |row| row.ms_per_gib.count);
+    let mut about = about_run(&summary.machine, &summary.command, rounds, summary.others);
+    about.push(format!("L1 runs under {}, with a device that does nothing by itself", summary.accel));
+    about.extend(summary.translated.then(|| TRANSLATED.to_owned()));
+    let spread = |spread: Spread, digits: usize, unit: &str| {
+        let Spread { median, min, max, .. } = spread;
+        format!("{median:.digits$}{unit} [{min:.digits$}–{max:.digits$}]")
+    };
+    let arrays = Table {
+        head: vec![
+            "host",
+            "driver",
+            "pages",
+            "calls",
+            "with arrays",
+            "ms",
+            "with arrays",
+            "map ×",
+            "unmap ×",
+        ],
+        rows: summary
+            .arrays
+            .iter()
+            .map(|row| {
+                let milliseconds = |seconds: Spread| format!("{:.1}", seconds.median * 1e3);
+                vec![
+                    row.host.clone(),
+                    format!("{:?}", row.driver).to_lowercase(),
+                    format!("{} {}", row.pages, row.shape.name()),
+                    row.calls[0].to_string(),
+                    row.calls[1].to_string(),
+                    milliseconds(row.seconds[0]),
+                    milliseconds(row.seconds[1]),
+                    spread(row.faster[0], 1, "×"),
+                    spread(row.faster[1], 1, "×"),
+                ]
+            })
+            .collect(),
+    };
+    let unmaps = Table {
+        head: vec![
+            "host",
+            "guest",
+            "page",
+            "policy",
+            "calls",
+            "ms/GiB",
+            "longest call",
+            "× one call",
+            "invalidations/GiB",
+        ],
+        rows: summary
+            .unmaps
+            .iter()
+            .map(|row| {
+                vec![
+                    row.host.clone(),
+                    format!("{} GiB", row.bytes / GIB),
+                    format!("{} KiB", row.page >> 10),
+                    row.policy.name().into(),
+                    row.calls.to_string(),
+                    spread(row.ms_per_gib, 2, ""),
+                    tenths(row.longest.median),
+                    spread(row.against_one, 2, "×"),
+                    format!("{:.1}", row.invalidations.median),
+                ]
+            })
+            .collect(),
+    };
+    let tables = vec![
+        ("Arrays of pages: median [least – most], within a round", arrays),
+        ("A guest unmapped", unmaps),
+        ("Promises", promises(&summary.targets)),
+    ];
+    Section { title: "Many calls, in the VM", about, tables }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unmap(round: u32, policy: Policy, seconds: f64, longest: f64) -> String {
+        let record = Record::Unmap(Unmap {
+            round,
+            page: 2 << 20,
+            bytes: 1024 * GIB,
+            policy,
+            calls: 256,
+            seconds,
+            longest_seconds: longest,
+            map_seconds: 1.0,
+        });
+        serde_json::to_string(&record).unwrap()
+    }
+
+    fn array(array_seconds: f64, calls: u64) -> String {
+        let toggle = |calls, seconds| cases::Toggle { calls, map_seconds: seconds, unmap_seconds: seconds };
+        let record = Record::Array(cases::Array {
+            round: 0,
+            driver: Driver::Type1,
+            shape: Shape::Row,
+            pages: 1000,
+            page_by_page: toggle(2000, 1.0),
+            array: toggle(calls, array_seconds),
+        });
+        serde_json::to_string(&record).unwrap()
+    }
+
+    fn targets(lines: &[String]) -> Vec<bool> {
+        let (arrays, unmaps) = rows("intel-newest", &lines.join("\n"), &Invalidated::default()).unwrap();
+        judge(&arrays, &unmaps).iter().map(|target| target.reached).collect()
+    }
+
+    #[test]
+    fn each_promise_can_fail() {
+        let unmaps = |bounded, longest| {
+            let one = [0, 1].map(|round| unmap(round, Policy::OneCall, 10.0, 10.0));
+            let bounded = [0, 1].map(|round| unmap(round, Policy::Bounded, bounded, longest));
+            [one, bounded].concat()
+        };
+        assert_eq!(targets(&unmaps(10.4, 0.1)), [true, true]);
+        assert_eq!(targets(&unmaps(10.4, 0.11)), [false, true]);
+        assert_eq!(targets(&unmaps(10.6, 0.1)), [true, false]);
+        assert_eq!(targets(&[array(0.1, 2)]), [true, true]);
+        assert_eq!(targets(&[array(0.1, 200)]), [false, true]);
+        assert_eq!(targets(&[array(0.3, 2)]), [true, false]);
+    }
+
+    #[test]
+    fn invalidations_between_two_steps_are_counted() {
+        let step = |end: &str, bytes| (format!("1 GiB in pages of 4 KiB, one call: {end}"), bytes);
+        let steps = vec![step("unmap", 2), step("unmapped", 6), step("unmap", 6), step("unmapped", 8)];
+        let invalidated = Invalidated { steps, trace: b"a\nb\nc\nd\n".to_vec() };
+        let during = |nth| invalidated.during("1 GiB in pages of 4 KiB, one call", nth);
+        assert_eq!([during(0), during(1), during(2)], [Some(2), Some(1), None]);
+    }
+
+    #[test]
+    fn every_case_is_in_the_tables() {
+        let lines =
+            [unmap(0, Policy::OneCall, 10.0, 10.0), unmap(0, Policy::Bounded, 10.0, 0.1), array(0.1, 2)];
+        let (arrays, unmaps) = rows("x", &lines.join("\n"), &Invalidated::default()).unwrap();
+        let targets = judge(&arrays, &unmaps);
+        let (command, accel, others) = (String::new(), String::new(), Spread::default());
+        let machine = vfio_fast_protocol::bench::host::machine(PINS);
+        let summary = Summary { machine, command, accel, translated: true, others, arrays, unmaps, targets };
+        let section = section(&summary);
+        let lengths: Vec<usize> = section.tables.iter().map(|(_, table)| table.rows.len()).collect();
+        assert_eq!(lengths, [1, 2, 4]);
+        for (title, table) in &section.tables {
+            assert!(table.rows.iter().all(|row| row.len() == table.head.len()), "{title}");
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! `cargo xtask bench --iommufd`: the engine's bench of real memory in L1 (see [`vfio_fast_e2e`]), for a device that its kernel's
+//! iommufd maps for. What only iommufd does is seen here: map and unmap calls beside each other, and maps by file.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use super::mebibytes;
+use super::nested::{self, Nested};
+use super::summary::{Row, Spread, Summary as Measured};
+use super::table::{Section, about_run, left_out, memory_tables, promises};
+use super::targets::{self, Target, percent};
+use super::vm::TRANSLATED;
+use vfio_fast_e2e::{Accel, Plan, Verdict};
+use vfio_fast_protocol::bench::native::{Backing, Case, Machine};
+
+/// What maps there.
+const PINS: &str = "iommufd on an emulated VT-d";
+/// L1 sets no hugetlb pages aside.
+const BACKINGS: [Backing; 4] = [Backing::Anon4k, Backing::AnonThp, Backing::Memfd4k, Backing::MemfdThp];
+/// What the bench wants to stay free, and does not get of what L1 has: see its `SPARE`.
+const SPARE_MIB: u64 = 1024;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Memories of so many MiB.
+    sizes: Vec<u64>,
+    /// How often each case is measured.
+    rounds: u32,
+}
+
+impl Wanted {
+    /// Memories of these sizes in GiB. Where one does not fit into this machine's, that ends the verb before anything is
+    /// measured.
+    pub fn new(sizes: &[f64], rounds: u32) -> Result<Self> {
+        let wanted = Self { sizes: mebibytes(sizes), rounds };
+        ensure!(rounds > 0, "Without rounds nothing is measured");
+        ensure!(wanted.sizes.iter().all(|mib| *mib > 0), "A size is below 2 MiB");
+        vfio_fast_e2e::require_memory(&wanted.plan())?;
+        Ok(wanted)
+    }
+
+    /// One boot of L1 for all of it.
+    fn plan(&self) -> Plan {
+        let gib: Vec<String> = self.sizes.iter().map(|mib| (*mib as f64 / 1024.0).to_string()).collect();
+        let arguments = [
+            ["--sizes", &gib.join(",")],
+            ["--rounds", &self.rounds.to_string()],
+            ["--backings", &BACKINGS.map(Backing::name).join(",")],
+        ];
+        let largest = self.sizes.last().copied().unwrap_or(0);
+        // Many times what it needs.
+        let work = self.sizes.iter().sum::<u64>() * u64::from(self.rounds);
+        Plan::maps(
+            largest + SPARE_MIB,
+            ["native"].into_iter().chain(arguments.concat()).map(str::to_owned).collect(),
+            Duration::from_secs(300 + work / 4),
+        )
+    }
+}
+
+/// One run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Where L1 ran.
+    pub machine: Machine,
+    /// How to run it again.
+    pub command: String,
+    /// How L1 ran.
+    pub accel: String,
+    /// Whether every instruction of L1 was translated.
+    pub translated: bool,
+    /// The part of all CPUs' time that other processes used, on the machine L1 ran on.
+    pub others: Spread,
+    /// What was measured in L1.
+    pub measured: Measured,
+    /// What it says of what is promised.
+    pub targets: Vec<Target>,
+}
+
+/// Measures. The second answer says what went wrong; what was measured until then is in the first.
+pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
+    let Nested { machine, accel, verdicts, others } = nested::run(&[wanted.plan()], folder, PINS)?;
+    let verdict = verdicts.first().context("L1 was not run")?;
+    let records = verdict.folder.join("native.log");
+    let text = fs::read_to_string(&records)
+        .with_context(|| format!("Nothing was measured: {}", verdict.problems().join("\n")))?;
+    fs::write(folder.join("iommufd.jsonl"), &text)?;
+    let measured = Measured::of(&text)?;
+    let outcome = check(verdict, &measured, wanted);
+    Ok((Summary::of(measured, machine, accel, others), outcome))
+}
+
+impl Summary {
+    fn of(measured: Measured, machine: Machine, accel: Accel, others: Spread) -> Self {
+        Self {
+            machine,
+            command: String::new(),
+            accel: accel.to_string(),
+            translated: matches!(accel, Accel::Tcg(_)),
+            others,
+            targets: targets::judge_iommufd(&measured),
+            measured,
+        }
+    }
+}
+
+/// What was counted, never what was timed.
+fn check(verdict: &Verdict, measured: &Measured, wanted: &Wanted) -> Result<()> {
+    let mut wrong = verdict.problems();
+    wrong.extend(measured.left_out.iter().map(left_out));
+    for backing in BACKINGS {
+        for mib in &wanted.sizes {
+            let problem = missing(measured, backing, mib << 20, wanted.rounds as usize);
+            wrong.extend(problem.map(|problem| format!("{mib} MiB of {}: {problem}", backing.name())));
+        }
+    }
+    ensure!(wrong.is_empty(), "{}, logs: {}", wrong.join("\n"), verdict.folder.display());
+    Ok(())
+}
+
+/// Why that memory cannot be said to be measured, if so.
+fn missing(measured: &Measured, backing: Backing, bytes: u64, rounds: usize) -> Option<String> {
+    let row = |rows: &'_ [Row], case: Case| {
+        let of = rows.iter().filter(|row| (row.backing, row.bytes, row.case) == (backing, bytes, case));
+        of.max_by_key(|row| row.threads).cloned()
+    };
+    let mapped = row(&measured.cold, Case::Engine);
+    let unmapped = row(&measured.unmap, Case::UnmapEngine);
+    for (row, what) in [(&mapped, "mapped"), (&unmapped, "unmapped")] {
+        let times = row.as_ref().map_or(0, |row| row.ratio.count);
+        if times != rounds {
+            return Some(format!("{what} {times} times and not {rounds}"));
+        }
+    }
+    let (stock, fast) = mapped.map_or((0.0, 0.0), |row| row.huge);
+    let may_be_huge = matches!(backing, Backing::AnonThp | Backing::MemfdThp);
+    let as_asked = |part: f64| if may_be_huge { part > 0.5 } else { part == 0.0 };
+    let parts = format!("{} and {} are in huge pages", percent(stock), percent(fast));
+    (!as_asked(stock) || !as_asked(fast)).then_some(parts)
+}
+
+/// As a section of the report.
+pub fn section(summary: &Summary) -> Section {
+    let (measured, l1) = (&summary.measured, &summary.measured.machine);
+    let mut about = about_run(&summary.machine, &summary.command, measured.rounds(), summary.others);
+    about.push(format!(
+        "L1 has {} CPUs and runs under {}: Linux {}, THP {}, shmem THP {}, a device that does nothing by itself",
+        l1.cpus, summary.accel, l1.kernel, l1.thp, l1.shmem_thp
+    ));
+    about.extend(summary.translated.then(|| TRANSLATED.to_owned()));
+    about.extend(measured.left_out.iter().map(left_out));
+    let mut tables = memory_tables(measured);
+    tables.push(("Promises", promises(&summary.targets)));
+    Section { title: "iommufd, in the VM", about, tables }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::figure;
+    use vfio_fast_assets::outcome::{UNAVAILABLE, code_of};
+    use vfio_fast_e2e::Check;
+    use vfio_fast_protocol::job::Mode;
+
+    const WANTED: Wanted = Wanted { sizes: Vec::new(), rounds: 2 };
+
+    fn wanted() -> Wanted {
+        Wanted { sizes: vec![2048], ..WANTED }
+    }
+
+    /// What the bench prints of two rounds of 2 GiB, with nothing wrong.
+    fn right() -> Vec<String> {
+        let mut lines = vec![
+            "{\"kind\":\"machine\",\"cpus\":2,\"cpu\":\"TCG\",\"virtual_machine\":true,\"kernel\":\"7.2.13\",\"memory\":1,\
+             \"available\":1,\"thp\":\"madvise\",\"shmem_thp\":\"advise\",\"load\":0.0,\"pins\":\"iommufd\"}"
+                .to_owned(),
+        ];
+        let seconds = [
+            ("stock", 2.0),
+            ("engine", 1.0),
+            ("maps-only", 1.5),
+            ("unmap-stock", 0.2),
+            ("unmap-engine", 0.1),
+        ];
+        for (backing, round) in BACKINGS.into_iter().flat_map(|backing| [(backing, 0), (backing, 1)]) {
+            let name = backing.name();
+            let huge: u64 = if name.ends_with("thp") { 2 << 30 } else { 0 };
+            lines.extend(seconds.map(|(case, seconds)| {
+                format!(
+                    "{{\"kind\":\"sample\",\"round\":{round},\"case\":\"{case}\",\"backing\":\"{name}\",\
+                     \"bytes\":2147483648,\"threads\":2,\"seconds\":{seconds},\"huge_bytes\":{huge}}}"
+                )
+            }));
+        }
+        lines
+    }
+
+    fn verdict(ok: bool) -> Verdict {
+        let check = Check { name: "measured".into(), ok, detail: "ended with 1; no room".into() };
+        Verdict {
+            name: "maps".into(),
+            mode: Mode::Fast,
+            timed: true,
+            checks: vec![check],
+            facts: None,
+            starts: Vec::new(),
+            folder: "logs".into(),
+            seconds: 1.0,
+            stood_still: false,
+        }
+    }
+
+    /// What is wrong after this change.
+    fn wrong(change: impl FnOnce(&mut Vec<String>)) -> String {
+        let mut lines = right();
+        change(&mut lines);
+        let measured = Measured::of(&lines.join("\n")).unwrap();
+        check(&verdict(true), &measured, &wanted()).err().map_or(String::new(), |error| error.to_string())
+    }
+
+    #[test]
+    fn each_check_can_fail() {
+        assert_eq!(wrong(|_| ()), "");
+        let without = |case: &'static str| {
+            wrong(move |lines| {
+                let found = lines.iter().position(|line| line.contains(&format!("\"{case}\""))).unwrap();
+                lines.remove(found);
+            })
+        };
+        assert!(without("engine").contains("2048 MiB of anon-4k: mapped 1 times and not 2"));
+        assert!(without("unmap-engine").contains("unmapped 1 times"));
+        assert!(without("stock").contains("mapped 1 times"), "a ratio is missing");
+        let small =
+            wrong(|lines| lines.iter_mut().for_each(|line| *line = line.replace("2147483648}", "0}")));
+        assert!(small.contains("anon-thp: 0 % and 0 % are in huge pages"), "{small}");
+        assert!(!small.contains("4k"), "{small}");
+        let huge = wrong(|lines| lines.iter_mut().for_each(|line| *line = line.replace(":0}", ":2097152}")));
+        assert!(huge.contains("memfd-4k: 0 % and 0 % are in huge pages"), "{huge}");
+        let out =
+            "{\"kind\":\"left-out\",\"backing\":\"anon-4k\",\"bytes\":1073741824,\"why\":\"no memory\"}";
+        assert!(wrong(|lines| lines.push(out.into())).contains("Left out: 1 GiB of anon-4k: no memory"));
+        let measured = Measured::of(&right().join("\n")).unwrap();
+        let error = check(&verdict(false), &measured, &wanted()).unwrap_err().to_string();
+        assert!(error.contains("measured: ended with 1; no room"), "{error}");
+    }
+
+    #[test]
+    fn every_case_is_in_tables_and_plots() {
+        let measured = Measured::of(&right().join("\n")).unwrap();
+        let summary = Summary::of(
+            measured,
+            vfio_fast_protocol::bench::host::machine(PINS),
+            Accel::Tcg("no processor"),
+            Spread::default(),
+        );
+        let section = section(&summary);
+        assert!(section.about.iter().any(|line| line.contains("TCG (no processor): Linux 7.2.13")));
+        let rows = |title: &str| {
+            let (_, table) = section.tables.iter().find(|(found, _)| found.starts_with(title)).unwrap();
+            assert!(table.rows.iter().all(|row| row.len() == table.head.len()), "{title}");
+            table.rows.clone()
+        };
+        assert_eq!((rows("Cold memory").len(), rows("Taking it away").len()), (8, 4));
+        assert!(rows("Cold memory").iter().any(|row| row[3] == "by the map calls"));
+        let promised: Vec<String> = rows("Promises").into_iter().map(|row| row[3].clone()).collect();
+        assert_eq!(promised, ["reached"; 4]);
+        let figure =
+            figure::draw(None, |canvas, y| figure::draw_iommufd(canvas, y, &summary.measured, &section));
+        assert!(BACKINGS.iter().all(|backing| figure.contains(backing.name())));
+    }
+
+    #[test]
+    fn what_does_not_fit_ends_with_69_before_anything_runs() {
+        let error = Wanted::new(&[0.5, 1e6], 5).unwrap_err();
+        assert_eq!(code_of(&error), UNAVAILABLE, "{error}");
+        assert_ne!(code_of(&Wanted::new(&[0.0], 5).unwrap_err()), UNAVAILABLE);
+        assert!(Wanted::new(&[], 0).is_err());
+    }
+
+    #[test]
+    fn the_bench_is_told_what_is_wanted() {
+        let plan = Wanted { sizes: vec![512, 2048], rounds: 3 }.plan();
+        assert_eq!(
+            plan.bench,
+            [
+                "native",
+                "--sizes",
+                "0.5,2",
+                "--rounds",
+                "3",
+                "--backings",
+                "anon-4k,anon-thp,memfd-4k,memfd-thp"
+            ]
+        );
+        // The bench itself leaves 2 GiB alone, and L1 needs something.
+        assert_eq!(plan.l1_memory_mib(), 2048 + 3072);
+    }
+}

@@ -1,0 +1,272 @@
+//! `cargo xtask bench`: what the engine brings on this machine, as a table, as JSON and as plots.
+
+mod calls;
+mod criterion;
+mod figure;
+mod host_settings;
+mod iommufd;
+mod nested;
+mod page;
+mod plot;
+mod summary;
+mod table;
+mod targets;
+mod vm;
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+
+use clap::Parser;
+use summary::Summary;
+use table::Section;
+use targets::Target;
+use vfio_fast_assets::outcome::{self, CannotRun, UNAVAILABLE};
+use vfio_fast_assets::paths;
+use vfio_fast_assets::progress::{run_logged, step};
+
+/// Measures the speed of mapping on this machine.
+#[derive(clap::Parser, Clone, Debug)]
+#[command(bin_name = "cargo xtask bench")]
+struct Args {
+    /// Pins of this machine's memory, without VFIO [default, unless another part is asked for]
+    #[arg(long)]
+    native: bool,
+    /// Starts of a guest in the nested machine, with real VFIO
+    #[arg(long)]
+    vm: bool,
+    /// Maps and unmaps of memory in the nested machine, through its iommufd
+    #[arg(long)]
+    iommufd: bool,
+    /// Arrays of pages, and a guest of 1 TiB unmapped in few and in many calls, in the nested machine
+    #[arg(long)]
+    calls: bool,
+    /// One small guest, few rounds: to see that it works, not to quote
+    #[arg(long)]
+    quick: bool,
+    /// Guest sizes in GiB [default: 1,2,4,8,16, as far as memory allows; with --vm 1,2,4; with --iommufd 2]
+    #[arg(long, value_delimiter = ',')]
+    sizes: Vec<f64>,
+    /// How often each case is measured [default: 5; with --quick 3, or 1 in the nested machine]
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Write the results there too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Allow shmem huge pages and hugetlb pages while measuring, then put the host's settings back (needs root)
+    #[arg(long)]
+    host_settings: bool,
+}
+
+/// Everything a run found: `results.json`.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    /// The native part.
+    summary: Option<Summary>,
+    /// What it says of what is promised.
+    targets: Vec<Target>,
+    /// The part with real VFIO.
+    vm: Option<vm::Summary>,
+    /// The part with iommufd.
+    iommufd: Option<iommufd::Summary>,
+    /// The part with many calls.
+    calls: Option<calls::Summary>,
+}
+
+fn main() -> ExitCode {
+    outcome::exit_code(run(&Args::parse()))
+}
+
+/// Measures, then shows.
+fn run(args: &Args) -> Result<()> {
+    let measures_native = args.native || !(args.vm || args.iommufd || args.calls);
+    ensure!(measures_native || !args.host_settings, "--host-settings changes nothing in the nested machine");
+    // Before anything takes long.
+    let starts = args.vm.then(|| vm::Wanted::new(&vm_sizes(args), vm_rounds(args))).transpose()?;
+    let maps =
+        args.iommufd.then(|| iommufd::Wanted::new(&iommufd_sizes(args), vm_rounds(args))).transpose()?;
+    let calls = args.calls.then(|| calls::Wanted::new(args.quick, vm_rounds(args))).transpose()?;
+    let folder = new_run()?;
+    let mut report = Report::default();
+    if measures_native {
+        let mut summary = measure_native(args, &folder)?;
+        summary.command = command_line(args);
+        report.targets = targets::judge(&summary);
+        report.summary = Some(summary);
+    }
+    let mut outcome = Ok(());
+    if let Some(wanted) = starts {
+        outcome = vm::run(&wanted, &folder).and_then(|(mut summary, counted)| {
+            summary.command = command_line(args);
+            report.vm = Some(summary);
+            counted
+        });
+    }
+    if let Some(wanted) = maps.filter(|_| outcome.is_ok()) {
+        outcome = iommufd::run(&wanted, &folder).and_then(|(mut summary, counted)| {
+            summary.command = command_line(args);
+            report.iommufd = Some(summary);
+            counted
+        });
+    }
+    if let Some(wanted) = calls.filter(|_| outcome.is_ok()) {
+        outcome = calls::run(&wanted, &folder).and_then(|(mut summary, counted)| {
+            summary.command = command_line(args);
+            report.calls = Some(summary);
+            counted
+        });
+    }
+    // What was measured is shown, even if something went wrong after it.
+    if report.summary.is_some() || report.vm.is_some() || report.iommufd.is_some() || report.calls.is_some() {
+        show(args, &report, &folder)?;
+    }
+    outcome
+}
+
+fn measure_native(args: &Args, folder: &Path) -> Result<Summary> {
+    let settings = args.host_settings.then(host_settings::allow_huge_pages).transpose()?;
+    let lines = folder.join("native.jsonl");
+    let measured =
+        step("Measure on real memory", &folder.join("native.log"), |log| native(args, &lines, log));
+    drop(settings);
+    measured?;
+    let criterion = folder.join("criterion");
+    let pure = step("Measure the pure part", &folder.join("pure.log"), |log| {
+        run_logged(&mut pure_command(args.quick, &criterion), log)
+    });
+    pure?;
+    let mut summary = Summary::read(&lines)?;
+    summary.pure = criterion::read(&criterion)?;
+    Ok(summary)
+}
+
+fn show(args: &Args, report: &Report, folder: &Path) -> Result<()> {
+    let results = serde_json::to_string_pretty(report)? + "\n";
+    fs::write(folder.join("results.json"), &results)?;
+    if let Some(path) = &args.json {
+        fs::write(path, &results).with_context(|| format!("Cannot write {}", path.display()))?;
+    }
+    let native = report.summary.as_ref().map(|summary| table::section(summary, &report.targets));
+    let vm = report.vm.as_ref().map(vm::section);
+    let iommufd = report.iommufd.as_ref().map(iommufd::section);
+    let calls = report.calls.as_ref().map(calls::section);
+    let figure = figure::draw(report.summary.as_ref().zip(native.as_ref()), |canvas, mut y| {
+        if let Some((summary, section)) = report.vm.as_ref().zip(vm.as_ref()) {
+            y = vm::draw(canvas, y, summary, section);
+        }
+        if let Some((summary, section)) = report.iommufd.as_ref().zip(iommufd.as_ref()) {
+            y = figure::draw_iommufd(canvas, y, &summary.measured, section);
+        }
+        y
+    });
+    let sections: Vec<Section> = native.into_iter().chain(vm).chain(iommufd).chain(calls).collect();
+    fs::write(folder.join("bench.svg"), &figure)?;
+    fs::write(folder.join("bench.html"), page::html(&sections, &figure))?;
+    fs::write(folder.join("bench.md"), page::markdown(&sections))?;
+    plot::write_png(&figure, &folder.join("bench.png"))?;
+    print!("{}", table::text(&sections));
+    println!("{}", folder.join("bench.html").display());
+    Ok(())
+}
+
+fn native(args: &Args, lines: &Path, log: &Path) -> Result<()> {
+    let mut command = Command::new(paths::cargo());
+    command.current_dir(paths::root()).env("CARGO_TERM_COLOR", "never");
+    command.args(["run", "--release", "--locked", "--package", "vfio-fast-measure", "--bin", "native", "--"]);
+    let sizes = if args.quick && args.sizes.is_empty() { "0.5".to_owned() } else { listed(&args.sizes) };
+    if !sizes.is_empty() {
+        command.args(["--sizes", &sizes]);
+    }
+    command.args(["--rounds", &rounds(args).to_string()]);
+    command.stdin(Stdio::null()).stdout(File::create(lines)?);
+    command.stderr(OpenOptions::new().append(true).open(log)?);
+    let status = command.status().context("Cannot start cargo")?;
+    if status.code() == Some(UNAVAILABLE.into()) {
+        bail!(CannotRun("The native bench cannot run on this machine".into()));
+    }
+    ensure!(status.success(), "The native bench ended with {status}");
+    Ok(())
+}
+
+fn listed(sizes: &[f64]) -> String {
+    sizes.iter().map(f64::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn rounds(args: &Args) -> u32 {
+    args.rounds.unwrap_or(if args.quick { 3 } else { 5 })
+}
+
+fn vm_sizes(args: &Args) -> Vec<f64> {
+    match (args.sizes.is_empty(), args.quick) {
+        (false, _) => args.sizes.clone(),
+        (true, true) => vec![1.0],
+        (true, false) => vec![1.0, 2.0, 4.0],
+    }
+}
+
+fn iommufd_sizes(args: &Args) -> Vec<f64> {
+    match (args.sizes.is_empty(), args.quick) {
+        (false, _) => args.sizes.clone(),
+        (true, true) => vec![0.5],
+        (true, false) => vec![2.0],
+    }
+}
+
+/// These guests' sizes in MiB, each once and the smallest first.
+fn mebibytes(sizes: &[f64]) -> Vec<u64> {
+    let mut sizes: Vec<u64> = sizes.iter().map(|gib| (gib * 1024.0) as u64 & !1).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes
+}
+
+fn vm_rounds(args: &Args) -> u32 {
+    args.rounds.unwrap_or(if args.quick { 1 } else { 5 })
+}
+
+fn pure_command(quick: bool, folder: &Path) -> Command {
+    let mut command = Command::new(paths::cargo());
+    command.current_dir(paths::root()).env("CARGO_TERM_COLOR", "never");
+    command.args(["bench", "--locked", "--package", "vfio-fast-engine", "--bench", "pure", "--", "--noplot"]);
+    command.args(quick.then_some("--quick")).env("CRITERION_HOME", folder);
+    command
+}
+
+/// What was typed, to be typed again.
+fn command_line(args: &Args) -> String {
+    let mut words = vec!["cargo xtask bench".to_owned()];
+    for (given, word) in [
+        (args.native, "--native"),
+        (args.vm, "--vm"),
+        (args.iommufd, "--iommufd"),
+        (args.calls, "--calls"),
+        (args.quick, "--quick"),
+    ] {
+        words.extend(given.then(|| word.to_owned()));
+    }
+    if !args.sizes.is_empty() {
+        words.push(format!("--sizes {}", listed(&args.sizes)));
+    }
+    words.extend(args.rounds.map(|rounds| format!("--rounds {rounds}")));
+    if args.host_settings {
+        words.push("--host-settings".to_owned());
+    }
+    words.join(" ")
+}
+
+/// A new folder for this run, and `latest` pointing to it.
+fn new_run() -> Result<PathBuf> {
+    let root = paths::target().join("bench");
+    fs::create_dir_all(&root)?;
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let name = format!("{seconds}-{}", std::process::id());
+    fs::create_dir(root.join(&name))?;
+    let latest = root.join("latest");
+    let _ = fs::remove_file(&latest);
+    std::os::unix::fs::symlink(&name, &latest).context("Cannot point target/bench/latest to this run")?;
+    Ok(root.join(name))
+}

@@ -1,0 +1,256 @@
+//! Samples, brought together: medians, spreads, and ratios within a round.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::criterion::Pure;
+use vfio_fast_protocol::bench::native::{Backing, Case, LeftOut, Machine, Record, Sample};
+
+/// One run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Summary {
+    /// Where.
+    pub machine: Machine,
+    /// How to run it again.
+    pub command: String,
+    /// The engine's fault-in with different threads and calls, against stock.
+    pub cold: Vec<Row>,
+    /// Memory that is there already, against stock.
+    pub remap: Vec<Row>,
+    /// Taking away what was mapped, against stock.
+    pub unmap: Vec<Row>,
+    /// The machine's limits.
+    pub limits: Vec<Limit>,
+    /// The part of all CPUs' time that other processes used, over the rounds.
+    pub others: Spread,
+    /// What could not be measured.
+    pub left_out: Vec<LeftOut>,
+    /// The pure part.
+    pub pure: Vec<Pure>,
+}
+
+/// One case against stock.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The memory.
+    pub backing: Backing,
+    /// How much of it.
+    pub bytes: u64,
+    /// Threads allowed.
+    pub threads: usize,
+    /// What was timed.
+    pub case: Case,
+    /// 4 KiB pages per populate call; none: as the engine does it.
+    pub pages_per_call: Option<u64>,
+    /// Seconds of stock.
+    pub stock: Spread,
+    /// Seconds of this.
+    pub fast: Spread,
+    /// How many times as fast as stock of the same round.
+    pub ratio: Spread,
+    /// Speed as a part of bare parallel fault-in of the same round.
+    pub of_bare: Spread,
+    /// Speed as a part of parallel clearing of the same round.
+    pub of_clear: Spread,
+    /// Median seconds of faulting in.
+    pub populate: f64,
+    /// Median seconds in the calls that pin.
+    pub pin: f64,
+    /// Median part of the memory that was in huge pages afterwards: stock's and this one's.
+    pub huge: (f64, f64),
+}
+
+/// The machine's limits for one memory.
+#[derive(Clone, Debug, Serialize)]
+pub struct Limit {
+    /// The memory.
+    pub backing: Backing,
+    /// How much of it.
+    pub bytes: u64,
+    /// CPUs that worked.
+    pub cpus: usize,
+    /// Seconds to clear it when it is there.
+    pub clear: Spread,
+    /// Seconds to fault it in with one process per CPU.
+    pub bare: Spread,
+}
+
+/// A median and what it is the median of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Spread {
+    /// The middle one.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The most.
+    pub max: f64,
+    /// How many.
+    pub count: usize,
+}
+
+impl Spread {
+    /// Of these values; all zero if there are none.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let count = values.len();
+        let (Some(min), Some(max)) = (values.first().copied(), values.last().copied()) else {
+            return Self::default();
+        };
+        let median = (values[(count - 1) / 2] + values[count / 2]) / 2.0;
+        Self { median, min, max, count }
+    }
+}
+
+/// What samples of all rounds have in common.
+type Key = (Backing, u64, Case, usize, Option<u64>);
+
+impl Summary {
+    /// Of the lines the native bench printed.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("Cannot read {}", path.display()))?;
+        Self::of(&text)
+    }
+
+    /// Of those lines.
+    pub fn of(text: &str) -> Result<Self> {
+        let mut summary = Self::default();
+        let mut samples: BTreeMap<Key, Vec<Sample>> = BTreeMap::new();
+        let mut others = Vec::new();
+        for line in text.lines() {
+            match serde_json::from_str(line).with_context(|| format!("Not a record: {line}"))? {
+                Record::Machine(machine) => summary.machine = machine,
+                Record::Others(shared) => others.push(shared.share),
+                Record::LeftOut(left_out) => summary.left_out.push(left_out),
+                Record::Sample(s) => {
+                    let key = (s.backing, s.bytes, s.case, s.threads, s.pages_per_call);
+                    samples.entry(key).or_default().push(s);
+                }
+            }
+        }
+        summary.others = Spread::of(others);
+        for (key, rounds) in &samples {
+            let (backing, bytes, case, ..) = *key;
+            let others = |case: Case| {
+                let found = samples.iter().find(|((b, n, c, ..), _)| (*b, *n, *c) == (backing, bytes, case));
+                found.map_or(&[][..], |(_, rounds)| rounds)
+            };
+            match case {
+                Case::Engine | Case::InTurn | Case::MapsOnly | Case::ByAddress | Case::Batch => {
+                    summary.cold.push(row(key, rounds, Case::Stock, &others))
+                }
+                Case::RemapEngine => summary.remap.push(row(key, rounds, Case::RemapStock, &others)),
+                Case::Bare => summary.limits.push(Limit {
+                    backing,
+                    bytes,
+                    cpus: key.3,
+                    clear: Spread::of(others(Case::Clear).iter().map(|s| s.seconds)),
+                    bare: Spread::of(rounds.iter().map(|s| s.seconds)),
+                }),
+                Case::UnmapEngine => summary.unmap.push(row(key, rounds, Case::UnmapStock, &others)),
+                Case::Stock | Case::RemapStock | Case::UnmapStock | Case::Clear => {}
+            }
+        }
+        Ok(summary)
+    }
+
+    /// How often each case was measured.
+    pub fn rounds(&self) -> usize {
+        self.cold.iter().map(|row| row.fast.count).max().unwrap_or(0)
+    }
+
+    /// The memories measured, with the most bytes of each.
+    pub fn largest(&self) -> Vec<(Backing, u64)> {
+        let mut largest = BTreeMap::new();
+        for row in &self.cold {
+            let bytes = largest.entry(row.backing).or_insert(0);
+            *bytes = row.bytes.max(*bytes);
+        }
+        largest.into_iter().collect()
+    }
+
+    /// The engine's own row with the most threads.
+    pub fn engine(&self, backing: Backing, bytes: u64) -> Option<&Row> {
+        let own = self.cold.iter().filter(|row| row.case == Case::Engine);
+        own.filter(|row| (row.backing, row.bytes) == (backing, bytes)).max_by_key(|row| row.threads)
+    }
+}
+
+fn row<'a>(key: &Key, rounds: &[Sample], stock: Case, others: &impl Fn(Case) -> &'a [Sample]) -> Row {
+    let (backing, bytes, case, threads, pages_per_call) = *key;
+    // Of one round: the other case's seconds by this one's.
+    let against = |case: Case| {
+        Spread::of(rounds.iter().filter_map(|sample| {
+            let other = others(case).iter().find(|other| other.round == sample.round)?;
+            Some(other.seconds / sample.seconds)
+        }))
+    };
+    let huge =
+        |samples: &[Sample]| Spread::of(samples.iter().map(|s| s.huge_bytes as f64 / bytes as f64)).median;
+    Row {
+        backing,
+        bytes,
+        threads,
+        case,
+        pages_per_call,
+        stock: Spread::of(others(stock).iter().map(|s| s.seconds)),
+        fast: Spread::of(rounds.iter().map(|s| s.seconds)),
+        ratio: against(stock),
+        of_bare: against(Case::Bare),
+        of_clear: against(Case::Clear),
+        populate: Spread::of(rounds.iter().filter_map(|s| s.populate_seconds)).median,
+        pin: Spread::of(rounds.iter().filter_map(|s| s.pin_seconds)).median,
+        huge: (huge(others(stock)), huge(rounds)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(case: &str, round: u32, seconds: f64) -> String {
+        format!(
+            "{{\"kind\":\"sample\",\"round\":{round},\"case\":\"{case}\",\"backing\":\"anon-4k\",\"bytes\":1073741824,\
+             \"threads\":2,\"seconds\":{seconds},\"huge_bytes\":0}}\n"
+        )
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        // A machine that becomes twice as slow in between.
+        let mut text = String::new();
+        for (round, slow) in [(0, 1.0), (1, 2.0), (2, 2.0)] {
+            for (case, seconds) in
+                [("stock", 1.0), ("engine", 0.5), ("bare", 0.25), ("clear", 0.125), ("remap-stock", 0.1)]
+            {
+                text += &line(case, round, seconds * slow);
+            }
+            text += &line("remap-engine", round, 0.1 * slow);
+        }
+        let summary = Summary::of(&text).unwrap();
+        let row = summary.engine(Backing::Anon4k, 1 << 30).unwrap();
+        assert_eq!(row.ratio, Spread { median: 2.0, min: 2.0, max: 2.0, count: 3 });
+        assert_eq!((row.of_bare.median, row.of_clear.median), (0.5, 0.25));
+        assert_eq!((row.stock.median, row.stock.min, row.stock.max), (2.0, 1.0, 2.0));
+        assert_eq!(summary.remap[0].ratio.median, 1.0);
+        assert_eq!((summary.limits[0].clear.median, summary.limits[0].bare.median), (0.25, 0.5));
+        assert_eq!(summary.largest(), [(Backing::Anon4k, 1 << 30)]);
+    }
+
+    #[test]
+    fn medians_of_even_and_odd_numbers_and_of_nothing() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]).median, 2.0);
+        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Spread { median: 2.5, min: 1.0, max: 4.0, count: 4 });
+        assert_eq!(Spread::of([]), Spread::default());
+    }
+
+    #[test]
+    fn what_is_no_record_is_an_error() {
+        assert!(Summary::of("{\"kind\":\"other\"}").is_err());
+        assert!(Summary::of("oops").is_err());
+    }
+}

@@ -1,0 +1,144 @@
+//! What the project promises of its speed, held against one run.
+
+use serde::Serialize;
+
+use super::summary::{Row, Summary};
+use vfio_fast_protocol::bench::native::{Backing, Case};
+
+const GIB: u64 = 1 << 30;
+/// Below this a guest is mapped in no time anyway.
+const FROM: u64 = 4 * GIB;
+/// With iommufd from here on: less may be one entry, which no two threads share.
+const FROM_BESIDE: u64 = 2 * GIB;
+/// How many times as fast as stock two threads map and unmap huge pages through iommufd.
+const MAP_BESIDE: f64 = 1.6;
+const UNMAP_BESIDE: f64 = 1.5;
+/// Nanoseconds a transaction may take that has next to nothing to do.
+const PURE: f64 = 20_000.0;
+
+/// One promise.
+#[derive(Clone, Debug, Serialize)]
+pub struct Target {
+    /// Of what.
+    pub what: String,
+    /// What was promised.
+    pub promised: String,
+    /// What was found: a median.
+    pub found: String,
+    /// Whether that is enough.
+    pub reached: bool,
+}
+
+/// Every promise this run can say something about.
+pub fn judge(summary: &Summary) -> Vec<Target> {
+    let mut targets = Vec::new();
+    let mut bar = |what: String, promised: String, found: String, reached: bool| {
+        targets.push(Target { what, promised, found, reached });
+    };
+    for row in &summary.cold {
+        let own = summary.engine(row.backing, row.bytes).filter(|own| std::ptr::eq(*own, row));
+        let Some(row) = own.filter(|row| row.bytes >= FROM) else { continue };
+        let what = format!("{}, {} GiB, {} threads", row.backing.name(), row.bytes / GIB, row.threads);
+        if matches!(row.backing, Backing::Anon4k | Backing::AnonThp | Backing::MemfdThp) {
+            let found = row.ratio.median;
+            bar(format!("{what}: against stock"), "≥ 1.8×".into(), times(found), found >= 1.8);
+        }
+        let without = summary.engine(Backing::Memfd4k, row.bytes);
+        if let (Backing::MemfdThp, Some(without)) = (row.backing, without) {
+            let found = without.stock.median / row.fast.median;
+            let what = format!("{what}: against stock without shmem huge pages");
+            bar(what, "≥ 4×".into(), times(found), found >= 4.0);
+        }
+        let found = row.of_bare.median;
+        bar(format!("{what}: of bare fault-in"), "≥ 90 %".into(), percent(found), found >= 0.9);
+    }
+    for row in summary.remap.iter().filter(|row| row.bytes >= FROM && row.threads == summary.machine.cpus) {
+        let what =
+            format!("{}, {} GiB: time to map populated memory again", row.backing.name(), row.bytes / GIB);
+        let found = 1.0 / row.ratio.median;
+        bar(what, "≤ 105 % of stock".into(), percent(found), found <= 1.05);
+    }
+    for pure in summary.pure.iter().filter(|pure| pure.name.contains("told") || pure.name.contains("touched"))
+    {
+        bar(pure.name.clone(), "≤ 20 µs".into(), micros(pure.median), pure.median <= PURE);
+    }
+    for pure in summary.pure.iter().filter(|pure| pure.name.starts_with("plan, PAM")) {
+        bar(pure.name.clone(), "≤ 20 µs".into(), micros(pure.median), pure.median <= PURE);
+    }
+    targets
+}
+
+/// Every promise of iommufd, where entries are mapped and unmapped beside each other, that this run can say something about.
+pub fn judge_iommufd(summary: &Summary) -> Vec<Target> {
+    let rows = [
+        (&summary.cold, "cold, against one map per region", MAP_BESIDE),
+        (&summary.unmap, "unmapped, against one call per region", UNMAP_BESIDE),
+    ];
+    let mut targets = Vec::new();
+    for (rows, what, promised) in rows {
+        let is_wanted = |row: &&Row| {
+            let of_engine = matches!(row.case, Case::Engine | Case::UnmapEngine);
+            let is_huge = matches!(row.backing, Backing::AnonThp | Backing::MemfdThp);
+            of_engine && is_huge && row.bytes >= FROM_BESIDE && row.threads == summary.machine.cpus
+        };
+        for row in rows.iter().filter(is_wanted) {
+            let found = row.ratio.median;
+            let (memory, bytes, threads) = (row.backing.name(), row.bytes / GIB, row.threads);
+            targets.push(Target {
+                what: format!("{memory}, {bytes} GiB, {threads} threads: {what}"),
+                promised: format!("≥ {promised}×"),
+                found: times(found),
+                reached: found >= promised,
+            });
+        }
+    }
+    targets
+}
+
+/// "1.87×".
+pub fn times(ratio: f64) -> String {
+    format!("{ratio:.2}×")
+}
+
+/// "93 %".
+pub fn percent(part: f64) -> String {
+    format!("{:.0} %", part * 100.0)
+}
+
+/// "3.20 µs".
+pub fn micros(nanoseconds: f64) -> String {
+    format!("{:.2} µs", nanoseconds / 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One sample of 2 GiB with two threads.
+    fn line(case: &str, backing: &str, seconds: f64) -> String {
+        format!(
+            "{{\"kind\":\"sample\",\"round\":0,\"case\":\"{case}\",\"backing\":\"{backing}\",\"bytes\":2147483648,\
+             \"threads\":2,\"seconds\":{seconds},\"huge_bytes\":0}}\n"
+        )
+    }
+
+    #[test]
+    fn iommufd_is_held_against_both_targets() {
+        let mut text = String::new();
+        for (backing, seconds) in [("anon-4k", 9.0), ("anon-thp", 1.0), ("memfd-thp", 1.1)] {
+            for (case, seconds) in
+                [("stock", 1.6), ("engine", seconds), ("unmap-stock", 1.5), ("unmap-engine", seconds)]
+            {
+                text += &line(case, backing, seconds);
+            }
+            // Other ways of mapping promise nothing.
+            text += &line("maps-only", backing, 9.0);
+        }
+        let mut summary = Summary::of(&text).unwrap();
+        summary.machine.cpus = 2;
+        let targets = judge_iommufd(&summary);
+        let found: Vec<_> = targets.iter().map(|target| (target.found.as_str(), target.reached)).collect();
+        assert_eq!(found, [("1.60×", true), ("1.45×", false), ("1.50×", true), ("1.36×", false)]);
+        assert_eq!(targets[3].what, "memfd-thp, 2 GiB, 2 threads: unmapped, against one call per region");
+    }
+}

@@ -1,0 +1,187 @@
+//! `cargo xtask bench --vm`: real VFIO. L1 (see [`vfio_fast_e2e`]) starts its guest again and again, mapped by QEMU's own
+//! listener and by the library in turns.
+
+mod figure;
+mod judge;
+mod summary;
+mod table;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use vfio_fast_protocol::job::Memory;
+
+use super::mebibytes;
+use super::summary::Spread;
+use vfio_fast_assets::cache::Cache;
+use vfio_fast_assets::packages;
+use vfio_fast_e2e::{Phase, Phases, Plan, Runs, Verdict};
+use vfio_fast_protocol::bench::host::{Busy, machine};
+
+pub use figure::draw;
+pub use summary::Summary;
+pub use table::{TRANSLATED, section};
+
+/// What maps there.
+const PINS: &str = "VFIO type1 on an emulated VT-d";
+/// L2's kernel does not start with less.
+const LEAST_MIB: u64 = 256;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Guests with so many MiB.
+    sizes: Vec<u64>,
+    /// How often each mode is started with each memory.
+    rounds: u32,
+}
+
+impl Wanted {
+    /// Guests of these sizes in GiB. Where one does not fit into this machine's memory, that ends the verb before anything
+    /// is measured.
+    pub fn new(sizes: &[f64], rounds: u32) -> Result<Self> {
+        let sizes = mebibytes(sizes);
+        ensure!(rounds > 0, "Without rounds nothing is measured");
+        ensure!(sizes.iter().all(|mib| *mib >= LEAST_MIB), "L2 needs at least {LEAST_MIB} MiB");
+        sizes.iter().try_for_each(|mib| vfio_fast_e2e::require_memory(&Plan::starts(*mib, Vec::new())))?;
+        Ok(Self { sizes, rounds })
+    }
+
+    /// Every memory in every round.
+    fn pairs(&self) -> Vec<(Memory, u32)> {
+        let rounds = |memory| (0..self.rounds).map(move |round| (memory, round));
+        Memory::ALL.into_iter().flat_map(rounds).collect()
+    }
+}
+
+/// Measures. The second answer says what went wrong; what was measured until then is in the first.
+pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
+    let phases = Phases::default();
+    phases.enter(Phase::Setup);
+    let cache = Cache::open()?;
+    packages::ensure(&cache)?;
+    let (parts, accel) = vfio_fast_e2e::prepare(&cache, folder, &phases, &[])?;
+    let machine = machine(PINS);
+    let runs = Runs { parts: &parts, folder, accel, phases: &phases };
+    let mut lines = File::create(folder.join("vm.jsonl"))?;
+    let (mut starts, mut shares) = (Vec::new(), Vec::new());
+    let mut outcome = Ok(());
+    for &mib in &wanted.sizes {
+        let before = Busy::now();
+        let (verdicts, end) = runs.all(&[Plan::starts(mib, wanted.pairs())]);
+        shares.push(Busy::now().others_since(&before));
+        outcome = end;
+        for verdict in verdicts {
+            outcome = outcome.and_then(|()| check(&verdict, mib, wanted.rounds));
+            for start in verdict.starts {
+                let bytes = mib << 20;
+                writeln!(lines, "{}", json!({ "bytes": bytes, "start": start }))?;
+                starts.push((bytes, start));
+            }
+        }
+        if outcome.is_err() {
+            break;
+        }
+    }
+    Ok((Summary::of(&starts, machine, accel, Spread::of(shares)), outcome))
+}
+
+/// What was counted, never what was timed.
+fn check(verdict: &Verdict, mib: u64, rounds: u32) -> Result<()> {
+    let mut wrong = verdict.problems();
+    for (name, problems, _) in judge::all(&verdict.starts, mib << 20, rounds) {
+        wrong.extend(problems.into_iter().map(|problem| format!("{name}: {problem}")));
+    }
+    ensure!(wrong.is_empty(), "{mib} MiB: {}, logs: {}", wrong.join("\n"), verdict.folder.display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::figure;
+    use vfio_fast_assets::outcome::{UNAVAILABLE, code_of};
+    use vfio_fast_e2e::{Accel, Check};
+    use vfio_fast_protocol::job::Mode;
+    use vfio_fast_protocol::record::{Moment, Start};
+
+    pub const GIB: u64 = 1 << 30;
+
+    /// Two rounds of a guest of 1 GiB, with nothing wrong.
+    pub fn right() -> Vec<Start> {
+        let first = Moment { at_ns: 20, map_bytes: GIB, map_ns: 5, populate_ns: 10, ..Moment::default() };
+        let kernel = Moment { at_ns: 40, ..first };
+        let mut starts = Vec::new();
+        for memory in Memory::ALL {
+            for mode in [Mode::Stock, Mode::Fast] {
+                for round in 0..2 {
+                    starts.push(Start {
+                        round,
+                        mode,
+                        memory,
+                        first_instruction: first,
+                        kernel,
+                        held_bytes: GIB,
+                        locked_bytes: GIB,
+                        shmem_bytes: if memory.is_memfd() { GIB } else { 4096 },
+                        huge_bytes: if memory.may_be_huge() { GIB } else { 0 },
+                        exit_ns: 9,
+                    });
+                }
+            }
+        }
+        starts
+    }
+
+    #[test]
+    fn what_does_not_fit_ends_with_69_before_anything_runs() {
+        let error = Wanted::new(&[0.5, 1e6], 5).unwrap_err();
+        assert_eq!(code_of(&error), UNAVAILABLE, "{error}");
+        assert_ne!(code_of(&Wanted::new(&[0.1], 5).unwrap_err()), UNAVAILABLE);
+        assert!(Wanted::new(&[], 0).is_err());
+    }
+
+    #[test]
+    fn every_memory_is_in_table_and_plots() {
+        let starts: Vec<(u64, Start)> = right().into_iter().map(|start| (GIB, start)).collect();
+        let summary =
+            Summary::of(&starts, super::machine(PINS), Accel::Tcg("no processor"), Spread::default());
+        let section = section(&summary);
+        assert!(section.about.iter().any(|line| line.contains("TCG (no processor)")));
+        let figure = figure::draw(None, |canvas, y| draw(canvas, y, &summary, &section));
+        for (title, table) in &section.tables {
+            assert_eq!(table.rows.len(), Memory::ALL.len(), "{title}");
+            assert!(table.rows.iter().all(|row| row.len() == table.head.len()), "{title}");
+        }
+        for memory in Memory::ALL {
+            assert_eq!(figure.matches(memory.name()).count(), 2, "{}", memory.name());
+        }
+    }
+
+    #[test]
+    fn a_wrong_count_is_an_error() {
+        let of = |ok: bool, starts: Vec<Start>| {
+            let check = Check { name: "mappings-anon-4k-fast-0".into(), ok, detail: "a difference".into() };
+            Verdict {
+                name: "starts".into(),
+                mode: Mode::Fast,
+                timed: true,
+                checks: vec![check],
+                facts: None,
+                starts,
+                folder: "logs".into(),
+                seconds: 1.0,
+                stood_still: false,
+            }
+        };
+        check(&of(true, right()), 1024, 2).unwrap();
+        let error = check(&of(false, right()), 1024, 2).unwrap_err().to_string();
+        assert!(error.contains("mappings-anon-4k-fast-0: a difference"), "{error}");
+        let error = check(&of(true, right()), 1025, 2).unwrap_err().to_string();
+        assert!(error.contains("all-memory-mapped: anon-4k-stock-0"), "{error}");
+        assert!(check(&of(true, right()), 1024, 3).is_err());
+    }
+}

@@ -1,0 +1,217 @@
+//! Starts, brought together: medians, spreads, and ratios within a round.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use vfio_fast_protocol::job::{Memory, Mode};
+use vfio_fast_protocol::record::{Moment, Start};
+
+use crate::summary::Spread;
+use vfio_fast_e2e::Accel;
+use vfio_fast_protocol::bench::native::Machine;
+
+/// One run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Where L1 ran.
+    pub machine: Machine,
+    /// How to run it again.
+    pub command: String,
+    /// How L1 ran.
+    pub accel: String,
+    /// Whether every instruction of L1 was translated.
+    pub translated: bool,
+    /// The part of all CPUs' time that other processes used, over the boots of L1.
+    pub others: Spread,
+    /// How often each case was started.
+    pub rounds: usize,
+    /// From QEMU's start until the guest executes.
+    pub first_instruction: Vec<Row>,
+    /// From QEMU's start until the guest's kernel has taken over from the firmware.
+    pub kernel: Vec<Row>,
+    /// From `quit` until QEMU's process was gone.
+    pub exit: Vec<Exit>,
+}
+
+/// The ends of one memory and size.
+#[derive(Clone, Debug, Serialize)]
+pub struct Exit {
+    /// What the guest's RAM is made of.
+    pub memory: Memory,
+    /// How much of it.
+    pub bytes: u64,
+    /// Seconds with QEMU's own listener.
+    pub stock: Spread,
+    /// Seconds with the library.
+    pub fast: Spread,
+    /// How many times as fast as stock of the same round.
+    pub ratio: Spread,
+}
+
+/// One memory and size.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// What the guest's RAM is made of.
+    pub memory: Memory,
+    /// How much of it.
+    pub bytes: u64,
+    /// QEMU's own listener.
+    pub stock: Side,
+    /// The library.
+    pub fast: Side,
+    /// How many times as early as stock of the same round.
+    pub ratio: Spread,
+    /// How many times as fast in mapping as stock of the same round.
+    pub map_ratio: Spread,
+}
+
+/// One listener.
+#[derive(Clone, Debug, Serialize)]
+pub struct Side {
+    /// Seconds since QEMU's start.
+    pub seconds: Spread,
+    /// Of those, in mapping: faulting in and MAP_DMA.
+    pub map: Spread,
+    /// Of these, faulting in ahead of MAP_DMA.
+    pub populate: Spread,
+    /// In UNMAP_DMA.
+    pub unmap: Spread,
+    /// MAP_DMA calls.
+    pub map_calls: Spread,
+    /// UNMAP_DMA calls.
+    pub unmap_calls: Spread,
+    /// Bytes they mapped.
+    pub map_bytes: Spread,
+    /// The part of RAM that was in huge pages in the end.
+    pub huge: Spread,
+}
+
+impl Summary {
+    /// Of starts of guests with so many bytes.
+    pub fn of(starts: &[(u64, Start)], machine: Machine, accel: Accel, others: Spread) -> Self {
+        let mut cases: BTreeMap<(Memory, u64), Vec<&Start>> = BTreeMap::new();
+        for (bytes, start) in starts {
+            cases.entry((start.memory, *bytes)).or_default().push(start);
+        }
+        let rows = |moment: fn(&Start) -> Moment| -> Vec<Row> {
+            let rows = cases.iter().map(|((memory, bytes), starts)| row(*memory, *bytes, starts, moment));
+            // A run that was cut short may have only one side.
+            rows.filter(|row| row.ratio.count > 0).collect()
+        };
+        let (first_instruction, kernel) = (rows(|start| start.first_instruction), rows(|start| start.kernel));
+        let ends = cases.iter().map(|((memory, bytes), starts)| exit(*memory, *bytes, starts));
+        Self {
+            machine,
+            command: String::new(),
+            accel: accel.to_string(),
+            translated: matches!(accel, Accel::Tcg(_)),
+            others,
+            rounds: kernel.iter().map(|row| row.fast.seconds.count).max().unwrap_or(0),
+            first_instruction,
+            kernel,
+            exit: ends.filter(|end| end.ratio.count > 0).collect(),
+        }
+    }
+}
+
+fn exit(memory: Memory, bytes: u64, starts: &[&Start]) -> Exit {
+    let of = |mode: Mode| starts.iter().filter(move |start| start.mode == mode);
+    let seconds = |mode| Spread::of(of(mode).map(|start| start.exit_ns as f64 / 1e9));
+    let ratio = Spread::of(of(Mode::Fast).filter_map(|fast| {
+        let stock = of(Mode::Stock).find(|stock| stock.round == fast.round)?;
+        Some(stock.exit_ns as f64 / fast.exit_ns as f64)
+    }));
+    Exit { memory, bytes, stock: seconds(Mode::Stock), fast: seconds(Mode::Fast), ratio }
+}
+
+fn row(memory: Memory, bytes: u64, starts: &[&Start], moment: fn(&Start) -> Moment) -> Row {
+    let of = |mode: Mode| starts.iter().filter(move |start| start.mode == mode);
+    let side = |mode: Mode| {
+        let spread = |value: fn(Moment) -> u64| Spread::of(of(mode).map(|start| value(moment(start)) as f64));
+        let seconds =
+            |value: fn(Moment) -> u64| Spread::of(of(mode).map(|start| value(moment(start)) as f64 / 1e9));
+        Side {
+            seconds: seconds(|m| m.at_ns),
+            map: seconds(in_map),
+            populate: seconds(|m| m.populate_ns),
+            unmap: seconds(|m| m.unmap_ns),
+            map_calls: spread(|m| m.map_calls),
+            unmap_calls: spread(|m| m.unmap_calls),
+            map_bytes: spread(|m| m.map_bytes),
+            huge: Spread::of(of(mode).map(|start| start.huge_bytes as f64 / bytes as f64)),
+        }
+    };
+    // Of one round: stock's time by the library's.
+    let ratio = |value: fn(Moment) -> u64| {
+        Spread::of(of(Mode::Fast).filter_map(|fast| {
+            let stock = of(Mode::Stock).find(|stock| stock.round == fast.round)?;
+            Some(value(moment(stock)) as f64 / value(moment(fast)) as f64)
+        }))
+    };
+    Row {
+        memory,
+        bytes,
+        stock: side(Mode::Stock),
+        fast: side(Mode::Fast),
+        ratio: ratio(|m| m.at_ns),
+        map_ratio: ratio(in_map),
+    }
+}
+
+fn in_map(moment: Moment) -> u64 {
+    moment.map_ns + moment.populate_ns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        let mut starts = Vec::new();
+        // A machine that becomes slower in between.
+        for (round, slow) in [(0, 1), (1, 4), (2, 4)] {
+            for (mode, seconds, populate) in [(Mode::Stock, 8, 0), (Mode::Fast, 4, 1)] {
+                let second = 1_000_000_000 * slow;
+                let first = Moment {
+                    at_ns: seconds * second,
+                    map_calls: 7,
+                    map_bytes: 1 << 30,
+                    map_ns: second,
+                    populate_ns: populate * second,
+                    ..Moment::default()
+                };
+                let kernel = Moment { at_ns: first.at_ns + second, map_calls: 60, ..first };
+                let memory = Memory::AnonThp;
+                let (held_bytes, locked_bytes, shmem_bytes, huge_bytes) = (1 << 30, 1 << 30, 0, 1 << 29);
+                starts.push((
+                    1 << 30,
+                    Start {
+                        round,
+                        mode,
+                        memory,
+                        first_instruction: first,
+                        kernel,
+                        held_bytes,
+                        locked_bytes,
+                        shmem_bytes,
+                        huge_bytes,
+                        exit_ns: seconds * second,
+                    },
+                ));
+            }
+        }
+        let summary = Summary::of(&starts, Machine::default(), Accel::Tcg("why"), Spread::default());
+        assert_eq!((summary.first_instruction.len(), summary.kernel.len(), summary.rounds), (1, 1, 3));
+        let row = &summary.first_instruction[0];
+        assert_eq!(row.ratio, Spread { median: 2.0, min: 2.0, max: 2.0, count: 3 });
+        assert_eq!(row.map_ratio.median, 0.5);
+        assert_eq!((row.stock.seconds.median, row.stock.seconds.min), (32.0, 8.0));
+        assert_eq!((row.fast.map.median, row.fast.populate.median, row.stock.populate.max), (8.0, 4.0, 0.0));
+        assert_eq!((row.fast.map_calls.median, row.fast.huge.median), (7.0, 0.5));
+        let end = &summary.exit[0];
+        assert_eq!((end.ratio.median, end.stock.median, end.fast.min), (2.0, 32.0, 4.0));
+        let row = &summary.kernel[0];
+        assert_eq!((row.stock.map_calls.median, row.ratio.median), (60.0, 1.8));
+    }
+}

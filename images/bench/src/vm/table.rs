@@ -1,0 +1,84 @@
+//! Starts as a section of the report.
+
+use super::summary::{Exit, Row, Side, Summary};
+use crate::summary::Spread;
+use crate::table::{Section, Table, about_run, gib, ratio, seconds};
+use crate::targets::percent;
+
+/// What is to be said of times in an emulated L1.
+pub const TRANSLATED: &str = "Under TCG every instruction of L1, its kernel's included, is translated: seconds are many times those of hardware.";
+
+/// The section.
+pub fn section(summary: &Summary) -> Section {
+    let mut about = about_run(&summary.machine, &summary.command, summary.rounds, summary.others);
+    about.push(format!(
+        "L1 has 2 CPUs and runs under {}: Debian's kernel, the guest on nested KVM, an NVMe passed through",
+        summary.accel
+    ));
+    if summary.translated {
+        about.push(TRANSLATED.into());
+        about.push(
+            "Fault-in, pin and firmware are not in its proportions either. Calls and bytes are exact.".into(),
+        );
+    }
+    Section {
+        title: "In the VM",
+        about,
+        tables: vec![
+            (
+                "From QEMU's start to the guest's first instruction: median [least – most]; ratios within a round",
+                table(&summary.first_instruction),
+            ),
+            ("From QEMU's start to the first output of the guest's kernel", table(&summary.kernel)),
+            ("From `quit` to the end of QEMU's process", exit_table(&summary.exit)),
+        ],
+    }
+}
+
+fn table(rows: &[Row]) -> Table {
+    Table {
+        head: vec![
+            "memory",
+            "size",
+            "stock",
+            "fast",
+            "× stock",
+            "in map, stock",
+            "in map, fast",
+            "× stock",
+            "in unmap",
+            "map calls",
+            "mapped, GiB",
+            "in huge pages",
+        ],
+        rows: rows.iter().map(cells).collect(),
+    }
+}
+
+fn exit_table(ends: &[Exit]) -> Table {
+    let row = |end: &Exit| {
+        let memory = end.memory.name().into();
+        vec![memory, gib(end.bytes), seconds(end.stock), seconds(end.fast), ratio(end.ratio)]
+    };
+    Table { head: vec!["memory", "size", "stock", "fast", "× stock"], rows: ends.iter().map(row).collect() }
+}
+
+fn cells(row: &Row) -> Vec<String> {
+    let both = |of: fn(&Side) -> Spread, show: &dyn Fn(f64) -> String| {
+        format!("{} / {}", show(of(&row.stock).median), show(of(&row.fast).median))
+    };
+    vec![
+        row.memory.name().into(),
+        gib(row.bytes),
+        seconds(row.stock.seconds),
+        seconds(row.fast.seconds),
+        ratio(row.ratio),
+        seconds(row.stock.map),
+        seconds(row.fast.map),
+        ratio(row.map_ratio),
+        both(|side| side.unmap, &|seconds| format!("{seconds:.3} s")),
+        both(|side| side.map_calls, &|calls| calls.to_string()),
+        both(|side| side.map_bytes, &|bytes| format!("{:.3}", bytes / f64::from(1 << 30))),
+        both(|side| side.huge, &percent),
+    ]
+}

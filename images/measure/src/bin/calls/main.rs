@@ -1,0 +1,102 @@
+//! What many calls cost: arrays of pages against page by page, and a large guest's memory unmapped in one call, in bounded
+//! calls, and page by page.
+//!
+//! Prints JSON lines ([`vfio_fast_protocol::bench::calls`]) on stdout and its progress on stderr; `cargo xtask bench --calls` runs it in a nested machine
+//! and makes tables of them. Without a device, io_uring's pins stand in for the map ioctl (see [`vfio_fast_measure::pins`]).
+#![allow(unsafe_code, reason = "the memory that is mapped is made by hand")]
+
+mod arrays;
+mod container;
+mod counted;
+mod unmap;
+
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use clap::Parser;
+use vfio_fast_engine::Errno;
+use vfio_fast_engine::backend::Backend;
+use vfio_fast_engine::backend::iommufd::Iommufd;
+use vfio_fast_engine::backend::type1::Type1;
+
+use container::Container;
+use vfio_fast_measure::pins::PinStandIn;
+use vfio_fast_protocol::bench::calls::{Driver, Record};
+use vfio_fast_testing::ioas::{self, Device, Ioas};
+
+/// Measures what many calls cost.
+#[derive(Parser)]
+struct Args {
+    /// Map for this device, bound to vfio-pci, instead of pinning through io_uring
+    #[arg(long, value_name = "PCI ADDRESS")]
+    device: Option<String>,
+    /// What the arrays are mapped through; of no meaning without a device
+    #[arg(long, value_delimiter = ',', default_values_t = [Driver::Type1])]
+    drivers: Vec<Driver>,
+    /// How often each case is measured
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Pages of each array; none: no arrays
+    #[arg(long)]
+    array: Option<u64>,
+    /// GiB of a guest in pages of 2 MiB; none: none
+    #[arg(long)]
+    huge: Option<u64>,
+    /// GiB of a guest in pages of 4 KiB; none: none
+    #[arg(long)]
+    small: Option<u64>,
+    /// Most entries where each page is one
+    #[arg(long, default_value_t = 1 << 18)]
+    entries: u64,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if let Some(pages) = args.array {
+        arrays::measure(&args, pages)?;
+    }
+    for (gib, page) in [(args.huge, 2 << 20), (args.small, 4 << 10)] {
+        if let Some(gib) = gib {
+            unmap::measure(&args, gib, page)?;
+        }
+    }
+    Ok(())
+}
+
+/// What holds mappings, for as long as it is there.
+struct Mapper {
+    backend: Arc<dyn Backend>,
+    _container: Option<Container>,
+    _ioas: Option<Ioas>,
+}
+
+impl Mapper {
+    /// An empty one, which can take so many pins apart from each other.
+    fn new(args: &Args, driver: Driver, pins: u64) -> Result<Self> {
+        let Some(address) = &args.device else {
+            let pins = PinStandIn::with_rings(pins).context("Cannot make io_uring's tables")?;
+            return Ok(Self { backend: Arc::new(pins), _container: None, _ioas: None });
+        };
+        let device = Device::at(address);
+        if driver == Driver::Iommufd {
+            let ioas = Ioas::new(&device);
+            ioas::attach(&ioas.device, ioas.id)
+                .map_err(|errno| anyhow!("Cannot attach: {}", Errno(errno)))?;
+            let backend = Iommufd::open(ioas.iommufd.as_raw_fd(), ioas.id)?;
+            return Ok(Self { backend: Arc::new(backend), _container: None, _ioas: Some(ioas) });
+        }
+        let container = Container::with(&device)?;
+        let backend = Type1::open(container.fd())?;
+        Ok(Self { backend: Arc::new(backend), _container: Some(container), _ioas: None })
+    }
+}
+
+/// Prints a record and lets nothing keep it back.
+fn tell(record: &Record) {
+    let line = serde_json::to_string(record).expect("plain data");
+    let mut out = std::io::stdout().lock();
+    // Whoever closed the pipe wants no more of it.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}

@@ -1,0 +1,254 @@
+//! One measured case, in a process of its own: its memory was never touched before and is gone afterwards.
+
+use std::io::{BufRead, Write};
+use std::mem::{size_of, zeroed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
+use vfio_fast_engine::backend::{Backend, Mapping, Populate};
+use vfio_fast_engine::object::{Named, ObjectKind};
+use vfio_fast_engine::populate::{self, How, Piece};
+use vfio_fast_engine::region::{Backing as Object, Kind, Perm, Region};
+use vfio_fast_engine::stats::Stats;
+use vfio_fast_engine::{Config, Engine};
+
+use crate::mapper::Mapper;
+use vfio_fast_measure::memory::Memory;
+use vfio_fast_protocol::bench::host;
+use vfio_fast_protocol::bench::native::{Backing, Case, Record, Sample};
+
+const PAGE: u64 = 4 << 10;
+/// Where a q35 machine's RAM goes on above the PCI hole, and how much of it lies below.
+const ABOVE_HOLE: u64 = 4 << 30;
+const MOST_BELOW: u64 = 2 << 30;
+/// The engine's entries, which [`Case::Batch`] maps as well.
+const ENTRY: u64 = 1 << 30;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub case: Case,
+    pub backing: Backing,
+    pub bytes: u64,
+    pub threads: usize,
+    pub pages_per_call: u64,
+    pub round: u32,
+    /// The device to map for; none: pin.
+    pub device: Option<String>,
+}
+
+/// When a process of [`Case::Bare`] worked, in nanoseconds of CLOCK_MONOTONIC, which all processes share.
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Worked {
+    pub from: u64,
+    pub to: u64,
+    pub huge_bytes: u64,
+}
+
+/// Measures and prints.
+pub fn run(job: &Job) -> Result<()> {
+    let memory = Memory::new(job.backing, job.bytes).context("Cannot map the guest's memory")?;
+    match job.case {
+        Case::Stock => stock(job, &memory),
+        Case::Engine | Case::ByAddress => engine(job, &memory, Populate::Meanwhile),
+        Case::InTurn => engine(job, &memory, Populate::First),
+        Case::MapsOnly => engine(job, &memory, Populate::Never),
+        Case::Batch => batch(job, &memory),
+        Case::Bare => bare(job, &memory),
+        case => Err(anyhow!("{case:?} is measured as a part of another case")),
+    }
+}
+
+/// Cold, then again, then the limit of clearing: the memory is there by then.
+fn stock(job: &Job, memory: &Memory) -> Result<()> {
+    for case in [Case::Stock, Case::RemapStock] {
+        let pins = job.mapper()?;
+        let start = Instant::now();
+        for region in regions(memory, job.bytes) {
+            pin(&pins, region.range, region.hva)?;
+        }
+        let took = start.elapsed();
+        job.tell(Sample { pin_seconds: Some(took.as_secs_f64()), ..job.sample(case, took, memory) });
+        let start = Instant::now();
+        for region in regions(memory, job.bytes) {
+            let bytes = pins.unmap(region.range).map_err(|errno| anyhow!("Cannot unpin: {errno}"))?;
+            ensure!(bytes == region.range.length(), "{bytes} bytes were unpinned");
+        }
+        if case == Case::Stock {
+            job.tell(job.sample(Case::UnmapStock, start.elapsed(), memory));
+        }
+    }
+    let threads = host::cpus();
+    let cleared = memory.clear(threads);
+    job.tell(Sample { threads, ..job.sample(Case::Clear, cleared, memory) });
+    Ok(())
+}
+
+/// Cold, then again in a second container.
+fn engine(job: &Job, memory: &Memory, populates: Populate) -> Result<()> {
+    let again = (job.case == Case::Engine).then_some(Case::RemapEngine);
+    for case in [Some(job.case), again].into_iter().flatten() {
+        let config =
+            Config { threads: job.threads, huge_pages: huge_pages(job.backing), ..Config::default() };
+        let mut mapper = job.mapper()?;
+        mapper.populates = populates;
+        mapper.objects &= job.case != Case::ByAddress;
+        let engine = Engine::new(Box::new(mapper), config)?;
+        let start = Instant::now();
+        engine.begin()?;
+        for region in regions(memory, job.bytes) {
+            let offset = region.hva.raw() - memory.hva().raw();
+            match memory.file() {
+                Some(fd) => engine.map_object(region, &Named { fd, kind: ObjectKind::Memory, offset })?,
+                None => engine.map_region(region)?,
+            }
+        }
+        engine.commit()?;
+        let took = start.elapsed();
+        let stats = engine.stats();
+        ensure!(stats.mapped_bytes == job.bytes, "{} bytes are mapped", stats.mapped_bytes);
+        job.tell(Sample { ..parts(&stats, job.sample(case, took, memory)) });
+        let start = Instant::now();
+        ensure!(engine.unmap(IovaRange::ALL)? == job.bytes, "Not all was wanted");
+        if case == Case::Engine {
+            job.tell(job.sample(Case::UnmapEngine, start.elapsed(), memory));
+        }
+        engine.close()?;
+    }
+    Ok(())
+}
+
+/// Whether the engine shall ask for huge pages: not where the row is about small ones.
+fn huge_pages(backing: Backing) -> bool {
+    !matches!(backing, Backing::Anon4k | Backing::Memfd4k)
+}
+
+fn parts(stats: &Stats, sample: Sample) -> Sample {
+    let seconds = |nanoseconds| Some(Duration::from_nanos(nanoseconds).as_secs_f64());
+    Sample { populate_seconds: seconds(stats.populate_ns), pin_seconds: seconds(stats.map_ns), ..sample }
+}
+
+/// Cold, with the engine's own fault-in but calls of another size.
+fn batch(job: &Job, memory: &Memory) -> Result<()> {
+    let pins = job.mapper()?;
+    let piece = Piece { hva: memory.hva(), bytes: job.bytes, writable: true };
+    let start = Instant::now();
+    let (threads, huge_pages) = (job.threads, huge_pages(job.backing));
+    let how = How { threads, huge_pages, chunk: job.pages_per_call * PAGE };
+    let report = populate::populate(&[piece], how);
+    let populated = start.elapsed();
+    for region in regions(memory, job.bytes) {
+        let length = region.range.length();
+        for offset in (0..length).step_by(ENTRY as usize) {
+            let hva = region.hva.checked_add(offset).context("The memory's end")?;
+            pin(&pins, range(region.range.start() + offset, ENTRY.min(length - offset))?, hva)?;
+        }
+    }
+    let took = start.elapsed();
+    pins.unmap(IovaRange::ALL).map_err(|errno| anyhow!("Cannot unpin: {errno}"))?;
+    ensure!(report.skipped_bytes == 0, "{report:?}");
+    job.tell(Sample {
+        pages_per_call: Some(job.pages_per_call),
+        populate_seconds: Some(populated.as_secs_f64()),
+        pin_seconds: Some((took - populated).as_secs_f64()),
+        ..job.sample(Case::Batch, took, memory)
+    });
+    Ok(())
+}
+
+/// Waits for the word, faults in, tells when. On a CPU of its own: how fast the scheduler spreads processes is no limit of
+/// the machine. [`Job::round`] is the CPU's number here.
+fn bare(job: &Job, memory: &Memory) -> Result<()> {
+    stay_on_allowed_cpu(job.round as usize);
+    println!();
+    let mut word = String::new();
+    std::io::stdin().lock().read_line(&mut word)?;
+    let from = monotonic();
+    memory.populate().context("Cannot fault in")?;
+    let to = monotonic();
+    println!("{}", serde_json::to_string(&Worked { from, to, huge_bytes: memory.huge_bytes() })?);
+    Ok(())
+}
+
+impl Job {
+    fn mapper(&self) -> Result<Mapper> {
+        Mapper::new(self.device.as_deref(), self.bytes)
+    }
+
+    fn sample(&self, case: Case, took: Duration, memory: &Memory) -> Sample {
+        Sample {
+            round: self.round,
+            case,
+            backing: self.backing,
+            bytes: self.bytes,
+            threads: self.threads,
+            pages_per_call: None,
+            seconds: took.as_secs_f64(),
+            populate_seconds: None,
+            pin_seconds: None,
+            huge_bytes: memory.huge_bytes(),
+        }
+    }
+
+    fn tell(&self, sample: Sample) {
+        tell(&Record::Sample(sample));
+    }
+}
+
+/// Prints a record and lets nothing keep it back.
+pub fn tell(record: &Record) {
+    let line = serde_json::to_string(record).expect("plain data");
+    let mut out = std::io::stdout().lock();
+    // Whoever closed the pipe wants no more of it.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn pin(pins: &Mapper, range: IovaRange, hva: HostVa) -> Result<()> {
+    pins.map(&Mapping { range, hva, perm: Perm::ReadWrite }, None).map_err(|errno| {
+        anyhow!("Cannot pin {range}: {errno}. With ENOMEM, raise `ulimit -l` or run with CAP_IPC_LOCK.")
+    })
+}
+
+/// The guest's RAM as a q35 machine has it: below the PCI hole and above.
+fn regions(memory: &Memory, bytes: u64) -> Vec<Region> {
+    let below = bytes.min(MOST_BELOW);
+    let parts = [(0, 0, below), (ABOVE_HOLE, below, bytes - below)];
+    let regions = parts.into_iter().filter(|(_, _, length)| *length > 0).map(|(iova, offset, length)| {
+        let hva = memory.hva().checked_add(offset).expect("the memory is mapped to its end");
+        let range = range(iova, length).expect("guests are smaller than the address space");
+        Region { range, hva, perm: Perm::ReadWrite, kind: Kind::Ram, backing: Object(1), exact: false }
+    });
+    regions.collect()
+}
+
+fn range(iova: u64, length: u64) -> Result<IovaRange> {
+    IovaRange::new(Iova(iova), length).context("Not a range")
+}
+
+/// Binds this process to the CPU with that number among those it may run on.
+fn stay_on_allowed_cpu(number: usize) {
+    let bytes = size_of::<libc::cpu_set_t>();
+    // SAFETY: a plain set of bits, for which all zeroes is the empty set.
+    let mut allowed: libc::cpu_set_t = unsafe { zeroed() };
+    // SAFETY: writes at most `bytes` bytes to the set.
+    if unsafe { libc::sched_getaffinity(0, bytes, &mut allowed) } != 0 {
+        return;
+    }
+    // SAFETY: the CPU's number is below what the set can hold.
+    let may = |cpu: &usize| unsafe { libc::CPU_ISSET(*cpu, &allowed) };
+    let Some(cpu) = (0..libc::CPU_SETSIZE as usize).filter(may).nth(number) else { return };
+    // SAFETY: as above.
+    let mut one: libc::cpu_set_t = unsafe { zeroed() };
+    // SAFETY: the CPU's number is below what the set can hold.
+    unsafe { libc::CPU_SET(cpu, &mut one) };
+    // SAFETY: reads `bytes` bytes of the set. A refusal leaves the process where it was, which is no harm.
+    let _ = unsafe { libc::sched_setaffinity(0, bytes, &one) };
+}
+
+fn monotonic() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

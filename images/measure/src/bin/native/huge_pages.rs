@@ -1,0 +1,21 @@
+//! Which huge pages this machine gives.
+
+use vfio_fast_protocol::bench::host::{SHMEM_THP, THP, chosen, read};
+use vfio_fast_protocol::bench::native::Backing;
+
+/// Why this machine has no memory of that kind, if so.
+pub fn refusal(backing: Backing) -> Option<String> {
+    let (knob, setting) = match backing {
+        Backing::AnonThp => (THP, chosen(THP)),
+        Backing::MemfdThp => (SHMEM_THP, chosen(SHMEM_THP)),
+        _ => return None,
+    };
+    let refused = ["never", "deny", ""].contains(&setting.as_str());
+    refused.then(|| format!("{knob} is [{setting}]"))
+}
+
+/// Bytes of 2 MiB hugetlb pages that are set aside and free.
+pub fn set_aside() -> u64 {
+    let pages = read("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    pages.trim().parse::<u64>().unwrap_or(0) << 21
+}

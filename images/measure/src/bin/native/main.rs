@@ -1,0 +1,298 @@
+//! What mapping real guest memory costs: the engine against what stock QEMU does, and against the machine's limits.
+//!
+//! Prints JSON lines ([`vfio_fast_protocol::bench::native`]) on stdout and its progress on stderr; `cargo xtask bench` makes tables and plots of them.
+//! The map ioctl is stood in for by io_uring's pins ([`vfio_fast_measure::pins`]). Every case runs in a process of its own, the cases of one
+//! round right after each other, so that what the rest of the machine does meets all of them alike.
+#![allow(unsafe_code, reason = "the memory that is measured is mapped by hand")]
+
+mod child;
+mod huge_pages;
+mod mapper;
+
+use std::env::current_exe;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Stdio, exit};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+
+use child::{Job, Worked, tell};
+use mapper::Mapper;
+use vfio_fast_measure::memory::Memory;
+use vfio_fast_measure::pins::PinStandIn;
+use vfio_fast_protocol::bench::host::{self, Busy};
+use vfio_fast_protocol::bench::native::{Backing, Case, LeftOut, Others, Record, Sample};
+
+/// `EX_UNAVAILABLE`, as of every tool here that cannot run on a machine.
+const UNAVAILABLE: i32 = 69;
+const GIB: u64 = 1 << 30;
+/// Larger guests only repeat what a call costs.
+const MOST_FOR_BATCHES: u64 = 4 * GIB;
+const BACKINGS: [Backing; 5] =
+    [Backing::Anon4k, Backing::AnonThp, Backing::Memfd4k, Backing::MemfdThp, Backing::Hugetlb];
+/// What else may need memory meanwhile.
+const SPARE: u64 = 2 * GIB;
+
+/// Measures what mapping guest memory costs.
+#[derive(Parser)]
+struct Args {
+    /// Guest sizes in GiB; parts of one work too
+    #[arg(long, value_delimiter = ',', default_values_t = [1.0, 2.0, 4.0, 8.0, 16.0])]
+    sizes: Vec<f64>,
+    /// Kinds of memory
+    #[arg(long, value_delimiter = ',', value_parser = backing, default_values = BACKINGS.map(Backing::name))]
+    backings: Vec<Backing>,
+    /// Threads of the engine [default: powers of two up to the CPUs, and those]
+    #[arg(long, value_delimiter = ',')]
+    threads: Vec<usize>,
+    /// 4 KiB pages per populate call to compare the engine's chunks with, on guests of up to 4 GiB
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 512, 16384])]
+    batches: Vec<u64>,
+    /// How often each case is measured
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Map for this device, bound to vfio-pci, through iommufd, instead of pinning through io_uring
+    #[arg(long, value_name = "PCI ADDRESS")]
+    device: Option<String>,
+    /// What this process shall measure, if it is one of the children
+    #[arg(long, hide = true, value_parser = case)]
+    child: Option<Case>,
+    #[arg(long, hide = true, default_value_t = 0)]
+    bytes: u64,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if let Some(case) = args.child {
+        return child::run(&Job {
+            case,
+            backing: args.backings[0],
+            bytes: args.bytes,
+            threads: args.threads[0],
+            pages_per_call: args.batches[0],
+            round: args.rounds,
+            device: args.device,
+        });
+    }
+    measure(&args)
+}
+
+fn measure(args: &Args) -> Result<()> {
+    if args.device.is_none()
+        && let Err(error) = PinStandIn::new(0)
+    {
+        eprintln!("This machine allows no io_uring, which stands in for VFIO here: {error}");
+        exit(UNAVAILABLE);
+    }
+    tell(&Record::Machine(host::machine(Mapper::name(args.device.as_deref()))));
+    let mut sizes: Vec<u64> =
+        args.sizes.iter().map(|gib| (gib * GIB as f64) as u64 & !((2 << 20) - 1)).collect();
+    ensure!(sizes.iter().all(|bytes| *bytes > 0), "A size is below 2 MiB");
+    sizes.sort_unstable();
+    let threads = if args.threads.is_empty() { doubled(host::cpus()) } else { args.threads.clone() };
+    for &bytes in &sizes {
+        for &backing in &args.backings {
+            if let Some(why) = obstacle(backing, bytes) {
+                eprintln!("{} of {}: left out: {why}", gib(bytes), backing.name());
+                tell(&Record::LeftOut(LeftOut { backing, bytes, why }));
+                continue;
+            }
+            for round in 0..args.rounds {
+                eprintln!("{} of {}: round {} of {}", gib(bytes), backing.name(), round + 1, args.rounds);
+                let mut jobs = jobs(args, &threads, backing, bytes, round);
+                if round % 2 == 1 {
+                    // What grows or sinks through a round shall not always meet the same case.
+                    jobs.reverse();
+                }
+                let before = Busy::now();
+                for job in &jobs {
+                    run(job).with_context(|| format!("{job:?}"))?;
+                }
+                let share = Busy::now().others_since(&before);
+                tell(&Record::Others(Others { round, backing, bytes, share }));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn jobs(args: &Args, threads: &[usize], backing: Backing, bytes: u64, round: u32) -> Vec<Job> {
+    let cpus = host::cpus();
+    let device = args.device.clone();
+    let job = Job { case: Case::Stock, backing, bytes, threads: 1, pages_per_call: 0, round, device };
+    let mut jobs = vec![job.clone()];
+    jobs.extend(threads.iter().map(|&threads| Job { case: Case::Engine, threads, ..job.clone() }));
+    jobs.push(Job { case: Case::Bare, threads: cpus, ..job.clone() });
+    jobs.push(Job { case: Case::InTurn, threads: cpus, ..job.clone() });
+    if args.device.is_some() {
+        // Here its maps run beside each other, and know files.
+        jobs.push(Job { case: Case::MapsOnly, threads: cpus, ..job.clone() });
+        let is_file = !matches!(backing, Backing::Anon4k | Backing::AnonThp);
+        jobs.extend(is_file.then(|| Job { case: Case::ByAddress, threads: cpus, ..job.clone() }));
+        return jobs;
+    }
+    let batches = args.batches.iter().filter(|_| bytes <= MOST_FOR_BATCHES);
+    jobs.extend(batches.map(|&pages_per_call| Job {
+        case: Case::Batch,
+        threads: cpus,
+        pages_per_call,
+        ..job.clone()
+    }));
+    jobs
+}
+
+/// Uses as much memory as the job will need and gives it back. Where this machine is itself a guest, memory it has not used
+/// lately may cost its host a fault on top: the balloon hands free pages back to the host after a while.
+fn warm(job: &Job) -> Result<()> {
+    // Freed huge pages serve any size of page, hugetlb pages come back to their own pool.
+    let backing = if job.backing == Backing::Hugetlb { Backing::Hugetlb } else { Backing::AnonThp };
+    Memory::new(backing, job.bytes)?.clear(host::cpus());
+    Ok(())
+}
+
+fn run(job: &Job) -> Result<()> {
+    warm(job)?;
+    if job.case == Case::Bare {
+        let sample = bare(job.backing, job.bytes, job.threads, job.round)?;
+        tell(&Record::Sample(sample));
+        return Ok(());
+    }
+    let ended = command(job)?.status()?;
+    ensure!(ended.success(), "The process that measured it ended with {ended}");
+    Ok(())
+}
+
+/// One process per CPU, each with its own part of the memory, from the first one's start to the last one's end.
+fn bare(backing: Backing, bytes: u64, processes: usize, round: u32) -> Result<Sample> {
+    let part = (bytes / processes as u64).next_multiple_of(2 << 20);
+    let mut children = Vec::new();
+    for number in 0..processes {
+        let job = Job {
+            case: Case::Bare,
+            backing,
+            bytes: part,
+            threads: 1,
+            pages_per_call: 0,
+            round: number as u32,
+            device: None,
+        };
+        children.push(command(&job)?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
+    }
+    let worked = race(&mut children);
+    for mut child in children {
+        if worked.is_err() {
+            // It may wait for a word that never comes.
+            let _ = child.kill();
+        }
+        child.wait()?;
+    }
+    let worked = worked?;
+    let from = worked.iter().map(|worked| worked.from).min().unwrap_or(0);
+    let to = worked.iter().map(|worked| worked.to).max().unwrap_or(0);
+    // The last part may be larger than what was asked for.
+    let scale = bytes as f64 / (part * processes as u64) as f64;
+    Ok(Sample {
+        round,
+        case: Case::Bare,
+        backing,
+        bytes,
+        threads: processes,
+        pages_per_call: None,
+        seconds: (to - from) as f64 / 1e9 * scale,
+        populate_seconds: None,
+        pin_seconds: None,
+        huge_bytes: worked.iter().map(|worked| worked.huge_bytes).sum(),
+    })
+}
+
+/// Waits until every process is ready, lets them go at once, and takes in when they worked.
+fn race(children: &mut [Child]) -> Result<Vec<Worked>> {
+    let mut answers = Vec::new();
+    for child in &mut *children {
+        let mut answer = BufReader::new(child.stdout.take().context("No pipe")?);
+        answer.read_line(&mut String::new())?;
+        answers.push(answer);
+    }
+    for child in children {
+        child.stdin.take().context("No pipe")?.write_all(b"\n")?;
+    }
+    let mut worked = Vec::new();
+    for mut answer in answers {
+        let mut text = String::new();
+        answer.read_to_string(&mut text)?;
+        worked.push(serde_json::from_str(&text).context("A process ended without an answer")?);
+    }
+    Ok(worked)
+}
+
+fn command(job: &Job) -> Result<Command> {
+    let mut command = Command::new(current_exe()?);
+    command.args(["--child", name_of(job.case), "--backings", job.backing.name()]);
+    for (name, value) in [
+        ("--bytes", job.bytes),
+        ("--threads", job.threads as u64),
+        ("--batches", job.pages_per_call),
+        ("--rounds", job.round.into()),
+    ] {
+        command.args([name.to_owned(), value.to_string()]);
+    }
+    command.args(job.device.iter().flat_map(|address| ["--device", address]));
+    Ok(command)
+}
+
+/// Why this cannot be measured here and now, if so.
+fn obstacle(backing: Backing, bytes: u64) -> Option<String> {
+    if let Some(why) = huge_pages::refusal(backing) {
+        return Some(why);
+    }
+    // Hugetlb pages that were set aside before are not in what is available.
+    let set_aside = backing == Backing::Hugetlb && huge_pages::set_aside() >= bytes;
+    if !set_aside && !fits(bytes) {
+        let available = gib(host::available());
+        return Some(format!("only {available} of memory are available, and {} stay free", gib(SPARE)));
+    }
+    let reserved = Memory::new(backing, bytes);
+    reserved.err().map(|error| format!("{error}; for hugetlb, see /proc/sys/vm/nr_hugepages"))
+}
+
+fn fits(bytes: u64) -> bool {
+    bytes + SPARE <= host::available()
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / GIB as f64)
+}
+
+/// 1, 2, 4 and so on up to `most`, and `most`.
+fn doubled(most: usize) -> Vec<usize> {
+    let mut threads: Vec<usize> =
+        (0..).map(|power| 1 << power).take_while(|threads| *threads < most).collect();
+    threads.push(most);
+    threads
+}
+
+fn backing(name: &str) -> Result<Backing> {
+    let found = BACKINGS.into_iter().find(|backing| backing.name() == name);
+    found.with_context(|| format!("One of {}", BACKINGS.map(Backing::name).join(", ")))
+}
+
+const CHILDREN: [(&str, Case); 7] = [
+    ("stock", Case::Stock),
+    ("engine", Case::Engine),
+    ("in-turn", Case::InTurn),
+    ("maps-only", Case::MapsOnly),
+    ("by-address", Case::ByAddress),
+    ("batch", Case::Batch),
+    ("bare", Case::Bare),
+];
+
+fn case(name: &str) -> Result<Case> {
+    match CHILDREN.iter().find(|(known, _)| *known == name) {
+        Some((_, case)) => Ok(*case),
+        None => bail!("No such case"),
+    }
+}
+
+fn name_of(case: Case) -> &'static str {
+    CHILDREN.iter().find(|(_, known)| *known == case).map_or("", |(name, _)| name)
+}

@@ -1,0 +1,83 @@
+//! What maps: io_uring's pins, or an IOAS of a real device.
+
+use std::os::fd::AsRawFd;
+
+use anyhow::{Context, Result, anyhow};
+use vfio_fast_engine::Errno;
+use vfio_fast_engine::addr::IovaRange;
+use vfio_fast_engine::backend::iommufd::Iommufd;
+use vfio_fast_engine::backend::{Backend, Limits, Mapping, Memlock, Populate};
+use vfio_fast_engine::object::Object;
+
+use vfio_fast_measure::pins::PinStandIn;
+use vfio_fast_testing::ioas::{self, Device, Ioas};
+
+/// A container of its own for one case, that says of itself what the case is about.
+#[derive(Debug)]
+pub struct Mapper {
+    backend: Box<dyn Backend>,
+    /// When the engine shall fault in.
+    pub populates: Populate,
+    /// Whether it is told the file behind the memory.
+    pub objects: bool,
+    /// Kept open.
+    _ioas: Option<Ioas>,
+}
+
+impl Mapper {
+    /// Ready for so many bytes: with the device of that PCI address, if one is named.
+    pub fn new(device: Option<&str>, bytes: u64) -> Result<Self> {
+        let Some(address) = device else {
+            let pins = PinStandIn::new(bytes).context("Cannot make io_uring's tables")?;
+            return Ok(Self::of(Box::new(pins), None));
+        };
+        let ioas = Ioas::new(&Device::at(address));
+        ioas::attach(&ioas.device, ioas.id).map_err(|errno| anyhow!("Cannot attach: {}", Errno(errno)))?;
+        let backend = Iommufd::open(ioas.iommufd.as_raw_fd(), ioas.id)?;
+        Ok(Self::of(Box::new(backend), Some(ioas)))
+    }
+
+    fn of(backend: Box<dyn Backend>, ioas: Option<Ioas>) -> Self {
+        let objects = backend.takes_objects();
+        Self { backend, populates: Populate::Meanwhile, objects, _ioas: ioas }
+    }
+
+    /// What they are, wherever their numbers are shown.
+    pub fn name(device: Option<&str>) -> &'static str {
+        if device.is_some() { "iommufd, a device behind an emulated IOMMU" } else { PinStandIn::NAME }
+    }
+}
+
+impl Backend for Mapper {
+    fn name(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn limits(&self) -> vfio_fast_engine::Result<Limits> {
+        self.backend.limits()
+    }
+
+    fn memlock(&self) -> Memlock {
+        self.backend.memlock()
+    }
+
+    fn populates(&self) -> Populate {
+        self.populates
+    }
+
+    fn parallel(&self) -> bool {
+        self.backend.parallel()
+    }
+
+    fn takes_objects(&self) -> bool {
+        self.objects
+    }
+
+    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
+        self.backend.map(mapping, object)
+    }
+
+    fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
+        self.backend.unmap(range)
+    }
+}

@@ -1,0 +1,154 @@
+//! Guest memory of every kind, cold.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vfio_fast_engine::addr::HostVa;
+use vfio_fast_engine::sys::hva::host_va;
+
+use vfio_fast_protocol::bench::native::Backing;
+
+/// Where guest memory begins in this process, so that huge pages of every size can serve it.
+const ALIGNMENT: u64 = 1 << 30;
+/// Bytes one thread clears at a time.
+const CLEARED_AT_ONCE: u64 = 2 << 20;
+
+/// Memory that nobody has touched yet, mapped as QEMU maps a guest's.
+pub struct Memory {
+    start: u64,
+    bytes: u64,
+    backing: Backing,
+    file: Option<OwnedFd>,
+}
+
+impl Memory {
+    /// Maps it. Hugetlb pages are reserved by this, other memory is not.
+    pub fn new(backing: Backing, bytes: u64) -> io::Result<Self> {
+        let file = match backing {
+            Backing::Anon4k | Backing::AnonThp => None,
+            Backing::Memfd4k | Backing::MemfdThp => Some(memfd(bytes, 0)?),
+            Backing::Hugetlb => Some(memfd(bytes, libc::MFD_HUGETLB | libc::MFD_HUGE_2MB)?),
+        };
+        let reserve = if backing == Backing::Hugetlb { 0 } else { libc::MAP_NORESERVE };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let room = map(ptr::null_mut(), bytes + ALIGNMENT, libc::PROT_NONE, flags, -1)?;
+        let start = (room as u64).next_multiple_of(ALIGNMENT);
+        let (kind, fd) = match &file {
+            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+            Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
+        };
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        map(start as *mut libc::c_void, bytes, protection, kind | reserve | libc::MAP_FIXED, fd)?;
+        let memory = Self { start, bytes, backing, file };
+        match backing {
+            Backing::Anon4k | Backing::Memfd4k => memory.advise(libc::MADV_NOHUGEPAGE)?,
+            Backing::AnonThp | Backing::MemfdThp => memory.advise(libc::MADV_HUGEPAGE)?,
+            Backing::Hugetlb => {}
+        }
+        Ok(memory)
+    }
+
+    /// Its first byte, to be handed to a device.
+    pub fn hva(&self) -> HostVa {
+        // SAFETY: whoever pins borrows the memory for as long as anything is pinned, no Rust reference into it is ever
+        // made, and it holds nothing but zeroes.
+        unsafe { host_va(self.start) }
+    }
+
+    /// The file it is a shared mapping of, from its first byte on.
+    pub fn file(&self) -> Option<RawFd> {
+        self.file.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Faults in all of it by one call on this thread.
+    pub fn populate(&self) -> io::Result<()> {
+        self.advise(libc::MADV_POPULATE_WRITE)
+    }
+
+    /// Clears all of it on `threads` threads.
+    pub fn clear(&self, threads: usize) -> Duration {
+        let next = AtomicU64::new(0);
+        let started = Instant::now();
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let offset = next.fetch_add(CLEARED_AT_ONCE, Ordering::Relaxed);
+                        if offset >= self.bytes {
+                            return;
+                        }
+                        let bytes = CLEARED_AT_ONCE.min(self.bytes - offset) as usize;
+                        let at = (self.start + offset) as *mut u8;
+                        // SAFETY: inside the mapping, which is writable; each offset is taken by one thread only.
+                        unsafe { ptr::write_bytes(at, 0, bytes) };
+                    }
+                });
+            }
+        });
+        started.elapsed()
+    }
+
+    /// Bytes of it that are in huge pages now.
+    pub fn huge_bytes(&self) -> u64 {
+        if self.backing == Backing::Hugetlb {
+            return self.bytes;
+        }
+        let smaps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+        let mut inside = false;
+        let mut kib = 0;
+        for line in smaps.lines() {
+            let mut words = line.split_whitespace();
+            let (Some(first), second) = (words.next(), words.next()) else { continue };
+            let bounds = first.split_once('-').map(|(from, _)| u64::from_str_radix(from, 16));
+            if let Some(Ok(from)) = bounds {
+                inside = (self.start..self.start + self.bytes).contains(&from);
+            } else if inside && ["AnonHugePages:", "ShmemPmdMapped:"].contains(&first) {
+                kib += second.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
+            }
+        }
+        kib << 10
+    }
+
+    fn advise(&self, advice: libc::c_int) -> io::Result<()> {
+        // SAFETY: the range is this mapping, and none of the advices used here loses or moves a byte of it.
+        let answer = unsafe { libc::madvise(self.start as *mut libc::c_void, self.bytes as usize, advice) };
+        if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the range is this mapping, and nobody uses it any more. A failure leaves it to the process's end.
+        let _ = unsafe { libc::munmap(self.start as *mut libc::c_void, self.bytes as usize) };
+    }
+}
+
+fn memfd(bytes: u64, flags: libc::c_uint) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a C string; a new descriptor is made.
+    let fd = unsafe { libc::memfd_create(c"vfio-fast-bench".as_ptr(), flags | libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made and owned by nobody else.
+    let file = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: a system call on an open descriptor.
+    let sized = unsafe { libc::ftruncate(file.as_raw_fd(), bytes as libc::off_t) };
+    if sized == 0 { Ok(file) } else { Err(io::Error::last_os_error()) }
+}
+
+fn map(
+    at: *mut libc::c_void,
+    bytes: u64,
+    protection: libc::c_int,
+    flags: libc::c_int,
+    fd: libc::c_int,
+) -> io::Result<*mut libc::c_void> {
+    // SAFETY: without MAP_FIXED nothing is replaced; with it, `at` lies in the room that this module reserved for that.
+    let address = unsafe { libc::mmap(at, bytes as usize, protection, flags, fd, 0) };
+    if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address) }
+}
