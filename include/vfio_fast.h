@@ -364,7 +364,7 @@ struct vfio_fast_config {
     uint64_t entry_size;
     /**
      * The most threads that work during a commit: they fault in memory and, with VFIO_FAST_INFO_PARALLEL, map and unmap.
-     * 0: one for each CPU this process may use.
+     * Not limited by the number of CPUs. 0: one for each CPU this process may use.
      */
     uint32_t threads;
     /**

@@ -31,7 +31,7 @@ use crate::wanted::WantedSet;
 pub struct Config {
     /// Bytes of the largest kernel entry; see [`Grid`].
     pub entry_size: u64,
-    /// Most threads a commit may work with; 0: one per allowed CPU.
+    /// Maximum number of threads a commit works with, whatever the number of CPUs; 0: one per CPU the process may use.
     pub threads: usize,
     /// Whether to ask for huge pages before memory is faulted in.
     pub huge_pages: bool,
@@ -387,7 +387,7 @@ impl Engine {
     }
 
     fn threads(&self) -> usize {
-        populate::allowed_threads(self.threads)
+        populate::thread_limit(self.threads)
     }
 
     fn set_poison(&self, state: &mut State, cause: String) {

@@ -50,11 +50,10 @@ pub struct How {
     pub chunk: u64,
 }
 
-/// How many threads may work at once: one per CPU that the calling thread may run on (affinity mask) and is given time
-/// on (cgroup quota), at most `most` of them unless that is 0.
-pub fn allowed_threads(most: usize) -> usize {
-    let allowed = available_parallelism().map_or(1, NonZeroUsize::get);
-    if most == 0 { allowed } else { most.min(allowed) }
+/// How many threads may work at once: `configured`, or if that is 0 one per CPU that the calling thread may run on (affinity
+/// mask) and is given time on (cgroup quota).
+pub fn thread_limit(configured: usize) -> usize {
+    if configured == 0 { available_parallelism().map_or(1, NonZeroUsize::get) } else { configured }
 }
 
 /// A populate that is under way, as one of its threads has it.
@@ -217,11 +216,11 @@ mod tests {
     }
 
     #[test]
-    fn the_callers_number_of_threads_is_an_upper_bound() {
+    fn the_number_of_threads_follows_the_cpus_only_by_default() {
         let cpus = available_parallelism().unwrap().get();
-        assert_eq!(allowed_threads(0), cpus);
-        assert_eq!(allowed_threads(1), 1);
-        assert_eq!(allowed_threads(cpus + 7), cpus);
+        assert_eq!(thread_limit(0), cpus);
+        assert_eq!(thread_limit(1), 1);
+        assert_eq!(thread_limit(cpus + 7), cpus + 7);
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub struct vfio_fast_config {
     /// too few entries left for it.
     pub entry_size: u64,
     /// The most threads that work during a commit: they fault in memory and, with VFIO_FAST_INFO_PARALLEL, map and unmap.
-    /// 0: one for each CPU this process may use.
+    /// Not limited by the number of CPUs. 0: one for each CPU this process may use.
     pub threads: u32,
     /// The most verbose level delivered to log, VFIO_FAST_LOG_*. 0: none. Anything else is -EOPNOTSUPP.
     pub log_level: u32,
