@@ -69,7 +69,7 @@ impl<'a> Populating<'a> {
         Self { queue, worker: RefCell::new(worker), spent: Cell::default() }
     }
 
-    /// Works until piece `index` has been dealt with or all was cancelled, and answers whether it turned out to be device memory.
+    /// Works until piece `index` is done or the work is cancelled, and returns whether it turned out to be device memory.
     pub fn settle(&self, index: usize) -> bool {
         if !self.queue.is_settled(index) {
             self.timed(|| {
@@ -85,7 +85,7 @@ impl<'a> Populating<'a> {
         self.timed(|| while self.step() {});
     }
 
-    /// Leaves undone what nobody has taken yet, and lets those go on who wait for it.
+    /// Gives up: takes no further chunk and releases every waiter, whether or not its memory is present.
     pub fn cancel(&self) {
         self.queue.cancel();
     }
@@ -101,18 +101,9 @@ impl<'a> Populating<'a> {
     }
 }
 
-/// Leaves the rest undone once the calling thread wants no more, or panics.
-struct CancelOnDrop<'a>(&'a Queue<'a>);
-
-impl Drop for CancelOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.cancel();
-    }
-}
-
 /// Makes `pieces` present, in their order, on up to `how.threads` threads, the calling one included. That one runs `body`, the
-/// others `work`: whoever settles a piece works along. `jobs` is how many threads have something to do beside that. What nobody
-/// has taken when `body` returns is left.
+/// others `work`: whoever settles a piece works along. `jobs` is how many threads have something to do beside that. A chunk that
+/// no thread has taken when `body` returns is left undone; what threads have taken is finished first.
 ///
 /// No other thread is left when this returns.
 pub fn with<R>(
@@ -139,10 +130,10 @@ pub fn with<R>(
     // What the calling thread did instead of faulting in.
     let mut elsewhere = Duration::ZERO;
     let (answer, refused) = thread::run(extra, work, || {
-        let _cancel = CancelOnDrop(&queue);
         let populating = Populating::new(&queue, queue.caller());
         let begun = Instant::now();
-        let answer = body(&populating);
+        let answer = thread::on_panic(|| queue.cancel(), || body(&populating));
+        queue.close();
         elsewhere = begun.elapsed().saturating_sub(populating.spent.get());
         if queue.chunks() > 0 {
             add(&populating.worker.borrow().done);
@@ -167,6 +158,8 @@ pub fn populate(pieces: &[Piece], how: How) -> Report {
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicBool;
     use std::sync::mpsc::channel;
 
     use super::*;
@@ -256,6 +249,38 @@ mod tests {
         });
         let calls = ended.recv_timeout(Duration::from_secs(60)).expect("somebody still waits");
         assert!(calls > 0 && calls < 1 << 23);
+    }
+
+    /// The order is forced: one worker takes the only chunk of piece 0, the calling thread returns, and only then the worker
+    /// finishes the chunk. A second worker waits for the piece all the time.
+    #[test]
+    fn a_waiter_stays_until_its_piece_is_done_after_the_calling_thread_has_returned() {
+        let pieces = [piece(1 << 63, PMD), piece(1 << 63, PMD)];
+        let (taken, done, workers) = (Barrier::new(3), AtomicBool::new(false), AtomicUsize::new(0));
+        let (released_early, settled) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let work = |populating: &Populating<'_>| {
+            let queue = populating.queue;
+            if workers.fetch_add(1, Ordering::Relaxed) > 0 {
+                taken.wait();
+                // Not `settle`, which would take the other chunk: that one is untaken until the queue is closed.
+                queue.wait(0);
+                released_early.fetch_or(!done.load(Ordering::Acquire), Ordering::Relaxed);
+                settled.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            let chunk = queue.take_for_test();
+            taken.wait();
+            while !queue.is_closed() {
+                std::thread::yield_now();
+            }
+            released_early.fetch_or(!queue.is_awaited(0), Ordering::Relaxed);
+            done.store(true, Ordering::Release);
+            drop(chunk);
+            assert!(!queue.is_awaited(0));
+        };
+        with(&pieces, how(3, PMD), 3, work, |_| _ = taken.wait());
+        assert_eq!(settled.into_inner(), 1, "the waiter has run");
+        assert!(!released_early.into_inner(), "released before the memory of its piece was present");
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(super) struct Queue<'a> {
     /// For each piece, its chunks that are not done.
     left: Vec<AtomicU64>,
     cancelled: AtomicBool,
-    /// Told when the last chunk of a piece is done, and when all is cancelled.
+    /// Notified when the last chunk of a piece is done, and when the queue is cancelled.
     settled: (Mutex<()>, Condvar),
     /// For each piece, whether it is device memory, once that has been asked.
     device: Vec<OnceLock<bool>>,
@@ -133,19 +133,33 @@ impl<'a> Queue<'a> {
         None
     }
 
-    /// Leaves what nobody has taken yet undone, and lets those go on who wait for it.
-    pub fn cancel(&self) {
+    /// Closes the queue: no further chunk is taken. A chunk that a thread has taken stays in progress, and those who wait for
+    /// its piece go on waiting. A chunk that no thread has taken stays undone, and nothing waits for it any more.
+    pub fn close(&self) {
         for group in &self.groups {
-            group.next.store(group.end, Ordering::Relaxed);
+            let untaken = group.next.swap(group.end, Ordering::AcqRel).min(group.end)..group.end;
+            let mut next = untaken.start;
+            while next < untaken.end {
+                let index = holder(&self.first_chunk, next);
+                let end =
+                    self.first_chunk.get(index + 1).map_or(untaken.end, |&first| first.min(untaken.end));
+                self.left[index].fetch_sub(end - next, Ordering::AcqRel);
+                next = end;
+            }
         }
-        self.cancelled.store(true, Ordering::Release);
-        self.tell();
+        self.notify();
     }
 
-    /// Whoever waits looks again.
-    fn tell(&self) {
+    /// Gives up: closes the queue and releases every waiter, whether or not its memory is present.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+        self.close();
+    }
+
+    /// Makes every waiter check its condition again.
+    fn notify(&self) {
         let (lock, settled) = &self.settled;
-        // Who has looked and not begun to wait yet holds the lock.
+        // A thread that has checked its condition and does not wait yet holds the lock.
         drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
         settled.notify_all();
     }
@@ -155,11 +169,17 @@ impl<'a> Queue<'a> {
         self.left[index].load(Ordering::Acquire) == 0
     }
 
-    /// Waits until that is so, or all was cancelled. Only when there is no step left: it waits for other threads.
+    /// Whether a thread that needs piece `index` has to wait for other threads.
+    pub fn is_awaited(&self, index: usize) -> bool {
+        !self.is_settled(index) && !self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Waits until no chunk of piece `index` is left, or the queue is cancelled. Only a thread that can take no further chunk
+    /// may wait.
     pub fn wait(&self, index: usize) {
         let (lock, settled) = &self.settled;
         let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        while !self.is_settled(index) && !self.cancelled.load(Ordering::Acquire) {
+        while self.is_awaited(index) {
             guard = settled.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -247,7 +267,7 @@ impl Drop for Finished<'_> {
     fn drop(&mut self) {
         let Self { queue, index } = self;
         if queue.left[*index].fetch_sub(1, Ordering::AcqRel) == 1 {
-            queue.tell();
+            queue.notify();
         }
     }
 }
@@ -384,6 +404,19 @@ mod tests {
         }
     }
 
+    impl Queue<'_> {
+        /// Takes the first chunk, which is in progress until the result is dropped.
+        pub fn take_for_test(&self) -> impl Drop {
+            let number = self.take(&mut 0).expect("a chunk that no thread has taken");
+            Finished { queue: self, index: holder(&self.first_chunk, number) }
+        }
+
+        /// Whether nothing is left to take.
+        pub fn is_closed(&self) -> bool {
+            self.groups.iter().all(|group| group.next.load(Ordering::Acquire) >= group.end)
+        }
+    }
+
     #[test]
     fn what_is_cancelled_is_not_begun() {
         let pieces = [piece(0, 4 * PMD), piece(0, 0)];
@@ -393,7 +426,29 @@ mod tests {
         assert!(queue.step(&mut worker));
         queue.cancel();
         assert!(!queue.step(&mut worker));
-        assert_eq!((worker.done.calls, queue.is_settled(0)), (1, false));
+        assert_eq!(worker.done.calls, 1);
+    }
+
+    /// One chunk is in progress when the queue is closed or cancelled, the others are untaken.
+    #[test]
+    fn of_a_closed_queue_only_chunks_in_progress_are_awaited() {
+        let pieces = [2, 0, 3, 1].map(|pmds| piece(0, pmds * PMD));
+        let how = How { threads: 1, huge_pages: false, chunk: PMD };
+        for cancelled in [false, true] {
+            let queue = Queue::new(&pieces, how);
+            assert_eq!([0, 1, 2, 3].map(|index| queue.is_awaited(index)), [true, false, true, true]);
+            let chunk = queue.take_for_test();
+            if cancelled {
+                queue.cancel();
+            } else {
+                queue.close();
+                queue.close();
+            }
+            assert!(queue.is_closed());
+            assert_eq!([0, 1, 2, 3].map(|index| queue.is_awaited(index)), [!cancelled, false, false, false]);
+            drop(chunk);
+            assert!((0..4).all(|index| queue.is_settled(index)));
+        }
     }
 
     #[test]

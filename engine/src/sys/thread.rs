@@ -59,6 +59,22 @@ pub fn run<R>(extra: usize, work: impl Fn() + Sync, body: impl FnOnce() -> R) ->
     (answer, refused)
 }
 
+/// Runs `body`, and `cleanup` only if it panics, before the panic goes on.
+pub fn on_panic<R>(cleanup: impl FnOnce(), body: impl FnOnce() -> R) -> R {
+    struct Guard<C: FnOnce()>(Option<C>);
+    impl<C: FnOnce()> Drop for Guard<C> {
+        fn drop(&mut self) {
+            if let Some(cleanup) = self.0.take() {
+                cleanup();
+            }
+        }
+    }
+    let mut guard = Guard(Some(cleanup));
+    let answer = body();
+    guard.0 = None;
+    answer
+}
+
 /// All signals are blocked in the calling thread while this lives.
 struct SignalsBlocked {
     before: libc::sigset_t,
@@ -93,7 +109,7 @@ impl Drop for SignalsBlocked {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::panic::catch_unwind;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Barrier;
 
     use super::*;
@@ -127,6 +143,15 @@ mod tests {
             assert_eq!((name, blocked), (&format!("vfio-fast-{number}"), &every));
         }
         assert_eq!(seen.len(), 3);
+    }
+
+    #[test]
+    fn cleanup_runs_only_on_a_panic() {
+        let mut cleaned = false;
+        assert_eq!(on_panic(|| cleaned = true, || 7), 7);
+        assert!(!cleaned);
+        let panic = catch_unwind(AssertUnwindSafe(|| on_panic(|| cleaned = true, || panic!("body down"))));
+        assert_eq!((panic.unwrap_err().downcast_ref(), cleaned), (Some(&"body down"), true));
     }
 
     #[test]
