@@ -106,8 +106,27 @@ struct Mapping<'a> {
 }
 
 impl Mapping<'_> {
-    /// Takes entries until there are none left or one has failed.
+    /// Takes entries until none is left, or until a map call has failed or panicked in any thread.
     fn work(
+        &self,
+        populating: Option<&Populating<'_>>,
+        map: impl Fn(&Entry) -> std::result::Result<(), Errno>,
+    ) {
+        thread::on_panic(|| self.stop(populating), || self.take_entries(populating, map));
+        if self.stop.load(Ordering::Relaxed) {
+            self.stop(populating);
+        }
+    }
+
+    /// Lets no thread take or map another entry, and none wait for memory.
+    fn stop(&self, populating: Option<&Populating<'_>>) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(populating) = populating {
+            populating.cancel();
+        }
+    }
+
+    fn take_entries(
         &self,
         populating: Option<&Populating<'_>>,
         map: impl Fn(&Entry) -> std::result::Result<(), Errno>,
@@ -131,13 +150,50 @@ impl Mapping<'_> {
                 self.stop.store(true, Ordering::Relaxed);
             }
         }
-        if let Some(populating) = populating {
-            populating.cancel();
-        }
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // Whoever panicked with it is passed on when the threads are joined.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::addr::{HostVa, Iova};
+    use crate::region::{Backing, Perm};
+    use crate::table::Generation;
+
+    fn entry(number: u64) -> Entry {
+        let range = IovaRange::new(Iova(number << 12), 0x1000).unwrap();
+        let (hva, perm, kind) = (HostVa::from_raw(number << 12), Perm::ReadWrite, Kind::Ram);
+        Entry { range, hva, perm, kind, backing: Backing(1), generation: Generation::SHARED }
+    }
+
+    /// Makes two threads' turns after one another: in the first, call 2 has this outcome. Returns how many calls were made.
+    fn calls_of_two_threads(second: impl Fn() -> std::result::Result<(), Errno>) -> usize {
+        let entries: Vec<Entry> = (0..10).map(entry).collect();
+        let mapping = Mapping {
+            entries: &entries,
+            next: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            devices: Mutex::default(),
+            first: Mutex::default(),
+        };
+        let calls = AtomicUsize::new(0);
+        let map = |_: &Entry| if calls.fetch_add(1, Ordering::Relaxed) == 1 { second() } else { Ok(()) };
+        let _ = catch_unwind(AssertUnwindSafe(|| mapping.work(None, map)));
+        mapping.work(None, map);
+        calls.into_inner()
+    }
+
+    #[test]
+    fn no_call_follows_one_that_fails_or_panics() {
+        assert_eq!(calls_of_two_threads(|| Ok(())), 10);
+        assert_eq!(calls_of_two_threads(|| Err(Errno::EFAULT)), 2);
+        assert_eq!(calls_of_two_threads(|| panic!("in a map call")), 2);
+    }
 }
