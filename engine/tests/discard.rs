@@ -40,9 +40,14 @@ impl Memory {
         assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         // SAFETY: the range is this mapping's, and the advice changes no byte of it.
         let _ = unsafe { libc::madvise(address, length, libc::MADV_NOHUGEPAGE) };
+        let memory = Self { address, length };
+        memory.fill();
+        memory
+    }
+
+    fn fill(&self) {
         // SAFETY: the range is this writable mapping's, which nobody holds a reference into.
-        unsafe { ptr::write_bytes(address.cast::<u8>(), FULL, length) };
-        Self { address, length }
+        unsafe { ptr::write_bytes(self.address.cast::<u8>(), FULL, self.length) };
     }
 
     fn hva(&self) -> u64 {
@@ -91,7 +96,7 @@ fn memfd(length: usize) -> File {
 
 fn engine() -> Engine {
     let sim = Sim::new(SimConfig { rules: Rules::Type1, ..SimConfig::default() });
-    Engine::new(Box::new(sim), Config::default()).unwrap()
+    Engine::new(Box::new(sim), Config { threads: 8, ..Config::default() }).unwrap()
 }
 
 fn region(memory: &Memory, offset: usize, bytes: usize) -> Region {
@@ -114,9 +119,14 @@ fn pages_are_gone_and_the_memory_is_zero() {
 fn threads_share_it() {
     let length = 5 * CHUNK as usize + 3 * PAGE;
     let memory = Memory::anonymous(length);
-    let report = discard::discard(&memory.all(Disposal::Private), 3);
-    assert_eq!(report, (Ok(()), Report { threads: 3, thread_fallbacks: 0 }));
-    assert_eq!(memory.resident(), 0);
+    for threads in [3, 4, 8, 64] {
+        memory.fill();
+        let (start, end) = (memory.address as usize / CHUNK as usize, memory.address as usize + length - 1);
+        let chunks = end / CHUNK as usize - start + 1;
+        let report = discard::discard(&memory.all(Disposal::Private), threads);
+        assert_eq!(report, (Ok(()), Report { threads: chunks.min(threads) as u64, thread_fallbacks: 0 }));
+        assert_eq!(memory.resident(), 0);
+    }
 
     // Of two chunks, but little.
     let boundary = 2 * CHUNK as usize - memory.address as usize % CHUNK as usize;
@@ -130,7 +140,7 @@ fn neighbours_keep_what_they_hold() {
     let memory = Memory::anonymous(length);
     // The ends lie inside chunks, wherever the mapping begins.
     let (offset, bytes) = (5 * PAGE, length - 9 * PAGE);
-    for threads in [1, 2, 4] {
+    for threads in [1, 3, 4, 8, 64] {
         discard::discard(&memory.part(offset, bytes, Disposal::Private), threads).0.unwrap();
         assert_eq!(memory.resident(), 9);
         assert_eq!((memory.read(offset - 1), memory.read(offset + bytes)), (FULL, FULL));

@@ -5,7 +5,8 @@ use std::fs;
 use vfio_fast_testing as common;
 
 use common::memory::RealMemory;
-use common::{Space, Step, assert_table, base, drive, engine, keeping, rules, transactions};
+use common::{Space, Step, THREADS, assert_table, base, drive, engine, engine_with, keeping};
+use common::{rules, threads, transactions};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use vfio_fast_engine::Errno;
@@ -35,18 +36,19 @@ fn piece(start: u64, units: u64) -> common::Piece {
 
 /// Runs the transactions up to the first commit that fails; answers how many calls were made until then.
 fn run_until_failure(
+    threads: usize,
     rules: Rules,
     transactions: &[Vec<Step>],
     base: u64,
     failures: &[(u64, Errno)],
 ) -> (u64, bool) {
-    run_with(SimConfig { failures: failures.to_vec(), ..keeping(rules) }, transactions, base)
+    run_with(threads, SimConfig { failures: failures.to_vec(), ..keeping(rules) }, transactions, base)
 }
 
-fn run_with(config: SimConfig, transactions: &[Vec<Step>], base: u64) -> (u64, bool) {
+fn run_with(threads: usize, config: SimConfig, transactions: &[Vec<Step>], base: u64) -> (u64, bool) {
     let failures = config.failures.clone();
     let parallel = config.rules == Rules::Iommufd;
-    let (engine, sim) = engine(config);
+    let (engine, sim) = engine_with(threads, config);
     let mut space = Space::new(base);
     for steps in transactions {
         let before = space.clone();
@@ -119,29 +121,29 @@ fn workers_left() -> Vec<String> {
 #[test]
 fn failures_meanwhile_are_taken_back() {
     let memory = RealMemory::new();
-    let strategy = (rules(), transactions(), base(), 0..common::UNITS);
+    let strategy = (threads(), rules(), transactions(), base(), 0..common::UNITS);
     let mut runner =
         TestRunner::new(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() });
-    let swept = runner.run(&strategy, |(rules, transactions, base, hole)| {
+    let swept = runner.run(&strategy, |(threads, rules, transactions, base, hole)| {
         let transactions = ram_only(transactions);
         for populate in [Populate::First, Populate::Meanwhile] {
             let config = SimConfig { populate, ..keeping(rules) };
             memory.cool();
-            let (calls, _) = run_with(config.clone(), &transactions, base);
+            let (calls, _) = run_with(threads, config.clone(), &transactions, base);
             for nth in 1..=calls {
                 memory.cool();
                 let failures = vec![(nth, INJECTED)];
-                run_with(SimConfig { failures, ..config.clone() }, &transactions, base);
+                run_with(threads, SimConfig { failures, ..config.clone() }, &transactions, base);
             }
             for nth in (1..=calls).step_by(3) {
                 let failures = vec![(nth, INJECTED), (nth + 1, SECOND)];
-                run_with(SimConfig { failures, ..config.clone() }, &transactions, base);
+                run_with(threads, SimConfig { failures, ..config.clone() }, &transactions, base);
             }
             memory.cool();
             memory.protect(1, hole, libc::PROT_NONE);
             let at = common::hva_of(1, hole);
             let unmappable = vec![(at, at + common::UNIT - 1)];
-            run_with(SimConfig { unmappable, ..config }, &transactions, base);
+            run_with(threads, SimConfig { unmappable, ..config }, &transactions, base);
             memory.protect(1, hole, libc::PROT_READ | libc::PROT_WRITE);
         }
         assert_eq!(workers_left(), Vec::<String>::new());
@@ -149,15 +151,17 @@ fn failures_meanwhile_are_taken_back() {
     });
     swept.unwrap();
     // That was worth something only if threads were at work.
-    memory.cool();
-    let (engine, _) = engine(SimConfig { populate: Populate::Meanwhile, ..SimConfig::default() });
-    engine.map_region(Space::new(0).region(piece(0, common::UNITS))).unwrap();
-    let stats = engine.stats();
-    // A huge page may belong to two entries, of which one thread is the first.
-    assert_eq!(stats.populate_bytes + stats.populate_present, common::UNITS * common::UNIT);
-    assert!(stats.populate_bytes >= stats.populate_present, "{stats:?}");
-    let threads = std::thread::available_parallelism().unwrap().get() as u64;
-    assert_eq!(stats.threads_peak, threads.min(stats.map_calls));
+    for threads in THREADS {
+        memory.cool();
+        let (engine, _) =
+            engine_with(threads, SimConfig { populate: Populate::Meanwhile, ..SimConfig::default() });
+        engine.map_region(Space::new(0).region(piece(0, common::UNITS))).unwrap();
+        let stats = engine.stats();
+        // A huge page may belong to two entries, of which one thread is the first.
+        assert_eq!(stats.populate_bytes + stats.populate_present, common::UNITS * common::UNIT);
+        assert!(stats.populate_bytes >= stats.populate_present, "{stats:?}");
+        assert_eq!(stats.threads_peak, stats.map_calls.min(threads as u64));
+    }
 }
 
 proptest! {
@@ -168,11 +172,12 @@ proptest! {
         transactions in transactions(),
         base in base(),
         rules in rules(),
+        threads in threads(),
     ) {
         let transactions = ram_only(transactions);
-        let (calls, _) = run_until_failure(rules, &transactions, base, &[]);
+        let (calls, _) = run_until_failure(threads, rules, &transactions, base, &[]);
         for nth in 1..=calls {
-            run_until_failure(rules, &transactions, base, &[(nth, INJECTED)]);
+            run_until_failure(threads, rules, &transactions, base, &[(nth, INJECTED)]);
         }
     }
 
@@ -182,11 +187,12 @@ proptest! {
         base in base(),
         gap in 1u64..4,
         rules in rules(),
+        threads in threads(),
     ) {
         let transactions = ram_only(transactions);
-        let (calls, _) = run_until_failure(rules, &transactions, base, &[]);
+        let (calls, _) = run_until_failure(threads, rules, &transactions, base, &[]);
         for nth in 1..=calls {
-            run_until_failure(rules, &transactions, base, &[(nth, INJECTED), (nth + gap, SECOND)]);
+            run_until_failure(threads, rules, &transactions, base, &[(nth, INJECTED), (nth + gap, SECOND)]);
         }
     }
 }
@@ -195,9 +201,9 @@ proptest! {
 fn undo_that_fails_does_poison() {
     // Call 1 maps unit 0, call 2 (of unit 8, another entry) fails, call 3 (taking unit 0 back) fails too.
     let steps = vec![vec![Step::Map(piece(0, 1)), Step::Map(piece(8, 1))]];
-    let (_, poisoned) = run_until_failure(Rules::Type1, &steps, 0, &[(2, INJECTED), (3, SECOND)]);
+    let (_, poisoned) = run_until_failure(8, Rules::Type1, &steps, 0, &[(2, INJECTED), (3, SECOND)]);
     assert!(poisoned);
-    let (_, poisoned) = run_until_failure(Rules::Type1, &steps, 0, &[(2, INJECTED)]);
+    let (_, poisoned) = run_until_failure(8, Rules::Type1, &steps, 0, &[(2, INJECTED)]);
     assert!(!poisoned);
 }
 

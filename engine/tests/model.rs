@@ -1,7 +1,8 @@
 //! Random transactions against a naive oracle: after each commit the kernel holds exactly what is wanted, entries keep to
 //! the grid, and nothing that stayed the same was touched.
 
-use common::{Space, assert_table, assert_untouched, base, drive, engine, keeping, rules, transactions};
+use common::{Space, assert_table, assert_untouched, base, drive, engine_with, keeping};
+use common::{rules, threads, transactions};
 use proptest::prelude::*;
 use vfio_fast_testing as common;
 
@@ -14,8 +15,9 @@ proptest! {
         base in base(),
         single in any::<bool>(),
         rules in rules(),
+        threads in threads(),
     ) {
-        let (engine, sim) = engine(keeping(rules));
+        let (engine, sim) = engine_with(threads, keeping(rules));
         let mut space = Space::new(base);
         for steps in transactions {
             let (before, kernel, calls) = (space.clone(), sim.mappings(), sim.calls().len());
@@ -48,8 +50,13 @@ proptest! {
     }
 
     #[test]
-    fn an_aborted_transaction_never_was(transactions in transactions(), base in base(), rules in rules()) {
-        let (engine, sim) = engine(keeping(rules));
+    fn an_aborted_transaction_never_was(
+        transactions in transactions(),
+        base in base(),
+        rules in rules(),
+        threads in threads(),
+    ) {
+        let (engine, sim) = engine_with(threads, keeping(rules));
         let mut space = Space::new(base);
         for (number, steps) in transactions.into_iter().enumerate() {
             let (before, regions, calls) = (space.clone(), engine.regions(), sim.calls().len());

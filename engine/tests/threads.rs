@@ -3,28 +3,149 @@
 #![allow(unsafe_code, reason = "a data race is planted, for ThreadSanitizer to find")]
 
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use vfio_fast_testing as common;
 
-use common::memory::RealMemory;
-use common::{assert_table, callers, engine, keeping};
-use vfio_fast_engine::backend::Populate;
-use vfio_fast_engine::backend::sim::{Rules, SimConfig};
+use common::memory::{RealMemory, ZeroPages, resident, time_data};
+use common::{ENTRY, THREADS, UNIT, UNITS, assert_table, callers, engine_with, hva, hva_of, keeping, range};
+use vfio_fast_engine::addr::IovaRange;
+use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
+use vfio_fast_engine::backend::{Backend, Limits, Mapping, Memlock, Populate};
+use vfio_fast_engine::object::Object;
+use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
+use vfio_fast_engine::{Config, Engine, Errno};
 
 const ROUNDS: u64 = 12;
+const COMMITS: usize = 40;
 
 #[test]
 fn callers_with_ranges_of_their_own_never_see_each_other() {
     let memory = RealMemory::new();
     for rules in [Rules::Type1, Rules::Iommufd] {
         for populate in [Populate::Never, Populate::First, Populate::Meanwhile] {
+            for threads in THREADS {
+                memory.cool();
+                let (engine, sim) = engine_with(threads, SimConfig { populate, ..keeping(rules) });
+                let left = callers::keep_to_their_own(&engine, ROUNDS);
+                left.assert_mapped(&sim.mappings());
+                assert_table(&engine, &sim);
+                engine.close().unwrap();
+                assert!(sim.mappings().is_empty());
+            }
+        }
+    }
+}
+
+/// RAM in one entry.
+fn exact(start: u64, object: u64, offset: u64, units: u64) -> Region {
+    let (range, hva) = (range(start, units * UNIT), hva(hva_of(object, offset)));
+    Region { range, hva, perm: Perm::ReadWrite, kind: Kind::Ram, backing: Backing(object), exact: true }
+}
+
+/// Small entries, and a large one whose memory begins shortly before a chunk boundary of populate: the thread that maps it
+/// populates the small chunk, and waits for another thread to populate the large one.
+fn small_and_large() -> impl Iterator<Item = Region> {
+    let small = (0..16).map(move |number| exact(number * 2 * UNIT, 2, number * 2, 1));
+    small.chain([exact(1 << 32, 1, UNITS - 1, UNITS)])
+}
+
+/// An iommufd that checks at each map call whether the memory is present.
+#[derive(Debug)]
+struct Checking {
+    sim: Sim,
+    missing_bytes: Arc<AtomicU64>,
+}
+
+impl Backend for Checking {
+    fn name(&self) -> &'static str {
+        self.sim.name()
+    }
+
+    fn limits(&self) -> vfio_fast_engine::Result<Limits> {
+        self.sim.limits()
+    }
+
+    fn memlock(&self) -> Memlock {
+        self.sim.memlock()
+    }
+
+    fn populates(&self) -> Populate {
+        self.sim.populates()
+    }
+
+    fn parallel(&self) -> bool {
+        self.sim.parallel()
+    }
+
+    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> Result<(), Errno> {
+        let length = mapping.range.length();
+        let missing = length - resident(mapping.hva.raw(), length);
+        self.missing_bytes.fetch_add(missing, Ordering::Relaxed);
+        self.sim.map(mapping, object)
+    }
+
+    fn unmap(&self, range: IovaRange) -> Result<u64, Errno> {
+        self.sim.unmap(range)
+    }
+}
+
+#[test]
+fn no_entry_is_mapped_before_its_memory_is_present() {
+    let memory = RealMemory::new();
+    memory.small_pages();
+    for threads in THREADS {
+        let missing_bytes = Arc::<AtomicU64>::default();
+        let sim = Sim::new(SimConfig { populate: Populate::Meanwhile, ..keeping(Rules::Iommufd) });
+        let backend = Box::new(Checking { sim, missing_bytes: missing_bytes.clone() });
+        let config = Config { entry_size: ENTRY, huge_pages: false, threads, ..Config::default() };
+        let engine = Engine::new(backend, config).unwrap();
+        for _ in 0..COMMITS {
             memory.cool();
-            let (engine, sim) = engine(SimConfig { populate, ..keeping(rules) });
-            let left = callers::keep_to_their_own(&engine, ROUNDS);
-            left.assert_mapped(&sim.mappings());
+            engine.begin().unwrap();
+            for region in small_and_large() {
+                engine.map_region(region).unwrap();
+            }
+            engine.commit().unwrap();
+            for region in small_and_large() {
+                engine.unmap(region.range).unwrap();
+            }
+        }
+        assert_eq!(engine.stats().map_calls, COMMITS as u64 * small_and_large().count() as u64);
+        assert_eq!(missing_bytes.load(Ordering::Relaxed), 0, "mapped too early with {threads} threads");
+    }
+}
+
+/// A device region that the caller has declared as RAM is refused, and the RAM beside it is mapped.
+#[test]
+fn device_memory_declared_as_ram_fails_no_commit() {
+    let memory = RealMemory::new();
+    let _slow = ZeroPages::new();
+    let (start, bytes) = time_data();
+    let (range, hva, perm, backing) = (range(1 << 40, bytes), hva(start), Perm::Read, Backing(3));
+    let device = Region { range, hva, perm, kind: Kind::Ram, backing, exact: true };
+    // Two chunks of populate each.
+    let ram = [exact(1 << 32, 1, 0, 2 * UNITS), exact(2 << 32, 2, 0, 2 * UNITS)];
+    let config = SimConfig {
+        populate: Populate::Meanwhile,
+        unmappable: vec![(start, start + bytes - 1)],
+        ..keeping(Rules::Iommufd)
+    };
+    for threads in THREADS {
+        let (engine, sim) = engine_with(threads, config.clone());
+        for commit in 0..COMMITS {
+            memory.cool();
+            engine.begin().unwrap();
+            for region in [ram[0], ram[1], device] {
+                engine.map_region(region).unwrap();
+            }
+            let outcome =
+                engine.commit().unwrap_or_else(|error| panic!("{threads} threads, {commit}: {error}"));
+            assert_eq!((outcome.map_bytes, outcome.refusals.len()), (4 * UNITS * UNIT, 1));
             assert_table(&engine, &sim);
-            engine.close().unwrap();
-            assert!(sim.mappings().is_empty());
+            for region in [ram[0], ram[1], device] {
+                engine.unmap(region.range).unwrap();
+            }
         }
     }
 }

@@ -19,6 +19,9 @@ pub const UNITS: u64 = 64;
 /// The smallest entry, so that the small space has many grid cells.
 pub const ENTRY: u64 = 2 << 20;
 
+/// Numbers of threads that tests work with: more than a small machine has CPUs.
+pub const THREADS: [usize; 4] = [3, 4, 8, 64];
+
 /// A region in units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -222,11 +225,21 @@ pub fn rules() -> impl Strategy<Value = Rules> {
     prop_oneof![Just(Rules::Type1), Just(Rules::Iommufd)]
 }
 
-/// An engine over the model, and the model.
+/// One thread, or more than there are CPUs.
+pub fn threads() -> impl Strategy<Value = usize> {
+    prop::sample::select([&[1], &THREADS[..]].concat())
+}
+
+/// An engine over the model, and the model. It works with eight threads.
 pub fn engine(config: SimConfig) -> (Engine, Sim) {
+    engine_with(8, config)
+}
+
+/// An engine over the model, and the model. It works with so many threads.
+pub fn engine_with(threads: usize, config: SimConfig) -> (Engine, Sim) {
     let sim = Sim::new(config);
-    let engine = Engine::new(Box::new(sim.clone()), Config { entry_size: ENTRY, ..Config::default() });
-    (engine.expect("the model always opens"), sim)
+    let config = Config { entry_size: ENTRY, threads, ..Config::default() };
+    (Engine::new(Box::new(sim.clone()), config).expect("the model always opens"), sim)
 }
 
 /// Applies a step to the engine.

@@ -1,9 +1,63 @@
 //! Real memory where the objects of a [`Space`](super::Space) are, so that it can be faulted in and mapped.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use super::{UNIT, UNITS, hva_of};
 
-/// The memory of every object, anonymous and private.
-pub struct RealMemory;
+/// How many of these bytes are present.
+pub fn resident(start: u64, bytes: u64) -> u64 {
+    let mut pages = vec![0u8; usize::try_from(bytes / 4096).unwrap()];
+    // SAFETY: the vector has a byte for every page, and no byte behind the address is accessed.
+    let result = unsafe {
+        libc::mincore(start as *mut libc::c_void, usize::try_from(bytes).unwrap(), pages.as_mut_ptr())
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    pages.iter().filter(|&&page| page & 1 == 1).count() as u64 * 4096
+}
+
+/// Base pages in the page tables that need no memory. The kernel walks them when it lists the mappings of a process, so that
+/// to recognise device memory takes a while.
+pub struct ZeroPages {
+    address: *mut libc::c_void,
+}
+
+impl ZeroPages {
+    const BYTES: usize = 1 << 30;
+
+    pub fn new() -> Self {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: without MAP_FIXED a mapping replaces nothing.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), Self::BYTES, libc::PROT_READ, flags, -1, 0) };
+        assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+        for advice in [libc::MADV_NOHUGEPAGE, libc::MADV_POPULATE_READ] {
+            // SAFETY: the range is this mapping's, and neither advice changes a byte of it. Where it is refused the pages are
+            // missing, which changes how long the kernel walks.
+            let _ = unsafe { libc::madvise(address, Self::BYTES, advice) };
+        }
+        Self { address }
+    }
+}
+
+impl Drop for ZeroPages {
+    fn drop(&mut self) {
+        // SAFETY: the range is this mapping's, and nothing refers to it.
+        unsafe { libc::munmap(self.address, Self::BYTES) };
+    }
+}
+
+/// Address and length of device memory that every process has: the kernel maps its time data as bare page frames.
+pub fn time_data() -> (u64, u64) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let line = maps.lines().find(|line| line.ends_with("[vvar]")).expect("a [vvar] mapping in this process");
+    let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+    let [start, end] = [start, end].map(|hex| u64::from_str_radix(hex, 16).unwrap());
+    (start, end - start)
+}
+
+/// The memory of every object, anonymous and private. Its addresses are fixed, so there is one at a time.
+pub struct RealMemory {
+    _alone: MutexGuard<'static, ()>,
+}
 
 impl Default for RealMemory {
     fn default() -> Self {
@@ -13,10 +67,12 @@ impl Default for RealMemory {
 
 impl RealMemory {
     const OBJECTS: std::ops::Range<u64> = 1..4;
-    /// The space, and as far as an object's offset may be shifted.
-    const BYTES: usize = ((UNITS + 4) * UNIT) as usize;
+    /// Twice the space, so that there is a chunk boundary of populate inside, with a whole chunk after it.
+    const BYTES: usize = (2 * UNITS * UNIT) as usize;
 
     pub fn new() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         for object in Self::OBJECTS {
             let address = hva_of(object, 0) as *mut libc::c_void;
             let flags =
@@ -26,7 +82,7 @@ impl RealMemory {
             let got = unsafe { libc::mmap(address, Self::BYTES, protection, flags, -1, 0) };
             assert_eq!(got, address, "{}", std::io::Error::last_os_error());
         }
-        Self
+        Self { _alone: alone }
     }
 
     /// Takes away, or gives back, the memory of one unit of an object.
@@ -34,6 +90,16 @@ impl RealMemory {
         let address = hva_of(object, unit) as *mut libc::c_void;
         // SAFETY: the unit is inside one of the mappings, which nobody holds a reference into.
         assert_eq!(unsafe { libc::mprotect(address, UNIT as usize, protection) }, 0);
+    }
+
+    /// Keeps huge pages away, so that each page becomes present by itself.
+    pub fn small_pages(&self) {
+        for object in Self::OBJECTS {
+            let address = hva_of(object, 0) as *mut libc::c_void;
+            // SAFETY: the range is one of the mappings, and the advice changes no byte of it.
+            // A kernel that has no huge pages refuses it.
+            let _ = unsafe { libc::madvise(address, Self::BYTES, libc::MADV_NOHUGEPAGE) };
+        }
     }
 
     /// Makes all of it cold again.

@@ -63,7 +63,7 @@ pub fn assert_told(backend: &dyn Backend, memory: Memory) {
 
 /// The engine asks by whole entries, whatever it is asked for.
 pub fn assert_told_by_section(backend: Box<dyn Backend>, memory: Memory) {
-    let engine = Engine::new(backend, Config { huge_pages: false, ..Config::default() }).unwrap();
+    let engine = Engine::new(backend, Config { huge_pages: false, threads: 8, ..Config::default() }).unwrap();
     let read = |range| -> Result<u64, error::Error> {
         let mut bitmap = [0];
         engine.read_dirty(range, &mut bitmap).map(|()| bitmap[0])

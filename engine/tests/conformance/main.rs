@@ -13,8 +13,8 @@ use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, RawFd};
 
 use cases::{MEMORY, PAGE};
-use common::callers;
 use common::memory::RealMemory;
+use common::{THREADS, callers};
 use kernel::Driver;
 use run::{Answer, Case, Difference, Hva, Kernel, Op, Target};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
@@ -260,15 +260,20 @@ fn type1_tells_of_dirty_pages() {
     kernel::owned(Driver::Type1, |backend, _, memory| dirty::assert_told_by_section(backend, memory));
 }
 
-const THREADS: u64 = 8;
 const ROUNDS: u64 = 200;
 
 /// Threads that keep to ranges of their own never see each other: no EBUSY, no byte too many or too few.
 fn assert_undisturbed(backend: &dyn Backend, memory: Memory) {
+    for threads in THREADS {
+        assert_undisturbed_by(threads as u64, backend, memory);
+    }
+}
+
+fn assert_undisturbed_by(threads: u64, backend: &dyn Backend, memory: Memory) {
     let range = |thread: u64| IovaRange::new(Iova(0x1000_0000 + thread * 2 * PAGE), 2 * PAGE).unwrap();
     let work = |thread| {
         for round in 0..ROUNDS {
-            let hva = memory.host(Hva::Writable(2 * PAGE * ((thread + round) % THREADS)));
+            let hva = memory.host(Hva::Writable(2 * PAGE * ((thread + round) % (MEMORY / (2 * PAGE)))));
             backend.map(&Mapping { range: range(thread), hva, perm: Perm::ReadWrite }, None)?;
             match backend.unmap(range(thread)) {
                 Ok(bytes) => assert_eq!(bytes, 2 * PAGE),
@@ -278,7 +283,7 @@ fn assert_undisturbed(backend: &dyn Backend, memory: Memory) {
         Ok(())
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || work(thread))).collect();
+        let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
         for thread in threads {
             assert_eq!(thread.join().unwrap(), Ok(()));
         }
@@ -380,7 +385,7 @@ fn callers_of_iommufd_never_see_each_other() {
     let memory = RealMemory::new();
     let tables = PageTables::of(&kernel::device_name());
     kernel::owned(Driver::Iommufd, |backend, _, _| {
-        let config = Config { entry_size: common::ENTRY, huge_pages: false, ..Config::default() };
+        let config = Config { entry_size: common::ENTRY, huge_pages: false, threads: 8, ..Config::default() };
         let engine = Engine::new(backend, config).unwrap();
         let left = callers::keep_to_their_own(&engine, 4);
         if let Some(tables) = tables {

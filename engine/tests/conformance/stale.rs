@@ -195,7 +195,8 @@ fn run(driver: Driver, tables: &PageTables, trouble: &Trouble) -> Came {
     kernel::owned(driver, |kernel, ioctls, other| {
         let calls = Arc::<Mutex<Calls>>::default();
         let backend = Failing { kernel, calls: calls.clone() };
-        let config = Config { entry_size: ENTRY, huge_pages: trouble.huge_pages, ..Config::default() };
+        let config =
+            Config { entry_size: ENTRY, huge_pages: trouble.huge_pages, threads: 8, ..Config::default() };
         let engine = Engine::new(Box::new(backend), config).unwrap();
         came = Some(on_engine(engine, &calls, &memory, tables, trouble, &Foreign { ioctls, other }));
     });
