@@ -166,7 +166,7 @@ impl Plan {
             }
             (Scenario::P2pData, Mode::Fast) => names.extend(["stats-agree", "bars-not-populated"]),
             (Scenario::TwoDevices, Mode::Fast) => {
-                names.extend(["mixed-refused-through", "mixed-refused-without", "auto-takes-the-library"]);
+                names.extend(["mixed-refused-through", "mixed-refused-without", "default-is-builtin"]);
             }
             _ => {}
         }

@@ -41,9 +41,9 @@ pub enum Mode {
     Reference,
     /// Patched QEMU, built without the library.
     NotBuilt,
-    /// Patched QEMU, `x-vfio-fast=off`.
+    /// Patched QEMU, `x-dma-mapper=builtin`.
     Stock,
-    /// Patched QEMU, `x-vfio-fast=on`.
+    /// Patched QEMU, `x-dma-mapper=libvfio-fast`.
     Fast,
 }
 
@@ -63,8 +63,8 @@ impl Mode {
     pub fn device_property(self) -> &'static str {
         match self {
             Mode::Reference | Mode::NotBuilt => "",
-            Mode::Stock => ",x-vfio-fast=off",
-            Mode::Fast => ",x-vfio-fast=on",
+            Mode::Stock => ",x-dma-mapper=builtin",
+            Mode::Fast => ",x-dma-mapper=libvfio-fast",
         }
     }
 }

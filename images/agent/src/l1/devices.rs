@@ -17,10 +17,18 @@ pub fn to_add(lab: &Lab, n: usize, mode: Mode) -> Value {
     }
     match mode {
         Mode::Reference | Mode::NotBuilt => {}
-        Mode::Stock => device["x-vfio-fast"] = "off".into(),
-        Mode::Fast => device["x-vfio-fast"] = "on".into(),
+        Mode::Stock => device["x-dma-mapper"] = "builtin".into(),
+        Mode::Fast => device["x-dma-mapper"] = "libvfio-fast".into(),
     }
     device
+}
+
+/// QEMU's report that a section of `size` could not be mapped, up to the error: a pattern.
+pub fn map_failure(mode: Mode, size: &str) -> String {
+    match mode {
+        Mode::Fast => format!("libvfio_fast failed to map IOVA %p, size {size}, vaddr %p: "),
+        _ => format!("vfio_container_dma_map(%p, %p, {size}, %p) = "),
+    }
 }
 
 /// Binds the device to vfio-pci, taking it from another driver if one has it.

@@ -128,7 +128,7 @@ pub fn library_stats(vm: &mut Vm) -> Result<Value> {
 
 fn library_stats_of(vm: &mut Vm, id: &str) -> Result<Value> {
     let path = format!("/machine/peripheral/{id}");
-    vm.qmp.run("qom-get", json!({ "path": path, "property": "x-vfio-fast-stats" }))
+    vm.qmp.run("qom-get", json!({ "path": path, "property": "x-dma-mapper-stats" }))
 }
 
 fn report_equal(lab: &Lab, name: &str, other: &str, pairs: &[(&str, u64, u64)]) {

@@ -1,5 +1,6 @@
 //! What QEMU says of BARs that it could not map: no peer-to-peer DMA, and no more.
 
+use crate::l1::devices;
 use crate::l1::lab::Lab;
 use crate::l1::text_pattern;
 
@@ -16,12 +17,14 @@ pub fn one_warning(lab: &Lab, errors: &str, n: usize, errno: &str) {
 
 /// What QEMU says of BARs where it should have nothing to say.
 pub fn any_warning(errors: &str) -> Vec<String> {
-    let speaks = |line: &&str| [EACH, HINT, "vfio_container_dma_map"].iter().any(|text| line.contains(text));
+    let speaks = |line: &&str| {
+        [EACH, HINT, "vfio_container_dma_map", "failed to map"].iter().any(|text| line.contains(text))
+    };
     errors.lines().filter(speaks).map(|line| format!("QEMU says `{line}`")).collect()
 }
 
 fn judge(lab: &Lab, errors: &str, n: usize, errno: &str) -> Vec<String> {
-    let warning = format!("warning: vfio_container_dma_map(%p, %p, %p, %p) = {errno}");
+    let warning = format!("warning: {}{errno}", devices::map_failure(lab.job.mode, "%p"));
     let hint = format!("{}: {HINT}", lab.job.devices[n]);
     // The line begins with the program's name.
     let text = |line: &str| line.split_once(": ").map(|(_, rest)| rest.to_owned());

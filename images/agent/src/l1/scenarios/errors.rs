@@ -97,8 +97,8 @@ fn device(lab: &Lab) -> Value {
     device
 }
 
-/// The text of the refusal: QEMU's own to the letter; with the library its explanation follows,
-/// which names the bytes that are needed and those that are allowed.
+/// Checks the text of the refusal. With the library its explanation follows, which names the bytes
+/// that are needed and those that are allowed.
 fn judge_realize(lab: &Lab, text: &str, memory: u64) -> Vec<String> {
     let group = match lab.job.container {
         Container::Type1 => "failed to setup container for group %d: ",
@@ -106,8 +106,9 @@ fn judge_realize(lab: &Lab, text: &str, memory: u64) -> Vec<String> {
     };
     let pattern = format!(
         "vfio {}: {group}memory listener initialization failed: \
-         Region pc.ram: vfio_container_dma_map(%p, %p, %p, %p) = -12 (Cannot allocate memory)",
-        lab.job.devices[0]
+         Region pc.ram: {}-12 (Cannot allocate memory)",
+        lab.job.devices[0],
+        devices::map_failure(lab.job.mode, "%p")
     );
     let Some(rest) = text_pattern::strip(&pattern, text) else {
         return vec![format!("`{text}` is not `{pattern}`")];
@@ -117,9 +118,10 @@ fn judge_realize(lab: &Lab, text: &str, memory: u64) -> Vec<String> {
 
 /// What stands on QEMU's standard error when it aborts.
 fn judge_abort(lab: &Lab, errors: &str) -> Vec<String> {
-    let pattern = "vfio_container_dma_map(%p, %p, 0x10000000, %p) = -12 (Cannot allocate memory)";
+    let failure = devices::map_failure(lab.job.mode, "0x10000000");
+    let pattern = format!("{failure}-12 (Cannot allocate memory)");
     let mut problems = Vec::new();
-    match errors.lines().find_map(|line| text_pattern::strip(pattern, line).map(|rest| (line, rest))) {
+    match errors.lines().find_map(|line| text_pattern::strip(&pattern, line).map(|rest| (line, rest))) {
         None => problems.push(format!("no line of standard error is `{pattern}`")),
         Some((line, rest)) => {
             let allowed = lab.job.l2_memory_mib * MIB + SMALL;

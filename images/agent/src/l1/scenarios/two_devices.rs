@@ -43,7 +43,7 @@ fn together(lab: &Lab) -> Result<()> {
     mappings::mappings(lab, &mut vm, "first-device")?;
     let before = vm.witnessed()?;
     if lab.job.mode == Mode::Fast {
-        refuse(lab, &mut vm, Mode::Stock, "through")?;
+        refuse(lab, &mut vm, Mode::Stock, "through", ("builtin", "libvfio-fast"))?;
     }
     vm.qmp.run("device_add", device(lab, 1, lab.job.mode))?;
     mappings::mappings(lab, &mut vm, "both-devices")?;
@@ -74,19 +74,25 @@ fn together(lab: &Lab) -> Result<()> {
         // The other way round, in a container that the first device has mapped without the library.
         leave(&mut vm, 1)?;
         vm.qmp.run("device_add", device(lab, 0, Mode::Stock))?;
-        refuse(lab, &mut vm, Mode::Fast, "without")?;
+        refuse(lab, &mut vm, Mode::Fast, "without", ("libvfio-fast", "builtin"))?;
         leave(&mut vm, 0)?;
         left_alone(lab, &mut vm)?;
     }
     vm.quit().map(drop)
 }
 
-/// A device that wants to be mapped another way than the container cannot join: the check
+/// A device with another DMA mapper than the container cannot join it: the check
 /// `mixed-refused-<how>`.
-fn refuse(lab: &Lab, vm: &mut Vm, wants: Mode, how: &str) -> Result<()> {
+fn refuse(
+    lab: &Lab,
+    vm: &mut Vm,
+    wants: Mode,
+    how: &str,
+    (device_mapper, container_mapper): (&str, &str),
+) -> Result<()> {
     let wanted = format!(
-        "vfio {}: Inconsistent setting of x-vfio-fast within container, which maps DMA {how} \
-         libvfio_fast",
+        "vfio {}: x-dma-mapper={device_mapper} conflicts with the container, which uses \
+         x-dma-mapper={container_mapper}",
         lab.job.devices[1]
     );
     let answer = vm.qmp.attempt("device_add", device(lab, 1, wants))?;
@@ -96,17 +102,25 @@ fn refuse(lab: &Lab, vm: &mut Vm, wants: Mode, how: &str) -> Result<()> {
     Ok(())
 }
 
-/// A device that says nothing about it is mapped through the library: the check `auto-takes-the-library`.
+/// QEMU's own code maps a device without the property: the check `default-is-builtin`.
 fn left_alone(lab: &Lab, vm: &mut Vm) -> Result<()> {
+    let before = vm.witnessed()?.len();
     // As for a QEMU that does not know the property.
     vm.qmp.run("device_add", device(lab, 0, Mode::Reference))?;
-    let property = json!({ "path": "/machine/peripheral/dut0", "property": "x-vfio-fast-stats" });
-    let (problems, seen) = match vm.qmp.attempt("qom-get", property)? {
-        Ok(stats) if stats["map_calls"].as_u64() > Some(0) => (vec![], stats.to_string()),
-        Ok(stats) => (vec![format!("it mapped nothing: {stats}")], String::new()),
-        Err(refusal) => (vec![refusal.0], String::new()),
-    };
-    lab.report.check("auto-takes-the-library", &problems, &seen);
+    let property = |name| json!({ "path": "/machine/peripheral/dut0", "property": name });
+    let mut problems = Vec::new();
+    let mapper = vm.qmp.run("qom-get", property("x-dma-mapper"))?;
+    if mapper != "builtin" {
+        problems.push(format!("x-dma-mapper is {mapper}"));
+    }
+    if let Ok(stats) = vm.qmp.attempt("qom-get", property("x-dma-mapper-stats"))? {
+        problems.push(format!("the library maps it: {stats}"));
+    }
+    let calls = changes(&vm.witnessed()?[before..]);
+    if calls == 0 {
+        problems.push("nothing was mapped".to_owned());
+    }
+    lab.report.check("default-is-builtin", &problems, &format!("{calls} maps and unmaps by QEMU's own code"));
     Ok(())
 }
 
