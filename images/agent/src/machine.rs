@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::OFlags;
@@ -13,8 +13,13 @@ use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, finit_module, reboot};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::wait::{Seen, wait_for};
+
 /// The order in which modules have to be loaded; written when the image is built.
 const MODULE_LIST: &str = "/vft/modules.list";
+
+/// The port appears right after its driver was loaded, within a second even on a busy host.
+const PORT_WITHIN: Duration = Duration::from_secs(60);
 
 /// Mounts what a Linux program expects to find.
 pub fn mount_all() -> Result<()> {
@@ -68,8 +73,8 @@ pub fn load_modules() -> Result<Vec<String>> {
 
 /// Opens the virtio-serial port of that name, which appears shortly after its driver.
 pub fn open_port(name: &str) -> Result<File> {
-    let path = wait_for(Duration::from_secs(10), || find_port(name))
-        .with_context(|| format!("no virtio-serial port is named {name}"))?;
+    let what = format!("the virtio-serial port {name}");
+    let path = wait_for(&what, PORT_WITHIN, || Ok(Seen::of(find_port(name), || "no such port".to_owned())))?;
     OpenOptions::new().write(true).open(&path).with_context(|| format!("cannot open {}", path.display()))
 }
 
@@ -83,20 +88,6 @@ fn find_port(name: &str) -> Option<PathBuf> {
         }
     }
     None
-}
-
-/// Asks until there is an answer or time is up.
-pub fn wait_for<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let start = Instant::now();
-    loop {
-        if let Some(answer) = ask() {
-            return Some(answer);
-        }
-        if start.elapsed() > limit {
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// The kernel's messages, read as they come.

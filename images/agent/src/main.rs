@@ -4,6 +4,7 @@ mod l1;
 mod l2;
 mod machine;
 mod pci;
+mod wait;
 
 use anyhow::{Context, Result, bail};
 

@@ -212,6 +212,7 @@ mod tests {
             folder: "logs".into(),
             seconds: 1.0,
             stood_still: false,
+            retries: Default::default(),
         }
     }
 

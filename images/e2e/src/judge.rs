@@ -1,5 +1,6 @@
 //! Judges what a run told, and what two runs of different modes say about each other.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,8 @@ pub struct Verdict {
     pub facts: Option<Facts>,
     /// What was timed.
     pub starts: Vec<Start>,
+    /// How often something was done again, by cause.
+    pub retries: BTreeMap<String, u32>,
     /// Where its logs are.
     pub folder: PathBuf,
     /// How long L1 ran, in seconds.
@@ -83,6 +86,7 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
         checks: told.checks,
         facts: told.facts,
         starts: told.starts,
+        retries: told.retries,
         folder: folder.into(),
         seconds: told.took.as_secs_f64(),
         stood_still: told.stood_still,

@@ -22,7 +22,7 @@ const TRACE: &str = "l0-invalidations.log";
 /// The steps L1 told, each with how long the trace was by then.
 pub const STEPS: &str = "steps.jsonl";
 /// A machine that is through is off long before this.
-const POWER_OFF: Duration = Duration::from_secs(30);
+const POWER_OFF: Duration = Duration::from_secs(120);
 /// A machine that runs, however slowly, gives many signs of life in this time.
 const SILENCE: Duration = Duration::from_millis(30 * HEARTBEAT_MS);
 

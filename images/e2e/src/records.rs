@@ -31,6 +31,8 @@ pub struct Told {
     pub starts: Vec<Start>,
     /// What kept the run from going on, or from ending as it should.
     pub trouble: Vec<String>,
+    /// How often requests to L2 were sent again, by request.
+    pub retries: BTreeMap<String, u32>,
     /// When something was told last; `None`: nothing was, and user space not reached.
     pub heard: Option<Instant>,
     /// Whether L1 fell silent, in which it gives signs of life whatever is under test.
@@ -93,6 +95,7 @@ impl Listener {
             Record::Facts(facts) => self.told.facts = Some(facts),
             Record::Start(start) => self.told.starts.push(start),
             Record::Fatal { error } => self.told.trouble.push(format!("L1: {error}")),
+            Record::Retry { cause } => *self.told.retries.entry(cause).or_default() += 1,
             Record::End => self.told.ended = true,
             Record::Alive => {}
             Record::Log { file, line } => self.log(&file, &line)?,

@@ -183,7 +183,7 @@ impl Runs<'_> {
             starts: plan.starts.clone(),
             tests: plan.tests(),
             bench: plan.bench.clone(),
-            wait_s: 120,
+            wait_s: 300,
         };
         let initrd = folder.join("initrd.cpio");
         let programs: Vec<PathBuf> = match plan.scenario {

@@ -73,7 +73,7 @@ const PLAIN: Plan = Plan {
     timed: false,
     starts: Vec::new(),
     bench: Vec::new(),
-    limit: Duration::from_secs(240),
+    limit: Duration::from_secs(600),
 };
 
 /// Every scenario of e2e on every host it runs on.
@@ -167,7 +167,7 @@ fn on_the_usual_host() -> [Plan; 7] {
             writes_disk: true,
             l2_boots: true,
             timed: true,
-            limit: Duration::from_secs(400),
+            limit: Duration::from_secs(900),
             ..PLAIN
         },
         Plan {
@@ -180,7 +180,7 @@ fn on_the_usual_host() -> [Plan; 7] {
             scenario: Scenario::Hotplug,
             what: "memory devices come, go, and take each other's place",
             l2_boots: true,
-            limit: Duration::from_secs(400),
+            limit: Duration::from_secs(900),
             ..PLAIN
         },
         Plan {
@@ -203,7 +203,7 @@ fn on_the_usual_host() -> [Plan; 7] {
             disk_mib: 8,
             writes_disk: true,
             l2_boots: true,
-            limit: Duration::from_secs(400),
+            limit: Duration::from_secs(900),
             ..PLAIN
         },
         Plan {
@@ -212,7 +212,7 @@ fn on_the_usual_host() -> [Plan; 7] {
             disk_mib: 8,
             writes_disk: true,
             l2_boots: true,
-            limit: Duration::from_secs(400),
+            limit: Duration::from_secs(900),
             ..PLAIN
         },
     ]

@@ -28,6 +28,7 @@ fn object(verdict: &Verdict) -> Value {
         "mode": verdict.mode.name(),
         "verdict": if verdict.passed() { "pass" } else { "fail" },
         "seconds": verdict.seconds,
+        "retries": verdict.retries,
         "witness": WITNESS,
         "checks": checks,
     });
@@ -70,6 +71,9 @@ pub fn print(verdicts: &[Verdict]) {
             verdict.mode.name(),
             verdict.seconds
         );
+        for (cause, times) in &verdict.retries {
+            println!("      done again: {cause}, {times} times");
+        }
         let bars = verdict.facts.as_ref().map(|facts| facts.bars).unwrap_or_default();
         if bars.map_bytes >= LARGE {
             println!("      BARs: {}", bar_costs(bars));

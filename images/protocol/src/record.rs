@@ -42,6 +42,11 @@ pub enum Record {
     Facts(Facts),
     /// One start of L2, timed.
     Start(Start),
+    /// A request that the guest has not fulfilled was sent again.
+    Retry {
+        /// Which request.
+        cause: String,
+    },
     /// Nothing new, but L1 is alive: told every [`HEARTBEAT_MS`] while there is a job.
     Alive,
     /// L1 could not go on.

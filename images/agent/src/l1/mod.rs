@@ -11,6 +11,7 @@ mod qemu_trace;
 mod qmp;
 mod ram;
 mod report;
+mod requests;
 mod scenarios;
 mod text_pattern;
 mod tracing;

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
+/// Events that an error shows.
+const EVENTS_SHOWN: usize = 5;
+
 /// What QEMU answers to a command it refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal(pub String);
@@ -27,7 +30,8 @@ impl Qmp {
         let reader = BufReader::new(stream);
         let mut qmp = Self { reader, partial: String::new(), events: VecDeque::new(), wait };
         let deadline = Instant::now() + wait;
-        while !qmp.read(deadline)?.context("QEMU does not greet")?["QMP"].is_object() {}
+        let silent = || format!("waited {} s for QEMU's greeting on its monitor", wait.as_secs());
+        while !qmp.read(deadline)?.with_context(silent)?["QMP"].is_object() {}
         qmp.run("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
@@ -45,7 +49,11 @@ impl Qmp {
         let deadline = Instant::now() + self.wait;
         loop {
             let Some(message) = self.read(deadline)? else {
-                bail!("QEMU did not answer {command} within {} s", self.wait.as_secs());
+                bail!(
+                    "waited {} s for QEMU's answer to {command}; {}",
+                    self.wait.as_secs(),
+                    self.events_seen()
+                );
             };
             if let Some(value) = message.get("return") {
                 return Ok(Ok(value.clone()));
@@ -64,19 +72,35 @@ impl Qmp {
         Ok(answer.as_str().context("the human monitor answered no text")?.to_owned())
     }
 
-    /// Waits for an event for which `wanted` is true.
-    pub fn event(&mut self, name: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
-        let deadline = Instant::now() + self.wait;
+    /// Waits for an event for which `wanted` is true; `None` if it does not come within that time.
+    pub fn event_within(
+        &mut self,
+        name: &str,
+        within: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Option<Value>> {
+        let deadline = Instant::now() + within;
         loop {
             let position =
                 self.events.iter().position(|event| event["event"] == name && wanted(&event["data"]));
             if let Some(event) = position.and_then(|n| self.events.remove(n)) {
-                return Ok(event);
+                return Ok(Some(event));
             }
             match self.read(deadline)? {
                 Some(message) => self.events.push_back(message),
-                None => bail!("QEMU sent no {name} within {} s", self.wait.as_secs()),
+                None => return Ok(None),
             }
+        }
+    }
+
+    /// The last events that were not waited for, as text.
+    pub fn events_seen(&self) -> String {
+        let last = self.events.iter().rev().take(EVENTS_SHOWN);
+        let texts: Vec<String> = last.map(|event| format!("{} {}", event["event"], event["data"])).collect();
+        if texts.is_empty() {
+            "no other event".to_owned()
+        } else {
+            format!("newest first: {}", texts.join(", "))
         }
     }
 

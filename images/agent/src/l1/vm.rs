@@ -1,6 +1,6 @@
 //! A QEMU under test: started with the ioctl witness preloaded, its console and L2's events read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -22,6 +22,7 @@ use crate::l1::proc::{self, Thread};
 use crate::l1::qmp::Qmp;
 use crate::l1::report::Reporter;
 use crate::machine;
+use crate::wait::{Seen, wait_for};
 
 const WITNESS: &str = "/run/witness";
 const MONITOR: &str = "/run/qmp";
@@ -33,6 +34,9 @@ const NOTHING_TO_BOOT: &str = "No bootable device";
 
 /// In its sandbox QEMU cannot start threads with clone3 nor bind them to processors, and some other calls end it.
 const SANDBOX: [&str; 2] = ["-sandbox", "on,spawn=deny,resourcecontrol=deny"];
+
+/// Far longer than the kernel takes to end a process that has a guest's memory pinned.
+const KILLED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A running QEMU.
 pub struct Vm {
@@ -47,7 +51,10 @@ pub struct Vm {
     started: Instant,
     first_output: Arc<OnceLock<Instant>>,
     readers: Vec<JoinHandle<()>>,
+    /// How much of L2's events was read.
     events_read: usize,
+    /// What of that was not yet waited for.
+    events: VecDeque<Event>,
     wait: Duration,
 }
 
@@ -76,7 +83,13 @@ impl Process {
             Process::Child(child) => drop(child.kill()),
             Process::Daemon(pid) => drop(kill_process(*pid, Signal::KILL)),
         }
-        let _ = machine::wait_for(Duration::from_secs(10), || self.try_wait().ok().flatten());
+        // A process that has been killed may have gigabytes to unpin.
+        let ended = wait_for("the end of a killed QEMU", KILLED_WITHIN, || {
+            Ok(Seen::of(self.try_wait()?, || "it runs".to_owned()))
+        });
+        if let Err(error) = ended {
+            eprintln!("vfio-fast-agent: {error:#}");
+        }
     }
 }
 
@@ -208,24 +221,34 @@ impl Vm {
         first_output: Arc<OnceLock<Instant>>,
         readers: Vec<JoinHandle<()>>,
     ) -> Result<Self> {
-        let wait = Duration::from_secs(lab.job.wait_s);
-        let stream = machine::wait_for(wait, || match process.try_wait() {
-            Ok(None) => UnixStream::connect(MONITOR).ok().map(Ok),
-            ended => Some(Err(ended)),
-        });
-        let stream = match stream {
-            Some(Ok(stream)) => stream,
-            Some(Err(ended)) => bail!("QEMU ended before it had a monitor: {ended:?}"),
-            None => bail!("QEMU has no monitor after {} s", wait.as_secs()),
-        };
+        let wait = lab.wait();
+        let stream = wait_for("QEMU's monitor", wait, || {
+            if let Some(status) = process.try_wait()? {
+                bail!("QEMU ended before it had a monitor: {status}");
+            }
+            Ok(match UnixStream::connect(MONITOR) {
+                Ok(stream) => Seen::Done(stream),
+                Err(error) => Seen::NotYet(format!("{MONITOR}: {error}")),
+            })
+        })?;
         // It answers once the machine is built.
         let (qmp, workers) = match lab.job.sandboxed {
             true => proc::watch_library_threads(pid, || Qmp::connect(stream, wait)),
             false => (Qmp::connect(stream, wait), BTreeSet::new()),
         };
-        let qmp = qmp?;
-        let report = lab.report.clone();
-        Ok(Self { qmp, pid, workers, process, report, started, first_output, readers, events_read: 0, wait })
+        Ok(Self {
+            qmp: qmp?,
+            pid,
+            workers,
+            process,
+            report: lab.report.clone(),
+            started,
+            first_output,
+            readers,
+            events_read: 0,
+            events: VecDeque::new(),
+            wait,
+        })
     }
 
     /// Time since QEMU was started.
@@ -243,36 +266,43 @@ impl Vm {
         self.first_output.get().map(|at| *at - self.started)
     }
 
-    /// Waits for it.
+    /// Waits for that first byte.
     pub fn wait_first_output(&mut self) -> Result<Duration> {
-        self.wait_while_running("the firmware's first byte", |vm| vm.first_output())
+        self.wait_while_running("the firmware's first byte", |vm| {
+            Seen::of(vm.first_output(), || "no output".to_owned())
+        })
     }
 
-    /// Waits for the first byte on L2's console, after [`Self::start_running`]; the answer is the time since QEMU's start.
+    /// Waits for the first byte on L2's console, after [`Self::start_running`]; returns the time since QEMU's start.
     pub fn wait_console(&mut self) -> Result<Duration> {
-        let written = || fs::metadata(CONSOLE).is_ok_and(|file| file.len() > 0);
-        self.wait_while_running("the first byte on L2's console", |vm| written().then(|| vm.age()))
+        self.wait_while_running("the first byte on L2's console", |vm| {
+            let written = fs::metadata(CONSOLE).is_ok_and(|file| file.len() > 0);
+            Seen::of(written.then(|| vm.age()), || "nothing on the console".to_owned())
+        })
     }
 
     /// Waits until the firmware has found, for the `times`th time, that there is nothing to boot.
     pub fn wait_firmware(&mut self, times: usize) -> Result<()> {
-        let ended =
-            || fs::read_to_string(FIRMWARE).is_ok_and(|text| text.matches(NOTHING_TO_BOOT).count() >= times);
-        self.wait_while_running("the end of the firmware", |_| ended().then_some(()))
+        self.wait_while_running("the end of the firmware", |_| {
+            let text = fs::read_to_string(FIRMWARE).unwrap_or_default();
+            let found = text.matches(NOTHING_TO_BOOT).count();
+            Seen::of((found >= times).then_some(()), || {
+                let last = text.lines().next_back().unwrap_or_default();
+                format!("{found} of {times} times `{NOTHING_TO_BOOT}`, and last `{last}`")
+            })
+        })
     }
 
-    fn wait_while_running<T>(&mut self, what: &str, mut ask: impl FnMut(&Self) -> Option<T>) -> Result<T> {
-        let wait = self.wait;
-        let answer = machine::wait_for(wait, || match (ask(self), self.process.try_wait()) {
-            (Some(answer), _) => Some(Ok(answer)),
-            (None, Ok(None)) => None,
-            (None, ended) => Some(Err(ended)),
-        });
-        match answer {
-            Some(Ok(answer)) => Ok(answer),
-            Some(Err(ended)) => bail!("{what}: QEMU ended before it: {ended:?}"),
-            None => bail!("{what}: not within {} s", wait.as_secs()),
-        }
+    fn wait_while_running<T>(&mut self, what: &str, mut look: impl FnMut(&mut Self) -> Seen<T>) -> Result<T> {
+        wait_for(what, self.wait, || {
+            // Asked first, so that what was there when QEMU ended is seen.
+            let ended = self.process.try_wait()?;
+            let seen = look(self);
+            match (&seen, ended) {
+                (Seen::NotYet(state), Some(status)) => bail!("{what}: QEMU ended before: {status}; {state}"),
+                _ => Ok(seen),
+            }
+        })
     }
 
     /// Every VFIO ioctl so far.
@@ -290,42 +320,42 @@ impl Vm {
         fs::read_to_string("/run/qemu-stderr").context("cannot read QEMU's standard error")
     }
 
-    /// Waits until L2 tells something for which `wanted` is true.
+    /// Waits until L2 reports an event for which `wanted` is true; those before it are dropped.
     pub fn wait_event(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) -> Result<()> {
-        let deadline = Instant::now() + self.wait;
-        loop {
-            let events = self.new_events()?;
-            if let Some(error) = events.iter().find_map(|event| match event {
-                Event::Failed { error } => Some(error),
-                _ => None,
-            }) {
-                bail!("{what}: L2: {error}");
-            }
-            if events.iter().any(&wanted) {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "{what}: not within {} s", self.wait.as_secs());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        self.next_event(what, |event| wanted(event).then_some(()))
     }
 
-    /// Waits for L2 to be ready, giving what it tells on the way to `each`.
+    /// Waits for L2 to be ready, giving each event before that to `each`; returns which boot it was.
     pub fn wait_ready(&mut self, mut each: impl FnMut(&Event)) -> Result<u64> {
-        let deadline = Instant::now() + self.wait;
-        loop {
-            for event in self.new_events()? {
-                match event {
-                    Event::Ready { boot } => return Ok(boot),
-                    Event::Failed { error } => bail!("L2: {error}"),
-                    event => each(&event),
+        self.next_event("L2 to be ready", |event| match event {
+            Event::Ready { boot } => Some(*boot),
+            event => {
+                each(event);
+                None
+            }
+        })
+    }
+
+    fn next_event<T>(&mut self, what: &str, mut wanted: impl FnMut(&Event) -> Option<T>) -> Result<T> {
+        let mut last = "no event".to_owned();
+        wait_for(what, self.wait, || {
+            let ended = self.process.try_wait()?;
+            let new = self.new_events()?;
+            self.events.extend(new);
+            while let Some(event) = self.events.pop_front() {
+                if let Event::Failed { error } = &event {
+                    bail!("{what}: L2: {error}");
                 }
+                if let Some(value) = wanted(&event) {
+                    return Ok(Seen::Done(value));
+                }
+                last = format!("{event:?}");
             }
-            if let Some(status) = self.process.try_wait()? {
-                bail!("QEMU ended while L2 was running: {status}");
+            if let Some(status) = ended {
+                bail!("{what}: QEMU ended before: {status}; L2's last event: {last}");
             }
-            ensure!(Instant::now() < deadline, "L2 was not ready after {} s", self.wait.as_secs());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            Ok(Seen::NotYet(last.clone()))
+        })
     }
 
     /// What L2 told since the last call; its kernel's messages go to their log at once.
@@ -345,9 +375,9 @@ impl Vm {
 
     /// Waits for QEMU to end by itself.
     pub fn wait_exit(&mut self) -> Result<ExitStatus> {
-        let wait = self.wait;
-        let status = machine::wait_for(wait, || self.process.try_wait().transpose());
-        let status = status.with_context(|| format!("QEMU still runs after {} s", wait.as_secs()))??;
+        let status = wait_for("QEMU's end", self.wait, || {
+            Ok(Seen::of(self.process.try_wait()?, || "it runs".to_owned()))
+        })?;
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }

@@ -14,10 +14,13 @@ use vfio_fast_protocol::test_data;
 
 use super::{number, physical_address, send};
 use crate::machine;
+use crate::wait::{Seen, wait_for};
 
 /// The serial numbers of the disks there may be.
 const FIRST: &str = "vft0";
 const SECOND: &str = "vft1";
+/// Long enough for a driver or for memory to appear on a busy host.
+const WITHIN: Duration = Duration::from_secs(240);
 /// One transfer.
 const CHUNK: usize = 64 << 10;
 /// One place in memory: a huge page, of which only the first chunk is used.
@@ -29,8 +32,10 @@ pub fn work(options: &BTreeMap<String, String>, port: &mut File) -> Result<u64> 
     if options.contains_key("vft.memory_mib") {
         // More is being plugged, and shall be used.
         let least = number(options, "vft.memory_mib")?;
-        machine::wait_for(Duration::from_secs(60), || (machine::memory_mib() >= least).then_some(()))
-            .with_context(|| format!("there are {} MiB of memory, not {least}", machine::memory_mib()))?;
+        wait_for(&format!("{least} MiB of memory"), WITHIN, || {
+            let now = machine::memory_mib();
+            Ok(Seen::of((now >= least).then_some(()), || format!("{now} MiB")))
+        })?;
     }
     let layout = known.layout;
     let disk = open(FIRST)?;
@@ -106,11 +111,13 @@ pub fn present() -> BTreeMap<String, PathBuf> {
 }
 
 fn open(serial: &str) -> Result<File> {
-    machine::wait_for(Duration::from_secs(20), || {
+    wait_for(&format!("the disk {serial}"), WITHIN, || {
         let direct = OFlags::DIRECT.bits().cast_signed();
-        OpenOptions::new().read(true).write(true).custom_flags(direct).open(present().get(serial)?).ok()
+        let disks = present();
+        let Some(path) = disks.get(serial) else { return Ok(Seen::NotYet(format!("only {disks:?}"))) };
+        let file = OpenOptions::new().read(true).write(true).custom_flags(direct).open(path);
+        Ok(file.map_or_else(|error| Seen::NotYet(format!("{}: {error}", path.display())), Seen::Done))
     })
-    .with_context(|| format!("the disk {serial} did not appear"))
 }
 
 /// What L2 is told of its data.

@@ -12,9 +12,11 @@ use vfio_fast_protocol::test_data;
 
 use super::mmio::Window;
 use super::{number, physical_address, send};
-use crate::machine;
 use crate::pci::Device;
+use crate::wait::{Seen, wait_for};
 
+/// A transfer takes a tenth of a second, and more on a busy host.
+const WITHIN: Duration = Duration::from_secs(240);
 const PAGE: usize = BarLayout::CHUNK as usize;
 
 /// Moves the data of the one boot there is.
@@ -80,8 +82,10 @@ impl Engine {
         self.0.write(Self::DESTINATION, to)?;
         self.0.write(Self::COUNT, BarLayout::CHUNK)?;
         self.0.write(Self::COMMAND, Self::RUN | direction)?;
-        let runs = || self.0.read(Self::COMMAND).is_ok_and(|command| command & Self::RUN != 0);
-        machine::wait_for(Duration::from_secs(20), || (!runs()).then_some(())).context("it does not end")
+        wait_for("the end of a transfer", WITHIN, || {
+            let command = self.0.read(Self::COMMAND)?;
+            Ok(Seen::of((command & Self::RUN == 0).then_some(()), || format!("the command is {command:#x}")))
+        })
     }
 }
 

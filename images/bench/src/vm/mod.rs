@@ -175,6 +175,7 @@ mod tests {
                 folder: "logs".into(),
                 seconds: 1.0,
                 stood_still: false,
+                retries: Default::default(),
             }
         };
         check(&of(true, right()), 1024, 2).unwrap();

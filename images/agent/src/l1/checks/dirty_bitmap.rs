@@ -1,14 +1,12 @@
 //! Dirty pages while L2's IOMMU is turned off: what type1 unmaps then comes with its bitmap.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 use vfio_fast_protocol::witness::Call;
 
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
-use crate::machine;
+use crate::wait::{Seen, wait_for};
 
 /// VFIO_IOMMU_DIRTY_PAGES.
 const DIRTY_PAGES: u32 = 0x3b75;
@@ -24,11 +22,13 @@ pub fn run(lab: &Lab, vm: &mut Vm) -> Result<()> {
     lab.report.step("dirty pages");
     let before = vm.witnessed()?.len();
     vm.qmp.run("calc-dirty-rate", json!({ "calc-time": SECONDS, "mode": "dirty-bitmap" }))?;
-    wait(vm, before, "tracking begins", |calls| calls.iter().any(|c| c.cmd == DIRTY_PAGES && c.ret == 0))?;
+    wait(lab, vm, before, "dirty tracking to begin", |calls| {
+        calls.iter().any(|c| c.cmd == DIRTY_PAGES && c.ret == 0)
+    })?;
     let tracked = vm.witnessed()?.len();
     vm.qmp.run("system_reset", json!({}))?;
     // All that L2's driver had mapped is gone before RAM is mapped as a whole.
-    let calls = wait(vm, tracked, "RAM is mapped again", |calls| {
+    let calls = wait(lab, vm, tracked, "RAM to be mapped again", |calls| {
         calls.iter().any(|c| c.mapped() && c.size >= LARGE)
     })?;
     let taken: Vec<&Call> = calls.iter().filter(|c| c.unmapped() && c.out > 0).collect();
@@ -43,16 +43,18 @@ pub fn run(lab: &Lab, vm: &mut Vm) -> Result<()> {
     }
     lab.report.check("unmapped-with-bitmap", &problems, &format!("{} unmaps, each with one", taken.len()));
     // Tracking ends by itself, without an error.
-    wait(vm, tracked, "tracking ends", |calls| calls.iter().any(|c| c.cmd == DIRTY_PAGES && c.ret == 0))?;
+    wait(lab, vm, tracked, "dirty tracking to end", |calls| {
+        calls.iter().any(|c| c.cmd == DIRTY_PAGES && c.ret == 0)
+    })?;
     Ok(())
 }
 
-/// The calls from that one on, once they are what is waited for.
-fn wait(vm: &Vm, from: usize, what: &str, done: impl Fn(&[Call]) -> bool) -> Result<Vec<Call>> {
-    let answer = machine::wait_for(Duration::from_secs(60), || match vm.witnessed() {
-        Ok(calls) if done(&calls[from..]) => Some(Ok(calls[from..].to_vec())),
-        Ok(_) => None,
-        Err(error) => Some(Err(error)),
-    });
-    answer.with_context(|| format!("{what}: not within a minute"))?
+/// The calls from that one on, as soon as `done` is true of them.
+fn wait(lab: &Lab, vm: &Vm, from: usize, what: &str, done: impl Fn(&[Call]) -> bool) -> Result<Vec<Call>> {
+    wait_for(what, lab.wait(), || {
+        let mut calls = vm.witnessed()?;
+        let new = calls.split_off(from);
+        let (count, last) = (new.len(), new.last().cloned());
+        Ok(Seen::of(done(&new).then_some(new), || format!("{count} calls, the last one {last:x?}")))
+    })
 }

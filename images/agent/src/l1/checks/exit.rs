@@ -11,10 +11,12 @@ use super::exit_calls;
 use crate::l1::checks::mappings;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
-use crate::machine;
+use crate::wait::{Seen, wait_for};
 
 /// What one call of the library takes at most.
 const MOST: u64 = 4 << 30;
+/// The kernel unpins what a process had before its end is reported, or a little later.
+const UNPINNED_WITHIN: Duration = Duration::from_secs(60);
 /// Bytes of a page of L1.
 const PAGE: u64 = 4096;
 
@@ -67,16 +69,9 @@ pub fn kill(lab: &Lab, arguments: &[String]) -> Result<()> {
 
 /// What is wrong if more pages are pinned than `before`.
 fn still_pinned(before: u64) -> Result<Option<String>> {
-    let mut left = 0;
-    let returned = machine::wait_for(Duration::from_secs(10), || match pinned_pages() {
-        Ok(pages) if pages > before => {
-            left = pages - before;
-            None
-        }
-        pages => Some(pages),
+    let unpinned = wait_for("pages to be unpinned", UNPINNED_WITHIN, || {
+        let left = pinned_pages()?.saturating_sub(before);
+        Ok(Seen::of((left == 0).then_some(()), || format!("{left} pages are still pinned")))
     });
-    match returned {
-        Some(pages) => pages.map(|_| None),
-        None => Ok(Some(format!("{left} pages are still pinned"))),
-    }
+    Ok(unpinned.err().map(|error| format!("{error:#}")))
 }

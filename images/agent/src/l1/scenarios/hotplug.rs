@@ -11,14 +11,14 @@ use vfio_fast_protocol::witness;
 
 use crate::l1::checks::{count, mappings};
 use crate::l1::lab::Lab;
-use crate::l1::proc;
 use crate::l1::vm::{self, Vm};
-use crate::machine;
+use crate::l1::{proc, requests};
+use crate::wait::{Seen, wait_for};
 
 const DIMM_MIB: u64 = 256;
 const DIMM: u64 = DIMM_MIB << 20;
 /// Far longer than an RCU grace period.
-const FREED_WITHIN: Duration = Duration::from_secs(10);
+const FREED_WITHIN: Duration = Duration::from_secs(60);
 
 pub fn run(lab: &Lab) -> Result<()> {
     let mut arguments = vm::common_arguments(lab);
@@ -52,18 +52,16 @@ pub fn run(lab: &Lab) -> Result<()> {
     let host = slots.get(&address).context("KVM has no memory where the device is")?.vaddr;
 
     lab.report.step("unplug");
-    vm.qmp.run("device_del", json!({ "id": "dimm1" }))?;
-    vm.qmp.event("DEVICE_DELETED", |data| data["device"] == "dimm1")?;
+    requests::unplug(lab, &mut vm, "dimm1")?;
     mappings::mappings(lab, &mut vm, "after-unplug")?;
     vm.qmp.run("object-del", json!({ "id": "mem1" }))?;
     // QEMU forgets the name at once, and the memory when the last reference to it is dropped.
-    let gone = machine::wait_for(FREED_WITHIN, || {
-        let mapped = proc::has_mapped(vm.pid, host).unwrap_or(true);
-        let open = proc::has_open(vm.pid, "memfd:mem1").unwrap_or(true);
-        (!mapped && !open).then_some(())
+    let freed = wait_for("the memory and its file to be gone", FREED_WITHIN, || {
+        let (mapped, open) = (proc::has_mapped(vm.pid, host)?, proc::has_open(vm.pid, "memfd:mem1")?);
+        let gone = (!mapped && !open).then_some(());
+        Ok(Seen::of(gone, || format!("{host:#x} is mapped: {mapped}, its file is open: {open}")))
     });
-    let problems =
-        if gone.is_some() { vec![] } else { vec![format!("{host:#x} or its file is still there")] };
+    let problems: Vec<String> = freed.err().iter().map(|error| format!("{error:#}")).collect();
     lab.report.check("memory-freed", &problems, "QEMU has neither the memory nor its file any more");
 
     lab.report.step("plug again");
@@ -98,7 +96,7 @@ fn plug(lab: &Lab, vm: &mut Vm, n: u64, address: Option<u64>) -> Result<()> {
 /// Waits until L2 uses at least that much memory.
 fn guest_has(vm: &mut Vm, mib: u64) -> Result<()> {
     vm.wait_event(
-        &format!("{mib} MiB in use"),
+        &format!("L2 to use {mib} MiB"),
         |event| matches!(event, Event::Memory { mib: now } if *now >= mib),
     )
 }

@@ -10,8 +10,8 @@ use vfio_fast_protocol::record::{Event, Facts, Record};
 use crate::l1::checks::{by_descriptor, count, mappings, p2p_warning, sandbox};
 use crate::l1::lab::Lab;
 use crate::l1::vm::{self, Vm};
-use crate::l1::{devices, firmware, huge_pages, ram};
-use crate::machine;
+use crate::l1::{devices, firmware, huge_pages, ram, requests};
+use crate::wait::{Seen, wait_for};
 
 const GIB: u64 = 1 << 30;
 
@@ -94,8 +94,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     }
 
     lab.report.step("unplug");
-    vm.qmp.run("device_del", json!({ "id": "dut" }))?;
-    vm.qmp.event("DEVICE_DELETED", |data| data["device"] == "dut")?;
+    requests::unplug(lab, &mut vm, "dut")?;
     mappings::nothing_mapped(lab, &vm, "after-unplug")?;
     mappings::unmapped_before_leaving(lab, &vm)?;
 
@@ -121,23 +120,20 @@ fn report_passed_over(lab: &Lab, vm: &mut Vm) -> Result<()> {
 
 /// The device comes back into the running guest: `data-after-plug`, which L2 reads once more, and `mappings-after-plug`.
 fn plug_again(lab: &Lab, vm: &mut Vm) -> Result<()> {
-    /// QEMU has told that the device is gone, and frees it a little later.
-    const FREED_WITHIN: Duration = Duration::from_secs(10);
+    /// QEMU has reported that the device is deleted, and frees it a little later.
+    const FREED_WITHIN: Duration = Duration::from_secs(60);
     let mut device = devices::to_add(lab, 0, lab.job.mode);
     device["id"] = "dut".into();
     device["bus"] = "rp0".into();
-    let mut refusal = None;
-    machine::wait_for(FREED_WITHIN, || match vm.qmp.attempt("device_add", device.clone()) {
-        Ok(Ok(_)) => Some(()),
-        refused => {
-            refusal = Some(refused);
-            None
-        }
-    })
-    .with_context(|| format!("the device does not come back: {refusal:?}"))?;
+    wait_for("the device to come back", FREED_WITHIN, || {
+        Ok(match vm.qmp.attempt("device_add", device.clone())? {
+            Ok(_) => Seen::Done(()),
+            Err(refusal) => Seen::NotYet(format!("QEMU refuses it: {}", refusal.0)),
+        })
+    })?;
     let (_, written) = DiskLayout::of_mib(lab.job.disk_mib).written_by(0);
     let is_read = |event: &Event| matches!(event, Event::Moved { bytes, .. } if *bytes == written);
-    vm.wait_event("data read once more", is_read)?;
+    vm.wait_event("the data to be read once more", is_read)?;
     lab.report.check("data-after-plug", &[], &format!("{written} bytes read and right"));
     mappings::mappings(lab, vm, "after-plug")?;
     mappings::no_threads(lab, vm, "after-plug")

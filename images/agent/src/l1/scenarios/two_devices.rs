@@ -9,9 +9,9 @@ use vfio_fast_protocol::record::Record;
 use vfio_fast_protocol::witness::{self, Call};
 
 use crate::l1::checks::{count, exit, mappings};
-use crate::l1::devices;
 use crate::l1::lab::Lab;
 use crate::l1::vm::{self, Vm};
+use crate::l1::{devices, requests};
 
 pub fn run(lab: &Lab) -> Result<()> {
     together(lab)?;
@@ -53,13 +53,13 @@ fn together(lab: &Lab) -> Result<()> {
 
     lab.report.step("leave");
     let before = vm.witnessed()?;
-    leave(&mut vm, 0)?;
+    leave(lab, &mut vm, 0)?;
     mappings::mappings(lab, &mut vm, "one-left")?;
     let left = changes(&vm.witnessed()?[before.len()..]);
     let problems = if left == 0 { vec![] } else { vec![format!("{left} maps and unmaps")] };
     lab.report.check("first-leaves-untouched", &problems, "no map, no unmap");
 
-    leave(&mut vm, 1)?;
+    leave(lab, &mut vm, 1)?;
     mappings::nothing_mapped(lab, &vm, "after-both-left")?;
     mappings::unmapped_before_leaving(lab, &vm)?;
 
@@ -72,10 +72,10 @@ fn together(lab: &Lab) -> Result<()> {
     mappings::no_threads(lab, &vm, "come-back")?;
     if lab.job.mode == Mode::Fast {
         // The other way round, in a container that the first device has mapped without the library.
-        leave(&mut vm, 1)?;
+        leave(lab, &mut vm, 1)?;
         vm.qmp.run("device_add", device(lab, 0, Mode::Stock))?;
         refuse(lab, &mut vm, Mode::Fast, "without", ("libvfio-fast", "builtin"))?;
-        leave(&mut vm, 0)?;
+        leave(lab, &mut vm, 0)?;
         left_alone(lab, &mut vm)?;
     }
     vm.quit().map(drop)
@@ -132,11 +132,8 @@ fn device(lab: &Lab, n: usize, mode: Mode) -> Value {
     device
 }
 
-fn leave(vm: &mut Vm, n: usize) -> Result<()> {
-    let id = format!("dut{n}");
-    vm.qmp.run("device_del", json!({ "id": id }))?;
-    vm.qmp.event("DEVICE_DELETED", |data| data["device"] == id.as_str())?;
-    Ok(())
+fn leave(lab: &Lab, vm: &mut Vm, n: usize) -> Result<()> {
+    requests::unplug(lab, vm, &format!("dut{n}"))
 }
 
 fn changes(calls: &[Call]) -> usize {

@@ -12,8 +12,8 @@ use crate::l1::checks::{
     viommu_events::{self, TRACED},
 };
 use crate::l1::lab::Lab;
-use crate::l1::qemu_trace;
 use crate::l1::vm::{self, Vm};
+use crate::l1::{qemu_trace, requests};
 
 /// The size of the second disk, which L2 writes and reads as a whole.
 const SECOND_MIB: u64 = 1;
@@ -108,8 +108,7 @@ fn unplug_second(lab: &Lab, vm: &mut Vm, read: u64) -> Result<()> {
     let calls = mappings::quietly(vm, |vm| vm.witnessed())?;
     let first = calls.iter().find(|call| call.mapped()).context("nothing was ever mapped")?.space();
     let before = witness::replay(&calls)?;
-    vm.qmp.run("device_del", json!({ "id": "dut1" }))?;
-    vm.qmp.event("DEVICE_DELETED", |data| data["device"] == "dut1")?;
+    requests::unplug(lab, vm, "dut1")?;
     let after = witness::replay(&mappings::quietly(vm, |vm| vm.witnessed())?)?;
     let left = after.iter().filter(|(space, _)| **space != first).flat_map(|(_, held)| held);
     let mut problems: Vec<String> =
@@ -130,7 +129,7 @@ fn unplug_second(lab: &Lab, vm: &mut Vm, read: u64) -> Result<()> {
     lab.report.check("first-left-alone", &problems, &format!("its {} mappings are there", all.len()));
 
     let is_read = |event: &Event| matches!(event, Event::Moved { bytes, .. } if *bytes == read);
-    vm.wait_event("data read once more", is_read)?;
+    vm.wait_event("the data to be read once more", is_read)?;
     lab.report.check("data-after-unplug", &[], &format!("{read} bytes read and right"));
     Ok(())
 }

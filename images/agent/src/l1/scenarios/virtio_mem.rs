@@ -14,9 +14,10 @@ use vfio_fast_protocol::witness::{self, Call, Held, Mapping};
 
 use crate::l1::checks::{count, mappings};
 use crate::l1::lab::Lab;
+use crate::l1::requests::{self, Progress};
 use crate::l1::vm::{self, Vm};
 use crate::l1::{limits, proc, qemu_trace};
-use crate::machine;
+use crate::wait::{Seen, wait_for};
 
 const MIB: u64 = 1 << 20;
 /// What the device could have at most.
@@ -41,9 +42,6 @@ const LAST_MIB: u64 = 288;
 const ACK: u64 = 0;
 const BUSY: u64 = 2;
 const ENOMEM: i32 = 12;
-
-/// As long as the guest may take to answer the device.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
@@ -88,19 +86,19 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.qmp.run("cont", json!({}))?;
     let disk = DiskLayout::of_mib(job.disk_mib);
     boot(lab, &mut vm, &region, "boot", disk.read_by(0).1 + disk.written_by(0).1)?;
-    region.settled(&mut vm, FIRST_MIB)?;
+    settled(&mut vm, FIRST_MIB, lab.wait())?;
     region.mapped(lab, &mut vm, "after-plug", FIRST_MIB)?;
 
     lab.report.step("unplug");
     let before = vm.witnessed()?.len();
-    region.resize(&mut vm, SHRUNK_MIB)?;
+    region.resize(lab, &mut vm, SHRUNK_MIB)?;
     region.mapped(lab, &mut vm, "after-unplug", SHRUNK_MIB)?;
     let gone = (FIRST_MIB - SHRUNK_MIB) * MIB;
     report_touched(lab, "unplugged-alone", &vm.witnessed()?[before..], 0, gone);
 
     lab.report.step("plug again");
     let before = vm.witnessed()?.len();
-    region.resize(&mut vm, GROWN_MIB)?;
+    region.resize(lab, &mut vm, GROWN_MIB)?;
     let wanted = region.mapped(lab, &mut vm, "after-plug-again", GROWN_MIB)?;
     let come = (GROWN_MIB - SHRUNK_MIB) * MIB;
     report_touched(lab, "plugged-alone", &vm.witnessed()?[before..], come, 0);
@@ -119,14 +117,14 @@ pub fn run(lab: &Lab) -> Result<()> {
 
     lab.report.step("enough again");
     limits::set_memlock(Some(vm.pid), (job.l2_memory_mib + 2 * MOST_MIB) * MIB)?;
-    region.resize(&mut vm, LAST_MIB)?;
+    region.resize(lab, &mut vm, LAST_MIB)?;
     region.mapped(lab, &mut vm, "after-raise", LAST_MIB)?;
 
     lab.report.step("reset");
     vm.qmp.run("system_reset", json!({}))?;
     let bytes = disk.written_by(0).1 + disk.read_by(1).1 + disk.written_by(1).1;
     boot(lab, &mut vm, &region, "reset", bytes)?;
-    region.settled(&mut vm, LAST_MIB)?;
+    settled(&mut vm, LAST_MIB, lab.wait())?;
     region.mapped(lab, &mut vm, "after-reset", LAST_MIB)?;
     mappings::no_threads(lab, &vm, "after-reset")?;
     vm.quit().map(drop)
@@ -147,20 +145,22 @@ impl Region {
         (self.address..self.address + MOST_MIB * MIB).contains(&address)
     }
 
-    /// Asks the guest to have so much plugged, and waits until it has.
-    fn resize(&self, vm: &mut Vm, mib: u64) -> Result<()> {
-        request(vm, mib)?;
-        self.settled(vm, mib)
-    }
-
-    fn settled(&self, vm: &mut Vm, mib: u64) -> Result<()> {
-        let mut now = 0;
-        let reached = machine::wait_for(ANSWERED_WITHIN, || {
-            let device = device(vm).ok()?;
-            now = device["size"].as_u64()?;
-            (now == mib * MIB).then_some(())
-        });
-        reached.with_context(|| format!("{now} bytes are plugged, {mib} MiB were asked for"))
+    /// Asks the guest to have so much plugged, and waits until it has. QEMU notifies the guest of a
+    /// size that it has been asked for before, too.
+    fn resize(&self, lab: &Lab, vm: &mut Vm, mib: u64) -> Result<()> {
+        let cause = format!("requested-size {mib}M");
+        requests::repeat(
+            lab,
+            &cause,
+            vm,
+            |vm, _| request(vm, mib),
+            |vm, within| {
+                Ok(match settled(vm, mib, within) {
+                    Ok(()) => Progress::Fulfilled(()),
+                    Err(error) => Progress::Pending(format!("{error:#}")),
+                })
+            },
+        )
     }
 
     /// Reports what is mapped: `mappings-<when>` of all of the guest's memory, and `blocks-<when>`: each block that QEMU let the
@@ -228,6 +228,14 @@ fn device(vm: &mut Vm) -> Result<Value> {
     let devices = vm.qmp.run("query-memory-devices", json!({}))?;
     ensure!(devices[0]["type"] == "virtio-mem", "no virtio-mem device: {devices}");
     Ok(devices[0]["data"].clone())
+}
+
+/// Waits until the guest has so much plugged.
+fn settled(vm: &mut Vm, mib: u64, within: Duration) -> Result<()> {
+    wait_for(&format!("{mib} MiB to be plugged"), within, || {
+        let now = device(vm)?["size"].as_u64().context("the memory device has no size")?;
+        Ok(Seen::of((now == mib * MIB).then_some(()), || format!("{now} bytes are plugged")))
+    })
 }
 
 fn request(vm: &mut Vm, mib: u64) -> Result<()> {
@@ -318,9 +326,9 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &Held) -> Result<()> 
     let before = vm.witnessed()?.len();
     let busy = answers(&qemu_trace::text()?, BUSY);
     request(vm, REFUSED_MIB)?;
-    let told = machine::wait_for(ANSWERED_WITHIN, || {
-        let text = qemu_trace::text().ok()?;
-        (answers(&text, BUSY) > busy).then_some(())
+    let told = wait_for("the device to report to the guest that it is busy", lab.wait(), || {
+        let more = answers(&qemu_trace::text()?, BUSY) - busy;
+        Ok(Seen::of((more > 0).then_some(()), || "no such response".to_owned()))
     });
     let calls = vm.witnessed()?.split_off(before);
     let mapped: u64 = calls.iter().filter(|c| c.mapped()).map(|c| c.size).sum();
@@ -333,8 +341,8 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &Held) -> Result<()> 
         (GROWN_MIB * MIB).abs_diff(device(vm)?["size"].as_u64().unwrap_or(0)) / BLOCK
     );
     let mut problems = Vec::new();
-    if told.is_none() {
-        problems.push(format!("the guest was never told that the device is busy; {seen}"));
+    if let Err(error) = told {
+        problems.push(format!("{error:#}; {seen}"));
     }
     let as_it_should = match lab.job.mode {
         Mode::Fast => foreseen == 1 && refused.is_empty(),
