@@ -14,6 +14,7 @@ mod tsan;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use vfio_fast_assets::{interrupt, outcome};
 
 /// Builds, tests and proves vfio-fast.
 #[derive(Parser)]
@@ -47,7 +48,8 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().verb {
+    let verb = Cli::parse().verb;
+    outcome::exit_code(interrupt::handle_signals().and_then(|()| match verb {
         Verb::Setup => setup::run(),
         Verb::Doctor => doctor::run(),
         Verb::Header(args) => header::run(&args),
@@ -56,6 +58,5 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::E2e(args) => lab::become_program("vfio-fast-e2e", &args),
         Verb::Bench(args) => lab::become_program("vfio-fast-bench", &args),
-    };
-    vfio_fast_assets::outcome::exit_code(result)
+    }))
 }

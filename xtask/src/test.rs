@@ -13,7 +13,7 @@ use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{Told, UNAVAILABLE, code_of};
 use vfio_fast_assets::progress::{elapsed, run_logged, step};
 use vfio_fast_assets::qemu::Kind;
-use vfio_fast_assets::{kernel, library, packages, paths, qemu};
+use vfio_fast_assets::{interrupt, kernel, library, packages, paths, qemu};
 
 /// Which checks to run.
 #[derive(clap::Args, Clone, Debug)]
@@ -148,7 +148,10 @@ fn sum_up(verdicts: &[Verdict]) -> (String, Result<()>) {
 
 /// The whole matrix, shown as it runs.
 fn e2e() -> Result<()> {
-    let status = lab::command("vfio-fast-e2e").status()?;
+    let status = {
+        let (mut child, _cleanup) = interrupt::spawn(lab::command("vfio-fast-e2e").arg("--all"))?;
+        child.wait()?
+    };
     match status.code() {
         Some(0) => Ok(()),
         Some(code) => Err(Told(u8::try_from(code).unwrap_or(1)).into()),

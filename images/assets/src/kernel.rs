@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 
 use crate::cache::{Cache, Input, remove_dir};
 use crate::debian::{self, Deb, Debian, UNSTABLE};
-use crate::progress::{run_logged, step};
+use crate::progress::{run_logged, step_measured};
 use crate::{packages, paths};
 
 /// Its options; all others are off, and nothing is a module.
@@ -23,6 +23,9 @@ const MAKE: &[&str] = &[
     "KBUILD_BUILD_USER=vfio-fast",
     "KBUILD_BUILD_HOST=vfio-fast",
 ];
+
+/// How many lines make prints for these options, give or take a few from series to series.
+const OBJECTS: u64 = 2000;
 
 /// The name of the image in its entry of the cache.
 const IMAGE: &str = "vmlinuz";
@@ -47,7 +50,7 @@ fn image(cache: &Cache) -> Result<PathBuf> {
     let entry = cache.entry("kernel", &inputs)?;
     let dir = entry.get_or_build(|dir| {
         let _lock = cache.lock("kernel-build")?;
-        step(&format!("Build a kernel of {}", source.package), &entry.log(), |log| {
+        step_measured(&format!("Build a kernel of {}", source.package), &entry.log(), compiled, |log| {
             let tree = paths::target().join("kernel");
             unpack(&source, &tree, log)?;
             configure(cache, &tree, log)?;
@@ -59,6 +62,13 @@ fn image(cache: &Cache) -> Result<PathBuf> {
         })
     })?;
     Ok(dir.join(IMAGE))
+}
+
+/// How far the build is: each line of its log but the commands' own is one object.
+fn compiled(log: &Path) -> Option<(u64, u64)> {
+    let text = fs::read_to_string(log).ok()?;
+    let done = text.lines().filter(|line| line.starts_with("  ")).count() as u64;
+    (done > 0).then(|| (done.min(OBJECTS - 1), OBJECTS))
 }
 
 /// Unpacks the source package, which is an archive in an archive.

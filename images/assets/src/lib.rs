@@ -3,14 +3,16 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 0 | [`paths`], [`progress`] |
-//! | 1 | [`outcome`], [`cache`] |
-//! | 2 | [`packages`], [`debian`], [`library`] |
-//! | 3 | [`kernel`], [`qemu`], [`image`] |
+//! | 0 | [`paths`], [`interrupt`] |
+//! | 1 | [`progress`] |
+//! | 2 | [`outcome`], [`cache`] |
+//! | 3 | [`packages`], [`debian`], [`library`] |
+//! | 4 | [`kernel`], [`qemu`], [`image`] |
 
 pub mod cache;
 pub mod debian;
 pub mod image;
+pub mod interrupt;
 pub mod kernel;
 pub mod library;
 pub mod outcome;

@@ -8,7 +8,7 @@ use rustix::process::geteuid;
 
 use crate::cache::Cache;
 use crate::outcome::CannotRun;
-use crate::progress::{self, run_logged};
+use crate::progress::{self, run_logged_to_its_end};
 
 /// Everything that is compiled, unpacked or run on the build machine needs no more than these.
 pub const NEEDED: &[&str] = &[
@@ -65,7 +65,7 @@ pub fn ensure(cache: &Cache) -> Result<()> {
         let run = |args: &[&str]| {
             let mut command = Command::new(apt[0]);
             command.args(&apt[1..]).args(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]);
-            run_logged(
+            run_logged_to_its_end(
                 command.args(["-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"]).args(args),
                 log,
             )

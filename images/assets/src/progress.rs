@@ -1,4 +1,5 @@
-//! Long steps: what runs, for how long, where its log is, and the end of the log when it fails.
+//! Long steps: what runs, for how long, how much is left where that can be known, where its log is, and the end of the log
+//! when it fails. Several threads may have steps at the same time.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -7,12 +8,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+
+use crate::interrupt;
 
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -21,10 +23,33 @@ const TTY_HEARTBEAT: Duration = Duration::from_secs(1);
 /// Lines of the log shown when a step fails.
 const TAIL: usize = 40;
 
-/// How many steps are open, one inside the other; only the innermost shows signs of life.
-static OPEN: AtomicUsize = AtomicUsize::new(0);
+/// What is going on now.
+static STEPS: Mutex<Steps> = Mutex::new(Steps { open: Vec::new(), ticking: false, line_is_shown: false });
 
-/// A step that failed and has told so, with the end of its log.
+struct Steps {
+    /// Oldest first.
+    open: Vec<Open>,
+    /// Whether the thread that shows signs of life runs.
+    ticking: bool,
+    /// Whether the terminal's last line is a sign of life.
+    line_is_shown: bool,
+}
+
+/// How far a step is: done, and the whole. Read from its log.
+pub type Measure = fn(&Path) -> Option<(u64, u64)>;
+
+/// A step that has begun. The newest of a thread is the one that shows signs of life.
+struct Open {
+    what: String,
+    log: PathBuf,
+    start: Instant,
+    thread: ThreadId,
+    measure: Measure,
+    /// The first measurement, and when.
+    first: Option<(Instant, u64, u64)>,
+}
+
+/// A step that failed and has reported so, with the end of its log.
 #[derive(Debug)]
 pub struct StepFailed {
     what: String,
@@ -44,45 +69,80 @@ impl Error for StepFailed {}
 /// Prints a line when it starts and when it ends, a sign of life every 15 s, and on failure the
 /// error and the last lines of the log.
 pub fn step<T>(what: &str, log: &Path, run: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    step_measured(what, log, ninja, run)
+}
+
+/// The same for a step whose log says in another way than ninja's how far it is.
+pub fn step_measured<T>(
+    what: &str,
+    log: &Path,
+    measure: Measure,
+    run: impl FnOnce(&Path) -> Result<T>,
+) -> Result<T> {
     if let Some(dir) = log.parent() {
         fs::create_dir_all(dir).with_context(|| format!("Cannot create {}", dir.display()))?;
     }
     File::create(log).with_context(|| format!("Cannot create {}", log.display()))?;
-    eprintln!("==> {what} (log: {})", log.display());
+    say(&format!("==> {what} (log: {})", log.display()));
     let start = Instant::now();
-    let result = beating(what, log, start, || run(log));
+    let result = {
+        let _open = begin(what, log, start, measure);
+        run(log)
+    };
     let took = elapsed(start.elapsed());
     match result {
         Ok(value) => {
-            eprintln!("    {what}: done in {took}");
+            say(&format!("    {what}: done in {took}"));
             Ok(value)
         }
         Err(error) if error.downcast_ref::<StepFailed>().is_some() => {
-            eprintln!("    {what}: failed after {took}");
+            say(&format!("    {what}: failed after {took}"));
             Err(error)
         }
         Err(error) => {
-            eprintln!("    {what}: failed after {took}: {error:#}");
+            let mut report = format!("    {what}: failed after {took}: {error:#}");
             for line in tail(log, TAIL) {
-                eprintln!("    | {line}");
+                report += &format!("\n    | {line}");
             }
-            eprintln!("    whole log: {}", log.display());
+            say(&format!("{report}\n    whole log: {}", log.display()));
             Err(error.context(StepFailed { what: what.to_owned(), log: log.to_path_buf() }))
         }
     }
 }
 
+/// Prints a line on standard error, above the signs of life.
+pub fn say(line: &str) {
+    let mut steps = steps();
+    clear(&mut steps);
+    eprintln!("{line}");
+}
+
+/// The same on standard output, for results.
+pub fn print(line: &str) {
+    let mut steps = steps();
+    clear(&mut steps);
+    println!("{line}");
+}
+
 /// Runs a command with its output appended to `log`; a status other than 0 is an error.
 pub fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
+    logged(command, log, interrupt::spawn)
+}
+
+/// The same for a command that must not end half-way, not even when a signal ends this process.
+pub fn run_logged_to_its_end(command: &mut Command, log: &Path) -> Result<()> {
+    logged(command, log, interrupt::spawn_to_its_end)
+}
+
+type Spawn = fn(&mut Command) -> std::io::Result<(std::process::Child, interrupt::Cleanup)>;
+
+fn logged(command: &mut Command, log: &Path, spawn: Spawn) -> Result<()> {
     let line = command_line(command);
     let mut file = OpenOptions::new().create(true).append(true).open(log)?;
     writeln!(file, "$ {line}")?;
-    let status = command
-        .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file)
-        .status()
-        .with_context(|| format!("Cannot start `{line}`"))?;
+    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    let (mut child, _cleanup) = spawn(command).with_context(|| format!("Cannot start `{line}`"))?;
+    let status = child.wait()?;
     if !status.success() {
         bail!("`{line}` ended with {status}");
     }
@@ -115,33 +175,120 @@ fn command_line(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Runs `run` beside a thread that shows signs of life.
-fn beating<T>(what: &str, log: &Path, start: Instant, run: impl FnOnce() -> T) -> T {
-    let depth = OPEN.fetch_add(1, Ordering::Relaxed) + 1;
+/// Removes its step when dropped, on return and on panic alike.
+struct Begun(Instant, ThreadId);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let mut steps = steps();
+        clear(&mut steps);
+        steps.open.retain(|open| (open.start, open.thread) != (self.0, self.1));
+    }
+}
+
+/// Notes a step, and sees to it that a thread shows signs of life.
+fn begin(what: &str, log: &Path, start: Instant, measure: Measure) -> Begun {
+    let mut steps = steps();
+    let thread = thread::current().id();
+    let (what, log) = (what.to_owned(), log.to_path_buf());
+    steps.open.push(Open { what, log, start, thread, measure, first: None });
+    if !steps.ticking {
+        steps.ticking = true;
+        thread::spawn(tick);
+    }
+    Begun(start, thread)
+}
+
+/// Shows signs of life until no step is open.
+fn tick() {
     let tty = std::io::stderr().is_terminal();
     let interval = if tty { TTY_HEARTBEAT } else { HEARTBEAT };
-    let (stop, stopped) = mpsc::channel::<()>();
-    let result = thread::scope(|scope| {
-        scope.spawn(move || {
-            while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-                if OPEN.load(Ordering::Relaxed) != depth {
-                    continue;
-                }
-                let last = tail(log, 1).pop().unwrap_or_default();
-                let last: String = last.chars().take(60).collect();
-                let line = format!("    {what}: {} so far  {last}", elapsed(start.elapsed()));
-                if tty { eprint!("\r\x1b[K{line}") } else { eprintln!("{line}") }
+    let mut next = Instant::now() + interval;
+    loop {
+        thread::sleep(next.saturating_duration_since(Instant::now()).min(TTY_HEARTBEAT));
+        let mut steps = steps();
+        if steps.open.is_empty() || interrupt::is_interrupted() {
+            steps.ticking = false;
+            return;
+        }
+        if Instant::now() < next {
+            continue;
+        }
+        next += interval;
+        let open = &mut steps.open;
+        let mut lines = Vec::new();
+        for n in 0..open.len() {
+            let is_newest = open[n + 1..].iter().all(|other| other.thread != open[n].thread);
+            // A step that has just begun has said so.
+            if is_newest && open[n].start.elapsed() + TTY_HEARTBEAT > interval {
+                lines.push(open[n].sign_of_life(!tty));
             }
-            if tty {
-                eprint!("\r\x1b[K");
+        }
+        if lines.is_empty() {
+            continue;
+        }
+        if tty {
+            let line: String = format!("    {}", lines.join(" | ")).chars().take(width()).collect();
+            eprint!("\r\x1b[K{line}");
+            steps.line_is_shown = true;
+        } else {
+            lines.iter().for_each(|line| eprintln!("    {line}"));
+        }
+    }
+}
+
+impl Open {
+    /// "Build QEMU (on): 1 min 15 s so far, 71 %, about 30 s left"
+    fn sign_of_life(&mut self, with_log: bool) -> String {
+        let mut line = format!("{}: {} so far", self.what, elapsed(self.start.elapsed()));
+        let now = Instant::now();
+        let measured = (self.measure)(&self.log).filter(|(done, whole)| done <= whole && *whole > 0);
+        if let Some((done, whole)) = measured {
+            line += &format!(", {} %", done * 100 / whole);
+            // Another whole is another count.
+            let (since, from, _) = *match self.first {
+                Some((_, _, first)) if first == whole => self.first.get_or_insert((now, done, whole)),
+                _ => self.first.insert((now, done, whole)),
+            };
+            if let Some(left) = left(now - since, done.saturating_sub(from), whole - done) {
+                line += &format!(", about {} left", elapsed(left));
             }
-        });
-        // Dropped on return and on panic alike: the thread ends, the scope can close.
-        let _stop = stop;
-        run()
-    });
-    OPEN.fetch_sub(1, Ordering::Relaxed);
-    result
+        } else if with_log {
+            let last = tail(&self.log, 1).pop().unwrap_or_default();
+            line += &format!("  {}", last.chars().take(60).collect::<String>());
+        }
+        line
+    }
+}
+
+/// How long `todo` takes, if `done` took so long; unknown at the very beginning.
+fn left(took: Duration, done: u64, todo: u64) -> Option<Duration> {
+    let seconds = took.as_secs_f64() / done as f64 * todo as f64;
+    (done > 0 && took > Duration::from_secs(2)).then(|| Duration::from_secs(seconds as u64))
+}
+
+/// How far ninja is: its lines begin with `[done/whole]`.
+fn ninja(log: &Path) -> Option<(u64, u64)> {
+    let line = tail(log, 1).pop()?;
+    let (counts, _) = line.strip_prefix('[')?.split_once(']')?;
+    let (done, whole) = counts.split_once('/')?;
+    Some((done.parse().ok()?, whole.parse().ok()?))
+}
+
+/// Columns of the terminal.
+fn width() -> usize {
+    let size = rustix::termios::tcgetwinsize(std::io::stderr());
+    size.map_or(80, |size| usize::from(size.ws_col).max(20)) - 1
+}
+
+fn clear(steps: &mut Steps) {
+    if std::mem::take(&mut steps.line_is_shown) {
+        eprint!("\r\x1b[K");
+    }
+}
+
+fn steps() -> MutexGuard<'static, Steps> {
+    STEPS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The last lines of a file; none if it cannot be read.
@@ -203,6 +350,32 @@ mod tests {
         fs::write(&path, "1\n2\n10%\r20%\r30%\n").unwrap();
         assert_eq!(tail(&path, 2), ["2", "30%"]);
         assert_eq!(tail(Path::new("/nonexistent"), 2), [""; 0]);
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_step_says_how_far_it_is() {
+        let path = log("measured");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let begun = Instant::now() - Duration::from_secs(100);
+        let mut open = Open {
+            what: "Build".into(),
+            log: path.clone(),
+            start: begun,
+            thread: thread::current().id(),
+            measure: ninja,
+            first: Some((begun + Duration::from_secs(20), 0, 200)),
+        };
+        for (text, end) in [
+            ("[50/200] Compiling a.c\n", " so far, 25 %, about 4 min 00 s left"),
+            ("[200/200] Linking\n", " so far, 100 %, about 0.0 s left"),
+            ("[1/300] Another count\n", " so far, 0 %"),
+            ("checking for gcc\n", " so far  checking for gcc"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let line = open.sign_of_life(true);
+            assert!(line.starts_with("Build: 1 min 40 s") && line.ends_with(end), "{line}");
+        }
         fs::remove_file(path).unwrap();
     }
 

@@ -1,17 +1,18 @@
 //! The host's settings that decide which huge pages there are, changed for one run.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use vfio_fast_assets::interrupt::{Cleanup, on_interrupt};
 
 const SHMEM: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 /// Pages beyond those set aside, taken from free memory when needed and given back afterwards.
 const OVERCOMMIT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages";
 
-/// Settings to be put back when dropped.
+/// Settings to be put back when dropped, or when a signal ends the process.
 #[derive(Debug)]
-pub struct Settings(Vec<(PathBuf, String)>);
+pub struct Settings(Vec<(PathBuf, String, Cleanup)>);
 
 /// Lets shmem use huge pages where asked to, and hugetlb pages be had without setting them aside.
 pub fn allow_huge_pages() -> Result<Settings> {
@@ -25,20 +26,24 @@ impl Settings {
     fn set(&mut self, path: &str, value: &str) -> Result<()> {
         let text = fs::read_to_string(path).with_context(|| format!("Cannot read {path}"))?;
         let old = in_force(&text).to_owned();
+        let (file, before) = (PathBuf::from(path), old.clone());
+        let cleanup = on_interrupt(move || put_back(&file, &before));
         fs::write(path, value).with_context(|| format!("Cannot write {value} to {path}: needs root"))?;
         eprintln!("    {path}: {old} -> {value}; if this run is killed: echo {old} > {path}");
-        self.0.push((path.into(), old));
+        self.0.push((path.into(), old, cleanup));
         Ok(())
     }
 }
 
 impl Drop for Settings {
     fn drop(&mut self) {
-        for (path, old) in self.0.iter().rev() {
-            if let Err(error) = fs::write(path, old) {
-                eprintln!("    Cannot put {} back to {old}: {error}", path.display());
-            }
-        }
+        self.0.iter().rev().for_each(|(path, old, _)| put_back(path, old));
+    }
+}
+
+fn put_back(path: &Path, old: &str) {
+    if let Err(error) = fs::write(path, old) {
+        eprintln!("    Cannot put {} back to {old}: {error}", path.display());
     }
 }
 

@@ -25,6 +25,7 @@ use clap::Parser;
 use summary::Summary;
 use table::Section;
 use targets::Target;
+use vfio_fast_assets::interrupt;
 use vfio_fast_assets::outcome::{self, CannotRun, UNAVAILABLE};
 use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::{run_logged, step};
@@ -78,7 +79,8 @@ struct Report {
 }
 
 fn main() -> ExitCode {
-    outcome::exit_code(run(&Args::parse()))
+    let args = Args::parse();
+    outcome::exit_code(interrupt::handle_signals().and_then(|()| run(&args)))
 }
 
 /// Measures, then shows.
@@ -184,7 +186,8 @@ fn native(args: &Args, lines: &Path, log: &Path) -> Result<()> {
     command.args(["--rounds", &rounds(args).to_string()]);
     command.stdin(Stdio::null()).stdout(File::create(lines)?);
     command.stderr(OpenOptions::new().append(true).open(log)?);
-    let status = command.status().context("Cannot start cargo")?;
+    let (mut child, _cleanup) = interrupt::spawn(&mut command).context("Cannot start cargo")?;
+    let status = child.wait()?;
     if status.code() == Some(UNAVAILABLE.into()) {
         bail!(CannotRun("The native bench cannot run on this machine".into()));
     }

@@ -13,7 +13,8 @@ use super::accel::Accel;
 use super::machine::Machine;
 use super::records::{Listener, Told};
 use vfio_fast_assets::image::Guest;
-use vfio_fast_assets::progress::elapsed;
+use vfio_fast_assets::interrupt;
+use vfio_fast_assets::progress::{elapsed, print};
 
 /// The file L1's records arrive in.
 const RECORDS: &str = "records.jsonl";
@@ -87,12 +88,9 @@ pub fn run(
 ) -> Result<Told> {
     fs::write(folder.join("l0-command.txt"), format!("{command:?}\n"))?;
     let log = File::create(folder.join("l0-qemu.log"))?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .with_context(|| format!("Cannot start {:?}", command.get_program()))?;
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let (mut child, _cleanup) = interrupt::spawn(&mut command)
+        .with_context(|| format!("Cannot start {}", command.get_program().display()))?;
     let start = Instant::now();
     let mut steps = File::create(folder.join(STEPS))?;
     let mut listener = Listener::new(folder, RECORDS);
@@ -105,7 +103,7 @@ pub fn run(
             if let Some(begun) = begun.take() {
                 begun();
             }
-            println!("    {name}: {step} ({})", elapsed(start.elapsed()));
+            print(&format!("    {name}: {step} ({})", elapsed(start.elapsed())));
             let traced = fs::metadata(trace(folder)).map_or(0, |file| file.len());
             writeln!(steps, "{}", serde_json::to_string(&(step, traced))?)?;
         }

@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use vfio_fast_assets::{interrupt, outcome};
+use vfio_fast_e2e::Args;
 
 fn main() -> ExitCode {
-    vfio_fast_assets::outcome::exit_code(vfio_fast_e2e::run(&vfio_fast_e2e::Args::parse()))
+    let args = Args::parse();
+    outcome::exit_code(interrupt::handle_signals().and_then(|()| vfio_fast_e2e::run(&args)))
 }

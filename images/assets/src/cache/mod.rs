@@ -8,12 +8,12 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use hmac_sha256::Hash;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use sha2::{Digest, Sha256};
 
 /// Entries kept per name, newest use first: enough for a few branches side by side.
 const KEPT: usize = 6;
@@ -69,7 +69,7 @@ impl Cache {
 
     /// The product `name` made from `inputs`: another input, another entry.
     pub fn entry(&self, name: &str, inputs: &[Input]) -> Result<Entry> {
-        let mut hash = Sha256::new();
+        let mut hash = Hash::new();
         for input in inputs {
             feed(&mut hash, *input)?;
         }
@@ -98,9 +98,18 @@ impl Cache {
     pub fn lock(&self, name: &str) -> Result<Lock> {
         let path = self.root.join("locks").join(name);
         let file = File::create(&path).with_context(|| format!("Cannot create {}", path.display()))?;
-        let locked = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let mut locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+        // Another thread of this run holds it for moments only.
+        for _ in 0..20 {
+            if locked != Err(Errno::WOULDBLOCK) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+        }
+        let locked = match locked {
             Err(Errno::WOULDBLOCK) => {
-                eprintln!("    waiting for another run that holds {}", path.display());
+                crate::progress::say(&format!("    waiting for another run that holds {}", path.display()));
                 flock(&file, FlockOperation::LockExclusive)
             }
             other => other,
@@ -157,7 +166,7 @@ impl Entry {
         let path = self.path();
         let _lock = self.cache.lock(&self.stem())?;
         if self.is_ready() {
-            eprintln!("    cached: {}", self.stem());
+            crate::progress::say(&format!("    cached: {}", self.stem()));
             // The time of last use decides what is pruned.
             File::open(&path)?.set_modified(SystemTime::now())?;
             return Ok(path);
@@ -165,6 +174,8 @@ impl Entry {
         let partial = path.with_file_name(format!("{}.partial", self.stem()));
         remove_dir(&partial)?;
         make_dir(&partial)?;
+        let abandoned = partial.clone();
+        let _cleanup = crate::interrupt::on_interrupt(move || drop(remove_dir(&abandoned)));
         if let Err(error) = build(&partial) {
             remove_dir(&partial)?;
             return Err(error);
@@ -180,7 +191,7 @@ impl Entry {
 }
 
 /// Feeds one input, framed by its kind and length so that no two lists of inputs collide.
-fn feed(hash: &mut Sha256, input: Input) -> Result<()> {
+fn feed(hash: &mut Hash, input: Input) -> Result<()> {
     match input {
         Input::Text(text) => frame(hash, b"text", text.as_bytes()),
         Input::File(path) => {
@@ -192,7 +203,7 @@ fn feed(hash: &mut Sha256, input: Input) -> Result<()> {
     Ok(())
 }
 
-fn feed_dir(hash: &mut Sha256, dir: &Path) -> Result<()> {
+fn feed_dir(hash: &mut Hash, dir: &Path) -> Result<()> {
     let describe = || format!("Cannot read {}", dir.display());
     let mut items =
         fs::read_dir(dir).and_then(|items| items.collect::<io::Result<Vec<_>>>()).with_context(describe)?;
@@ -215,7 +226,7 @@ fn feed_dir(hash: &mut Sha256, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn frame(hash: &mut Sha256, kind: &[u8], bytes: &[u8]) {
+fn frame(hash: &mut Hash, kind: &[u8], bytes: &[u8]) {
     hash.update(kind);
     hash.update((bytes.len() as u64).to_le_bytes());
     hash.update(bytes);

@@ -74,7 +74,9 @@ impl Debian {
         match debian.fetch_index() {
             Ok(()) => fs::write(stamp, "")?,
             // Offline with an index at hand: what is cached still serves.
-            Err(error) if same && age.is_some() => eprintln!("    the old index serves: {error:#}"),
+            Err(error) if same && age.is_some() => {
+                crate::progress::say(&format!("    the old index serves: {error:#}"))
+            }
             Err(error) => return Err(error),
         }
         Ok(debian)
@@ -100,7 +102,7 @@ impl Debian {
             match self.fetch_deb(package) {
                 Ok(path) => return Ok(Deb { package: package.to_owned(), path }),
                 Err(error) => {
-                    eprintln!("    {package} does not download, trying the one before");
+                    crate::progress::say(&format!("    {package} does not download, trying the one before"));
                     last_error = Some(error);
                 }
             }

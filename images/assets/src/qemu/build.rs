@@ -73,7 +73,7 @@ pub fn binary(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
             check_linkage(&binary, kind)?;
             bench.ensure_unchanged(kind, patches, &recipe)?;
             if keep {
-                eprintln!("    kept: {}", objects.dir.display());
+                crate::progress::say(&format!("    kept: {}", objects.dir.display()));
                 return Ok(());
             }
             remove_dir(&objects.dir)
@@ -134,7 +134,7 @@ pub fn check_each_patch(cache: &Cache) -> Result<()> {
             remove_dir(&objects.dir)?;
         }
     }
-    eprintln!("    {known} of the builds were in the cache");
+    crate::progress::say(&format!("    {known} of the builds were in the cache"));
     Ok(())
 }
 

@@ -60,7 +60,7 @@ pub fn apply_series(series: &Series, dir: &Path, log: &Path) -> Result<Vec<Strin
     if !series.patches.is_empty() {
         let (made_on, here) = (series.base()?, base_version(dir)?);
         if made_on != here {
-            eprintln!("    the series was made on {made_on}, this is {here}");
+            crate::progress::say(&format!("    the series was made on {made_on}, this is {here}"));
         }
     }
     // What an interrupted run left.
@@ -110,7 +110,7 @@ fn apply_patch(patch: &Path, dir: &Path, log: &Path) -> Result<()> {
         bail!("{} does not apply: {}", display_name(patch), rejects(&report));
     }
     for line in report.lines().filter(|line| line.contains("(offset ")) {
-        eprintln!("    {}: {line}", display_name(patch));
+        crate::progress::say(&format!("    {}: {line}", display_name(patch)));
     }
     let mut am = git(dir);
     am.args(["am", "--quiet", "--keep-cr", "--no-3way", "--committer-date-is-author-date"]).arg(patch);
