@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check of the repository, each with its own log and time.
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -36,7 +37,10 @@ struct Check {
 
 /// Every check, the cheapest first.
 const CHECKS: &[Check] = &[
-    fast("format", |log| cargo(&["fmt", "--all", "--check"], &[], log)),
+    fast("format", |log| {
+        cargo(&["fmt", "--all", "--check"], &[], log)?;
+        run_logged(&mut rustfmt_scenarios()?, log)
+    }),
     fast("tidy", |_| tidy::check()),
     fast("clippy", |log| {
         cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[], log)
@@ -65,6 +69,18 @@ const CHECKS: &[Check] = &[
     slow("newest kernel builds", |_| kernel::built().map(drop)),
     slow("e2e", |_| e2e()),
 ];
+
+/// cargo fmt follows no module that a build script lists.
+fn rustfmt_scenarios() -> Result<Command> {
+    let mut command = Command::new("rustfmt");
+    command.args(["--check", "--edition", "2024"]).current_dir(paths::root());
+    for folder in ["images/protocol/src/scenarios", "images/agent/src/l1/scenarios"] {
+        for file in fs::read_dir(paths::root().join(folder))? {
+            command.arg(file?.path());
+        }
+    }
+    Ok(command)
+}
 
 fn names() -> impl Iterator<Item = &'static str> {
     CHECKS.iter().map(|check| check.name)

@@ -14,9 +14,11 @@ use super::summary::Spread;
 use super::table::{Section, Table, about_run, promises};
 use super::targets::{Target, percent, times};
 use super::vm::TRANSLATED;
-use vfio_fast_e2e::{Accel, Machine, Plan};
+use vfio_fast_e2e::{Accel, ScenarioSpec};
 use vfio_fast_protocol::bench::calls::{self as cases, Driver, Policy, Record, Shape, Unmap};
 use vfio_fast_protocol::bench::native::Machine as About;
+use vfio_fast_protocol::host::Host;
+use vfio_fast_protocol::scenarios::map_bench;
 
 const GIB: u64 = 1 << 30;
 /// What maps there.
@@ -48,8 +50,8 @@ impl Wanted {
     }
 
     /// One boot of L1 under each IOMMU.
-    fn plans(&self) -> Vec<Plan> {
-        let machines = Machine::ALL.into_iter().filter(|machine| machine.shows_invalidations());
+    fn plans(&self) -> Vec<ScenarioSpec> {
+        let machines = Host::ALL.into_iter().filter(|machine| machine.shows_invalidations());
         let plan = |machine| {
             let arguments = [
                 ("--rounds", u64::from(self.rounds)),
@@ -61,7 +63,12 @@ impl Wanted {
             bench
                 .extend(arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value.to_string()]));
             // Many times what it needs.
-            Plan::calls(machine, MEMORY_MIB, bench, Duration::from_secs(600 + 300 * u64::from(self.rounds)))
+            map_bench::spec(
+                machine,
+                MEMORY_MIB,
+                bench,
+                Duration::from_secs(600 + 300 * u64::from(self.rounds)),
+            )
         };
         machines.map(plan).collect()
     }
@@ -134,7 +141,7 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
         let text = fs::read_to_string(verdict.folder.join("calls.log"))
             .with_context(|| format!("Nothing was measured: {}", verdict.problems().join("\n")))?;
         let invalidated = Invalidated::read(&verdict.folder)?;
-        let host = plan.machine.to_string();
+        let host = plan.host.to_string();
         let (of_arrays, of_unmaps) = rows(&host, &text, &invalidated)?;
         if (of_arrays.len(), of_unmaps.len()) != (2 * Shape::ALL.len(), 2 * Policy::ALL.len()) {
             wrong.push(format!("{host}: {} and {} cases were measured", of_arrays.len(), of_unmaps.len()));

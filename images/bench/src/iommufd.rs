@@ -14,8 +14,10 @@ use super::summary::{Row, Spread, Summary as Measured};
 use super::table::{Section, about_run, left_out, memory_tables, promises};
 use super::targets::{self, Target, percent};
 use super::vm::TRANSLATED;
-use vfio_fast_e2e::{Accel, Plan, Verdict};
+use vfio_fast_e2e::{Accel, ScenarioSpec, Verdict};
 use vfio_fast_protocol::bench::native::{Backing, Case, Machine};
+use vfio_fast_protocol::host::Host;
+use vfio_fast_protocol::scenarios::map_bench;
 
 /// What maps there.
 const PINS: &str = "iommufd on an emulated VT-d";
@@ -45,7 +47,7 @@ impl Wanted {
     }
 
     /// One boot of L1 for all of it.
-    fn plan(&self) -> Plan {
+    fn plan(&self) -> ScenarioSpec {
         let gib: Vec<String> = self.sizes.iter().map(|mib| (*mib as f64 / 1024.0).to_string()).collect();
         let arguments = [
             ["--sizes", &gib.join(",")],
@@ -55,7 +57,8 @@ impl Wanted {
         let largest = self.sizes.last().copied().unwrap_or(0);
         // Many times what it needs.
         let work = self.sizes.iter().sum::<u64>() * u64::from(self.rounds);
-        Plan::maps(
+        map_bench::spec(
+            Host::INTEL_NEWEST,
             largest + SPARE_MIB,
             ["native"].into_iter().chain(arguments.concat()).map(str::to_owned).collect(),
             Duration::from_secs(300 + work / 4),
@@ -161,6 +164,8 @@ pub fn section(summary: &Summary) -> Section {
 
 #[cfg(test)]
 mod tests {
+    use vfio_fast_protocol::spec::Program;
+
     use super::*;
     use crate::figure;
     use vfio_fast_assets::outcome::{UNAVAILABLE, code_of};
@@ -203,7 +208,7 @@ mod tests {
     fn verdict(ok: bool) -> Verdict {
         let check = Check { name: "measured".into(), ok, detail: "ended with 1; no room".into() };
         Verdict {
-            name: "maps".into(),
+            name: "map-bench".into(),
             mode: Mode::Fast,
             timed: true,
             checks: vec![check],
@@ -286,8 +291,9 @@ mod tests {
     #[test]
     fn the_bench_is_told_what_is_wanted() {
         let plan = Wanted { sizes: vec![512, 2048], rounds: 3 }.plan();
+        let Program::Bench(command) = &plan.program else { panic!("no bench") };
         assert_eq!(
-            plan.bench,
+            *command,
             [
                 "native",
                 "--sizes",

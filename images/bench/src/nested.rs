@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::summary::Spread;
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::packages;
-use vfio_fast_e2e::{Accel, Phase, Phases, Plan, Runs, Verdict};
+use vfio_fast_e2e::{Accel, Phase, Phases, Runs, ScenarioSpec, Verdict};
 use vfio_fast_protocol::bench::host::{Busy, machine};
 use vfio_fast_protocol::bench::native::Machine;
 
@@ -24,7 +24,7 @@ pub struct Nested {
 }
 
 /// Boots L1 for each of these plans. `pins` is what maps there.
-pub fn run(plans: &[Plan], folder: &Path, pins: &str) -> Result<Nested> {
+pub fn run(plans: &[ScenarioSpec], folder: &Path, pins: &str) -> Result<Nested> {
     let phases = Phases::default();
     phases.enter(Phase::Setup);
     let cache = Cache::open()?;

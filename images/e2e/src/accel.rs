@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::l0;
-use super::machine::Machine;
 use super::runs::Parts;
 use vfio_fast_assets::image::Payload;
+use vfio_fast_protocol::host::Host;
 
 /// A kernel under working KVM is in user space long before this.
 const PROBE_LIMIT: Duration = Duration::from_secs(15);
@@ -69,7 +69,7 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
         Payload { agent: &parts.agent, ovmf: false, qemu: None, libraries: &[], programs: &[], job: b"" };
     parts.guest.write_initrd(&payload, &initrd)?;
     let mut command =
-        l0::command(&parts.emulator, &parts.guest, Accel::Kvm, Machine::USUAL, &initrd, &folder);
+        l0::command(&parts.emulator, &parts.guest, Accel::Kvm, Host::INTEL_DEBIAN, &initrd, &folder);
     command.args(["-m", "1024M"]);
     let told = l0::run(command, &folder, PROBE_LIMIT, "kvm-probe", || ());
     fs::remove_file(initrd)?;

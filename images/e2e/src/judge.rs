@@ -5,14 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
+use vfio_fast_protocol::host::Kernel;
 use vfio_fast_protocol::job::{Firmware, Mode};
 use vfio_fast_protocol::record::{Facts, Start};
+use vfio_fast_protocol::spec::ScenarioSpec;
 use vfio_fast_protocol::witness;
 
 use super::iommu_trace;
-use super::machine::Kernel;
 use super::records::{Check, Told, log_text};
-use super::scenario::Plan;
 use super::splat;
 use vfio_fast_assets::outcome::CannotRun;
 
@@ -69,14 +69,14 @@ impl Verdict {
 }
 
 /// Judges one run.
-pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict> {
+pub fn one(plan: &ScenarioSpec, mode: Mode, told: Told, folder: &Path) -> Result<Verdict> {
     if told.heard.is_none() {
         let console = log_text(folder, "l1-console");
         let panic = console.lines().find(|line| line.contains("Kernel panic"));
         let why = panic.map_or_else(|| told.trouble.join("; "), str::to_owned);
         let text = format!("L1 never reached user space ({why}), logs: {}", folder.display());
         // That kernel is built here: whoever built it made the mistake, and not this machine.
-        ensure!(plan.machine.kernel == Kernel::Debian, text);
+        ensure!(plan.host.kernel == Kernel::Debian, text);
         return Err(CannotRun(text).into());
     }
     let mut verdict = Verdict {
@@ -96,7 +96,7 @@ pub fn one(plan: &Plan, mode: Mode, told: Told, folder: &Path) -> Result<Verdict
         problems.push("L1 ended without saying that it was through".into());
     }
     verdict.push("ran-to-its-end", &problems, "L1 said so and powered off");
-    if plan.traces_iommu() {
+    if plan.traces_iommu {
         let (problems, seen) = iommu_trace::check(folder, &plan.addresses()[0]);
         verdict.push("iommu-agrees", &problems, &seen);
     }

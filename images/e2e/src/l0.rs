@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use vfio_fast_protocol::host::Host;
 use vfio_fast_protocol::record::{HEARTBEAT_MS, L1_PORT};
 
 use super::accel::Accel;
-use super::machine::Machine;
 use super::records::{Listener, Told};
 use vfio_fast_assets::image::Guest;
 use vfio_fast_assets::interrupt;
@@ -32,7 +32,7 @@ pub fn command(
     qemu: &Path,
     guest: &Guest,
     accel: Accel,
-    machine: Machine,
+    host: Host,
     initrd: &Path,
     folder: &Path,
 ) -> Command {
@@ -53,7 +53,7 @@ pub fn command(
         .arg(format!(
             "console=ttyS0 earlycon=uart8250,io,0x3f8 panic=-1 mitigations=off random.trust_cpu=on \
              log_buf_len=4M no_timer_check vft.role=l1 {}",
-            machine.kernel_options()
+            host.kernel_options()
         ))
         .args(["-chardev", &format!("file,id=console,{}", file("l1-console.log"))])
         .args(["-serial", "chardev:console"])

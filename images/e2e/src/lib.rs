@@ -7,11 +7,9 @@
 mod accel;
 mod bar;
 mod disk;
-mod expected;
 mod iommu_trace;
 mod judge;
 mod l0;
-mod machine;
 mod phase;
 mod records;
 mod runs;
@@ -22,24 +20,23 @@ mod table;
 pub use accel::Accel;
 pub use judge::Verdict;
 pub use l0::{STEPS, trace};
-pub use machine::Machine;
 pub use phase::{Phase, Phases};
 pub use records::Check;
 pub use runs::{Parts, Runs, require_memory};
-pub use scenario::Plan;
+pub use vfio_fast_protocol::spec::ScenarioSpec;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use machine::Kernel;
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::debian::{Debian, STABLE};
 use vfio_fast_assets::image::{self, Guest};
 use vfio_fast_assets::qemu::{self, Kind};
 use vfio_fast_assets::{kernel, library, packages, paths, progress};
-use vfio_fast_protocol::job::Scenario;
+use vfio_fast_protocol::host::Kernel;
+use vfio_fast_protocol::spec::Program;
 
 /// Runs the nested machines and compares stock QEMU with vfio-fast.
 #[derive(clap::Parser, Clone, Debug, Default)]
@@ -90,9 +87,9 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Fetches and builds what the machines of these plans are made of, and chooses how L1 runs.
-pub fn prepare(cache: &Cache, run: &Path, phases: &Phases, plans: &[Plan]) -> Result<(Parts, Accel)> {
+pub fn prepare(cache: &Cache, run: &Path, phases: &Phases, plans: &[ScenarioSpec]) -> Result<(Parts, Accel)> {
     let guest = Guest::prepare(cache, &Debian::open(cache, STABLE)?)?;
-    let newest = plans.iter().any(|plan| plan.machine.kernel == Kernel::Newest);
+    let newest = plans.iter().any(|plan| plan.host.kernel == Kernel::Newest);
     let newest = newest.then(kernel::built).transpose()?.map(|kernel| guest.with_kernel(kernel));
     let emulator = qemu::built(Kind::Emulator)?;
     let reference = qemu::built(Kind::Stock)?;
@@ -105,11 +102,11 @@ pub fn prepare(cache: &Cache, run: &Path, phases: &Phases, plans: &[Plan]) -> Re
     let prefix = run.join("prefix");
     progress::step("Build the library", &run.join("library.log"), |log| library::into(&prefix, log))?;
     let library = prefix.join("lib").join(library::soname());
-    let wants_conformance = plans.iter().any(|plan| plan.scenario == Scenario::Conformance);
+    let wants_conformance = plans.iter().any(|plan| plan.program == Program::Conformance);
     let log = run.join("conformance-build.log");
     let conformance = || progress::step("Build the conformance tests", &log, image::build_conformance);
     let conformance = wants_conformance.then(conformance).transpose()?;
-    let bench = plans.iter().find_map(|plan| plan.bench.first()).map(|name| {
+    let bench = plans.iter().find_map(ScenarioSpec::bench_name).map(|name| {
         let build = |log: &Path| image::build_measure(name, log);
         progress::step("Build the engine's bench", &run.join("bench-build.log"), build)
     });

@@ -7,7 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use vfio_fast_protocol::job::{Firmware, Job, Mode, Scenario};
+use vfio_fast_protocol::checks::Run;
+use vfio_fast_protocol::host::Kernel;
+use vfio_fast_protocol::job::{Firmware, Job, Mode};
+use vfio_fast_protocol::scenarios::conformance;
+use vfio_fast_protocol::spec::{Program, ScenarioSpec};
 
 use super::accel::Accel;
 use super::bar::Bar;
@@ -15,10 +19,9 @@ use super::disk::Disk;
 use super::iommu_trace;
 use super::judge::{self, Verdict};
 use super::l0;
-use super::machine::Kernel;
 use super::phase::{Phase, Phases};
 use super::records::log_text;
-use super::scenario::Plan;
+use super::scenario;
 use super::splat;
 use vfio_fast_assets::image::{Guest, Payload};
 use vfio_fast_assets::outcome::CannotRun;
@@ -57,10 +60,10 @@ pub struct Parts {
 
 impl Parts {
     /// The QEMU under test, if any, and the libraries it is started with.
-    fn qemu_of(&self, scenario: Scenario, mode: Mode) -> (Option<&Path>, Vec<PathBuf>) {
+    fn qemu_of(&self, program: &Program, mode: Mode) -> (Option<&Path>, Vec<PathBuf>) {
         let witness = self.witness.clone();
-        match (scenario, mode) {
-            (Scenario::Conformance | Scenario::Maps, _) => (None, Vec::new()),
+        match (program, mode) {
+            (Program::Conformance | Program::Bench(_), _) => (None, Vec::new()),
             (_, Mode::Reference) => (Some(&self.reference), vec![witness]),
             (_, Mode::NotBuilt) => (Some(&self.not_built), vec![witness]),
             (_, Mode::Stock | Mode::Fast) => (Some(&self.patched), vec![witness, self.library.clone()]),
@@ -92,10 +95,12 @@ pub struct Runs<'a> {
 impl Runs<'_> {
     /// Runs every scenario in every mode. What could be run is judged even if something could not:
     /// the second answer says what stopped the rest.
-    pub fn all(&self, plans: &[Plan]) -> (Vec<Verdict>, Result<()>) {
-        let pairs = |plan: &Plan| plan.modes.iter().map(|mode| (plan.clone(), *mode)).collect::<Vec<_>>();
+    pub fn all(&self, plans: &[ScenarioSpec]) -> (Vec<Verdict>, Result<()>) {
+        let pairs =
+            |plan: &ScenarioSpec| plan.modes.iter().map(|mode| (plan.clone(), *mode)).collect::<Vec<_>>();
         // A run whose times are compared has the machine to itself.
-        let (timed, others): (Vec<&Plan>, Vec<&Plan>) = plans.iter().partition(|plan| plan.timed);
+        let (timed, others): (Vec<&ScenarioSpec>, Vec<&ScenarioSpec>) =
+            plans.iter().partition(|plan| plan.timed);
         let timed = timed.into_iter().flat_map(pairs).collect();
         let others = others.into_iter().flat_map(pairs).collect();
         let (mut verdicts, mut outcome) = self.queue(timed, 1);
@@ -109,7 +114,7 @@ impl Runs<'_> {
     }
 
     /// Works off a queue with so many workers; results come in the order of the queue.
-    fn queue(&self, runs: VecDeque<(Plan, Mode)>, workers: usize) -> (Vec<Verdict>, Result<()>) {
+    fn queue(&self, runs: VecDeque<(ScenarioSpec, Mode)>, workers: usize) -> (Vec<Verdict>, Result<()>) {
         let runs = Mutex::new(runs.into_iter().enumerate().collect::<VecDeque<_>>());
         let done = Mutex::new((Vec::new(), Ok(())));
         let work = || {
@@ -136,7 +141,7 @@ impl Runs<'_> {
 
     /// One boot of L1; another where a processor of the emulated machine stood still, its clock ran wild, or it came to a
     /// triple fault, as it now and then does without the library too. What is to blame every time fails twice.
-    fn twice_if_stalled(&self, plan: &Plan, mode: Mode) -> Result<Verdict> {
+    fn twice_if_stalled(&self, plan: &ScenarioSpec, mode: Mode) -> Result<Verdict> {
         let verdict = self.one(plan, mode)?;
         let emulated = matches!(self.accel, Accel::Tcg(_));
         let broke_down = || {
@@ -157,7 +162,7 @@ impl Runs<'_> {
     }
 
     /// One boot of L1.
-    fn one(&self, plan: &Plan, mode: Mode) -> Result<Verdict> {
+    fn one(&self, plan: &ScenarioSpec, mode: Mode) -> Result<Verdict> {
         let parts = self.parts;
         let name = plan.run_name(mode);
         let folder = self.folder.join(&name);
@@ -167,9 +172,14 @@ impl Runs<'_> {
         let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
         let disk = Disk::create(&folder.join("disk.img"), plan.disk_mib, seed)?;
         let bar = folder.join("bar.img");
-        let moved = (plan.bar_mib > 0).then(|| Bar::create(&bar, plan.bar_mib, &disk)).transpose()?;
+        let moved = plan.bar_mib().map(|mib| Bar::create(&bar, mib, &disk)).transpose()?;
+        let (tests, bench) = match &plan.program {
+            Program::Qemu => (Vec::new(), Vec::new()),
+            Program::Conformance => (conformance::Check::expected(&Run { spec: plan, mode }), Vec::new()),
+            Program::Bench(command) => (Vec::new(), command.clone()),
+        };
         let job = Job {
-            scenario: plan.scenario,
+            scenario: plan.scenario.to_owned(),
             mode,
             container: plan.container,
             devices: plan.addresses(),
@@ -177,21 +187,23 @@ impl Runs<'_> {
             ram: plan.ram,
             firmware: plan.firmware,
             sandboxed: plan.sandboxed,
+            counted: plan.program == Program::Qemu && plan.starts.is_empty(),
             disk_mib: plan.disk_mib,
             image_seed: disk.image_seed,
             write_seed: disk.write_seed,
             starts: plan.starts.clone(),
-            tests: plan.tests(),
-            bench: plan.bench.clone(),
+            tests,
+            bench,
             wait_s: 300,
         };
         let initrd = folder.join("initrd.cpio");
-        let programs: Vec<PathBuf> = match plan.scenario {
-            Scenario::Conformance => parts.conformance.iter().cloned().collect(),
-            Scenario::Maps => parts.bench.iter().cloned().collect(),
-            _ => Vec::new(),
+        let program = match plan.program {
+            Program::Qemu => None,
+            Program::Conformance => parts.conformance.clone(),
+            Program::Bench(_) => parts.bench.clone(),
         };
-        let (qemu, libraries) = parts.qemu_of(plan.scenario, mode);
+        let programs: Vec<PathBuf> = program.into_iter().collect();
+        let (qemu, libraries) = parts.qemu_of(&plan.program, mode);
         let payload = Payload {
             agent: &parts.agent,
             ovmf: plan.firmware == Firmware::Ovmf,
@@ -200,20 +212,18 @@ impl Runs<'_> {
             programs: &programs,
             job: &serde_json::to_vec(&job)?,
         };
-        let guest = parts.guest_with(plan.machine.kernel)?;
+        let guest = parts.guest_with(plan.host.kernel)?;
         guest.write_initrd(&payload, &initrd)?;
-        let mut command = l0::command(&parts.emulator, guest, self.accel, plan.machine, &initrd, &folder);
-        command.args(plan.l0_memory());
-        if matches!(plan.scenario, Scenario::TwoDevices | Scenario::Viommu) {
-            fs::File::create(disk.path.with_extension("1.img"))?.set_len(1 << 20)?;
+        let mut command = l0::command(&parts.emulator, guest, self.accel, plan.host, &initrd, &folder);
+        command.args(scenario::memory_arguments(plan));
+        for n in scenario::further_disks(plan) {
+            fs::File::create(scenario::disk_path(&disk.path, n))?.set_len(1 << 20)?;
         }
-        for device in plan.l0_devices(&disk.path, &bar) {
-            command.args(device);
-        }
+        command.args(scenario::device_arguments(plan, &disk.path, &bar));
         if plan.traces_invalidations() {
             command.args(l0::trace_invalidations(&folder));
         }
-        if plan.traces_iommu() {
+        if plan.traces_iommu {
             command.args(iommu_trace::arguments(&folder));
         }
         let told = l0::run(command, &folder, plan.limit, &name, || self.phases.enter(Phase::Run(&name)))?;
@@ -236,7 +246,7 @@ impl Runs<'_> {
 }
 
 /// How many runs fit beside each other.
-fn workers(plans: &[Plan], available_mib: u64) -> usize {
+fn workers(plans: &[ScenarioSpec], available_mib: u64) -> usize {
     let largest = plans.iter().map(|plan| plan.l1_memory_mib() + OVERHEAD_MIB).max().unwrap_or(1);
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let fit = usize::try_from(available_mib / largest).unwrap_or(1);
@@ -244,7 +254,7 @@ fn workers(plans: &[Plan], available_mib: u64) -> usize {
 }
 
 /// Ends the verb with 69 if this machine has too little memory for that now.
-pub fn require_memory(plan: &Plan) -> Result<()> {
+pub fn require_memory(plan: &ScenarioSpec) -> Result<()> {
     let (needed, available) = (plan.l1_memory_mib() + OVERHEAD_MIB, available_mib()?);
     if available < needed {
         bail!(CannotRun(format!("{needed} MiB of memory are needed, {available} MiB are available")));
@@ -262,7 +272,6 @@ fn available_mib() -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenario;
 
     #[test]
     fn workers_fit_into_memory() {

@@ -1,39 +1,13 @@
-//! The job: what one boot of L1 has to do. The host writes it into the initrd as JSON.
+//! The job: what one boot of L1 does. The host writes it into the initrd as JSON.
 
 use serde::{Deserialize, Serialize};
 
-/// Where the job lies in L1.
+use crate::scenarios::conformance;
+
+/// The job's file in L1.
 pub const PATH: &str = "/vft/job.json";
 
-/// What is exercised. The name is the one `cargo xtask e2e --only` takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Scenario {
-    /// Boot, data through a passthrough NVMe, reset, data again, unplug.
-    Nvme,
-    /// Too little lockable memory, at realize and at run time.
-    Errors,
-    /// Memory devices come and go.
-    Hotplug,
-    /// A BAR beyond what the IOMMU can address.
-    P2pRange,
-    /// A device reads and writes another's BAR.
-    P2pData,
-    /// Two devices in one container, and a QEMU that becomes a daemon.
-    TwoDevices,
-    /// L2 has an IOMMU of its own.
-    Viommu,
-    /// A memory device of which L2 plugs and unplugs blocks.
-    VirtioMem,
-    /// What the library knows of kernels, held against this one; no QEMU, no L2.
-    Conformance,
-    /// Starts L2 again and again and times it: a measurement, for `cargo xtask bench --vm`.
-    Starts,
-    /// The engine's own bench with iommufd; no QEMU, no L2: a measurement, for `cargo xtask bench --iommufd`.
-    Maps,
-}
-
-/// Which listener maps: the column of the table.
+/// The listener that maps: a column of the results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
@@ -48,7 +22,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Its name in files, checks and results.
     pub const fn name(self) -> &'static str {
         match self {
             Mode::Reference => "reference",
@@ -73,9 +46,8 @@ impl Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Container {
-    /// A VFIO container.
     Type1,
-    /// An IOAS of iommufd. It takes no addresses of BARs.
+    /// An IOAS of iommufd. It cannot map a BAR by address.
     Iommufd,
 }
 
@@ -89,7 +61,7 @@ impl Container {
     }
 }
 
-/// What [`Scenario::Nvme`] and [`Scenario::P2pData`] make L2's RAM of.
+/// What L2's RAM is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ram {
@@ -101,17 +73,16 @@ pub enum Ram {
     Preallocated,
 }
 
-/// What L2 boots with.
+/// The firmware of L2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Firmware {
-    /// SeaBIOS.
     SeaBios,
     /// EDK II for virtual machines.
     Ovmf,
 }
 
-/// What [`Scenario::Starts`] makes L2's RAM of.
+/// What L2's RAM is made of where boot times are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Memory {
@@ -128,10 +99,8 @@ pub enum Memory {
 }
 
 impl Memory {
-    /// All of them.
     pub const ALL: [Self; 4] = [Self::Anon4k, Self::AnonThp, Self::Memfd4k, Self::MemfdThp];
 
-    /// Its name in tables and checks.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Anon4k => "anon-4k",
@@ -141,7 +110,6 @@ impl Memory {
         }
     }
 
-    /// Whether it is a memfd.
     pub const fn is_memfd(self) -> bool {
         matches!(self, Self::Memfd4k | Self::MemfdThp)
     }
@@ -155,40 +123,38 @@ impl Memory {
 /// One boot of L1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// What to do.
-    pub scenario: Scenario,
-    /// With which listener. [`Scenario::Starts`] takes [`Mode::Stock`] and [`Mode::Fast`], which are one binary, in turns.
+    /// The name of the scenario.
+    pub scenario: String,
+    /// A measurement of boot times alternates between both patched modes instead.
     pub mode: Mode,
-    /// In what.
     pub container: Container,
-    /// PCI addresses, in L1, of the devices to hand to vfio-pci.
+    /// PCI addresses in L1 of the devices that vfio-pci gets.
     pub devices: Vec<String>,
-    /// RAM of L2 in MiB.
     pub l2_memory_mib: u64,
-    /// What it is.
     pub ram: Ram,
-    /// What boots it.
     pub firmware: Firmware,
     /// Whether QEMU runs in its sandbox.
     pub sandboxed: bool,
-    /// Size of the disk under test in MiB.
+    /// Whether L1's kernel counts calls and bytes. Not where time is the result: it costs most where most is mapped.
+    pub counted: bool,
+    /// Size of the disk under test.
     pub disk_mib: u64,
-    /// Seed of the image L2 reads.
+    /// Seed of what is on the disk at first.
     pub image_seed: u64,
     /// Seed of what L2 writes.
     pub write_seed: u64,
-    /// The memories and rounds in which [`Scenario::Starts`] starts each mode once; none elsewhere.
+    /// The memories and rounds in which boot times are measured.
     pub starts: Vec<(Memory, u32)>,
-    /// The tests [`Scenario::Conformance`] runs; none elsewhere.
-    pub tests: Vec<String>,
-    /// The bench that [`Scenario::Maps`] runs, its name first; none elsewhere.
+    /// The conformance tests to run.
+    pub tests: Vec<conformance::Check>,
+    /// The engine's bench to run: its name, then its arguments.
     pub bench: Vec<String>,
-    /// Seconds one wait (boot of L2, an event, QEMU's exit) may take.
+    /// The longest that a single wait may take: for L2's boot, an event, QEMU's exit.
     pub wait_s: u64,
 }
 
 impl Job {
-    /// Whether BARs are mapped. iommufd takes them as dma-bufs, and only the library makes these.
+    /// Whether BARs are mapped. iommufd takes them as dma-bufs, which only the library exports.
     pub fn maps_bars(&self) -> bool {
         self.container == Container::Type1 || self.mode == Mode::Fast
     }
@@ -267,7 +233,7 @@ mod tests {
     #[test]
     fn a_job_survives_its_json() {
         let job = Job {
-            scenario: Scenario::P2pRange,
+            scenario: "p2p-range".into(),
             mode: Mode::Fast,
             container: Container::Iommufd,
             devices: vec!["0000:00:04.0".into()],
@@ -275,11 +241,12 @@ mod tests {
             ram: Ram::Usual,
             firmware: Firmware::Ovmf,
             sandboxed: true,
+            counted: true,
             disk_mib: 64,
             image_seed: u64::MAX,
             write_seed: 1,
             starts: vec![(Memory::Anon4k, 3)],
-            tests: vec!["type1".into()],
+            tests: vec![conformance::Check::Type1AnswersAsType1],
             bench: vec!["native".into(), "--rounds".into(), "3".into()],
             wait_s: 60,
         };

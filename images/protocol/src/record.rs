@@ -1,4 +1,4 @@
-//! What the machines say: one JSON object per line, on a channel that carries nothing else.
+//! What the machines report: one JSON object per line, on a channel that carries nothing else.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,29 +6,26 @@ use crate::job::{Memory, Mode};
 
 /// Name of the virtio-serial port the records of L1 leave through.
 pub const L1_PORT: &str = "vft.records";
-/// Milliseconds between two signs of life of L1's.
+/// Milliseconds between two heartbeats of L1.
 pub const HEARTBEAT_MS: u64 = 2000;
 /// Name of the virtio-serial port the events of L2 leave through.
 pub const L2_PORT: &str = "vft.events";
 
-/// From L1 to the host.
+/// What L1 reports to the host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Record {
     /// L1 began something.
     Step {
-        /// What.
         what: String,
         /// Milliseconds since L1's kernel started.
         at_ms: u64,
     },
-    /// Something that has to hold was looked at.
+    /// A check was made.
     Check {
-        /// Stable name; the host knows which names it expects.
+        /// One of the scenario's names; the host expects all of them.
         name: String,
-        /// Whether it held.
         ok: bool,
-        /// What was seen.
         detail: String,
     },
     /// A line for a log file of that name.
@@ -47,14 +44,11 @@ pub enum Record {
         /// Which request.
         cause: String,
     },
-    /// Nothing new, but L1 is alive: told every [`HEARTBEAT_MS`] while there is a job.
+    /// Nothing new, but L1 is alive: sent every [`HEARTBEAT_MS`] while there is a job.
     Alive,
     /// L1 could not go on.
-    Fatal {
-        /// Why.
-        error: String,
-    },
-    /// L1 is through and powers off. A run without it was cut short.
+    Fatal { error: String },
+    /// L1 has done its job and powers off. A run without this record was cut short.
     End,
 }
 
@@ -85,14 +79,13 @@ pub struct Facts {
     pub populate_ns: u64,
     /// Of that, what BARs cost.
     pub bars: BarCosts,
-    /// Milliseconds from QEMU's start to the first byte on L2's console; only where that is measured.
+    /// Milliseconds from QEMU's start to the first byte on L2's console, where that is measured.
     pub first_output_ms: Option<u64>,
 }
 
 /// What mapping BARs took, from the ioctl witness.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BarCosts {
-    /// MAP_DMA calls.
     pub map_calls: u64,
     /// Bytes they mapped.
     pub map_bytes: u64,
@@ -109,7 +102,6 @@ pub struct BarCosts {
 pub struct Start {
     /// In which alternation, from 0; both modes of one round ran right after each other.
     pub round: u32,
-    /// With which listener.
     pub mode: Mode,
     /// What L2's RAM is made of.
     pub memory: Memory,
@@ -146,7 +138,6 @@ impl Start {
 pub struct Moment {
     /// Nanoseconds since then.
     pub at_ns: u64,
-    /// MAP_DMA calls.
     pub map_calls: u64,
     /// UNMAP_DMA calls.
     pub unmap_calls: u64,
@@ -156,11 +147,11 @@ pub struct Moment {
     pub map_ns: u64,
     /// Nanoseconds inside UNMAP_DMA.
     pub unmap_ns: u64,
-    /// Nanoseconds the library says it spent faulting in; 0 without it.
+    /// Nanoseconds the library spent faulting in; 0 without it.
     pub populate_ns: u64,
 }
 
-/// From L2 to L1.
+/// What L2 reports to L1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Event {
@@ -173,11 +164,10 @@ pub enum Event {
     Moved {
         /// `read` or `write`.
         what: String,
-        /// Bytes.
         bytes: u64,
         /// Lowest physical address used for DMA.
         lowest: u64,
-        /// Highest.
+        /// Highest one.
         highest: u64,
         /// How many distinct 64 MiB slots of physical memory were used.
         slots: u64,
@@ -196,21 +186,12 @@ pub enum Event {
         /// `<level>[seconds] text`.
         line: String,
     },
-    /// How much memory L2's kernel uses, told when it changes.
-    Memory {
-        /// MiB.
-        mib: u64,
-    },
+    /// How much memory L2's kernel uses, sent when it changes.
+    Memory { mib: u64 },
     /// L2 is done with this boot and waits to be reset, unplugged or stopped.
-    Ready {
-        /// Which boot.
-        boot: u64,
-    },
+    Ready { boot: u64 },
     /// L2 could not go on.
-    Failed {
-        /// Why.
-        error: String,
-    },
+    Failed { error: String },
 }
 
 #[cfg(test)]

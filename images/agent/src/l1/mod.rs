@@ -20,16 +20,12 @@ mod vm;
 use std::fs;
 
 use anyhow::{Context, Result};
-use vfio_fast_protocol::job::{self, Job, Scenario};
+use vfio_fast_protocol::job::{self, Job};
 use vfio_fast_protocol::record::{L1_PORT, Record};
 
 use crate::machine;
 use lab::Lab;
 use report::Reporter;
-use scenarios::{
-    boot_time, conformance, errors, hotplug, map_bench, nvme, p2p_data, p2p_range, two_devices, viommu,
-    virtio_mem,
-};
 
 /// Runs the job of this boot.
 pub fn run() -> Result<()> {
@@ -57,23 +53,8 @@ fn work(report: &Reporter) -> Result<()> {
     for address in &job.devices {
         devices::give_to_vfio(address)?;
     }
-    // Where time is the result, nothing is counted in the kernel: it costs most where most is mapped. And where no QEMU
-    // maps, nothing is there to count.
-    if !matches!(job.scenario, Scenario::Starts | Scenario::Conformance | Scenario::Maps) {
+    if job.counted {
         tracing::start()?;
     }
-    let lab = Lab { job, report: report.clone() };
-    match lab.job.scenario {
-        Scenario::Nvme => nvme::run(&lab),
-        Scenario::Errors => errors::run(&lab),
-        Scenario::Hotplug => hotplug::run(&lab),
-        Scenario::P2pData => p2p_data::run(&lab),
-        Scenario::P2pRange => p2p_range::run(&lab),
-        Scenario::TwoDevices => two_devices::run(&lab),
-        Scenario::Viommu => viommu::run(&lab),
-        Scenario::VirtioMem => virtio_mem::run(&lab),
-        Scenario::Conformance => conformance::run(&lab),
-        Scenario::Starts => boot_time::run(&lab),
-        Scenario::Maps => map_bench::run(&lab),
-    }
+    scenarios::run(&Lab { job, report: report.clone() })
 }

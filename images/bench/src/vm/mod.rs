@@ -18,8 +18,9 @@ use super::mebibytes;
 use super::summary::Spread;
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::packages;
-use vfio_fast_e2e::{Phase, Phases, Plan, Runs, Verdict};
+use vfio_fast_e2e::{Phase, Phases, Runs, Verdict};
 use vfio_fast_protocol::bench::host::{Busy, machine};
+use vfio_fast_protocol::scenarios::boot_time;
 
 pub use figure::draw;
 pub use summary::Summary;
@@ -46,7 +47,7 @@ impl Wanted {
         let sizes = mebibytes(sizes);
         ensure!(rounds > 0, "Without rounds nothing is measured");
         ensure!(sizes.iter().all(|mib| *mib >= LEAST_MIB), "L2 needs at least {LEAST_MIB} MiB");
-        sizes.iter().try_for_each(|mib| vfio_fast_e2e::require_memory(&Plan::starts(*mib, Vec::new())))?;
+        sizes.iter().try_for_each(|mib| vfio_fast_e2e::require_memory(&boot_time::spec(*mib, Vec::new())))?;
         Ok(Self { sizes, rounds })
     }
 
@@ -71,7 +72,7 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     let mut outcome = Ok(());
     for &mib in &wanted.sizes {
         let before = Busy::now();
-        let (verdicts, end) = runs.all(&[Plan::starts(mib, wanted.pairs())]);
+        let (verdicts, end) = runs.all(&[boot_time::spec(mib, wanted.pairs())]);
         shares.push(Busy::now().others_since(&before));
         outcome = end;
         for verdict in verdicts {
@@ -166,7 +167,7 @@ mod tests {
         let of = |ok: bool, starts: Vec<Start>| {
             let check = Check { name: "mappings-anon-4k-fast-0".into(), ok, detail: "a difference".into() };
             Verdict {
-                name: "starts".into(),
+                name: "boot-time".into(),
                 mode: Mode::Fast,
                 timed: true,
                 checks: vec![check],

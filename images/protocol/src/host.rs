@@ -1,38 +1,34 @@
-//! The hosts a scenario runs on: which IOMMU L1 has, and which kernel.
+//! The hosts that scenarios run on: the IOMMU and the kernel of L1.
 
 use std::fmt;
 
-/// Which IOMMU L0 emulates.
+/// The IOMMU that L0 emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Iommu {
-    /// VT-d.
     Intel,
-    /// AMD-Vi.
     Amd,
-    /// virtio-iommu: L0 can print every operation of L1's kernel on it, and it cannot remap interrupts.
+    /// L0 can print every operation of L1's kernel on it, and it cannot remap interrupts.
     Virtio,
 }
 
-/// Which kernel L1 runs. L2's is always Debian's.
+/// The kernel that L1 runs. L2's is always Debian's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
-    /// That of Debian stable, which has type1 only.
+    /// Debian stable's, which has type1 only.
     Debian,
-    /// The newest, built here with iommufd.
+    /// The newest one, built here with iommufd.
     Newest,
 }
 
-/// One host.
+/// A host: the kind of L1 that a scenario runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Machine {
-    /// Its IOMMU.
+pub struct Host {
     pub iommu: Iommu,
-    /// Its kernel.
     pub kernel: Kernel,
 }
 
-impl Machine {
-    /// Every host, the usual one first.
+impl Host {
+    /// Every host; first the one on which a scenario runs that needs one host only.
     pub const ALL: [Self; 5] = [
         Self { iommu: Iommu::Intel, kernel: Kernel::Debian },
         Self { iommu: Iommu::Amd, kernel: Kernel::Debian },
@@ -40,22 +36,18 @@ impl Machine {
         Self { iommu: Iommu::Amd, kernel: Kernel::Newest },
         Self { iommu: Iommu::Virtio, kernel: Kernel::Newest },
     ];
-    /// What runs on one host only runs on this one.
-    pub const USUAL: Self = Self::ALL[0];
-    /// AMD's with Debian's kernel.
+    pub const INTEL_DEBIAN: Self = Self::ALL[0];
     pub const AMD_DEBIAN: Self = Self::ALL[1];
-    /// AMD's with the newest.
     pub const AMD_NEWEST: Self = Self::ALL[3];
-    /// What needs the newest kernel, and one host, runs on this one.
-    pub const USUAL_NEWEST: Self = Self::ALL[2];
+    pub const INTEL_NEWEST: Self = Self::ALL[2];
 
-    /// Whether it is measured how often the IOMMU's memory of translations is invalidated: L0 can tell of both, and one kernel
-    /// is enough.
+    /// Whether invalidations of the IOMMU's translation caches are counted on this host: QEMU traces them for VT-d and
+    /// AMD-Vi, and one kernel is enough.
     pub fn shows_invalidations(self) -> bool {
         self.kernel == Kernel::Newest && matches!(self.iommu, Iommu::Intel | Iommu::Amd)
     }
 
-    /// The IOMMU as an argument of QEMU. It reaches so many bits; AMD's has no such knob.
+    /// The IOMMU as an argument of QEMU, with addresses of that many bits. AMD's has no such option.
     pub fn iommu_device(self, bits: u32) -> String {
         match self.iommu {
             Iommu::Intel => format!("intel-iommu,intremap=on,caching-mode=on,aw-bits={bits}"),
@@ -69,7 +61,7 @@ impl Machine {
         match self.iommu {
             Iommu::Intel => "intel_iommu=on iommu=nopt",
             Iommu::Amd => "iommu=nopt",
-            // Without interrupt remapping no device is handed out unless this is said.
+            // Without interrupt remapping the kernel hands out no device unless it is allowed to.
             Iommu::Virtio => {
                 "iommu=nopt vfio_iommu_type1.allow_unsafe_interrupts=1 iommufd.allow_unsafe_interrupts=1"
             }
@@ -77,7 +69,7 @@ impl Machine {
     }
 }
 
-impl fmt::Display for Machine {
+impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let iommu = match self.iommu {
             Iommu::Intel => "intel",

@@ -1,0 +1,77 @@
+//! Starts L2 again and again and times it: a measurement, for `cargo xtask bench --vm`.
+
+use std::time::Duration;
+
+use crate::checks::{CheckName, Run};
+use crate::job::{Memory, Mode};
+use crate::record::Start;
+use crate::spec::{Label, PATCHED, ScenarioSpec};
+
+pub const NAME: &str = "boot-time";
+
+/// A check of one start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Check {
+    Mappings(String),
+    /// The library and the ioctl witness counted the same.
+    Stats(String),
+}
+
+impl CheckName for Check {
+    fn name(&self) -> String {
+        match self {
+            Check::Mappings(start) => format!("mappings-{start}"),
+            Check::Stats(start) => format!("stats-{start}"),
+        }
+    }
+}
+
+/// None in the matrix: a bench asks for [`spec`].
+pub fn specs() -> Vec<ScenarioSpec> {
+    Vec::new()
+}
+
+/// Starts of guests of one size.
+pub fn spec(l2_memory_mib: u64, starts: Vec<(Memory, u32)>) -> ScenarioSpec {
+    let pairs = starts.len() as u64;
+    ScenarioSpec {
+        // A run alternates between both patched modes itself.
+        modes: &[Mode::Fast],
+        label: Label::Memory,
+        l2_memory_mib,
+        timed: true,
+        prealloc_l1: true,
+        starts,
+        // Many times what they need.
+        limit: Duration::from_secs(240 + pairs * (120 + l2_memory_mib / 8)),
+        ..ScenarioSpec::plain(NAME, "starts of L2, timed", expected)
+    }
+}
+
+fn expected(run: &Run) -> Vec<String> {
+    let mut checks = Vec::new();
+    for &(memory, round) in &run.spec.starts {
+        for &mode in PATCHED {
+            let start = Start::name_of(memory, mode, round);
+            checks.push(Check::Mappings(start.clone()));
+            if mode == Mode::Fast {
+                checks.push(Check::Stats(start));
+            }
+        }
+    }
+    checks.iter().map(CheckName::name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_start_is_checked() {
+        let spec = spec(1024, vec![(Memory::Anon4k, 0), (Memory::MemfdThp, 1)]);
+        let names = spec.expected_checks(Mode::Fast);
+        // Both modes' mappings, and the library's own counters.
+        assert_eq!(names.len(), 2 * 3);
+        assert!(names.contains(&"stats-memfd-thp-fast-1".to_owned()), "{names:?}");
+    }
+}

@@ -1,0 +1,46 @@
+//! The engine's conformance tests on real kernels: no QEMU, no L2. A check is a test of the same name.
+
+use crate::checks::{Run, checks};
+use crate::host::{Host, Kernel};
+use crate::job::Mode;
+use crate::spec::{Device, Label, Program, ScenarioSpec};
+
+pub const NAME: &str = "conformance";
+
+checks! {
+    #[serde(rename_all = "snake_case")]
+    Type1AnswersAsType1,
+    Type1TellsOfDirtyPages,
+    IommufdAnswersAsIommufd if has_iommufd,
+    ABarIsMappedWhileItDecodes if has_iommufd,
+    TheImitationAnswersAsIommufd if has_iommufd,
+    CallersOfIommufdNeverSeeEachOther if has_iommufd,
+    IommufdHoldsNothingStaleAfterAFailure if shows_page_tables,
+    Type1HoldsNothingStaleAfterAFailure if shows_page_tables,
+}
+
+fn has_iommufd(run: &Run) -> bool {
+    run.spec.host.kernel == Kernel::Newest
+}
+
+/// Only the driver of VT-d, and only when built to, shows its page tables.
+fn shows_page_tables(run: &Run) -> bool {
+    run.spec.host == Host::INTEL_NEWEST
+}
+
+pub fn specs() -> Vec<ScenarioSpec> {
+    let on = |host| ScenarioSpec {
+        host,
+        modes: &[Mode::Fast],
+        label: Label::Host,
+        l2_memory_mib: 0,
+        devices: vec![Device::Edu],
+        program: Program::Conformance,
+        ..ScenarioSpec::plain(
+            NAME,
+            "type1 and iommufd answer as the library's model of them does",
+            Check::expected_names,
+        )
+    };
+    Host::ALL.map(on).into()
+}

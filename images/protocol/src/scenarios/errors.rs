@@ -1,0 +1,33 @@
+//! Too little lockable memory, when a device is added and at run time.
+
+use crate::checks::checks;
+use crate::host::Host;
+use crate::spec::{ALL_MODES, ScenarioSpec};
+
+pub const NAME: &str = "errors";
+
+checks! {
+    #[serde(rename_all = "kebab-case")]
+    RealizeError,
+    AliveAfterRefusal,
+    NothingMappedAfterRefusal,
+    NoThreadsAfterRefusal,
+    NothingLockedAfterRefusal,
+    MappingsAfterSecondTry,
+    // iommufd counts locked memory per user, which user space cannot read.
+    LockedAsMapped if |run| run.on_type1(),
+    RuntimeError,
+}
+
+pub fn specs() -> Vec<ScenarioSpec> {
+    let type1 = ScenarioSpec {
+        modes: ALL_MODES,
+        ..ScenarioSpec::plain(
+            NAME,
+            "too little lockable memory, when a device is added and at run time",
+            Check::expected_names,
+        )
+    };
+    let iommufd = type1.through_iommufd(Host::INTEL_NEWEST);
+    vec![type1, iommufd]
+}

@@ -1,0 +1,77 @@
+//! One scenario a file: the hosts it runs on, its devices and limits, and the names of its checks.
+//! The file of the same name in the agent has the story. `build.rs` lists the files.
+
+use crate::spec::ScenarioSpec;
+
+/// A file of this folder.
+struct File {
+    name: &'static str,
+    specs: fn() -> Vec<ScenarioSpec>,
+}
+
+include!(concat!(env!("OUT_DIR"), "/scenarios.rs"));
+
+/// Every run of `cargo xtask e2e`, without its modes.
+pub fn all() -> Vec<ScenarioSpec> {
+    FILES.iter().flat_map(|file| (file.specs)()).collect()
+}
+
+/// The names of all scenarios.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    FILES.iter().map(|file| file.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Host;
+    use crate::job::Mode;
+
+    #[test]
+    fn a_spec_is_named_as_its_scenario() {
+        for file in FILES {
+            assert!((file.specs)().iter().all(|spec| spec.scenario == file.name), "{}", file.name);
+        }
+    }
+
+    #[test]
+    fn every_run_has_a_name_of_its_own_and_expects_checks() {
+        let mut runs: Vec<String> = Vec::new();
+        for spec in all() {
+            assert!(!spec.modes.is_empty(), "{}", spec.name());
+            for &mode in spec.modes {
+                assert!(!spec.expected_checks(mode).is_empty(), "{} {mode:?}", spec.name());
+                runs.push(spec.run_name(mode));
+            }
+        }
+        let count = runs.len();
+        runs.sort();
+        runs.dedup();
+        assert_eq!(runs.len(), count);
+    }
+
+    #[test]
+    fn checks_depend_on_mode_and_container() {
+        let expects = |name: &str, mode, check: &str| {
+            let spec = all().into_iter().find(|spec| spec.name() == name).unwrap();
+            spec.expected_checks(mode).iter().any(|expected| expected == check)
+        };
+        assert!(expects("nvme-intel-debian", Mode::Fast, "stats-agree"));
+        assert!(!expects("nvme-intel-debian", Mode::Stock, "stats-agree"));
+        assert!(expects("nvme-intel-newest-iommufd", Mode::Stock, "one-warning"));
+        assert!(!expects("nvme-intel-newest-iommufd", Mode::Fast, "one-warning"));
+        assert!(!expects("nvme-intel-debian", Mode::Stock, "one-warning"));
+        assert!(expects("nvme-amd-debian", Mode::Stock, "threads-in-sandbox"));
+        assert!(expects("errors-intel-debian", Mode::Stock, "locked-as-mapped"));
+        assert!(!expects("errors-intel-newest-iommufd", Mode::Stock, "locked-as-mapped"));
+        assert!(expects("conformance-intel-newest", Mode::Fast, "type1_holds_nothing_stale_after_a_failure"));
+        assert!(!expects("conformance-amd-newest", Mode::Fast, "type1_holds_nothing_stale_after_a_failure"));
+    }
+
+    #[test]
+    fn the_main_scenario_runs_on_every_host() {
+        let hosts = all().into_iter().filter(|spec| spec.scenario == nvme::NAME);
+        let hosts: Vec<String> = hosts.map(|spec| spec.host.to_string()).collect();
+        assert!(Host::ALL.iter().all(|host| hosts.contains(&host.to_string())), "{hosts:?}");
+    }
+}

@@ -1,0 +1,195 @@
+//! What the host has to know of a scenario on one host: the machines to boot, and what they check.
+
+use std::time::Duration;
+
+use crate::checks::Run;
+use crate::host::{Host, Iommu};
+use crate::job::{Container, Firmware, Memory, Mode, Ram};
+
+pub const ALL_MODES: &[Mode] = &[Mode::Reference, Mode::Stock, Mode::Fast];
+pub const EVERY_MODE: &[Mode] = &[Mode::Reference, Mode::NotBuilt, Mode::Stock, Mode::Fast];
+/// One binary, with the library off and on. That off equals unpatched QEMU is shown where all modes run.
+pub const PATCHED: &[Mode] = &[Mode::Stock, Mode::Fast];
+
+/// A scenario on one host, with one kind of container.
+#[derive(Clone, Debug)]
+pub struct ScenarioSpec {
+    pub scenario: &'static str,
+    pub host: Host,
+    pub container: Container,
+    /// What it shows, for `--list`.
+    pub what: &'static str,
+    /// The modes it is run in, one boot of L1 each.
+    pub modes: &'static [Mode],
+    /// What tells its runs apart.
+    pub label: Label,
+    /// RAM of L2, or of whatever else L1 needs memory for.
+    pub l2_memory_mib: u64,
+    pub ram: Ram,
+    pub firmware: Firmware,
+    /// Whether QEMU runs in its sandbox.
+    pub sandboxed: bool,
+    /// The devices under test, at slots 4, 5, ... of L1's root bus.
+    pub devices: Vec<Device>,
+    /// Address bits of L1's IOMMU.
+    pub iommu_bits: u32,
+    pub disk_mib: u64,
+    /// Whether L2 boots twice and writes the disk, which the host then compares.
+    pub writes_disk: bool,
+    /// Whether L2's kernel runs and has a log to judge.
+    pub l2_boots: bool,
+    /// Whether its times are compared, so that nothing else may run at the same time.
+    pub timed: bool,
+    /// Whether L0 records every operation of L1's kernel on a virtio-iommu, and compares it with the ioctls.
+    pub traces_iommu: bool,
+    /// Whether all of L1's memory is populated before it boots, so that its first touches do not cost L0 page faults.
+    pub prealloc_l1: bool,
+    /// What L1 runs.
+    pub program: Program,
+    /// The memories and rounds in which boot times are measured.
+    pub starts: Vec<(Memory, u32)>,
+    /// Time for a whole run of L1.
+    pub limit: Duration,
+    /// The names of the checks that a run has to make.
+    pub checks: fn(&Run) -> Vec<String>,
+}
+
+/// What L1 runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The QEMU under test.
+    Qemu,
+    /// The engine's conformance tests.
+    Conformance,
+    /// A bench of the engine's: its name, then its arguments.
+    Bench(Vec<String>),
+}
+
+/// What tells the runs of a spec apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Label {
+    Mode,
+    /// Only the host does: there is one run on each.
+    Host,
+    /// The size of L2's memory.
+    Memory,
+}
+
+/// A PCI device that L0 emulates for L1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// An NVMe disk. The first one of a spec is the disk under test.
+    Nvme,
+    /// A device that no driver of L1's binds, with a DMA engine that reaches every address.
+    Edu,
+    /// An ivshmem device with a BAR of that many MiB of memory.
+    Memory { mib: u64 },
+    /// The same, of a file that the host fills before the run and compares after it.
+    File { mib: u64 },
+    /// A device with a BAR of that many MiB without memory.
+    Empty { mib: u64 },
+}
+
+impl ScenarioSpec {
+    /// What scenarios have in common unless they say otherwise: an NVMe disk without contents, and no guest kernel.
+    pub fn plain(scenario: &'static str, what: &'static str, checks: fn(&Run) -> Vec<String>) -> Self {
+        Self {
+            scenario,
+            host: Host::INTEL_DEBIAN,
+            container: Container::Type1,
+            what,
+            modes: PATCHED,
+            label: Label::Mode,
+            l2_memory_mib: 1024,
+            ram: Ram::Usual,
+            firmware: Firmware::SeaBios,
+            sandboxed: false,
+            devices: vec![Device::Nvme],
+            // The default is 39, which cannot map what a guest puts above 512 GiB.
+            iommu_bits: 48,
+            disk_mib: 1,
+            writes_disk: false,
+            l2_boots: false,
+            timed: false,
+            traces_iommu: false,
+            prealloc_l1: false,
+            program: Program::Qemu,
+            starts: Vec::new(),
+            limit: Duration::from_secs(600),
+            checks,
+        }
+    }
+
+    /// The same through iommufd, on that host.
+    pub fn through_iommufd(&self, host: Host) -> Self {
+        Self {
+            container: Container::Iommufd,
+            host,
+            timed: false,
+            ram: Ram::Usual,
+            firmware: Firmware::SeaBios,
+            ..self.clone()
+        }
+    }
+
+    /// The checks that a run has to make; a missing one is a failure.
+    pub fn expected_checks(&self, mode: Mode) -> Vec<String> {
+        (self.checks)(&Run { spec: self, mode })
+    }
+
+    /// Its name on the command line.
+    pub fn name(&self) -> String {
+        match self.container {
+            Container::Type1 => format!("{}-{}", self.scenario, self.host),
+            Container::Iommufd => format!("{}-{}-iommufd", self.scenario, self.host),
+        }
+    }
+
+    /// The name of one of its runs.
+    pub fn run_name(&self, mode: Mode) -> String {
+        match self.label {
+            Label::Mode => format!("{}-{}", self.name(), mode.name()),
+            Label::Host => self.name(),
+            Label::Memory => format!("{}-{}m", self.scenario, self.l2_memory_mib),
+        }
+    }
+
+    /// RAM of L1: L2's, and room for its own programs.
+    pub fn l1_memory_mib(&self) -> u64 {
+        self.l2_memory_mib + 2048
+    }
+
+    /// PCI addresses in L1 of the devices under test.
+    pub fn addresses(&self) -> Vec<String> {
+        (FIRST_SLOT..).zip(&self.devices).map(|(slot, _)| format!("0000:00:{slot:02x}.0")).collect()
+    }
+
+    /// The size of the file that is a BAR, if there is one.
+    pub fn bar_mib(&self) -> Option<u64> {
+        self.devices.iter().find_map(|device| match device {
+            Device::File { mib } => Some(*mib),
+            _ => None,
+        })
+    }
+
+    /// Whether L0 writes down every invalidation of the IOMMU's translation caches, for a bench to count.
+    pub fn traces_invalidations(&self) -> bool {
+        self.bench_name().is_some_and(|name| name == "calls")
+    }
+
+    /// The engine's bench that L1 runs, if it runs one.
+    pub fn bench_name(&self) -> Option<&str> {
+        match &self.program {
+            Program::Bench(command) => command.first().map(String::as_str),
+            Program::Qemu | Program::Conformance => None,
+        }
+    }
+}
+
+/// The slot of the first device under test.
+pub const FIRST_SLOT: u8 = 4;
+
+/// Whether the IOMMU of that host can remap interrupts.
+pub fn remaps_interrupts(host: &Host) -> bool {
+    host.iommu != Iommu::Virtio
+}
