@@ -21,6 +21,12 @@ pub struct ZeroPages {
     address: *mut libc::c_void,
 }
 
+impl Default for ZeroPages {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl ZeroPages {
     const BYTES: usize = 1 << 30;
 

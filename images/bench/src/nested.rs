@@ -6,8 +6,7 @@ use anyhow::Result;
 
 use super::summary::Spread;
 use vfio_fast_assets::cache::Cache;
-use vfio_fast_assets::packages;
-use vfio_fast_e2e::{Accel, Phase, Phases, Runs, ScenarioSpec, Verdict};
+use vfio_fast_e2e::{Accel, Parts, Phase, Phases, Runs, ScenarioSpec, Verdict};
 use vfio_fast_protocol::bench::host::{Busy, machine};
 use vfio_fast_protocol::bench::native::Machine;
 
@@ -28,8 +27,8 @@ pub fn run(plans: &[ScenarioSpec], folder: &Path, pins: &str) -> Result<Nested> 
     let phases = Phases::default();
     phases.enter(Phase::Setup);
     let cache = Cache::open()?;
-    packages::ensure(&cache)?;
-    let (parts, accel) = vfio_fast_e2e::prepare(&cache, folder, &phases, plans)?;
+    let parts = Parts::prepare(&cache, folder, plans)?;
+    let accel = vfio_fast_e2e::choose(&parts, folder)?;
     let machine = machine(pins);
     let runs = Runs { parts: &parts, folder, accel, phases: &phases };
     let before = Busy::now();

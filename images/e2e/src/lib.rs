@@ -9,7 +9,9 @@ mod bar;
 mod disk;
 mod iommu_trace;
 mod judge;
+mod kvm_probe;
 mod l0;
+mod parts;
 mod phase;
 mod records;
 mod runs;
@@ -19,43 +21,46 @@ mod table;
 
 pub use accel::Accel;
 pub use judge::Verdict;
+pub use kvm_probe::choose;
 pub use l0::{STEPS, trace};
+pub use parts::Parts;
 pub use phase::{Phase, Phases};
 pub use records::Check;
-pub use runs::{Parts, Runs, require_memory};
+pub use runs::{Runs, require_memory};
 pub use vfio_fast_protocol::spec::ScenarioSpec;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use vfio_fast_assets::cache::Cache;
-use vfio_fast_assets::debian::{Debian, STABLE};
-use vfio_fast_assets::image::{self, Guest};
-use vfio_fast_assets::qemu::{self, Kind};
-use vfio_fast_assets::{kernel, library, packages, paths, progress};
-use vfio_fast_protocol::host::Kernel;
-use vfio_fast_protocol::spec::Program;
+use vfio_fast_assets::{paths, progress};
 
-/// Runs the nested machines and compares stock QEMU with vfio-fast.
+/// Boots the nested machines and compares stock QEMU with vfio-fast.
+///
+/// Without arguments: the main scenario on one host.
 #[derive(clap::Parser, Clone, Debug, Default)]
 #[command(bin_name = "cargo xtask e2e")]
 pub struct Args {
-    /// Print the names of the scenarios and stop
+    /// Print the names of all scenarios and stop
     #[arg(long)]
     list: bool,
-    /// Run only this scenario, on all its machines or (see --list) on one; may be given several times
+    /// Run every scenario on every host
+    #[arg(long, conflicts_with = "only")]
+    all: bool,
+    /// Run this scenario, on all its hosts or (see --list) on one; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
 }
 
-/// Runs the scenarios asked for; all of them without arguments.
+/// Runs the scenarios asked for.
 pub fn run(args: &Args) -> Result<()> {
-    let plans = scenario::chosen(&args.only)?;
+    let is_main = !args.all && !args.list && args.only.is_empty();
+    let specs = if is_main { vec![scenario::main()] } else { scenario::chosen(&args.only)? };
     if args.list {
-        for plan in plans {
-            println!("{:33} {}", plan.name(), plan.what);
+        for spec in specs {
+            println!("{:33} {}", spec.name(), spec.what);
         }
         return Ok(());
     }
@@ -63,70 +68,35 @@ pub fn run(args: &Args) -> Result<()> {
     let phases = Phases::default();
     phases.enter(Phase::Setup);
     let cache = Cache::open()?;
-    packages::ensure(&cache)?;
-    let run = new_run()?;
-    let (parts, accel) = prepare(&cache, &run, &phases, &plans)?;
+    let folder = new_run()?;
+    let parts = Parts::prepare(&cache, &folder, &specs)?;
+    let accel = choose(&parts, &folder)?;
+    progress::print(&format!("    L1 runs under {accel}"));
 
-    let runs = Runs { parts: &parts, folder: &run, accel, phases: &phases };
-    let (mut verdicts, outcome) = runs.all(&plans);
+    let runs = Runs { parts: &parts, folder: &folder, accel, phases: &phases };
+    let (mut verdicts, outcome) = runs.all(&specs);
     phases.enter(Phase::Check);
     judge::compare_modes(&mut verdicts)?;
-    table::write_json(&run.join("results.json"), &verdicts)?;
+    table::write_json(&folder.join("results.json"), &verdicts)?;
     table::print(&verdicts);
     let failed = verdicts.iter().filter(|v| !v.passed()).count();
     println!(
         "\n{} runs, {failed} failed, {}: {}",
         verdicts.len(),
         progress::elapsed(start.elapsed()),
-        run.display()
+        folder.display()
     );
+    println!("{}", table::retries(&verdicts));
+    if is_main && failed == 0 && outcome.is_ok() {
+        println!(
+            "This was the main scenario on one host. `cargo xtask e2e --list` names the others, `--only NAME` runs one, \
+             `--all` runs everything."
+        );
+    }
     if failed > 0 {
         bail!("{failed} of {} runs failed", verdicts.len());
     }
     outcome
-}
-
-/// Fetches and builds what the machines of these plans are made of, and chooses how L1 runs.
-pub fn prepare(cache: &Cache, run: &Path, phases: &Phases, plans: &[ScenarioSpec]) -> Result<(Parts, Accel)> {
-    let guest = Guest::prepare(cache, &Debian::open(cache, STABLE)?)?;
-    let newest = plans.iter().any(|plan| plan.host.kernel == Kernel::Newest);
-    let newest = newest.then(kernel::built).transpose()?.map(|kernel| guest.with_kernel(kernel));
-    let emulator = qemu::built(Kind::Emulator)?;
-    let reference = qemu::built(Kind::Stock)?;
-    let not_built = qemu::built(Kind::Off)?;
-    let patched = qemu::built(Kind::On)?;
-
-    phases.enter(Phase::Build);
-    let agent = progress::step("Build the agent", &run.join("agent.log"), image::build_agent)?;
-    let witness = progress::step("Build the witness", &run.join("witness.log"), image::build_witness)?;
-    let prefix = run.join("prefix");
-    progress::step("Build the library", &run.join("library.log"), |log| library::into(&prefix, log))?;
-    let library = prefix.join("lib").join(library::soname());
-    let wants_conformance = plans.iter().any(|plan| plan.program == Program::Conformance);
-    let log = run.join("conformance-build.log");
-    let conformance = || progress::step("Build the conformance tests", &log, image::build_conformance);
-    let conformance = wants_conformance.then(conformance).transpose()?;
-    let bench = plans.iter().find_map(ScenarioSpec::bench_name).map(|name| {
-        let build = |log: &Path| image::build_measure(name, log);
-        progress::step("Build the engine's bench", &run.join("bench-build.log"), build)
-    });
-    let bench = bench.transpose()?;
-    let parts = Parts {
-        guest,
-        newest,
-        emulator,
-        reference,
-        patched,
-        not_built,
-        library,
-        agent,
-        witness,
-        conformance,
-        bench,
-    };
-    let accel = accel::choose(&parts, run)?;
-    println!("    L1 runs under {accel}");
-    Ok((parts, accel))
 }
 
 /// A new folder for this run, and `latest` pointing to it.

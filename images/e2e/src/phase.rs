@@ -2,15 +2,13 @@
 
 use std::time::Instant;
 
-use vfio_fast_assets::progress::elapsed;
+use vfio_fast_assets::progress::{elapsed, print};
 
 /// One phase. A run enters them in this order; boot and run once per machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase<'a> {
-    /// Fetch and build what does not change.
+    /// Fetch and build what the machines are made of.
     Setup,
-    /// Build what does.
-    Build,
     /// Start a machine.
     Boot(&'a str),
     /// The machine's user space is at work.
@@ -36,11 +34,10 @@ impl Phases {
     pub fn enter(&self, phase: Phase) {
         let at = elapsed(self.start.elapsed());
         match phase {
-            Phase::Setup => println!("== setup ({at})"),
-            Phase::Build => println!("== build ({at})"),
-            Phase::Boot(name) => println!("== boot {name} ({at})"),
-            Phase::Run(name) => println!("== run {name} ({at})"),
-            Phase::Check => println!("== check ({at})"),
+            Phase::Setup => print(&format!("== set up ({at})")),
+            Phase::Boot(name) => print(&format!("== boot {name} ({at})")),
+            Phase::Run(name) => print(&format!("== run {name} ({at})")),
+            Phase::Check => print(&format!("== check ({at})")),
         }
     }
 }

@@ -8,7 +8,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use vfio_fast_protocol::checks::Run;
-use vfio_fast_protocol::host::Kernel;
 use vfio_fast_protocol::job::{Firmware, Job, Mode};
 use vfio_fast_protocol::scenarios::conformance;
 use vfio_fast_protocol::spec::{Program, ScenarioSpec};
@@ -17,67 +16,21 @@ use super::accel::Accel;
 use super::bar::Bar;
 use super::disk::Disk;
 use super::iommu_trace;
-use super::judge::{self, Verdict};
+use super::judge::{self, NotBooted, Verdict};
 use super::l0;
+use super::parts::Parts;
 use super::phase::{Phase, Phases};
 use super::records::log_text;
 use super::scenario;
 use super::splat;
-use vfio_fast_assets::image::{Guest, Payload};
+use vfio_fast_assets::image::Payload;
 use vfio_fast_assets::outcome::CannotRun;
+use vfio_fast_assets::progress;
 
 /// Runs beside each other at most.
 const WORKERS: usize = 2;
 /// What a run takes besides the memory of its machine.
 const OVERHEAD_MIB: u64 = 1024;
-
-/// What the machines are made of.
-#[derive(Debug)]
-pub struct Parts {
-    /// Kernel, modules and firmware.
-    pub guest: Guest,
-    /// The same with the newest kernel in L1, where a scenario wants it.
-    pub newest: Option<Guest>,
-    /// QEMU that L1 runs on.
-    pub emulator: PathBuf,
-    /// QEMU without the patches.
-    pub reference: PathBuf,
-    /// QEMU with them.
-    pub patched: PathBuf,
-    /// QEMU with them, built without the library.
-    pub not_built: PathBuf,
-    /// The library patched QEMU loads.
-    pub library: PathBuf,
-    /// PID 1 of both machines.
-    pub agent: PathBuf,
-    /// The ioctl witness.
-    pub witness: PathBuf,
-    /// The conformance tests, where a scenario wants them.
-    pub conformance: Option<PathBuf>,
-    /// The engine's bench, where a scenario wants it.
-    pub bench: Option<PathBuf>,
-}
-
-impl Parts {
-    /// The QEMU under test, if any, and the libraries it is started with.
-    fn qemu_of(&self, program: &Program, mode: Mode) -> (Option<&Path>, Vec<PathBuf>) {
-        let witness = self.witness.clone();
-        match (program, mode) {
-            (Program::Conformance | Program::Bench(_), _) => (None, Vec::new()),
-            (_, Mode::Reference) => (Some(&self.reference), vec![witness]),
-            (_, Mode::NotBuilt) => (Some(&self.not_built), vec![witness]),
-            (_, Mode::Stock | Mode::Fast) => (Some(&self.patched), vec![witness, self.library.clone()]),
-        }
-    }
-
-    /// What L1 boots with that kernel.
-    fn guest_with(&self, kernel: Kernel) -> Result<&Guest> {
-        match kernel {
-            Kernel::Debian => Ok(&self.guest),
-            Kernel::Newest => self.newest.as_ref().context("the newest kernel was not built"),
-        }
-    }
-}
 
 /// Everything the runs share.
 #[derive(Debug)]
@@ -122,7 +75,7 @@ impl Runs<'_> {
                 // A statement of its own: the queue is not locked during the run.
                 let next = runs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some((n, (plan, mode))) = next else { return };
-                let result = self.twice_if_stalled(&plan, mode);
+                let result = self.run_with_retry(&plan, mode);
                 let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                 match result {
                     Ok(verdict) => done.0.push((n, verdict)),
@@ -139,26 +92,28 @@ impl Runs<'_> {
         (verdicts.into_iter().map(|(_, verdict)| verdict).collect(), outcome)
     }
 
-    /// One boot of L1; another where a processor of the emulated machine stood still, its clock ran wild, or it came to a
-    /// triple fault, as it now and then does without the library too. What is to blame every time fails twice.
-    fn twice_if_stalled(&self, plan: &ScenarioSpec, mode: Mode) -> Result<Verdict> {
-        let verdict = self.one(plan, mode)?;
-        let emulated = matches!(self.accel, Accel::Tcg(_));
-        let broke_down = || {
-            verdict.stood_still
-                || splat::stalled(&log_text(&verdict.folder, "l1-console"))
-                || splat::broke_down(&log_text(&verdict.folder, "l0-qemu"))
+    /// One boot of L1, and a second one where the emulator broke down under the first: see [`emulator_fault`]. A fault that
+    /// is there every time fails both. The verdict counts the retry.
+    fn run_with_retry(&self, plan: &ScenarioSpec, mode: Mode) -> Result<Verdict> {
+        let first = self.one(plan, mode);
+        let cause = match (&first, self.accel) {
+            (_, Accel::Kvm) => None,
+            (Ok(verdict), _) if verdict.passed() => None,
+            (Ok(verdict), _) => emulator_fault(verdict),
+            (Err(error), _) => error.downcast_ref::<NotBooted>().map(|_| "L1 did not reach user space"),
         };
-        if verdict.passed() || !emulated || !broke_down() {
-            return Ok(verdict);
-        }
-        let kept = verdict.folder.with_extension("stalled");
-        println!(
-            "    a processor of the emulated L1 stood still or broke down, or its clock ran wild: once more; logs of this try: {}",
+        let Some(cause) = cause else { return first };
+        let folder = self.folder.join(plan.run_name(mode));
+        let kept = folder.with_extension("first-try");
+        progress::print(&format!(
+            "    {}: {cause}: booting L1 once more; logs of this try: {}",
+            plan.run_name(mode),
             kept.display()
-        );
-        fs::rename(&verdict.folder, kept)?;
-        self.one(plan, mode)
+        ));
+        fs::rename(&folder, kept)?;
+        let mut verdict = self.one(plan, mode)?;
+        *verdict.retries.entry(format!("boot of L1, because {cause}")).or_default() += 1;
+        Ok(verdict)
     }
 
     /// One boot of L1.
@@ -203,7 +158,7 @@ impl Runs<'_> {
             Program::Bench(_) => parts.bench.clone(),
         };
         let programs: Vec<PathBuf> = program.into_iter().collect();
-        let (qemu, libraries) = parts.qemu_of(&plan.program, mode);
+        let (qemu, libraries) = parts.qemu_of(&plan.program, mode)?;
         let payload = Payload {
             agent: &parts.agent,
             ovmf: plan.firmware == Firmware::Ovmf,
@@ -243,6 +198,19 @@ impl Runs<'_> {
         }
         Ok(verdict)
     }
+}
+
+/// What went wrong with the emulated processors or clock, in which a run on real hardware would not have failed. QEMU's TCG
+/// has such faults, with the library and without.
+fn emulator_fault(verdict: &Verdict) -> Option<&'static str> {
+    let emulator = log_text(&verdict.folder, "l0-qemu");
+    if splat::broke_down(&emulator) {
+        return Some("an emulated processor had a triple fault or was reset");
+    }
+    if splat::stalled(&log_text(&verdict.folder, "l1-console")) {
+        return Some("an emulated processor stalled or its clock ran wild");
+    }
+    verdict.stood_still.then_some("L1 gave no sign of life")
 }
 
 /// How many runs fit beside each other.

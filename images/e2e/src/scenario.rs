@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use vfio_fast_protocol::scenarios;
-use vfio_fast_protocol::spec::{Device, FIRST_SLOT, ScenarioSpec};
+use vfio_fast_protocol::spec::{Device, FIRST_SLOT, PATCHED, ScenarioSpec};
 
 /// The specs of these names, on all their hosts where a name says none; all without any names.
 pub fn chosen(names: &[String]) -> Result<Vec<ScenarioSpec>> {
@@ -16,6 +16,12 @@ pub fn chosen(names: &[String]) -> Result<Vec<ScenarioSpec>> {
     }
     let wanted = |spec: &ScenarioSpec| names.is_empty() || names.iter().any(|name| is(spec, name));
     Ok(specs.into_iter().filter(wanted).collect())
+}
+
+/// What runs if nothing else is asked for: the main scenario on one host, with the library off and on.
+pub fn main() -> ScenarioSpec {
+    let mut specs = scenarios::nvme::specs();
+    ScenarioSpec { modes: PATCHED, ..specs.swap_remove(0) }
 }
 
 /// Arguments for L1's memory.

@@ -1,5 +1,6 @@
 //! Results for people and for programs.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -98,6 +99,19 @@ pub fn print(verdicts: &[Verdict]) {
     if !names.is_empty() {
         println!("\ncounted by: {WITNESS}");
     }
+}
+
+/// Everything that was done again in all runs, by cause.
+pub fn retries(verdicts: &[Verdict]) -> String {
+    let mut causes = BTreeMap::<&str, u32>::new();
+    for (cause, times) in verdicts.iter().flat_map(|verdict| &verdict.retries) {
+        *causes.entry(cause).or_default() += times;
+    }
+    if causes.is_empty() {
+        return "retries: none".into();
+    }
+    let causes: Vec<String> = causes.iter().map(|(cause, times)| format!("{cause}: {times}")).collect();
+    format!("retries: {}", causes.join("; "))
 }
 
 /// What BARs cost, per GiB.

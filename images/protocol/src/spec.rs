@@ -126,6 +126,7 @@ impl ScenarioSpec {
             container: Container::Iommufd,
             host,
             timed: false,
+            prealloc_l1: false,
             ram: Ram::Usual,
             firmware: Firmware::SeaBios,
             ..self.clone()

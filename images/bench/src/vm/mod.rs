@@ -17,8 +17,7 @@ use vfio_fast_protocol::job::Memory;
 use super::mebibytes;
 use super::summary::Spread;
 use vfio_fast_assets::cache::Cache;
-use vfio_fast_assets::packages;
-use vfio_fast_e2e::{Phase, Phases, Runs, Verdict};
+use vfio_fast_e2e::{Parts, Phase, Phases, Runs, Verdict};
 use vfio_fast_protocol::bench::host::{Busy, machine};
 use vfio_fast_protocol::scenarios::boot_time;
 
@@ -63,8 +62,9 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     let phases = Phases::default();
     phases.enter(Phase::Setup);
     let cache = Cache::open()?;
-    packages::ensure(&cache)?;
-    let (parts, accel) = vfio_fast_e2e::prepare(&cache, folder, &phases, &[])?;
+    let specs: Vec<_> = wanted.sizes.iter().map(|mib| boot_time::spec(*mib, wanted.pairs())).collect();
+    let parts = Parts::prepare(&cache, folder, &specs)?;
+    let accel = vfio_fast_e2e::choose(&parts, folder)?;
     let machine = machine(PINS);
     let runs = Runs { parts: &parts, folder, accel, phases: &phases };
     let mut lines = File::create(folder.join("vm.jsonl"))?;

@@ -1,0 +1,179 @@
+//! What the machines are made of: fetched and built as far as the scenarios need it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use vfio_fast_assets::cache::Cache;
+use vfio_fast_assets::debian::{Debian, STABLE};
+use vfio_fast_assets::image::{self, Guest};
+use vfio_fast_assets::qemu::{self, Kind};
+use vfio_fast_assets::{kernel, library, packages, progress};
+use vfio_fast_protocol::host::Kernel;
+use vfio_fast_protocol::job::Mode;
+use vfio_fast_protocol::spec::{Program, ScenarioSpec};
+
+/// What the machines are made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Kernel, modules and firmware.
+    pub guest: Guest,
+    /// The same with the newest kernel in L1, where a scenario needs it.
+    pub newest: Option<Guest>,
+    /// QEMU that L1 runs on.
+    pub emulator: PathBuf,
+    /// PID 1 of both machines.
+    pub agent: PathBuf,
+    /// The ioctl witness.
+    witness: PathBuf,
+    /// The library that patched QEMU loads.
+    library: PathBuf,
+    /// The QEMUs under test that a scenario needs.
+    under_test: Vec<(Kind, PathBuf)>,
+    /// The conformance tests, where a scenario needs them.
+    pub conformance: Option<PathBuf>,
+    /// The measuring program, where a scenario needs one.
+    pub bench: Option<PathBuf>,
+}
+
+impl Parts {
+    /// Fetches and builds what these scenarios need. What does not depend on each other is built at the same time, the
+    /// longest first.
+    pub fn prepare(cache: &Cache, run: &Path, specs: &[ScenarioSpec]) -> Result<Self> {
+        packages::ensure(cache)?;
+        // Before the threads begin, so that only one fetches the index.
+        let debian = Debian::open(cache, STABLE)?;
+        let kinds = kinds(specs);
+        let needs_newest = specs.iter().any(|spec| spec.host.kernel == Kernel::Newest);
+        let (mut emulator, mut under_test, mut newest, mut rest) = (None, Vec::new(), None, None);
+        let first_error = Mutex::new(None);
+        let keep = |result: Result<()>| {
+            if let Err(error) = result {
+                first_error.lock().expect("no thread panics with it").get_or_insert(error);
+            }
+        };
+        thread::scope(|scope| {
+            if needs_newest {
+                scope.spawn(|| keep(kernel::built().map(|kernel| newest = Some(kernel))));
+            }
+            scope.spawn(|| {
+                keep((|| {
+                    emulator = Some(qemu::built(Kind::Emulator)?);
+                    for &kind in &kinds {
+                        under_test.push((kind, qemu::built(kind)?));
+                    }
+                    Ok(())
+                })());
+            });
+            keep(Rest::build(cache, &debian, run, specs).map(|built| rest = Some(built)));
+        });
+        if let Some(error) = first_error.into_inner().map_err(|_| anyhow!("a thread panicked"))? {
+            return Err(error);
+        }
+        let Rest { guest, agent, witness, library, conformance, bench } = rest.context("nothing failed")?;
+        Ok(Self {
+            newest: newest.map(|kernel| guest.with_kernel(kernel)),
+            guest,
+            emulator: emulator.context("nothing failed")?,
+            agent,
+            witness,
+            library,
+            under_test,
+            conformance,
+            bench,
+        })
+    }
+
+    /// The QEMU under test, if any, and the libraries it is started with.
+    pub fn qemu_of(&self, program: &Program, mode: Mode) -> Result<(Option<&Path>, Vec<PathBuf>)> {
+        let Some(kind) = kind_of(program, mode) else { return Ok((None, Vec::new())) };
+        let built = self.under_test.iter().find(|(built, _)| *built == kind);
+        let (_, qemu) = built.with_context(|| format!("QEMU ({}) was not built", kind.name()))?;
+        let library = (kind == Kind::On).then(|| self.library.clone());
+        Ok((Some(qemu), [self.witness.clone()].into_iter().chain(library).collect()))
+    }
+
+    /// What L1 boots with that kernel.
+    pub fn guest_with(&self, kernel: Kernel) -> Result<&Guest> {
+        match kernel {
+            Kernel::Debian => Ok(&self.guest),
+            Kernel::Newest => self.newest.as_ref().context("the newest kernel was not built"),
+        }
+    }
+}
+
+/// What is neither QEMU nor a kernel that is built here.
+struct Rest {
+    guest: Guest,
+    agent: PathBuf,
+    witness: PathBuf,
+    library: PathBuf,
+    conformance: Option<PathBuf>,
+    bench: Option<PathBuf>,
+}
+
+impl Rest {
+    fn build(cache: &Cache, debian: &Debian, run: &Path, specs: &[ScenarioSpec]) -> Result<Self> {
+        let guest = Guest::prepare(cache, debian)?;
+        let step = |what: &str, log: &str, build: &dyn Fn(&Path) -> Result<PathBuf>| {
+            progress::step(what, &run.join(log), build)
+        };
+        let agent = step("Build the agent", "agent.log", &image::build_agent)?;
+        let witness = step("Build the witness", "witness.log", &image::build_witness)?;
+        let prefix = run.join("prefix");
+        let library = step("Build the library", "library.log", &|log| {
+            library::into(&prefix, log)?;
+            Ok(prefix.join("lib").join(library::soname()))
+        })?;
+        let needs_conformance = specs.iter().any(|spec| spec.program == Program::Conformance);
+        let conformance = needs_conformance
+            .then(|| step("Build the conformance tests", "conformance-build.log", &image::build_conformance));
+        let bench = specs.iter().find_map(ScenarioSpec::bench_name).map(|name| {
+            step("Build the measuring program", "bench-build.log", &|log| image::build_measure(name, log))
+        });
+        Ok(Self {
+            guest,
+            agent,
+            witness,
+            library,
+            conformance: conformance.transpose()?,
+            bench: bench.transpose()?,
+        })
+    }
+}
+
+/// The QEMUs under test of these scenarios, each once, in the order in which they share the most objects.
+fn kinds(specs: &[ScenarioSpec]) -> Vec<Kind> {
+    let runs = specs.iter().flat_map(|spec| spec.modes.iter().map(|mode| (&spec.program, *mode)));
+    let needed: Vec<Kind> = runs.filter_map(|(program, mode)| kind_of(program, mode)).collect();
+    [Kind::Stock, Kind::Off, Kind::On].into_iter().filter(|kind| needed.contains(kind)).collect()
+}
+
+/// The QEMU under test of one run.
+fn kind_of(program: &Program, mode: Mode) -> Option<Kind> {
+    match (program, mode) {
+        (Program::Conformance | Program::Bench(_), _) => None,
+        (Program::Qemu, Mode::Reference) => Some(Kind::Stock),
+        (Program::Qemu, Mode::NotBuilt) => Some(Kind::Off),
+        (Program::Qemu, Mode::Stock | Mode::Fast) => Some(Kind::On),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario;
+
+    #[test]
+    fn only_what_is_run_is_built() {
+        let of = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+            kinds(&scenario::chosen(&names).unwrap())
+        };
+        assert_eq!(kinds(&[scenario::main()]), [Kind::On]);
+        assert_eq!(of(&["nvme-intel-debian"]), [Kind::Stock, Kind::On]);
+        assert_eq!(of(&["conformance"]), []);
+        assert_eq!(of(&[]), [Kind::Stock, Kind::Off, Kind::On]);
+    }
+}
