@@ -1,6 +1,7 @@
 //! L1: hands devices to vfio-pci, runs QEMU, and judges what it maps.
 
 mod checks;
+mod command_line;
 mod devices;
 mod firmware;
 mod huge_pages;
@@ -9,7 +10,6 @@ mod limits;
 mod proc;
 mod qemu_trace;
 mod qmp;
-mod ram;
 mod report;
 mod requests;
 mod scenarios;

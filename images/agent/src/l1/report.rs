@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use vfio_fast_protocol::checks::CheckName;
 use vfio_fast_protocol::record::{HEARTBEAT_MS, Record};
 
 use crate::machine;
@@ -26,15 +27,14 @@ impl Reporter {
         let mut line = serde_json::to_vec(record).expect("records have only string keys");
         line.push(b'\n');
         let mut port = self.port.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // Without the channel nothing can be told but on the console; the host fails a run whose
-        // end record is missing.
+        // Without the channel only the console is left. The host fails a run without an end record.
         if let Err(error) = port.write_all(&line) {
             eprintln!("vfio-fast-agent: a record was lost: {error}");
         }
     }
 
-    /// Sends a sign of life every so often from now on, whatever the rest does: an emulated machine may stand still, and then
-    /// says so with its silence.
+    /// Sends heartbeats from now on, whatever the other threads do: the host recognises an emulated machine that has
+    /// stopped by their absence.
     pub fn keep_alive(&self) {
         let report = self.clone();
         std::thread::spawn(move || {
@@ -45,15 +45,20 @@ impl Reporter {
         });
     }
 
-    /// Something begins.
+    /// Reports that a step begins.
     pub fn step(&self, what: &str) {
         self.send(&Record::Step { what: what.into(), at_ms: machine::uptime_ms() });
     }
 
-    /// Something that has to hold was looked at; `problems` empty means that it does.
-    pub fn check(&self, name: &str, problems: &[String], seen: &str) {
+    /// Reports a check that holds if there are no problems; `seen` describes what was found then.
+    pub fn check(&self, check: impl CheckName, problems: &[String], seen: &str) {
         let detail = if problems.is_empty() { seen.to_owned() } else { problems.join("; ") };
-        self.send(&Record::Check { name: name.into(), ok: problems.is_empty(), detail });
+        self.send(&Record::Check { name: check.name(), ok: problems.is_empty(), detail });
+    }
+
+    /// Reports a check that holds if `ok`; `seen` describes what was found in both cases.
+    pub fn expect(&self, check: impl CheckName, ok: bool, seen: &str) {
+        self.send(&Record::Check { name: check.name(), ok, detail: seen.to_owned() });
     }
 
     /// A line for a log file.

@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -13,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-use vfio_fast_protocol::job::Container;
-use vfio_fast_protocol::record::{Event, L2_PORT};
+use vfio_fast_protocol::record::Event;
 use vfio_fast_protocol::witness::{self, Call};
 
+use crate::l1::command_line::{CommandLine, EVENTS, FIRMWARE, MONITOR};
 use crate::l1::lab::Lab;
 use crate::l1::proc::{self, Thread};
 use crate::l1::qmp::Qmp;
@@ -25,10 +24,7 @@ use crate::machine;
 use crate::wait::{Seen, wait_for};
 
 const WITNESS: &str = "/run/witness";
-const MONITOR: &str = "/run/qmp";
-const EVENTS: &str = "/run/l2-events";
 const CONSOLE: &str = "/run/l2-console-file";
-const FIRMWARE: &str = "/run/l2-firmware-file";
 /// What SeaBIOS says at the end of its work, where it finds nothing to boot: it changes nothing after that.
 const NOTHING_TO_BOOT: &str = "No bootable device";
 
@@ -93,74 +89,10 @@ impl Process {
     }
 }
 
-/// Arguments of every QEMU: machine, firmware, ports; RAM and devices are the scenario's.
-pub fn common_arguments(lab: &Lab) -> Vec<String> {
-    let accelerator = if Path::new("/dev/kvm").exists() { "kvm" } else { "tcg" };
-    let channel = format!("virtserialport,chardev=events,name={L2_PORT}");
-    let events = format!("file,id=events,path={EVENTS}");
-    let monitor = format!("unix:{MONITOR},server=on,wait=off");
-    let mut arguments = [
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-accel",
-        accelerator,
-        "-cpu",
-        "max",
-        "-L",
-        "/usr/share/seabios",
-        "-L",
-        "/usr/share/qemu",
-        "-qmp",
-        &monitor,
-        "-chardev",
-        &events,
-        "-device",
-        "virtio-serial-pci",
-        "-device",
-        &channel,
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    if lab.job.container == Container::Iommufd {
-        arguments.extend(["-object", "iommufd,id=iommufd0"].map(str::to_owned));
-    }
-    arguments
-}
-
-/// Arguments for a q35 machine and its RAM, which is a memfd or anonymous memory.
-pub fn machine_arguments(memory_mib: u64, memfd: bool) -> Vec<String> {
-    let size = format!("{memory_mib}M");
-    // QEMU makes a memfd of this and maps it where huge pages fit. What memory-backend-memfd maps begins at any page, and
-    // never gets one.
-    let backend = format!("memory-backend-ram,id=ram,size={size},share=on");
-    let arguments: &[&str] = match memfd {
-        true => &["-machine", "q35,memory-backend=ram", "-object", &backend, "-m", &size],
-        false => &["-machine", "q35", "-m", &size],
-    };
-    arguments.iter().map(|argument| (*argument).to_owned()).collect()
-}
-
-/// Arguments that boot L2's Linux with these options besides the usual ones.
-pub fn kernel_arguments(options: &str) -> Vec<String> {
-    let append = format!(
-        "console=ttyS0 earlycon=uart8250,io,0x3f8 loglevel=6 panic=0 nokaslr mitigations=off \
-         init_on_alloc=0 tsc=reliable no_timer_check random.trust_cpu=on pci=lastbus=0 vft.role=l2 {options}"
-    );
-    ["-kernel", "/vft/vmlinuz", "-initrd", "/vft/l2.cpio", "-append", &append].map(str::to_owned).to_vec()
-}
-
-/// Arguments with which the firmware's own words are kept, for [`Vm::wait_firmware`].
-pub fn firmware_arguments() -> Vec<String> {
-    let file = format!("file,id=firmware,path={FIRMWARE}");
-    ["-chardev", &file, "-device", "isa-debugcon,iobase=0x402,chardev=firmware"].map(str::to_owned).to_vec()
-}
-
 impl Vm {
     /// Starts QEMU paused (`-S`) and waits until its machine is built.
-    pub fn start(lab: &Lab, arguments: &[String]) -> Result<Self> {
-        let mut command = command(lab, arguments)?;
+    pub fn start(lab: &Lab, line: &CommandLine) -> Result<Self> {
+        let mut command = command(lab, line)?;
         command.arg("-S");
         command.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
         Self::spawn(lab, command, "l2-console")
@@ -168,8 +100,8 @@ impl Vm {
 
     /// Starts QEMU and lets the guest run as soon as it can. What counts as first output is the
     /// firmware's: SeaBIOS writes its name to this port before it does anything else.
-    pub fn start_running(lab: &Lab, arguments: &[String]) -> Result<Self> {
-        let mut command = command(lab, arguments)?;
+    pub fn start_running(lab: &Lab, line: &CommandLine) -> Result<Self> {
+        let mut command = command(lab, line)?;
         command.args(["-chardev", "stdio,id=firmware,signal=off"]);
         command.args(["-device", "isa-debugcon,iobase=0x402,chardev=firmware"]);
         command.args(["-serial", &format!("file:{CONSOLE}")]);
@@ -196,9 +128,9 @@ impl Vm {
     }
 
     /// Starts QEMU as a daemon, paused.
-    pub fn start_daemon(lab: &Lab, arguments: &[String]) -> Result<Self> {
+    pub fn start_daemon(lab: &Lab, line: &CommandLine) -> Result<Self> {
         const PID_FILE: &str = "/run/qemu-pid";
-        let mut command = command(lab, arguments)?;
+        let mut command = command(lab, line)?;
         command.args(["-S", "-daemonize", "-pidfile", PID_FILE]).stdout(Stdio::null());
         lab.report.log("l1-setup", &format!("{command:?}"));
         let started = Instant::now();
@@ -430,7 +362,7 @@ impl Drop for Vm {
 }
 
 /// The command that every start begins with.
-fn command(lab: &Lab, arguments: &[String]) -> Result<Command> {
+fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
     for stale in [WITNESS, MONITOR, EVENTS, CONSOLE, FIRMWARE] {
         match fs::remove_file(stale) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -441,7 +373,7 @@ fn command(lab: &Lab, arguments: &[String]) -> Result<Command> {
     }
     let mut command = Command::new("/vft/qemu");
     command
-        .args(arguments)
+        .args(line.arguments())
         .env("LD_PRELOAD", "/vft/lib/libwitness.so")
         .env("LD_LIBRARY_PATH", "/vft/lib")
         .env("VFT_WITNESS", WITNESS)

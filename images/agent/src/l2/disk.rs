@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::OFlags;
 use vfio_fast_protocol::job::DiskLayout;
+use vfio_fast_protocol::l2_job::DiskJob;
 use vfio_fast_protocol::record::Event;
 use vfio_fast_protocol::test_data;
 
-use super::{number, physical_address, send};
+use super::{physical_address, send};
 use crate::machine;
 use crate::wait::{Seen, wait_for};
 
@@ -27,20 +28,17 @@ const CHUNK: usize = 64 << 10;
 const PLACE: usize = 2 << 20;
 
 /// Moves the data of one boot; the answer is which boot it was.
-pub fn work(options: &BTreeMap<String, String>, port: &mut File) -> Result<u64> {
-    let known = Known::of(options)?;
-    if options.contains_key("vft.memory_mib") {
-        // More is being plugged, and shall be used.
-        let least = number(options, "vft.memory_mib")?;
+pub fn work(job: &DiskJob, port: &mut File) -> Result<u64> {
+    if let Some(least) = job.memory_mib {
         wait_for(&format!("{least} MiB of memory"), WITHIN, || {
             let now = machine::memory_mib();
             Ok(Seen::of((now >= least).then_some(()), || format!("{now} MiB")))
         })?;
     }
-    let layout = known.layout;
+    let layout = DiskLayout::of_mib(job.disk_mib);
     let disk = open(FIRST)?;
 
-    let mut memory = known.memory();
+    let mut memory = Memory::of(job);
     let state = memory.chunk(0);
     let state = &mut state[..DiskLayout::STATE_BYTES as usize];
     disk.read_exact_at(state, layout.state_offset()).context("cannot read the boot counter")?;
@@ -51,23 +49,23 @@ pub fn work(options: &BTreeMap<String, String>, port: &mut File) -> Result<u64> 
     if boot == 1 {
         // What the boot before the reset wrote.
         let (start, length) = layout.written_by(0);
-        let moved = memory.verify(&disk, known.write_seed, start, length)?;
+        let moved = memory.verify(&disk, job.write_seed, start, length)?;
         send(port, &moved)?;
     }
     let (start, length) = layout.read_by(boot);
-    let moved = memory.verify(&disk, known.image_seed, start, length)?;
+    let moved = memory.verify(&disk, job.image_seed, start, length)?;
     send(port, &moved)?;
     let (start, length) = layout.written_by(boot);
-    let moved = memory.write(&disk, known.write_seed, start, length)?;
+    let moved = memory.write(&disk, job.write_seed, start, length)?;
     send(port, &moved)?;
 
-    if options.contains_key("vft.second_mib") {
-        // Where the first begins anew with every boot, the second is written as a whole.
-        let length = number(options, "vft.second_mib")? << 20;
+    if let Some(mib) = job.second_mib {
+        // Unlike the first disk, the second one is written as a whole in every boot.
+        let length = mib << 20;
         let second = open(SECOND)?;
         for moved in [
-            memory.write(&second, known.write_seed, 0, length)?,
-            memory.verify(&second, known.write_seed, 0, length)?,
+            memory.write(&second, job.write_seed, 0, length)?,
+            memory.verify(&second, job.write_seed, 0, length)?,
         ] {
             send(port, &moved)?;
         }
@@ -82,17 +80,12 @@ pub fn work(options: &BTreeMap<String, String>, port: &mut File) -> Result<u64> 
 }
 
 /// What was written, read once more through the first disk if that is there: another disk left, or this one came back.
-pub fn again(
-    options: &BTreeMap<String, String>,
-    present: &BTreeMap<String, PathBuf>,
-    port: &mut File,
-) -> Result<()> {
+pub fn again(job: &DiskJob, present: &BTreeMap<String, PathBuf>, port: &mut File) -> Result<()> {
     if !present.contains_key(FIRST) {
         return Ok(());
     }
-    let known = Known::of(options)?;
-    let (start, length) = known.layout.written_by(0);
-    let moved = known.memory().verify(&open(FIRST)?, known.write_seed, start, length)?;
+    let (start, length) = DiskLayout::of_mib(job.disk_mib).written_by(0);
+    let moved = Memory::of(job).verify(&open(FIRST)?, job.write_seed, start, length)?;
     send(port, &moved)
 }
 
@@ -120,29 +113,6 @@ fn open(serial: &str) -> Result<File> {
     })
 }
 
-/// What L2 is told of its data.
-struct Known {
-    image_seed: u64,
-    write_seed: u64,
-    layout: DiskLayout,
-    spread_mib: u64,
-}
-
-impl Known {
-    fn of(options: &BTreeMap<String, String>) -> Result<Self> {
-        Ok(Self {
-            image_seed: number(options, "vft.image_seed")?,
-            write_seed: number(options, "vft.write_seed")?,
-            layout: DiskLayout::of_mib(number(options, "vft.disk_mib")?),
-            spread_mib: number(options, "vft.spread_mib")?,
-        })
-    }
-
-    fn memory(&self) -> Memory {
-        Memory::new((self.spread_mib << 20) as usize / PLACE)
-    }
-}
-
 /// A large allocation of which one chunk in every huge page is used, so that the addresses the
 /// device is given lie all over L2 and yet little memory has to be cleared.
 struct Memory {
@@ -153,6 +123,11 @@ struct Memory {
 }
 
 impl Memory {
+    /// As large as the job says.
+    fn of(job: &DiskJob) -> Self {
+        Self::new((job.spread_mib << 20) as usize / PLACE)
+    }
+
     fn new(places: usize) -> Self {
         // Zeroed memory of this size comes untouched from the kernel.
         let bytes = vec![0u8; (places + 1) * PLACE];

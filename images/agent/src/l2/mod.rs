@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use vfio_fast_protocol::l2_job::{self, L2Job};
 use vfio_fast_protocol::record::{Event, L2_PORT};
 
 use crate::machine::{self, KernelLog};
@@ -21,25 +22,28 @@ pub fn run(options: &BTreeMap<String, String>) -> Result<()> {
     machine::load_modules()?;
     let mut port = machine::open_port(L2_PORT)?;
     let mut messages = KernelLog::open()?;
-    let plan = options.get("vft.plan").map(String::as_str);
-    let outcome = match plan {
-        Some("idle") => Ok(0),
-        Some("peer") => peer::work(options, &mut port),
-        _ => disk::work(options, &mut port),
+    let text = options.get(l2_job::OPTION).context("the kernel command line has no job")?;
+    let job: L2Job = serde_json::from_str(text).with_context(|| format!("cannot read the job `{text}`"))?;
+    let outcome = match &job {
+        L2Job::Idle => Ok(0),
+        L2Job::Disk(job) => disk::work(job, &mut port),
+        L2Job::Peer { image_seed, write_seed } => peer::work(*image_seed, *write_seed, &mut port),
     };
-    tell_messages(&mut messages, &mut port)?;
+    send_messages(&mut messages, &mut port)?;
     match outcome {
         Ok(boot) => send(&mut port, &Event::Ready { boot })?,
         Err(error) => send(&mut port, &Event::Failed { error: format!("{error:#}") })?,
     }
-    // L1 resets, unplugs or stops this machine now; what the kernel says to that counts too.
+    // L1 resets, unplugs or stops this machine now; the kernel's messages about that count too.
     let mut memory = 0;
     let mut disks = disk::present();
     loop {
-        tell_messages(&mut messages, &mut port)?;
+        send_messages(&mut messages, &mut port)?;
         let present = disk::present();
-        if plan.is_none() && disks != present {
-            if let Err(error) = disk::again(options, &present, &mut port) {
+        if disks != present {
+            if let L2Job::Disk(job) = &job
+                && let Err(error) = disk::again(job, &present, &mut port)
+            {
                 send(&mut port, &Event::Failed { error: format!("{error:#}") })?;
             }
             disks = present;
@@ -53,7 +57,7 @@ pub fn run(options: &BTreeMap<String, String>) -> Result<()> {
     }
 }
 
-fn tell_messages(messages: &mut KernelLog, port: &mut File) -> Result<()> {
+fn send_messages(messages: &mut KernelLog, port: &mut File) -> Result<()> {
     messages.new_lines()?.into_iter().try_for_each(|line| send(port, &Event::Dmesg { line }))
 }
 
@@ -61,11 +65,6 @@ fn send(port: &mut File, event: &Event) -> Result<()> {
     let mut line = serde_json::to_vec(event)?;
     line.push(b'\n');
     port.write_all(&line).context("cannot write to the event port")
-}
-
-fn number(options: &BTreeMap<String, String>, name: &str) -> Result<u64> {
-    let text = options.get(name).with_context(|| format!("the kernel command line has no {name}"))?;
-    text.parse().with_context(|| format!("{name}={text} is not a number"))
 }
 
 /// What /proc/self/pagemap says about the page at `address`.

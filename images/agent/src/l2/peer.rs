@@ -1,7 +1,6 @@
 //! A device reads and writes another device's BAR, past every processor: the engine of an `edu` moves data between L2's
 //! memory and the BAR of an `ivshmem-plain`, a page at a time, through its own buffer.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use vfio_fast_protocol::record::Event;
 use vfio_fast_protocol::test_data;
 
 use super::mmio::Window;
-use super::{number, physical_address, send};
+use super::{physical_address, send};
 use crate::pci::Device;
 use crate::wait::{Seen, wait_for};
 
@@ -20,9 +19,7 @@ const WITHIN: Duration = Duration::from_secs(240);
 const PAGE: usize = BarLayout::CHUNK as usize;
 
 /// Moves the data of the one boot there is.
-pub fn work(options: &BTreeMap<String, String>, port: &mut File) -> Result<u64> {
-    let image_seed = number(options, "vft.image_seed")?;
-    let write_seed = number(options, "vft.write_seed")?;
+pub fn work(image_seed: u64, write_seed: u64, port: &mut File) -> Result<u64> {
     let peer = Device::of_type(0x1af4, 0x1110)?;
     peer.enable()?;
     let bar = peer.bar(2)?;

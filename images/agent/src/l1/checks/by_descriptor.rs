@@ -2,14 +2,15 @@
 //! memory is looked at wherever mappings are: the witness knows the addresses of both.
 
 use anyhow::Result;
+use vfio_fast_protocol::checks::CheckName;
 
 use crate::l1::checks::p2p_warning;
 use crate::l1::lab::Lab;
 use crate::l1::proc;
 use crate::l1::vm::Vm;
 
-/// Reports the check `memory-mapped-by-file`: no memory of a file was mapped by its address, and the guest's RAM is of one.
-pub fn memory(lab: &Lab, vm: &Vm) -> Result<()> {
+/// Checks that no memory of a file was mapped by its address, and that the guest's RAM is of a file.
+pub fn memory(lab: &Lab, vm: &Vm, check: impl CheckName) -> Result<()> {
     let files = proc::memory_files(vm.pid)?;
     let calls = vm.witnessed()?;
     let of_file = calls.iter().filter(|c| c.is_map() && proc::is_in(&files, c.vaddr));
@@ -23,13 +24,12 @@ pub fn memory(lab: &Lab, vm: &Vm) -> Result<()> {
         problems.push(format!("{bytes} bytes were mapped by file, at least {least} should have been"));
     }
     let seen = format!("{} calls, {bytes} bytes", by_file.len());
-    lab.report.check("memory-mapped-by-file", &problems, &seen);
+    lab.report.check(check, &problems, &seen);
     Ok(())
 }
 
-/// Reports the check `bar-mapped-as-dma-buf`: each attempt to map a BAR was made that way and worked, and QEMU has nothing
-/// to say about it.
-pub fn bars(lab: &Lab, vm: &Vm) -> Result<()> {
+/// Checks that each attempt to map a BAR was made by a dma-buf and worked, and that QEMU does not warn about it.
+pub fn bars(lab: &Lab, vm: &Vm, check: impl CheckName) -> Result<()> {
     let bars = proc::device_memory(vm.pid)?;
     let calls = vm.witnessed()?;
     let of_bars: Vec<_> = calls.iter().filter(|c| c.is_map() && proc::is_in(&bars, c.vaddr)).collect();
@@ -41,6 +41,6 @@ pub fn bars(lab: &Lab, vm: &Vm) -> Result<()> {
         problems.push("no BAR was ever mapped".to_owned());
     }
     let bytes: u64 = of_bars.iter().map(|c| c.size).sum();
-    lab.report.check("bar-mapped-as-dma-buf", &problems, &format!("{} calls, {bytes} bytes", of_bars.len()));
+    lab.report.check(check, &problems, &format!("{} calls, {bytes} bytes", of_bars.len()));
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use vfio_fast_protocol::checks::CheckName;
 use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::record::{BarCosts, Facts};
 use vfio_fast_protocol::witness::{Call, Held};
@@ -73,8 +74,8 @@ fn bar_costs(calls: &[Call], in_bar: impl Fn(u64) -> bool) -> BarCosts {
     costs
 }
 
-/// The check `witnesses-agree`: the kernel's tracepoints and the ioctl witness counted the same.
-pub fn witnesses_agree(lab: &Lab, vm: &Vm, facts: &Facts) -> Result<()> {
+/// Checks that the kernel's tracepoints and the ioctl witness counted the same.
+pub fn witnesses_agree(lab: &Lab, vm: &Vm, facts: &Facts, check: impl CheckName) -> Result<()> {
     let calls = vm.witnessed()?;
     let count = |which: fn(&Call) -> bool| calls.iter().filter(|c| which(c)).count() as u64;
     let mapped = calls.iter().filter(|c| c.mapped()).map(|c| c.size).sum();
@@ -85,17 +86,23 @@ pub fn witnesses_agree(lab: &Lab, vm: &Vm, facts: &Facts) -> Result<()> {
         ("bytes mapped", facts.map_bytes, mapped),
         ("bytes unmapped", facts.unmap_bytes, unmapped),
     ];
-    report_equal(lab, "witnesses-agree", "ioctl witness", &pairs);
+    report_equal(lab, check, "ioctl witness", &pairs);
     Ok(())
 }
 
-/// The check `stats-agree`: so did the library, which has also told how long it populated.
-pub fn stats_agree(lab: &Lab, vm: &mut Vm, facts: &mut Facts) -> Result<()> {
-    stats_agree_of(lab, vm, facts, &["dut"])
+/// Checks that so did the library. Its time for populating goes into the facts.
+pub fn stats_agree(lab: &Lab, vm: &mut Vm, facts: &mut Facts, check: impl CheckName) -> Result<()> {
+    stats_agree_of(lab, vm, facts, &["dut"], check)
 }
 
 /// The same with several containers, of these devices.
-pub fn stats_agree_of(lab: &Lab, vm: &mut Vm, facts: &mut Facts, ids: &[&str]) -> Result<()> {
+pub fn stats_agree_of(
+    lab: &Lab,
+    vm: &mut Vm,
+    facts: &mut Facts,
+    ids: &[&str],
+    check: impl CheckName,
+) -> Result<()> {
     let all = ids.iter().map(|id| library_stats_of(vm, id)).collect::<Result<Vec<Value>>>()?;
     all.iter().for_each(|stats| lab.report.log("stats", &stats.to_string()));
     let stat = |name: &str| {
@@ -117,7 +124,7 @@ pub fn stats_agree_of(lab: &Lab, vm: &mut Vm, facts: &mut Facts, ids: &[&str]) -
         // BARs that were refused are wanted still.
         pairs.push(("bytes wanted", facts.wanted_bytes, stat("wanted_bytes")));
     }
-    report_equal(lab, "stats-agree", "library", &pairs);
+    report_equal(lab, check, "library", &pairs);
     Ok(())
 }
 
@@ -131,12 +138,12 @@ fn library_stats_of(vm: &mut Vm, id: &str) -> Result<Value> {
     vm.qmp.run("qom-get", json!({ "path": path, "property": "x-dma-mapper-stats" }))
 }
 
-fn report_equal(lab: &Lab, name: &str, other: &str, pairs: &[(&str, u64, u64)]) {
+fn report_equal(lab: &Lab, check: impl CheckName, other: &str, pairs: &[(&str, u64, u64)]) {
     let wrong = pairs.iter().filter(|(_, a, b)| a != b);
     let problems: Vec<String> =
         wrong.map(|(what, a, b)| format!("{what}: kernel {a}, {other} {b}")).collect();
     let seen: Vec<String> = pairs.iter().map(|(what, a, _)| format!("{what} {a}")).collect();
-    lab.report.check(name, &problems, &seen.join(", "));
+    lab.report.check(check, &problems, &seen.join(", "));
 }
 
 /// Bytes that are locked for the device.

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use serde_json::json;
+use vfio_fast_protocol::checks::CheckName;
 use vfio_fast_protocol::witness::Call;
 
 use crate::l1::lab::Lab;
@@ -17,8 +18,8 @@ const SECONDS: u64 = 5;
 /// No driver maps that much at once; RAM is far larger.
 const LARGE: u64 = 16 << 20;
 
-/// The check `unmapped-with-bitmap`. L2 is reset by it.
-pub fn run(lab: &Lab, vm: &mut Vm) -> Result<()> {
+/// Checks that every unmap returns a dirty bitmap. It resets L2.
+pub fn run(lab: &Lab, vm: &mut Vm, check: impl CheckName) -> Result<()> {
     lab.report.step("dirty pages");
     let before = vm.witnessed()?.len();
     vm.qmp.run("calc-dirty-rate", json!({ "calc-time": SECONDS, "mode": "dirty-bitmap" }))?;
@@ -41,7 +42,7 @@ pub fn run(lab: &Lab, vm: &mut Vm) -> Result<()> {
     if without > 0 || taken.is_empty() {
         problems.push(format!("{without} of {} unmaps came without a bitmap", taken.len()));
     }
-    lab.report.check("unmapped-with-bitmap", &problems, &format!("{} unmaps, each with one", taken.len()));
+    lab.report.check(check, &problems, &format!("{} unmaps, each with one", taken.len()));
     // Tracking ends by itself, without an error.
     wait(lab, vm, tracked, "dirty tracking to end", |calls| {
         calls.iter().any(|c| c.cmd == DIRTY_PAGES && c.ret == 0)

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use vfio_fast_protocol::checks::CheckName;
 use vfio_fast_protocol::job::Mode;
 
 use super::exit_calls;
 use crate::l1::checks::mappings;
+use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
 use crate::wait::{Seen, wait_for};
@@ -33,9 +35,9 @@ pub fn pinned_pages() -> Result<u64> {
     Ok(counter("nr_foll_pin_acquired ")?.saturating_sub(counter("nr_foll_pin_released ")?))
 }
 
-/// Quits, and reports as the check `quit` what QEMU did about the mappings of its only device: the library unmaps, without
-/// it that is the kernel's. `pinned` pages were pinned before QEMU was started, and are so again.
-pub fn quit(lab: &Lab, vm: Vm, pinned: u64) -> Result<()> {
+/// Quits, and checks what QEMU did about the mappings of its only device: the library unmaps them, without it the kernel
+/// does. `pinned` pages were pinned before QEMU was started, and have to be so again.
+pub fn quit(lab: &Lab, vm: Vm, pinned: u64, check: impl CheckName) -> Result<()> {
     let told = vm.witnessed()?.len();
     let calls = vm.quit()?;
     let mut problems = match lab.job.mode {
@@ -43,14 +45,14 @@ pub fn quit(lab: &Lab, vm: Vm, pinned: u64) -> Result<()> {
         _ => exit_calls::left_alone(&calls, told),
     };
     problems.extend(still_pinned(pinned)?);
-    lab.report.check("quit", &problems, &format!("{} calls after it", calls.len() - told));
+    lab.report.check(check, &problems, &format!("{} calls after it", calls.len() - told));
     Ok(())
 }
 
-/// A QEMU that is killed leaves nothing behind, and the next one can have its device: the check `killed`.
-pub fn kill(lab: &Lab, arguments: &[String]) -> Result<()> {
+/// Checks that a QEMU that is killed leaves nothing pinned, and that the next one can have its device.
+pub fn kill(lab: &Lab, line: &CommandLine, killed: impl CheckName, after: impl CheckName) -> Result<()> {
     let before = pinned_pages()?;
-    let mut vm = Vm::start(lab, arguments)?;
+    let mut vm = Vm::start(lab, line)?;
     vm.qmp.run("query-status", json!({}))?;
     let mut problems = Vec::new();
     let held = pinned_pages()?.saturating_sub(before);
@@ -59,10 +61,10 @@ pub fn kill(lab: &Lab, arguments: &[String]) -> Result<()> {
     }
     vm.kill()?;
     problems.extend(still_pinned(before)?);
-    lab.report.check("killed", &problems, &format!("{held} pages were pinned, and none is left"));
+    lab.report.check(killed, &problems, &format!("{held} pages were pinned, and none is left"));
 
-    let mut vm = Vm::start(lab, arguments)?;
-    let wanted = mappings::mappings(lab, &mut vm, "after-kill")?;
+    let mut vm = Vm::start(lab, line)?;
+    let wanted = mappings::mappings(lab, &mut vm, after)?;
     ensure!(!wanted.is_empty(), "the next QEMU mapped nothing");
     vm.quit().map(drop)
 }

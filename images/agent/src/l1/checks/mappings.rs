@@ -1,4 +1,4 @@
-//! Looks at a VM that stands still: does the kernel hold exactly what the flat view wants?
+//! Checks of a paused VM: does the kernel hold exactly the mappings that the flat view requires?
 //!
 //! The flat view is known from two sides. KVM's memory slots are always at hand and name host
 //! addresses, but RAM that the chipset makes read-only (PAM) is an ordinary slot. `info mtree -f`
@@ -8,6 +8,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use vfio_fast_protocol::checks::CheckName;
 use vfio_fast_protocol::flatview::{self, Row};
 use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::ranges::{self, Reach};
@@ -21,19 +22,18 @@ use crate::pci::Device;
 /// iommufd cannot map a smaller BAR: there is no dma-buf of a part of a page. A container maps the page around it.
 const PAGE: u64 = 4096;
 
-/// Compares the kernel's mappings with the guest's memory while the VM stands still, and reports
-/// it as the check `mappings-<when>`. A VM that was running runs again. The answer is what of the guest's
-/// memory shall be mapped.
-pub fn mappings(lab: &Lab, vm: &mut Vm, when: &str) -> Result<Held> {
-    mappings_of(lab, vm, when, 1, Ok)
+/// Compares the kernel's mappings with the guest's memory while the VM is paused. A VM that was
+/// running runs again. Returns what of the guest's memory has to be mapped.
+pub fn mappings(lab: &Lab, vm: &mut Vm, check: impl CheckName) -> Result<Held> {
+    mappings_of(lab, vm, check, 1, Ok)
 }
 
-/// The same with so many containers, each of which has to have all of it. Where KVM has more than a device may reach, `there`
-/// says what of it.
+/// The same with that many containers, each of which has to have all of it. Where KVM has more memory than a device may
+/// reach, `there` reduces it to what it may.
 pub fn mappings_of(
     lab: &Lab,
     vm: &mut Vm,
-    when: &str,
+    check: impl CheckName,
     containers: usize,
     there: impl FnOnce(Held) -> Result<Held>,
 ) -> Result<Held> {
@@ -43,34 +43,35 @@ pub fn mappings_of(
     let wanted = without(&out_of_reach(lab, vm.pid, &calls)?, there(witness::guest_memory(&calls))?);
     ensure!(!wanted.is_empty(), "KVM was given no memory: nothing to compare with");
 
+    let held = format!("held-{}", moment(&check));
     let mut problems = Vec::new();
     let (mut count, mut bytes) = (0, 0);
     let mut all = all.into_values();
-    for held in (0..containers).map(|_| all.next().unwrap_or_default()) {
+    for mapped in (0..containers).map(|_| all.next().unwrap_or_default()) {
         // The host compares these between runs of different modes, of which with iommufd only one maps BARs.
         let everywhere = match lab.job.container {
-            Container::Type1 => held.clone(),
-            Container::Iommufd => without(&proc::device_memory(vm.pid)?, held.clone()),
+            Container::Type1 => mapped.clone(),
+            Container::Iommufd => without(&proc::device_memory(vm.pid)?, mapped.clone()),
         };
         for reach in ranges::normalise(witness::reach(&everywhere)?) {
-            lab.report.log(&format!("held-{when}"), &reach.to_string());
+            lab.report.log(&held, &reach.to_string());
         }
         let wanted_reach = ignore_permission(witness::reach(&wanted)?);
-        let mapped = ignore_permission(witness::reach(&held)?);
-        problems.extend(ranges::differences("wanted", wanted_reach, "mapped", mapped));
-        problems.extend(wrong_memory(&wanted, &held));
-        count += held.len();
-        bytes += held.values().map(|m| m.size).sum::<u64>();
+        let mapped_reach = ignore_permission(witness::reach(&mapped)?);
+        problems.extend(ranges::differences("wanted", wanted_reach, "mapped", mapped_reach));
+        problems.extend(wrong_memory(&wanted, &mapped));
+        count += mapped.len();
+        bytes += mapped.values().map(|m| m.size).sum::<u64>();
     }
     let seen = format!("{count} mappings, {bytes} bytes, are the guest's memory");
-    lab.report.check(&format!("mappings-{when}"), &problems, &seen);
+    lab.report.check(check, &problems, &seen);
     Ok(wanted)
 }
 
-/// Compares the kernel's mappings, permissions included, with what `info mtree -f` prints for
-/// address space `space`, and reports it as the check `flat-view-<when>`. See above for its price.
-pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<()> {
-    let (rows, mapped) = flat_view_rows(lab, vm, space, when)?;
+/// Compares the kernel's mappings, permissions included, with what `info mtree -f` prints for the
+/// address space `space`. See above for its price.
+pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, check: impl CheckName) -> Result<()> {
+    let (rows, mapped) = flat_view_rows(lab, vm, space, &check)?;
     let small = |row: &Row| {
         row.bar().is_some_and(|(device, n)| Device::at(device).bar(n).is_ok_and(|bar| bar.bytes < PAGE))
     };
@@ -82,14 +83,27 @@ pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<()> 
     let printed: Vec<Reach> = rows.iter().filter(mappable).filter_map(Row::reach).collect();
     let seen = format!("{} rows, {} mappings, the same memory", rows.len(), mapped.len());
     let problems = ranges::differences("printed", printed, "mapped", mapped);
-    lab.report.check(&format!("flat-view-{when}"), &problems, &seen);
+    lab.report.check(check, &problems, &seen);
     Ok(())
 }
 
+/// The moment that a check is about: the end of its name.
+fn moment(check: &impl CheckName) -> String {
+    let name = check.name();
+    let moment = ["mappings-", "flat-view-"].iter().find_map(|kind| name.strip_prefix(kind));
+    moment.unwrap_or(&name).to_owned()
+}
+
 /// The rows of a flat view, and what is mapped at the same moment.
-pub fn flat_view_rows(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result<(Vec<Row>, Vec<Reach>)> {
+pub fn flat_view_rows(
+    lab: &Lab,
+    vm: &mut Vm,
+    space: &str,
+    check: &impl CheckName,
+) -> Result<(Vec<Row>, Vec<Reach>)> {
     let (text, calls) = quietly(vm, |vm| Ok((vm.qmp.human("info mtree -f")?, vm.witnessed()?)))?;
-    text.lines().for_each(|line| lab.report.log(&format!("mtree-{when}"), line));
+    let mtree = format!("mtree-{}", moment(check));
+    text.lines().for_each(|line| lab.report.log(&mtree, line));
     let rows = flatview::rows_of(&text, space)
         .with_context(|| format!("no flat view renders address space `{space}`"))?;
     let mut mapped = Vec::new();
@@ -99,9 +113,9 @@ pub fn flat_view_rows(lab: &Lab, vm: &mut Vm, space: &str, when: &str) -> Result
     Ok((rows, mapped))
 }
 
-/// Reports the check `mappings-at-every-commit`: not only at quiet moments does the kernel hold
-/// what the guest has, but after each of the many changes firmware and guest make.
-pub fn every_commit(lab: &Lab, vm: &Vm) -> Result<()> {
+/// Checks that the kernel holds what the guest has not only in quiet moments, but after each of the
+/// many changes that firmware and guest make.
+pub fn every_commit(lab: &Lab, vm: &Vm, check: impl CheckName) -> Result<()> {
     let calls = vm.witnessed()?;
     let hidden = out_of_reach(lab, vm.pid, &calls)?;
     let wanted = |calls: &[Call]| without(&hidden, witness::guest_memory(calls));
@@ -110,7 +124,7 @@ pub fn every_commit(lab: &Lab, vm: &Vm) -> Result<()> {
     if count < 2 {
         problems.push(format!("{count} changes of the guest's memory were seen, that is too few"));
     }
-    lab.report.check("mappings-at-every-commit", &problems, &format!("{count} changes, all right"));
+    lab.report.check(check, &problems, &format!("{count} changes, all right"));
     Ok(())
 }
 
@@ -131,7 +145,7 @@ fn without(bars: &[(u64, u64)], mut memory: Held) -> Held {
     memory
 }
 
-/// Runs `look` while the VM stands still.
+/// Runs `look` while the VM is paused.
 pub fn quietly<T>(vm: &mut Vm, look: impl FnOnce(&mut Vm) -> Result<T>) -> Result<T> {
     let running = vm.qmp.run("query-status", json!({}))?["running"] == true;
     if running {
@@ -169,19 +183,18 @@ pub fn wrong_memory(wanted: &Held, held: &Held) -> Vec<String> {
     problems
 }
 
-/// Reports the check `nothing-mapped-<when>`.
-pub fn nothing_mapped(lab: &Lab, vm: &Vm, when: &str) -> Result<()> {
+/// Checks that no container holds a mapping.
+pub fn nothing_mapped(lab: &Lab, vm: &Vm, check: impl CheckName) -> Result<()> {
     let containers = witness::replay(&vm.witnessed()?)?;
     let left = containers.values().flatten();
     let problems: Vec<String> =
         left.map(|(iova, m)| format!("still mapped: {iova:#x} + {:#x}", m.size)).collect();
-    lab.report.check(&format!("nothing-mapped-{when}"), &problems, "nothing is mapped");
+    lab.report.check(check, &problems, "nothing is mapped");
     Ok(())
 }
 
-/// The check `unmapped-before-leaving`: when the last group leaves its container, or the IOAS ends,
-/// nothing is mapped any more.
-pub fn unmapped_before_leaving(lab: &Lab, vm: &Vm) -> Result<()> {
+/// Checks that nothing is mapped any more when the last group leaves its container, or the IOAS ends.
+pub fn unmapped_before_leaving(lab: &Lab, vm: &Vm, check: impl CheckName) -> Result<()> {
     let calls = vm.witnessed()?;
     let mut problems = Vec::new();
     match witness::last_leaving(&calls) {
@@ -193,16 +206,16 @@ pub fn unmapped_before_leaving(lab: &Lab, vm: &Vm) -> Result<()> {
         }
     }
     let seen = "nothing was mapped when the container was left";
-    lab.report.check("unmapped-before-leaving", &problems, seen);
+    lab.report.check(check, &problems, seen);
     Ok(())
 }
 
-/// Reports the check `no-threads-<when>`: the library keeps no thread between commits.
-pub fn no_threads(lab: &Lab, vm: &Vm, when: &str) -> Result<()> {
+/// Checks that the library keeps no thread between commits.
+pub fn no_threads(lab: &Lab, vm: &Vm, check: impl CheckName) -> Result<()> {
     let threads = proc::threads(vm.pid)?;
     let ours = threads.iter().filter(|thread| thread.is_of_library());
     let problems: Vec<String> = ours.map(|thread| format!("thread {} is alive", thread.name)).collect();
     let names: Vec<&str> = threads.iter().map(|thread| thread.name.as_str()).collect();
-    lab.report.check(&format!("no-threads-{when}"), &problems, &names.join(" "));
+    lab.report.check(check, &problems, &names.join(" "));
     Ok(())
 }

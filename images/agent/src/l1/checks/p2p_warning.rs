@@ -1,21 +1,22 @@
 //! What QEMU says of BARs that it could not map: no peer-to-peer DMA, and no more.
 
-use crate::l1::devices;
+use vfio_fast_protocol::checks::CheckName;
+
 use crate::l1::lab::Lab;
-use crate::l1::text_pattern;
+use crate::l1::{devices, text_pattern};
 
 /// What QEMU says at each attempt on iommufd without the library.
 const EACH: &str = "warning: IOMMU_IOAS_MAP failed: Bad address, PCI BAR?";
 /// The end of its hint, which names the device first.
 const HINT: &str = "PCI peer-to-peer transactions on BARs are not supported.";
 
-/// Reports the check `one-warning`: exactly one of the first BAR that could not be mapped, which is of the device `n`, because
-/// of `errno`, with QEMU's own text and its hint.
-pub fn one_warning(lab: &Lab, errors: &str, n: usize, errno: &str) {
-    lab.report.check("one-warning", &judge(lab, errors, n, errno), errors.trim());
+/// Checks that QEMU warns exactly once, about the first BAR that could not be mapped: it is of the device `n`, the reason
+/// is `errno`, and the text and the hint are QEMU's own.
+pub fn one_warning(lab: &Lab, errors: &str, n: usize, errno: &str, check: impl CheckName) {
+    lab.report.check(check, &judge(lab, errors, n, errno), errors.trim());
 }
 
-/// What QEMU says of BARs where it should have nothing to say.
+/// What QEMU prints about BARs where it should print nothing.
 pub fn any_warning(errors: &str) -> Vec<String> {
     let speaks = |line: &&str| {
         [EACH, HINT, "vfio_container_dma_map", "failed to map"].iter().any(|text| line.contains(text))

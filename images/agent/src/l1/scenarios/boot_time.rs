@@ -5,12 +5,15 @@
 use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_protocol::job::{Memory, Mode};
+use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::{Moment, Record, Start};
+use vfio_fast_protocol::scenarios::boot_time::Check;
 use vfio_fast_protocol::witness::{self, Call};
 
 use crate::l1::checks::{count, mappings};
+use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
-use crate::l1::vm::{self, Vm};
+use crate::l1::vm::Vm;
 use crate::l1::{huge_pages, proc};
 use crate::machine;
 
@@ -56,13 +59,13 @@ fn one(lab: &Lab, mib: u64, memory: Memory, mode: Mode, round: u32, name: &str) 
     // As much free memory in one piece for each start, so that huge pages are to be had or not alike.
     machine::set("/proc/sys/vm/drop_caches", "3")?;
     machine::set("/proc/sys/vm/compact_memory", "1")?;
-    let mut vm = Vm::start_running(lab, &arguments(lab, mib, memory, mode))?;
+    let mut vm = Vm::start_running(lab, &command_line(lab, mib, memory, mode))?;
     let executes = vm.wait_first_output()?.as_nanos() as u64;
     let populate_then = populate_ns(&mut vm, mode)?;
     let kernel = vm.wait_console()?.as_nanos() as u64;
 
     vm.qmp.run("stop", json!({}))?;
-    mappings::mappings(lab, &mut vm, name)?;
+    mappings::mappings(lab, &mut vm, Check::Mappings(name.to_owned()))?;
     let calls = vm.witnessed()?;
     let populate_ns = if mode == Mode::Fast { stats_agree(lab, &mut vm, &calls, name)? } else { 0 };
     let started = vm.started_ns();
@@ -85,14 +88,13 @@ fn one(lab: &Lab, mib: u64, memory: Memory, mode: Mode, round: u32, name: &str) 
     Ok(start)
 }
 
-fn arguments(lab: &Lab, mib: u64, memory: Memory, mode: Mode) -> Vec<String> {
-    let device = format!("vfio-pci,host={},id=dut,bus=rp0{}", lab.job.devices[0], mode.device_property());
-    let mut arguments = vm::common_arguments(lab);
-    arguments.extend(vm::machine_arguments(mib, memory.is_memfd()));
-    let port = "pcie-root-port,id=rp0,chassis=1";
-    arguments.extend(["-smp", "1", "-device", port, "-device", &device].map(str::to_owned));
-    arguments.extend(vm::kernel_arguments("vft.plan=idle"));
-    arguments
+fn command_line(lab: &Lab, mib: u64, memory: Memory, mode: Mode) -> CommandLine<'_> {
+    CommandLine::new(lab)
+        .q35_of_mib(mib, memory.is_memfd())
+        .args(["-smp", "1"])
+        .root_port(0)
+        .device_behind_in(0, "dut", 0, mode)
+        .linux(&L2Job::Idle, "")
 }
 
 /// The calls that had ended at that time.
@@ -131,6 +133,6 @@ fn stats_agree(lab: &Lab, vm: &mut Vm, calls: &[Call], name: &str) -> Result<u64
     let wrong = pairs.iter().filter(|(stat, seen)| stats[stat].as_u64() != Some(*seen));
     let problems: Vec<String> =
         wrong.map(|(stat, seen)| format!("{stat}: witness {seen}, library {}", stats[stat])).collect();
-    lab.report.check(&format!("stats-{name}"), &problems, &format!("{pairs:?}"));
+    lab.report.check(Check::Stats(name.to_owned()), &problems, &format!("{pairs:?}"));
     stats["populate_ns"].as_u64().context("the library tells no populate_ns")
 }

@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, pipe};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-
 use vfio_fast_protocol::checks::CheckName;
+use vfio_fast_protocol::scenarios::conformance::Check;
 
 use crate::l1::lab::Lab;
 
@@ -17,15 +17,15 @@ const SHOWN: usize = 12;
 
 pub fn run(lab: &Lab) -> Result<()> {
     for test in &lab.job.tests {
-        let test = test.name();
-        lab.report.step(&test);
-        one(lab, &test)?;
+        lab.report.step(&test.name());
+        one(lab, *test)?;
     }
     Ok(())
 }
 
 /// The check named as the test; its output goes to the log of that name.
-fn one(lab: &Lab, test: &str) -> Result<()> {
+fn one(lab: &Lab, check: Check) -> Result<()> {
+    let test = &check.name();
     let (reader, writer) = pipe()?;
     let mut command = Command::new(PROGRAM);
     command.args(["--ignored", "--exact", "--nocapture", test]).env("VFIO_FAST_DEVICE", &lab.job.devices[0]);
@@ -47,6 +47,6 @@ fn one(lab: &Lab, test: &str) -> Result<()> {
         let from = lines.iter().position(|line| line.contains("panicked at")).unwrap_or(0);
         problems.extend(lines.drain(..).skip(from).filter(|line| !line.is_empty()).take(SHOWN));
     }
-    lab.report.check(test, &problems, "passed");
+    lab.report.check(check, &problems, "passed");
     Ok(())
 }

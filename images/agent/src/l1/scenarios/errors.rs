@@ -7,10 +7,12 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use vfio_fast_protocol::job::{Container, Mode};
 use vfio_fast_protocol::record::Record;
+use vfio_fast_protocol::scenarios::errors::Check;
 
 use crate::l1::checks::{count, mappings};
+use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
-use crate::l1::vm::{self, Vm};
+use crate::l1::vm::Vm;
 use crate::l1::{devices, limits, proc, text_pattern};
 
 const MIB: u64 = 1 << 20;
@@ -25,45 +27,31 @@ pub fn run(lab: &Lab) -> Result<()> {
     let memory = lab.job.l2_memory_mib * MIB;
     limits::give_up_lock_right()?;
     limits::set_memlock(None, SMALL)?;
-    let mut arguments = vm::common_arguments(lab);
-    arguments.extend(
-        [
-            "-machine",
-            "q35",
-            "-m",
-            &format!("{}M,slots=2,maxmem=8G", lab.job.l2_memory_mib),
-            "-device",
-            "pcie-root-port,id=rp0,chassis=1",
-        ]
-        .map(str::to_owned),
-    );
-    let mut vm = Vm::start(lab, &arguments)?;
+    let line = CommandLine::new(lab).q35("", ",slots=2,maxmem=8G").root_port(0);
+    let mut vm = Vm::start(lab, &line)?;
 
     lab.report.step("refused device");
     let refusal = vm.qmp.attempt("device_add", device(lab))?;
     let text = refusal.err().map(|refusal| refusal.0).unwrap_or_default();
-    lab.report.check("realize-error", &judge_realize(lab, &text, memory), &text);
+    lab.report.check(Check::RealizeError, &judge_realize(lab, &text, memory), &text);
     let status = vm.qmp.run("query-status", json!({}))?;
     let alive = status["status"] == "prelaunch";
-    let problems = if alive { vec![] } else { vec![format!("the VM is {status}")] };
-    lab.report.check("alive-after-refusal", &problems, "the VM answers and is as before");
-    mappings::nothing_mapped(lab, &vm, "after-refusal")?;
-    mappings::no_threads(lab, &vm, "after-refusal")?;
+    lab.report.expect(Check::AliveAfterRefusal, alive, &format!("the VM is {status}"));
+    mappings::nothing_mapped(lab, &vm, Check::NothingMappedAfterRefusal)?;
+    mappings::no_threads(lab, &vm, Check::NoThreadsAfterRefusal)?;
     let locked = count::locked_bytes(lab, &vm)?;
-    let problems = if locked == 0 { vec![] } else { vec![format!("{locked} bytes stay locked")] };
-    lab.report.check("nothing-locked-after-refusal", &problems, "nothing stays locked");
+    lab.report.expect(Check::NothingLockedAfterRefusal, locked == 0, &format!("{locked} bytes stay locked"));
 
     lab.report.step("second try");
     limits::set_memlock(Some(vm.pid), memory + SMALL)?;
     vm.qmp.run("device_add", device(lab))?;
-    let wanted = mappings::mappings(lab, &mut vm, "after-second-try")?;
+    let wanted = mappings::mappings(lab, &mut vm, Check::MappingsAfterSecondTry)?;
     if lab.job.container == Container::Type1 {
         // Whoever made the calls, on whatever threads: the process has locked what is mapped.
         let locked = proc::locked_bytes(vm.pid)?;
         let mapped: u64 = wanted.values().map(|slot| slot.size).sum();
-        let wrong = format!("{locked} bytes are locked, {mapped} mapped");
-        let problems = if locked == mapped { vec![] } else { vec![wrong] };
-        lab.report.check("locked-as-mapped", &problems, &format!("{locked} bytes"));
+        let seen = format!("{locked} bytes are locked, {mapped} mapped");
+        lab.report.expect(Check::LockedAsMapped, locked == mapped, &seen);
     }
     // No comparison here: of a map that failed the IOMMU core has counted the part that worked.
     lab.report.send(&Record::Facts(count::facts(&vm, &wanted)?));
@@ -86,7 +74,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     }
     let errors = vm.stderr()?;
     problems.extend(judge_abort(lab, &errors));
-    lab.report.check("runtime-error", &problems, "QEMU reported the map and aborted");
+    lab.report.check(Check::RuntimeError, &problems, "QEMU reported the map and aborted");
     Ok(())
 }
 

@@ -6,12 +6,15 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_protocol::job::{Container, Mode};
+use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::{Event, Record};
+use vfio_fast_protocol::scenarios::hotplug::Check;
 use vfio_fast_protocol::witness;
 
 use crate::l1::checks::{count, mappings};
+use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
-use crate::l1::vm::{self, Vm};
+use crate::l1::vm::Vm;
 use crate::l1::{proc, requests};
 use crate::wait::{Seen, wait_for};
 
@@ -21,22 +24,12 @@ const DIMM: u64 = DIMM_MIB << 20;
 const FREED_WITHIN: Duration = Duration::from_secs(60);
 
 pub fn run(lab: &Lab) -> Result<()> {
-    let mut arguments = vm::common_arguments(lab);
-    let (device, property) = (&lab.job.devices[0], lab.job.device_properties());
-    arguments.extend(
-        [
-            "-machine",
-            "q35",
-            "-m",
-            &format!("{}M,slots=2,maxmem=8G", lab.job.l2_memory_mib),
-            "-device",
-            &format!("vfio-pci,host={device},id=dut{property}"),
-        ]
-        .map(str::to_owned),
-    );
-    // Memory that is to go again must hold nothing that cannot move.
-    arguments.extend(vm::kernel_arguments("vft.plan=idle memhp_default_state=online_movable"));
-    let mut vm = Vm::start(lab, &arguments)?;
+    let line = CommandLine::new(lab)
+        .q35("", ",slots=2,maxmem=8G")
+        .device(0, "dut")
+        // Memory that is unplugged later must hold nothing that cannot move.
+        .linux(&L2Job::Idle, "memhp_default_state=online_movable");
+    let mut vm = Vm::start(lab, &line)?;
     lab.report.step("boot");
     vm.qmp.run("cont", json!({}))?;
     vm.wait_ready(|_| ())?;
@@ -45,7 +38,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     plug(lab, &mut vm, 1, None)?;
     let devices = vm.qmp.run("query-memory-devices", json!({}))?;
     let address = devices[0]["data"]["addr"].as_u64().context("the memory device has no address")?;
-    mappings::mappings(lab, &mut vm, "after-plug")?;
+    mappings::mappings(lab, &mut vm, Check::MappingsAfterPlug)?;
     guest_has(&mut vm, lab.job.l2_memory_mib + DIMM_MIB / 2)?;
 
     let slots = witness::guest_memory(&vm.witnessed()?);
@@ -53,7 +46,7 @@ pub fn run(lab: &Lab) -> Result<()> {
 
     lab.report.step("unplug");
     requests::unplug(lab, &mut vm, "dimm1")?;
-    mappings::mappings(lab, &mut vm, "after-unplug")?;
+    mappings::mappings(lab, &mut vm, Check::MappingsAfterUnplug)?;
     vm.qmp.run("object-del", json!({ "id": "mem1" }))?;
     // QEMU forgets the name at once, and the memory when the last reference to it is dropped.
     let freed = wait_for("the memory and its file to be gone", FREED_WITHIN, || {
@@ -62,18 +55,18 @@ pub fn run(lab: &Lab) -> Result<()> {
         Ok(Seen::of(gone, || format!("{host:#x} is mapped: {mapped}, its file is open: {open}")))
     });
     let problems: Vec<String> = freed.err().iter().map(|error| format!("{error:#}")).collect();
-    lab.report.check("memory-freed", &problems, "QEMU has neither the memory nor its file any more");
+    lab.report.check(Check::MemoryFreed, &problems, "QEMU has neither the memory nor its file any more");
 
     lab.report.step("plug again");
     plug(lab, &mut vm, 2, Some(address))?;
-    let wanted = mappings::mappings(lab, &mut vm, "after-reuse")?;
-    mappings::no_threads(lab, &vm, "after-reuse")?;
-    mappings::every_commit(lab, &vm)?;
+    let wanted = mappings::mappings(lab, &mut vm, Check::MappingsAfterReuse)?;
+    mappings::no_threads(lab, &vm, Check::NoThreadsAfterReuse)?;
+    mappings::every_commit(lab, &vm, Check::MappingsAtEveryCommit)?;
     report_turns(lab, &vm, address)?;
     let mut facts = count::facts(&vm, &wanted)?;
-    count::witnesses_agree(lab, &vm, &facts)?;
+    count::witnesses_agree(lab, &vm, &facts, Check::WitnessesAgree)?;
     if lab.job.mode == Mode::Fast {
-        count::stats_agree(lab, &mut vm, &mut facts)?;
+        count::stats_agree(lab, &mut vm, &mut facts, Check::StatsAgree)?;
     }
     lab.report.send(&Record::Facts(facts));
     vm.quit().map(drop)
@@ -123,6 +116,6 @@ fn report_turns(lab: &Lab, vm: &Vm, address: u64) -> Result<()> {
     if order != ['m', 'u', 'm'] || bytes != 2 * DIMM {
         problems.push(format!("calls {turns}, {bytes} bytes mapped in all"));
     }
-    lab.report.check("mapped-twice-unmapped-once", &problems, &format!("calls {turns}"));
+    lab.report.check(Check::MappedTwiceUnmappedOnce, &problems, &format!("calls {turns}"));
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::process::{ChildStderr, ChildStdout, Command, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result};
+use vfio_fast_protocol::scenarios::map_bench::Check;
 
 use crate::l1::lab::Lab;
 use crate::l1::report::Reporter;
@@ -41,7 +42,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         let said = said?;
         problems.extend_from_slice(&said[said.len().saturating_sub(SHOWN)..]);
     }
-    lab.report.check("measured", &problems, "the bench ran to its end");
+    lab.report.check(Check::Measured, &problems, "the bench ran to its end");
     Ok(())
 }
 

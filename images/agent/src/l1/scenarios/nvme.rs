@@ -5,79 +5,74 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_protocol::job::{Container, DiskLayout, Mode, Ram};
+use vfio_fast_protocol::l2_job::{DiskJob, L2Job};
 use vfio_fast_protocol::record::{Event, Facts, Record};
+use vfio_fast_protocol::scenarios::nvme::Check;
 
 use crate::l1::checks::{by_descriptor, count, mappings, p2p_warning, sandbox};
+use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
-use crate::l1::vm::{self, Vm};
-use crate::l1::{devices, firmware, huge_pages, ram, requests};
+use crate::l1::vm::Vm;
+use crate::l1::{devices, huge_pages, requests};
 use crate::wait::{Seen, wait_for};
 
 const GIB: u64 = 1 << 30;
 
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
-    let mut arguments = vm::common_arguments(lab);
-    let device = &job.devices[0];
-    let property = job.device_properties();
     if job.container == Container::Iommufd {
         // In base pages a memfd takes several times as long to fill and to map.
         huge_pages::allow(true)?;
     }
-    arguments.extend(ram::arguments(lab));
-    arguments.extend(firmware::arguments(lab)?);
-    arguments.extend(
-        [
-            "-smp",
-            "1",
-            "-device",
-            "pcie-root-port,id=rp0,chassis=1",
-            "-device",
-            &format!("vfio-pci,host={device},id=dut,bus=rp0{property}"),
-        ]
-        .map(str::to_owned),
-    );
-    arguments.extend(vm::kernel_arguments(&format!(
-        "vft.image_seed={} vft.write_seed={} vft.disk_mib={} vft.spread_mib={}",
-        job.image_seed,
-        job.write_seed,
-        job.disk_mib,
-        job.l2_memory_mib * 3 / 4,
-    )));
+    let data = DiskJob {
+        image_seed: job.image_seed,
+        write_seed: job.write_seed,
+        disk_mib: job.disk_mib,
+        spread_mib: job.l2_memory_mib * 3 / 4,
+        memory_mib: None,
+        second_mib: None,
+    };
+    let line = CommandLine::new(lab)
+        .q35_with_ram()
+        .firmware()?
+        .args(["-smp", "1"])
+        .root_port(0)
+        .device_behind(0, "dut", 0)
+        .linux(&L2Job::Disk(data), "");
 
     lab.report.step("realize");
-    let mut vm = Vm::start(lab, &arguments)?;
+    let mut vm = Vm::start(lab, &line)?;
     let paused_from = vm.age();
-    mappings::mappings(lab, &mut vm, "after-realize")?;
-    mappings::flat_view(lab, &mut vm, "memory", "after-realize")?;
-    mappings::no_threads(lab, &vm, "after-realize")?;
+    mappings::mappings(lab, &mut vm, Check::MappingsAfterRealize)?;
+    mappings::flat_view(lab, &mut vm, "memory", Check::FlatViewAfterRealize)?;
+    mappings::no_threads(lab, &vm, Check::NoThreadsAfterRealize)?;
     let paused = vm.age() - paused_from;
 
     lab.report.step("boot");
     vm.qmp.run("cont", json!({}))?;
     let mut moved = Vec::new();
     vm.wait_ready(|event| moved.push(event.clone()))?;
-    mappings::mappings(lab, &mut vm, "after-boot")?;
+    mappings::mappings(lab, &mut vm, Check::MappingsAfterBoot)?;
 
     lab.report.step("reset");
     vm.qmp.run("system_reset", json!({}))?;
     vm.wait_ready(|event| moved.push(event.clone()))?;
-    let last = mappings::mappings(lab, &mut vm, "after-reset")?;
-    mappings::no_threads(lab, &vm, "after-reset")?;
-    mappings::every_commit(lab, &vm)?;
+    let last = mappings::mappings(lab, &mut vm, Check::MappingsAfterReset)?;
+    mappings::no_threads(lab, &vm, Check::NoThreadsAfterReset)?;
+    mappings::every_commit(lab, &vm, Check::MappingsAtEveryCommit)?;
     report_data(lab, &moved);
 
     let mut facts = count::facts(&vm, &last)?;
     let first_output = vm.first_output().context("L2 wrote nothing on its console")?;
     facts.first_output_ms = Some((first_output - paused).as_millis() as u64);
-    count::witnesses_agree(lab, &vm, &facts)?;
+    count::witnesses_agree(lab, &vm, &facts, Check::WitnessesAgree)?;
     if job.mode == Mode::Fast {
-        count::stats_agree(lab, &mut vm, &mut facts)?;
+        count::stats_agree(lab, &mut vm, &mut facts, Check::StatsAgree)?;
         report_saving(lab, &vm, &facts)?;
     }
     lab.report.send(&Record::Facts(facts));
     if job.sandboxed {
-        sandbox::report(lab, &mut vm)?;
+        sandbox::report(lab, &mut vm, Check::ThreadsInSandbox)?;
     }
     if job.ram == Ram::Preallocated && job.mode == Mode::Fast {
         report_passed_over(lab, &mut vm)?;
@@ -86,17 +81,19 @@ pub fn run(lab: &Lab) -> Result<()> {
     match (job.container, job.mode) {
         (Container::Type1, _) => {}
         (Container::Iommufd, Mode::Fast) => {
-            by_descriptor::memory(lab, &vm)?;
-            by_descriptor::bars(lab, &vm)?;
+            by_descriptor::memory(lab, &vm, Check::MemoryMappedByFile)?;
+            by_descriptor::bars(lab, &vm, Check::BarMappedAsDmaBuf)?;
         }
         // By address it maps no device memory.
-        (Container::Iommufd, _) => p2p_warning::one_warning(lab, &vm.stderr()?, 0, "-14 (Bad address)"),
+        (Container::Iommufd, _) => {
+            p2p_warning::one_warning(lab, &vm.stderr()?, 0, "-14 (Bad address)", Check::OneWarning)
+        }
     }
 
     lab.report.step("unplug");
     requests::unplug(lab, &mut vm, "dut")?;
-    mappings::nothing_mapped(lab, &vm, "after-unplug")?;
-    mappings::unmapped_before_leaving(lab, &vm)?;
+    mappings::nothing_mapped(lab, &vm, Check::NothingMappedAfterUnplug)?;
+    mappings::unmapped_before_leaving(lab, &vm, Check::UnmappedBeforeLeaving)?;
 
     lab.report.step("plug again");
     plug_again(lab, &mut vm)?;
@@ -113,8 +110,7 @@ fn report_passed_over(lab: &Lab, vm: &mut Vm) -> Result<()> {
     let seen = format!("{present} bytes were present, {faulted} were faulted in");
     // Of the first MiB, firmware takes some away.
     let right = present >= (lab.job.l2_memory_mib - 1) << 20 && faulted <= LEFT;
-    let problems = if right { vec![] } else { vec![seen.clone()] };
-    lab.report.check("preallocated-passed-over", &problems, &seen);
+    lab.report.expect(Check::PreallocatedPassedOver, right, &seen);
     Ok(())
 }
 
@@ -134,17 +130,16 @@ fn plug_again(lab: &Lab, vm: &mut Vm) -> Result<()> {
     let (_, written) = DiskLayout::of_mib(lab.job.disk_mib).written_by(0);
     let is_read = |event: &Event| matches!(event, Event::Moved { bytes, .. } if *bytes == written);
     vm.wait_event("the data to be read once more", is_read)?;
-    lab.report.check("data-after-plug", &[], &format!("{written} bytes read and right"));
-    mappings::mappings(lab, vm, "after-plug")?;
-    mappings::no_threads(lab, vm, "after-plug")
+    lab.report.check(Check::DataAfterPlug, &[], &format!("{written} bytes read and right"));
+    mappings::mappings(lab, vm, Check::MappingsAfterPlug)?;
+    mappings::no_threads(lab, vm, Check::NoThreadsAfterPlug)
 }
 
 /// What the whole thing is for: `ram-amplification` and `equal-pieces-untouched`.
 fn report_saving(lab: &Lab, vm: &Vm, facts: &Facts) -> Result<()> {
     let ratio = facts.ram_map_bytes as f64 / facts.wanted_ram_bytes as f64;
     let seen = format!("{ratio:.4} = {} / {}", facts.ram_map_bytes, facts.wanted_ram_bytes);
-    let problems = if ratio <= 1.02 { vec![] } else { vec![format!("{seen} is above 1.02")] };
-    lab.report.check("ram-amplification", &problems, &seen);
+    lab.report.expect(Check::RamAmplification, ratio <= 1.02, &format!("{seen}, at most 1.02"));
 
     // Between the legacy hole and the end of low RAM nothing ever changes, so no byte of it may
     // be mapped twice or unmapped at all.
@@ -164,7 +159,7 @@ fn report_saving(lab: &Lab, vm: &Vm, facts: &Facts) -> Result<()> {
         problems.push(format!("unmap of {:#x} + {:#x} touches it", call.iova, call.size));
     }
     let seen = format!("[1 MiB, {end:#x}) was mapped once and never unmapped");
-    lab.report.check("equal-pieces-untouched", &problems, &seen);
+    lab.report.check(Check::EqualPiecesUntouched, &problems, &seen);
     Ok(())
 }
 
@@ -194,5 +189,5 @@ fn report_data(lab: &Lab, moved: &[Event]) {
     if low >= 4 * GIB || high < 4 * GIB {
         problems.push(format!("memory on one side of 4 GiB was never used: {seen}"));
     }
-    lab.report.check("data", &problems, &seen);
+    lab.report.check(Check::Data, &problems, &seen);
 }

@@ -3,13 +3,16 @@
 use anyhow::{Context, Result};
 use vfio_fast_protocol::bar_layout::BarLayout;
 use vfio_fast_protocol::job::{Container, Mode};
+use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::{Event, Facts, Record};
+use vfio_fast_protocol::scenarios::p2p_data::Check;
 use vfio_fast_protocol::witness::{self, Call, Held, Mapping};
 
 use crate::l1::checks::{count, mappings, p2p_warning};
+use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
-use crate::l1::vm::{self, Vm};
-use crate::l1::{proc, ram};
+use crate::l1::proc;
+use crate::l1::vm::Vm;
 use crate::pci::Device;
 
 const GIB: u64 = 1 << 30;
@@ -20,24 +23,20 @@ const IDS: [&str; 3] = ["dut", "target", "large"];
 
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
-    let mut arguments = vm::common_arguments(lab);
-    arguments.extend(ram::arguments(lab));
     // Firmware puts large BARs at the end of what the processor can address. With 40 bits that is what AMD's IOMMU reserves
     // for HyperTransport, and refuses.
-    arguments.extend(["-cpu", "max,host-phys-bits-limit=39"].map(str::to_owned));
-    for (device, id) in job.devices.iter().zip(IDS) {
-        let property = job.device_properties();
-        arguments.extend(["-device".to_owned(), format!("vfio-pci,host={device},id={id}{property}")]);
+    let mut line = CommandLine::new(lab).q35_with_ram().args(["-cpu", "max,host-phys-bits-limit=39"]);
+    for (n, id) in IDS.into_iter().enumerate().take(job.devices.len()) {
+        line = line.device(n, id);
     }
-    let plan = if job.maps_bars() { "peer" } else { "idle" };
-    arguments.extend(vm::kernel_arguments(&format!(
-        "vft.plan={plan} vft.image_seed={} vft.write_seed={}",
-        job.image_seed, job.write_seed,
-    )));
+    let line = match job.maps_bars() {
+        true => line.linux(&L2Job::Peer { image_seed: job.image_seed, write_seed: job.write_seed }, ""),
+        false => line.linux(&L2Job::Idle, ""),
+    };
 
     lab.report.step("realize");
-    let mut vm = Vm::start(lab, &arguments)?;
-    mappings::mappings(lab, &mut vm, "after-realize")?;
+    let mut vm = Vm::start(lab, &line)?;
+    mappings::mappings(lab, &mut vm, Check::MappingsAfterRealize)?;
 
     lab.report.step("boot");
     vm.qmp.run("cont", serde_json::json!({}))?;
@@ -45,10 +44,10 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.wait_ready(|event| moved.push(event.clone()))?;
 
     lab.report.step("look");
-    let wanted = mappings::mappings(lab, &mut vm, "after-data")?;
-    mappings::flat_view(lab, &mut vm, "memory", "after-data")?;
-    mappings::every_commit(lab, &vm)?;
-    mappings::no_threads(lab, &vm, "after-data")?;
+    let wanted = mappings::mappings(lab, &mut vm, Check::MappingsAfterData)?;
+    mappings::flat_view(lab, &mut vm, "memory", Check::FlatViewAfterData)?;
+    mappings::every_commit(lab, &vm, Check::MappingsAtEveryCommit)?;
+    mappings::no_threads(lab, &vm, Check::NoThreadsAfterData)?;
     let calls = vm.witnessed()?;
     let slots = witness::guest_memory(&calls);
     if job.maps_bars() {
@@ -59,15 +58,17 @@ pub fn run(lab: &Lab) -> Result<()> {
         (Container::Type1, _) => {}
         // The registers of the second device are less than a page: of that there is no dma-buf.
         (Container::Iommufd, Mode::Fast) => {
-            p2p_warning::one_warning(lab, &vm.stderr()?, 1, "-22 (Invalid argument)")
+            p2p_warning::one_warning(lab, &vm.stderr()?, 1, "-22 (Invalid argument)", Check::OneWarning)
         }
-        (Container::Iommufd, _) => p2p_warning::one_warning(lab, &vm.stderr()?, 0, "-14 (Bad address)"),
+        (Container::Iommufd, _) => {
+            p2p_warning::one_warning(lab, &vm.stderr()?, 0, "-14 (Bad address)", Check::OneWarning)
+        }
     }
 
     let mut facts = count::facts(&vm, &wanted)?;
-    count::witnesses_agree(lab, &vm, &facts)?;
+    count::witnesses_agree(lab, &vm, &facts, Check::WitnessesAgree)?;
     if job.mode == Mode::Fast {
-        count::stats_agree(lab, &mut vm, &mut facts)?;
+        count::stats_agree(lab, &mut vm, &mut facts, Check::StatsAgree)?;
         report_populated(lab, &mut vm, &facts)?;
     }
     lab.report.send(&Record::Facts(facts));
@@ -85,9 +86,7 @@ fn report_data(lab: &Lab, slots: &Held, moved: &[Event]) -> Result<()> {
     let place = slots.iter().find(|(_, slot)| slot.size == bytes).map(|(gpa, _)| *gpa);
     let bar = place.context("the guest has no memory of the BAR's size")?;
     let expected = Event::Peer { bar, read, written };
-    let problems = if told == [&expected] { vec![] } else { vec![format!("{told:?} is not {expected:?}")] };
-    let seen = format!("{read} bytes of the BAR at {bar:#x} read and right, {written} written");
-    lab.report.check("data", &problems, &seen);
+    lab.report.expect(Check::Data, told == [&expected], &format!("{told:?}, expected {expected:?}"));
     Ok(())
 }
 
@@ -125,7 +124,7 @@ fn report_entries(lab: &Lab, vm: &Vm, slots: &Held, calls: &[Call]) -> Result<()
         let calls = expected.len();
         seen.push(format!("{bytes:#x} bytes at {gpa:#x} in {calls} calls, {} times", maps.len() / calls));
     }
-    lab.report.check("bars-in-whole-entries", &problems, &seen.join(", "));
+    lab.report.check(Check::BarsInWholeEntries, &problems, &seen.join(", "));
     Ok(())
 }
 
@@ -156,6 +155,6 @@ fn report_populated(lab: &Lab, vm: &mut Vm, facts: &Facts) -> Result<()> {
         facts.ram_map_bytes
     );
     let right = touched == facts.ram_map_bytes && tried <= chunks;
-    lab.report.check("bars-not-populated", if right { &[] } else { std::slice::from_ref(&seen) }, &seen);
+    lab.report.expect(Check::BarsNotPopulated, right, &seen);
     Ok(())
 }

@@ -6,12 +6,14 @@ use serde_json::json;
 use vfio_fast_protocol::flatview::Row;
 use vfio_fast_protocol::ranges::{self, Reach};
 use vfio_fast_protocol::record::Record;
+use vfio_fast_protocol::scenarios::p2p_range::Check;
 use vfio_fast_protocol::witness;
 
 use crate::l1::checks::{count, mappings, p2p_warning};
+use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
 use crate::l1::qemu_trace;
-use crate::l1::vm::{self, Vm};
+use crate::l1::vm::Vm;
 
 /// The first address the IOMMU of this scenario cannot have.
 const BEYOND: u64 = 1 << 39;
@@ -20,29 +22,18 @@ const RESETS: usize = 3;
 const TRACED: [&str; 2] = ["vfio_listener_region_add_ram", "vfio_listener_region_del"];
 
 pub fn run(lab: &Lab) -> Result<()> {
-    let (device, property) = (&lab.job.devices[0], lab.job.device_properties());
-    let mut arguments = vm::common_arguments(lab);
-    arguments.extend(qemu_trace::arguments(&TRACED));
-    arguments.extend(vm::firmware_arguments());
-    arguments.extend(
-        [
-            "-machine",
-            "q35",
-            "-m",
-            &format!("{}M", lab.job.l2_memory_mib),
-            "-device",
-            "pcie-root-port,id=rp0,chassis=1",
-            "-device",
-            &format!("vfio-pci,host={device},id=dut,bus=rp0{property}"),
-        ]
-        .map(str::to_owned),
-    );
-    let mut vm = Vm::start(lab, &arguments)?;
+    let line = CommandLine::new(lab)
+        .trace(&TRACED)
+        .debug_console()
+        .q35("", "")
+        .root_port(0)
+        .device_behind(0, "dut", 0);
+    let mut vm = Vm::start(lab, &line)?;
     lab.report.step("firmware");
     vm.qmp.run("cont", json!({}))?;
     let first = firmware(&mut vm, 0, 1)?;
     report_sections(lab)?;
-    let (rows, held) = mappings::flat_view_rows(lab, &mut vm, "memory", "after-firmware")?;
+    let (rows, held) = mappings::flat_view_rows(lab, &mut vm, "memory", &Check::FlatViewAfterFirmware)?;
     let (beyond, within): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.start >= BEYOND);
     let wanted: Vec<Reach> = within.iter().filter_map(|row| row.reach()).collect();
     let read_only = wanted.iter().filter(|reach| !reach.write).count();
@@ -59,15 +50,14 @@ pub fn run(lab: &Lab) -> Result<()> {
         problems.push("no BAR lies beyond the IOMMU's reach".into());
     }
     let seen = format!("{} rows are mapped, {read_only} read-only, the BAR is not", within.len());
-    lab.report.check("flat-view-after-firmware", &problems, &seen);
-    mappings::no_threads(lab, &vm, "after-firmware")?;
+    lab.report.check(Check::FlatViewAfterFirmware, &problems, &seen);
+    mappings::no_threads(lab, &vm, Check::NoThreadsAfterFirmware)?;
 
     let status = vm.qmp.run("query-status", json!({}))?;
-    let problems = if status["running"] == true { vec![] } else { vec![status.to_string()] };
-    lab.report.check("alive", &problems, "the VM runs");
+    lab.report.expect(Check::Alive, status["running"] == true, &status.to_string());
 
     let facts = count::facts(&vm, &slots.into_iter().filter(|(at, _)| *at < BEYOND).collect())?;
-    count::witnesses_agree(lab, &vm, &facts)?;
+    count::witnesses_agree(lab, &vm, &facts, Check::WitnessesAgree)?;
     lab.report.send(&Record::Facts(facts));
 
     lab.report.step("resets");
@@ -80,8 +70,8 @@ pub fn run(lab: &Lab) -> Result<()> {
         problems.extend(different.into_iter().map(|text| format!("reset {n}: {text}")));
     }
     let seen = format!("{RESETS} resets, the same mappings after each");
-    lab.report.check("same-after-resets", &problems, &seen);
-    p2p_warning::one_warning(lab, &vm.stderr()?, 0, "-22 (Invalid argument)");
+    lab.report.check(Check::SameAfterResets, &problems, &seen);
+    p2p_warning::one_warning(lab, &vm.stderr()?, 0, "-22 (Invalid argument)", Check::OneWarning);
     vm.quit().map(drop)
 }
 
@@ -98,7 +88,7 @@ fn report_sections(lab: &Lab) -> Result<()> {
     }
     let [added, removed] = counts;
     let problems = if added > removed && removed > 0 { vec![] } else { vec![text] };
-    lab.report.check("sections-traced", &problems, &format!("{added} sections added, {removed} removed"));
+    lab.report.check(Check::SectionsTraced, &problems, &format!("{added} sections added, {removed} removed"));
     Ok(())
 }
 

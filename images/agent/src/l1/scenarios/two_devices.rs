@@ -6,11 +6,13 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::record::Record;
+use vfio_fast_protocol::scenarios::two_devices::Check;
 use vfio_fast_protocol::witness::{self, Call};
 
 use crate::l1::checks::{count, exit, mappings};
+use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
-use crate::l1::vm::{self, Vm};
+use crate::l1::vm::Vm;
 use crate::l1::{devices, requests};
 
 pub fn run(lab: &Lab) -> Result<()> {
@@ -21,60 +23,47 @@ pub fn run(lab: &Lab) -> Result<()> {
 /// No guest runs here. Function 1 of a slot without a function 0 is nothing a guest knows of, so
 /// QEMU plugs and unplugs it without asking one, as long as hotplug is the native one.
 fn together(lab: &Lab) -> Result<()> {
-    let mut arguments = vm::common_arguments(lab);
-    arguments.extend(
-        [
-            "-global",
-            "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
-            "-machine",
-            "q35",
-            "-m",
-            &format!("{}M", lab.job.l2_memory_mib),
-            "-device",
-            "pcie-root-port,id=rp0,chassis=1",
-            "-device",
-            "pcie-root-port,id=rp1,chassis=2",
-        ]
-        .map(str::to_owned),
-    );
-    let mut vm = Vm::start(lab, &arguments)?;
+    let line = CommandLine::new(lab)
+        .args(["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"])
+        .q35("", "")
+        .root_port(0)
+        .root_port(1);
+    let mut vm = Vm::start(lab, &line)?;
     lab.report.step("join");
     vm.qmp.run("device_add", device(lab, 0, lab.job.mode))?;
-    mappings::mappings(lab, &mut vm, "first-device")?;
+    mappings::mappings(lab, &mut vm, Check::MappingsFirstDevice)?;
     let before = vm.witnessed()?;
     if lab.job.mode == Mode::Fast {
-        refuse(lab, &mut vm, Mode::Stock, "through", ("builtin", "libvfio-fast"))?;
+        refuse(lab, &mut vm, Mode::Stock, Check::MixedRefusedThrough, ("builtin", "libvfio-fast"))?;
     }
     vm.qmp.run("device_add", device(lab, 1, lab.job.mode))?;
-    mappings::mappings(lab, &mut vm, "both-devices")?;
+    mappings::mappings(lab, &mut vm, Check::MappingsBothDevices)?;
     let joined = changes(&vm.witnessed()?[before.len()..]);
-    let problems = if joined == 0 { vec![] } else { vec![format!("{joined} maps and unmaps")] };
-    lab.report.check("second-joins-untouched", &problems, "no map, no unmap");
+    lab.report.expect(Check::SecondJoinsUntouched, joined == 0, &format!("{joined} maps and unmaps"));
 
     lab.report.step("leave");
     let before = vm.witnessed()?;
     leave(lab, &mut vm, 0)?;
-    mappings::mappings(lab, &mut vm, "one-left")?;
+    mappings::mappings(lab, &mut vm, Check::MappingsOneLeft)?;
     let left = changes(&vm.witnessed()?[before.len()..]);
-    let problems = if left == 0 { vec![] } else { vec![format!("{left} maps and unmaps")] };
-    lab.report.check("first-leaves-untouched", &problems, "no map, no unmap");
+    lab.report.expect(Check::FirstLeavesUntouched, left == 0, &format!("{left} maps and unmaps"));
 
     leave(lab, &mut vm, 1)?;
-    mappings::nothing_mapped(lab, &vm, "after-both-left")?;
-    mappings::unmapped_before_leaving(lab, &vm)?;
+    mappings::nothing_mapped(lab, &vm, Check::NothingMappedAfterBothLeft)?;
+    mappings::unmapped_before_leaving(lab, &vm, Check::UnmappedBeforeLeaving)?;
 
     lab.report.step("come back");
     vm.qmp.run("device_add", device(lab, 1, lab.job.mode))?;
-    let wanted = mappings::mappings(lab, &mut vm, "come-back")?;
+    let wanted = mappings::mappings(lab, &mut vm, Check::MappingsComeBack)?;
     let facts = count::facts(&vm, &wanted)?;
-    count::witnesses_agree(lab, &vm, &facts)?;
+    count::witnesses_agree(lab, &vm, &facts, Check::WitnessesAgree)?;
     lab.report.send(&Record::Facts(facts));
-    mappings::no_threads(lab, &vm, "come-back")?;
+    mappings::no_threads(lab, &vm, Check::NoThreadsComeBack)?;
     if lab.job.mode == Mode::Fast {
         // The other way round, in a container that the first device has mapped without the library.
         leave(lab, &mut vm, 1)?;
         vm.qmp.run("device_add", device(lab, 0, Mode::Stock))?;
-        refuse(lab, &mut vm, Mode::Fast, "without", ("libvfio-fast", "builtin"))?;
+        refuse(lab, &mut vm, Mode::Fast, Check::MixedRefusedWithout, ("libvfio-fast", "builtin"))?;
         leave(lab, &mut vm, 0)?;
         left_alone(lab, &mut vm)?;
     }
@@ -87,7 +76,7 @@ fn refuse(
     lab: &Lab,
     vm: &mut Vm,
     wants: Mode,
-    how: &str,
+    check: Check,
     (device_mapper, container_mapper): (&str, &str),
 ) -> Result<()> {
     let wanted = format!(
@@ -97,8 +86,8 @@ fn refuse(
     );
     let answer = vm.qmp.attempt("device_add", device(lab, 1, wants))?;
     let text = answer.err().map(|refusal| refusal.0).unwrap_or_default();
-    let problems = if text == wanted { vec![] } else { vec![format!("`{text}` is not `{wanted}`")] };
-    lab.report.check(&format!("mixed-refused-{how}"), &problems, &text);
+    let seen = if text == wanted { text.clone() } else { format!("`{text}` is not `{wanted}`") };
+    lab.report.expect(check, text == wanted, &seen);
     Ok(())
 }
 
@@ -120,7 +109,11 @@ fn left_alone(lab: &Lab, vm: &mut Vm) -> Result<()> {
     if calls == 0 {
         problems.push("nothing was mapped".to_owned());
     }
-    lab.report.check("default-is-builtin", &problems, &format!("{calls} maps and unmaps by QEMU's own code"));
+    lab.report.check(
+        Check::DefaultIsBuiltin,
+        &problems,
+        &format!("{calls} maps and unmaps by QEMU's own code"),
+    );
     Ok(())
 }
 
@@ -143,31 +136,21 @@ fn changes(calls: &[Call]) -> usize {
 /// `-daemonize` forks before devices are realized: a thread made before would be lost.
 fn daemon(lab: &Lab) -> Result<()> {
     lab.report.step("daemon");
-    let mut arguments = vm::common_arguments(lab);
-    let (device, property) = (&lab.job.devices[0], lab.job.device_properties());
-    arguments.extend(
-        [
-            "-machine",
-            "q35",
-            "-m",
-            &format!("{}M", lab.job.l2_memory_mib),
-            "-device",
-            &format!("vfio-pci,host={device},id=dut{property}"),
-        ]
-        .map(str::to_owned),
-    );
+    let line = CommandLine::new(lab).q35("", "").device(0, "dut");
     let pinned = exit::pinned_pages()?;
-    let mut vm = Vm::start_daemon(lab, &arguments)?;
-    mappings::mappings(lab, &mut vm, "daemon")?;
-    mappings::no_threads(lab, &vm, "daemon")?;
+    let mut vm = Vm::start_daemon(lab, &line)?;
+    mappings::mappings(lab, &mut vm, Check::MappingsDaemon)?;
+    mappings::no_threads(lab, &vm, Check::NoThreadsDaemon)?;
     let calls = vm.witnessed()?;
-    let mapped = witness::replay(&calls)?;
-    let held = mapped.values().next().context("the daemon mapped nothing")?;
+    let mapped = witness::replay(&calls)?.into_values().next().context("the daemon mapped nothing")?.len();
     let strangers = calls.iter().filter(|c| c.is_map() && c.pid != u64::from(vm.pid)).count();
-    let problems = if strangers == 0 { vec![] } else { vec![format!("{strangers} maps by others")] };
-    lab.report.check("daemon-maps-itself", &problems, &format!("{} mappings", held.len()));
-    exit::quit(lab, vm, pinned)?;
+    lab.report.expect(
+        Check::DaemonMapsItself,
+        strangers == 0,
+        &format!("{mapped} mappings, {strangers} maps by others"),
+    );
+    exit::quit(lab, vm, pinned, Check::Quit)?;
 
     lab.report.step("kill");
-    exit::kill(lab, &arguments)
+    exit::kill(lab, &line, Check::Killed, Check::MappingsAfterKill)
 }

@@ -4,86 +4,99 @@
 use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_protocol::job::{Container, DiskLayout, Mode};
+use vfio_fast_protocol::l2_job::{DiskJob, L2Job};
 use vfio_fast_protocol::record::{Event, Record};
+use vfio_fast_protocol::scenarios::viommu::Check;
 use vfio_fast_protocol::witness::{self, Held};
 
 use crate::l1::checks::{
     count, dirty_bitmap, mappings,
     viommu_events::{self, TRACED},
 };
+use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
-use crate::l1::vm::{self, Vm};
+use crate::l1::vm::Vm;
 use crate::l1::{qemu_trace, requests};
 
 /// The size of the second disk, which L2 writes and reads as a whole.
 const SECOND_MIB: u64 = 1;
 
+/// A boot of L2, and its checks.
+struct Boot {
+    step: &'static str,
+    /// The command of QEMU's that starts it.
+    command: &'static str,
+    /// What L2 reads and writes of the first disk.
+    bytes: u64,
+    switched: Check,
+    data: Check,
+    no_threads: Check,
+}
+
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
-    let (first, second, property) = (&job.devices[0], &job.devices[1], job.device_properties());
-    let mut arguments = vm::common_arguments(lab);
-    arguments.extend(
-        [
-            "-machine",
-            "q35,kernel-irqchip=split",
-            "-m",
-            &format!("{}M", job.l2_memory_mib),
-            "-device",
-            "intel-iommu,intremap=on,caching-mode=on",
-            "-device",
-            &format!("vfio-pci,host={first},id=dut{property}"),
-            "-device",
-            "pcie-root-port,id=rp1,chassis=1",
-            "-device",
-            &format!("vfio-pci,host={second},id=dut1,bus=rp1{property}"),
-        ]
-        .map(str::to_owned),
-    );
-    arguments.extend(qemu_trace::arguments(&TRACED));
-    arguments.extend(vm::kernel_arguments(&format!(
-        "intel_iommu=on iommu=nopt iommu.strict=1 vft.image_seed={} vft.write_seed={} \
-         vft.disk_mib={} vft.spread_mib={} vft.second_mib={SECOND_MIB}",
-        job.image_seed,
-        job.write_seed,
-        job.disk_mib,
-        job.l2_memory_mib / 2,
-    )));
-    let mut vm = Vm::start(lab, &arguments)?;
-    mappings::mappings_of(lab, &mut vm, "after-realize", 2, Ok)?;
+    let data = DiskJob {
+        image_seed: job.image_seed,
+        write_seed: job.write_seed,
+        disk_mib: job.disk_mib,
+        spread_mib: job.l2_memory_mib / 2,
+        memory_mib: None,
+        second_mib: Some(SECOND_MIB),
+    };
+    let line = CommandLine::new(lab)
+        .q35(",kernel-irqchip=split", "")
+        .args(["-device", "intel-iommu,intremap=on,caching-mode=on"])
+        .device(0, "dut")
+        .root_port(0)
+        .device_behind(1, "dut1", 0)
+        .trace(&TRACED)
+        .linux(&L2Job::Disk(data), "intel_iommu=on iommu=nopt iommu.strict=1");
+    let mut vm = Vm::start(lab, &line)?;
+    mappings::mappings_of(lab, &mut vm, Check::MappingsAfterRealize, 2, Ok)?;
 
     let disk = DiskLayout::of_mib(job.disk_mib);
     let boots = [
-        ("boot", disk.read_by(0).1 + disk.written_by(0).1),
-        ("reset", disk.written_by(0).1 + disk.read_by(1).1 + disk.written_by(1).1),
+        Boot {
+            step: "boot",
+            command: "cont",
+            bytes: disk.read_by(0).1 + disk.written_by(0).1,
+            switched: Check::SwitchedBoot,
+            data: Check::DataBoot,
+            no_threads: Check::NoThreadsBoot,
+        },
+        Boot {
+            step: "reset",
+            command: "system_reset",
+            bytes: disk.written_by(0).1 + disk.read_by(1).1 + disk.written_by(1).1,
+            switched: Check::SwitchedReset,
+            data: Check::DataReset,
+            no_threads: Check::NoThreadsReset,
+        },
     ];
-    for (step, planned) in boots {
-        lab.report.step(step);
+    for boot in boots {
+        lab.report.step(boot.step);
         let before = vm.witnessed()?.len();
-        match step {
-            "boot" => vm.qmp.run("cont", json!({}))?,
-            _ => vm.qmp.run("system_reset", json!({}))?,
-        };
-        let mut moved = Vec::new();
-        vm.wait_ready(|event| moved.push(event.clone()))?;
-        report_switch(lab, &vm, step, before)?;
-        let bytes: u64 =
-            moved.iter().map(|event| if let Event::Moved { bytes, .. } = event { *bytes } else { 0 }).sum();
-        // Written and read.
-        let planned = planned + 2 * (SECOND_MIB << 20);
-        let right = bytes == planned;
-        let problems =
-            if right { vec![] } else { vec![format!("{bytes} bytes moved, planned were {planned}")] };
-        lab.report.check(&format!("data-{step}"), &problems, &format!("{bytes} bytes moved"));
-        mappings::no_threads(lab, &vm, step)?;
+        vm.qmp.run(boot.command, json!({}))?;
+        let mut bytes = 0;
+        vm.wait_ready(|event| {
+            if let Event::Moved { bytes: moved, .. } = event {
+                bytes += moved;
+            }
+        })?;
+        report_switch(lab, &vm, boot.switched, before)?;
+        // The second disk is written and read.
+        let planned = boot.bytes + 2 * (SECOND_MIB << 20);
+        lab.report.expect(boot.data, bytes == planned, &format!("{bytes} of {planned} bytes moved"));
+        mappings::no_threads(lab, &vm, boot.no_threads)?;
     }
     // What L2's driver wants mapped, nobody else knows: what is mapped stands for it. Only sizes count here: both containers
     // have mappings of the same addresses.
     let mapped = witness::replay(&vm.witnessed()?)?;
     let wanted: Held = (0..).zip(mapped.values().flatten().map(|(_, mapping)| *mapping)).collect();
     let mut facts = count::facts(&vm, &wanted)?;
-    count::witnesses_agree(lab, &vm, &facts)?;
+    count::witnesses_agree(lab, &vm, &facts, Check::WitnessesAgree)?;
     if lab.job.mode == Mode::Fast {
-        count::stats_agree_of(lab, &mut vm, &mut facts, &["dut", "dut1"])?;
+        count::stats_agree_of(lab, &mut vm, &mut facts, &["dut", "dut1"], Check::StatsAgree)?;
     }
     lab.report.send(&Record::Facts(facts));
 
@@ -95,10 +108,10 @@ pub fn run(lab: &Lab) -> Result<()> {
     if !seen.problems.is_empty() {
         trace.lines().for_each(|line| lab.report.log("qemu-trace", line));
     }
-    lab.report.check("events-one-to-one", &seen.problems, &text);
+    lab.report.check(Check::EventsOneToOne, &seen.problems, &text);
     // Only the library asks for what fits a bitmap: without it QEMU refuses to unmap an address space at once.
     if (lab.job.container, lab.job.mode) == (Container::Type1, Mode::Fast) {
-        dirty_bitmap::run(lab, &mut vm)?;
+        dirty_bitmap::run(lab, &mut vm, Check::UnmappedWithBitmap)?;
     }
     vm.quit().map(drop)
 }
@@ -116,7 +129,7 @@ fn unplug_second(lab: &Lab, vm: &mut Vm, read: u64) -> Result<()> {
     if before.len() != 2 {
         problems.push(format!("before, {} containers had mappings", before.len()));
     }
-    lab.report.check("second-unmapped", &problems, "its container holds nothing");
+    lab.report.check(Check::SecondUnmapped, &problems, "its container holds nothing");
 
     let (none, all) = (Held::new(), before.get(&first).cloned().unwrap_or_default());
     let kept = after.get(&first).unwrap_or(&none);
@@ -126,17 +139,17 @@ fn unplug_second(lab: &Lab, vm: &mut Vm, read: u64) -> Result<()> {
     if all.is_empty() {
         problems.push("the first device had no mappings".to_owned());
     }
-    lab.report.check("first-left-alone", &problems, &format!("its {} mappings are there", all.len()));
+    lab.report.check(Check::FirstLeftAlone, &problems, &format!("its {} mappings are there", all.len()));
 
     let is_read = |event: &Event| matches!(event, Event::Moved { bytes, .. } if *bytes == read);
     vm.wait_event("the data to be read once more", is_read)?;
-    lab.report.check("data-after-unplug", &[], &format!("{read} bytes read and right"));
+    lab.report.check(Check::DataAfterUnplug, &[], &format!("{read} bytes read and right"));
     Ok(())
 }
 
-/// The check `switched-<step>`: when L2's driver takes over, all RAM is unmapped before its first
-/// own mapping, and from then on single small mappings are all there is.
-fn report_switch(lab: &Lab, vm: &Vm, step: &str, before: usize) -> Result<()> {
+/// Checks that all RAM is unmapped before the first mapping of L2's driver when that takes over, and
+/// that from then on there are single small mappings only.
+fn report_switch(lab: &Lab, vm: &Vm, check: Check, before: usize) -> Result<()> {
     /// No driver maps that much at once; RAM is far larger.
     const LARGE: u64 = 16 << 20;
     let calls = vm.witnessed()?;
@@ -146,7 +159,7 @@ fn report_switch(lab: &Lab, vm: &Vm, step: &str, before: usize) -> Result<()> {
     let gone = calls[from..].iter().rposition(|c| c.unmapped() && c.out >= LARGE);
     let mut problems = Vec::new();
     let Some(gone) = gone.map(|n| from + n) else {
-        lab.report.check(&format!("switched-{step}"), &["RAM was never unmapped".to_owned()], "");
+        lab.report.expect(check, false, "RAM was never unmapped");
         return Ok(());
     };
     // Memory where the guest has it, mapped by the listener, and not by L2's driver.
@@ -169,6 +182,6 @@ fn report_switch(lab: &Lab, vm: &Vm, step: &str, before: usize) -> Result<()> {
         problems.push(format!("{bytes} bytes are mapped at the end"));
     }
     let seen = format!("{small} mappings by L2's driver, {bytes} bytes at the end");
-    lab.report.check(&format!("switched-{step}"), &problems, &seen);
+    lab.report.check(check, &problems, &seen);
     Ok(())
 }

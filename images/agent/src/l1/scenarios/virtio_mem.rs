@@ -9,13 +9,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use vfio_fast_protocol::job::{Container, DiskLayout, Mode};
+use vfio_fast_protocol::l2_job::{DiskJob, L2Job};
 use vfio_fast_protocol::record::{Event, Record};
+use vfio_fast_protocol::scenarios::virtio_mem::Check;
 use vfio_fast_protocol::witness::{self, Call, Held, Mapping};
 
 use crate::l1::checks::{count, mappings};
+use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
 use crate::l1::requests::{self, Progress};
-use crate::l1::vm::{self, Vm};
+use crate::l1::vm::Vm;
 use crate::l1::{limits, proc, qemu_trace};
 use crate::wait::{Seen, wait_for};
 
@@ -43,72 +46,74 @@ const ACK: u64 = 0;
 const BUSY: u64 = 2;
 const ENOMEM: i32 = 12;
 
+/// The two checks of what is mapped at one moment: all memory, and the blocks alone.
+type Moment = (Check, Check);
+
+const AFTER_REALIZE: Moment = (Check::MappingsAfterRealize, Check::BlocksAfterRealize);
+const AFTER_PLUG: Moment = (Check::MappingsAfterPlug, Check::BlocksAfterPlug);
+const AFTER_UNPLUG: Moment = (Check::MappingsAfterUnplug, Check::BlocksAfterUnplug);
+const AFTER_PLUG_AGAIN: Moment = (Check::MappingsAfterPlugAgain, Check::BlocksAfterPlugAgain);
+const AFTER_REFUSAL: Moment = (Check::MappingsAfterRefusal, Check::BlocksAfterRefusal);
+const AFTER_RAISE: Moment = (Check::MappingsAfterRaise, Check::BlocksAfterRaise);
+const AFTER_RESET: Moment = (Check::MappingsAfterReset, Check::BlocksAfterReset);
+
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
     // A limit that counts, and that is far enough at first.
     limits::give_up_lock_right()?;
     limits::set_memlock(None, (job.l2_memory_mib + 2 * MOST_MIB) * MIB)?;
-    let (device, property) = (&job.devices[0], job.device_properties());
     // Shared memory is a memfd, of which blocks are discarded in another way.
     let share = if job.container == Container::Iommufd { "on" } else { "off" };
-    let mut arguments = vm::common_arguments(lab);
-    arguments.extend(
-        [
-            "-machine",
-            "q35",
-            "-m",
-            &format!("{}M,maxmem=8G", job.l2_memory_mib),
-            "-object",
-            &format!("memory-backend-ram,id=mem1,size={MOST_MIB}M,reserve=off,share={share}"),
+    let data = DiskJob {
+        image_seed: job.image_seed,
+        write_seed: job.write_seed,
+        disk_mib: job.disk_mib,
+        // Programs get movable memory first where there is some: the device is given what was plugged.
+        spread_mib: FIRST_MIB / 2,
+        memory_mib: Some(job.l2_memory_mib + FIRST_MIB / 2),
+        second_mib: None,
+    };
+    let line = CommandLine::new(lab)
+        .q35("", ",maxmem=8G")
+        .args(["-object", &format!("memory-backend-ram,id=mem1,size={MOST_MIB}M,reserve=off,share={share}")])
+        .args([
             "-device",
             &format!("virtio-mem-pci,id=vmem,memdev=mem1,block-size={BLOCK},requested-size={FIRST_MIB}M"),
-            "-device",
-            &format!("vfio-pci,host={device},id=dut{property}"),
-        ]
-        .map(str::to_owned),
-    );
-    arguments.extend(qemu_trace::arguments(&["virtio_mem_*"]));
-    // Programs get movable memory first where there is some: the device is given what was plugged.
-    arguments.extend(vm::kernel_arguments(&format!(
-        "memhp_default_state=online_movable vft.memory_mib={} vft.image_seed={} vft.write_seed={} \
-         vft.disk_mib={} vft.spread_mib={}",
-        job.l2_memory_mib + FIRST_MIB / 2,
-        job.image_seed,
-        job.write_seed,
-        job.disk_mib,
-        FIRST_MIB / 2,
-    )));
-    let mut vm = Vm::start(lab, &arguments)?;
+        ])
+        .device(0, "dut")
+        .trace(&["virtio_mem_*"])
+        .linux(&L2Job::Disk(data), "memhp_default_state=online_movable");
+    let mut vm = Vm::start(lab, &line)?;
     let region = Region::of(&mut vm)?;
-    region.mapped(lab, &mut vm, "after-realize", 0)?;
+    region.mapped(lab, &mut vm, AFTER_REALIZE, 0)?;
 
     lab.report.step("plug");
     vm.qmp.run("cont", json!({}))?;
     let disk = DiskLayout::of_mib(job.disk_mib);
-    boot(lab, &mut vm, &region, "boot", disk.read_by(0).1 + disk.written_by(0).1)?;
+    boot(lab, &mut vm, &region, Check::DataBoot, disk.read_by(0).1 + disk.written_by(0).1)?;
     settled(&mut vm, FIRST_MIB, lab.wait())?;
-    region.mapped(lab, &mut vm, "after-plug", FIRST_MIB)?;
+    region.mapped(lab, &mut vm, AFTER_PLUG, FIRST_MIB)?;
 
     lab.report.step("unplug");
     let before = vm.witnessed()?.len();
     region.resize(lab, &mut vm, SHRUNK_MIB)?;
-    region.mapped(lab, &mut vm, "after-unplug", SHRUNK_MIB)?;
+    region.mapped(lab, &mut vm, AFTER_UNPLUG, SHRUNK_MIB)?;
     let gone = (FIRST_MIB - SHRUNK_MIB) * MIB;
-    report_touched(lab, "unplugged-alone", &vm.witnessed()?[before..], 0, gone);
+    report_touched(lab, Check::UnpluggedAlone, &vm.witnessed()?[before..], 0, gone);
 
     lab.report.step("plug again");
     let before = vm.witnessed()?.len();
     region.resize(lab, &mut vm, GROWN_MIB)?;
-    let wanted = region.mapped(lab, &mut vm, "after-plug-again", GROWN_MIB)?;
+    let wanted = region.mapped(lab, &mut vm, AFTER_PLUG_AGAIN, GROWN_MIB)?;
     let come = (GROWN_MIB - SHRUNK_MIB) * MIB;
-    report_touched(lab, "plugged-alone", &vm.witnessed()?[before..], come, 0);
+    report_touched(lab, Check::PluggedAlone, &vm.witnessed()?[before..], come, 0);
     region.filled(lab, &vm)?;
-    mappings::no_threads(lab, &vm, "after-plug-again")?;
+    mappings::no_threads(lab, &vm, Check::NoThreadsAfterPlugAgain)?;
     // Before anything fails: of a map that failed the IOMMU core has counted the part that worked.
     let mut facts = count::facts(&vm, &wanted)?;
-    count::witnesses_agree(lab, &vm, &facts)?;
+    count::witnesses_agree(lab, &vm, &facts, Check::WitnessesAgree)?;
     if job.mode == Mode::Fast {
-        count::stats_agree(lab, &mut vm, &mut facts)?;
+        count::stats_agree(lab, &mut vm, &mut facts, Check::StatsAgree)?;
     }
     lab.report.send(&Record::Facts(facts));
 
@@ -118,15 +123,15 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.step("enough again");
     limits::set_memlock(Some(vm.pid), (job.l2_memory_mib + 2 * MOST_MIB) * MIB)?;
     region.resize(lab, &mut vm, LAST_MIB)?;
-    region.mapped(lab, &mut vm, "after-raise", LAST_MIB)?;
+    region.mapped(lab, &mut vm, AFTER_RAISE, LAST_MIB)?;
 
     lab.report.step("reset");
     vm.qmp.run("system_reset", json!({}))?;
     let bytes = disk.written_by(0).1 + disk.read_by(1).1 + disk.written_by(1).1;
-    boot(lab, &mut vm, &region, "reset", bytes)?;
+    boot(lab, &mut vm, &region, Check::DataReset, bytes)?;
     settled(&mut vm, LAST_MIB, lab.wait())?;
-    region.mapped(lab, &mut vm, "after-reset", LAST_MIB)?;
-    mappings::no_threads(lab, &vm, "after-reset")?;
+    region.mapped(lab, &mut vm, AFTER_RESET, LAST_MIB)?;
+    mappings::no_threads(lab, &vm, Check::NoThreadsAfterReset)?;
     vm.quit().map(drop)
 }
 
@@ -163,12 +168,11 @@ impl Region {
         )
     }
 
-    /// Reports what is mapped: `mappings-<when>` of all of the guest's memory, and `blocks-<when>`: each block that QEMU let the
-    /// guest plug is one mapping, and no other is.
-    fn mapped(&self, lab: &Lab, vm: &mut Vm, when: &str, mib: u64) -> Result<Held> {
+    /// Checks all of the guest's memory, and that each block that QEMU let the guest plug is one mapping, and no other is.
+    fn mapped(&self, lab: &Lab, vm: &mut Vm, (all, blocks): Moment, mib: u64) -> Result<Held> {
         let plugged = plugged(&qemu_trace::text()?)?;
         let wanted =
-            mappings::mappings_of(lab, vm, when, 1, |memory| self.without_unplugged(memory, &plugged))?;
+            mappings::mappings_of(lab, vm, all, 1, |memory| self.without_unplugged(memory, &plugged))?;
         let held = witness::replay(&vm.witnessed()?)?.into_values().next().unwrap_or_default();
         let mut problems = Vec::new();
         if plugged.len() as u64 * BLOCK != mib * MIB {
@@ -184,7 +188,7 @@ impl Region {
         problems.extend(lines("plugged", plugged.difference(&mapped).collect()));
         problems.extend(lines("mapped", mapped.difference(&plugged).collect()));
         let seen = format!("{} blocks, each mapped by itself", plugged.len());
-        lab.report.check(&format!("blocks-{when}"), &problems, &seen);
+        lab.report.check(blocks, &problems, &seen);
         Ok(wanted)
     }
 
@@ -206,7 +210,11 @@ impl Region {
             filled.difference(&plugged).take(5).map(|at| format!("{at:#x} is filled")).collect();
         // What is mapped is there: where that is not seen, nothing is.
         problems.extend(plugged.difference(&filled).take(5).map(|at| format!("{at:#x} is not there")));
-        lab.report.check("unplugged-not-filled", &problems, &format!("{} blocks are filled", filled.len()));
+        lab.report.check(
+            Check::UnpluggedNotFilled,
+            &problems,
+            &format!("{} blocks are filled", filled.len()),
+        );
         Ok(())
     }
 
@@ -280,7 +288,7 @@ fn answers(trace: &str, answer: u64) -> usize {
 }
 
 /// A boot of L2, which moves its data through what was plugged: the check `data-<step>`.
-fn boot(lab: &Lab, vm: &mut Vm, region: &Region, step: &str, planned: u64) -> Result<()> {
+fn boot(lab: &Lab, vm: &mut Vm, region: &Region, check: Check, planned: u64) -> Result<()> {
     let mut moved = Vec::new();
     vm.wait_ready(|event| moved.push(event.clone()))?;
     let (mut bytes, mut low, mut high) = (0, u64::MAX, 0);
@@ -299,20 +307,18 @@ fn boot(lab: &Lab, vm: &mut Vm, region: &Region, step: &str, planned: u64) -> Re
     if !region.contains(high) {
         problems.push(format!("{seen}: nothing of it in the memory at {:#x}", region.address));
     }
-    lab.report.check(&format!("data-{step}"), &problems, &seen);
+    lab.report.check(check, &problems, &seen);
     Ok(())
 }
 
 /// What changed: so many bytes were mapped, and so many unmapped.
-fn report_touched(lab: &Lab, name: &str, calls: &[Call], mapped: u64, unmapped: u64) {
+fn report_touched(lab: &Lab, check: Check, calls: &[Call], mapped: u64, unmapped: u64) {
     let sum = |bytes: &dyn Fn(&Call) -> u64| -> u64 { calls.iter().map(bytes).sum() };
     let now_mapped = sum(&|c| if c.mapped() { c.size } else { 0 });
     let now_unmapped = sum(&|c| if c.unmapped() { c.out } else { 0 });
     let seen = format!("{now_mapped} bytes mapped, {now_unmapped} unmapped");
-    let right = (now_mapped, now_unmapped) == (mapped, unmapped);
-    let problems =
-        if right { vec![] } else { vec![format!("{seen}; expected were {mapped} and {unmapped}")] };
-    lab.report.check(name, &problems, &seen);
+    let seen = format!("{seen}; expected are {mapped} and {unmapped}");
+    lab.report.expect(check, (now_mapped, now_unmapped) == (mapped, unmapped), &seen);
 }
 
 /// Some blocks of a request can be mapped, then one cannot: `rolled-back`, `alive-after-refusal`, `locked-after-refusal`.
@@ -352,15 +358,16 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &Held) -> Result<()> 
         problems
             .push(format!("{seen}; {LOCKABLE} should have been mapped, then one refused, and all unmapped"));
     }
-    lab.report.check("rolled-back", &problems, &seen);
-    region.mapped(lab, vm, "after-refusal", GROWN_MIB)?;
+    lab.report.check(Check::RolledBack, &problems, &seen);
+    region.mapped(lab, vm, AFTER_REFUSAL, GROWN_MIB)?;
     let now = count::locked_bytes(lab, vm)?;
-    let problems =
-        if now == locked { vec![] } else { vec![format!("{now} bytes are locked, were {locked}")] };
-    lab.report.check("locked-after-refusal", &problems, &format!("{now} bytes, as before"));
+    lab.report.expect(
+        Check::LockedAfterRefusal,
+        now == locked,
+        &format!("{now} bytes are locked, were {locked}"),
+    );
     let status = vm.qmp.run("query-status", json!({}))?;
-    let problems = if status["running"] == true { vec![] } else { vec![format!("the VM is {status}")] };
-    lab.report.check("alive-after-refusal", &problems, "the VM runs");
+    lab.report.expect(Check::AliveAfterRefusal, status["running"] == true, &format!("the VM is {status}"));
     Ok(())
 }
 

@@ -1,0 +1,139 @@
+//! The command line of a QEMU under test.
+
+use std::path::Path;
+
+use anyhow::Result;
+use vfio_fast_protocol::job::{Container, Mode, Ram};
+use vfio_fast_protocol::l2_job::L2Job;
+use vfio_fast_protocol::record::L2_PORT;
+
+use crate::l1::lab::Lab;
+use crate::l1::{firmware, qemu_trace};
+
+/// The socket of QEMU's monitor.
+pub const MONITOR: &str = "/run/qmp";
+/// The file that L2's events arrive in.
+pub const EVENTS: &str = "/run/l2-events";
+/// The file that the firmware's debug output arrives in, after [`CommandLine::debug_console`].
+pub const FIRMWARE: &str = "/run/l2-firmware-file";
+
+/// Arguments, in the order of the calls: that of devices decides their addresses.
+pub struct CommandLine<'a> {
+    lab: &'a Lab,
+    arguments: Vec<String>,
+}
+
+impl<'a> CommandLine<'a> {
+    /// What every QEMU gets: accelerator, firmware, monitor, and the port of L2's events.
+    pub fn new(lab: &'a Lab) -> Self {
+        let accelerator = if Path::new("/dev/kvm").exists() { "kvm" } else { "tcg" };
+        let line = Self { lab, arguments: Vec::new() }
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-accel", accelerator, "-cpu", "max"])
+            .args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu"])
+            .args(["-qmp", &format!("unix:{MONITOR},server=on,wait=off")])
+            .args(["-chardev", &format!("file,id=events,path={EVENTS}"), "-device", "virtio-serial-pci"])
+            .args(["-device", &format!("virtserialport,chardev=events,name={L2_PORT}")]);
+        match lab.job.container {
+            Container::Type1 => line,
+            Container::Iommufd => line.args(["-object", "iommufd,id=iommufd0"]),
+        }
+    }
+
+    pub fn args<const N: usize>(mut self, arguments: [&str; N]) -> Self {
+        self.arguments.extend(arguments.map(str::to_owned));
+        self
+    }
+
+    /// A q35 machine, with options after a comma, and its memory, likewise.
+    pub fn q35(self, machine: &str, memory: &str) -> Self {
+        let size = format!("{}M{memory}", self.lab.job.l2_memory_mib);
+        self.args(["-machine", &format!("q35{machine}"), "-m", &size])
+    }
+
+    /// A q35 machine with RAM of the job's kind. iommufd can map memory by file, so it gets a file.
+    pub fn q35_with_ram(self) -> Self {
+        let job = &self.lab.job;
+        match job.ram {
+            Ram::Usual => self.q35_of_mib(job.l2_memory_mib, job.container == Container::Iommufd),
+            Ram::Memfd => self.q35_on("memory-backend-memfd,share=on", job.l2_memory_mib),
+            Ram::Preallocated => self.q35_on("memory-backend-ram,prealloc=on", job.l2_memory_mib),
+        }
+    }
+
+    /// A q35 machine with RAM of that size, which is a memfd or anonymous memory.
+    pub fn q35_of_mib(self, mib: u64, memfd: bool) -> Self {
+        match memfd {
+            // QEMU makes a memfd of this and maps it where huge pages fit. What memory-backend-memfd maps begins at any
+            // page, and never gets one.
+            true => self.q35_on("memory-backend-ram,share=on", mib),
+            false => self.args(["-machine", "q35", "-m", &format!("{mib}M")]),
+        }
+    }
+
+    fn q35_on(self, backend: &str, mib: u64) -> Self {
+        let (object, size) = (format!("{backend},id=ram,size={mib}M"), format!("{mib}M"));
+        self.args(["-machine", "q35,memory-backend=ram", "-object", &object, "-m", &size])
+    }
+
+    /// A PCIe root port with the id `rp<n>`.
+    pub fn root_port(self, n: usize) -> Self {
+        self.args(["-device", &format!("pcie-root-port,id=rp{n},chassis={}", n + 1)])
+    }
+
+    /// The job's device `n`, mapped in the job's mode.
+    pub fn device(self, n: usize, id: &str) -> Self {
+        let mode = self.lab.job.mode;
+        self.vfio_pci(n, &format!("id={id}"), mode)
+    }
+
+    /// The same behind a root port.
+    pub fn device_behind(self, n: usize, id: &str, root_port: usize) -> Self {
+        let mode = self.lab.job.mode;
+        self.device_behind_in(n, id, root_port, mode)
+    }
+
+    /// The same, mapped in that mode.
+    pub fn device_behind_in(self, n: usize, id: &str, root_port: usize, mode: Mode) -> Self {
+        self.vfio_pci(n, &format!("id={id},bus=rp{root_port}"), mode)
+    }
+
+    fn vfio_pci(self, n: usize, place: &str, mode: Mode) -> Self {
+        let job = &self.lab.job;
+        let (host, container) = (&job.devices[n], job.container.device_property());
+        let device = format!("vfio-pci,host={host},{place}{container}{}", mode.device_property());
+        self.args(["-device", &device])
+    }
+
+    /// Boots L2's Linux with that job, and with kernel options besides the usual ones.
+    pub fn linux(self, job: &L2Job, options: &str) -> Self {
+        let append = format!(
+            "console=ttyS0 earlycon=uart8250,io,0x3f8 loglevel=6 panic=0 nokaslr mitigations=off \
+             init_on_alloc=0 tsc=reliable no_timer_check random.trust_cpu=on pci=lastbus=0 vft.role=l2 {} {options}",
+            job.to_option()
+        );
+        self.args(["-kernel", "/vft/vmlinuz", "-initrd", "/vft/l2.cpio", "-append", &append])
+    }
+
+    /// The job's firmware; SeaBIOS is QEMU's default.
+    pub fn firmware(mut self) -> Result<Self> {
+        self.arguments.extend(firmware::arguments(self.lab)?);
+        Ok(self)
+    }
+
+    /// Keeps the firmware's debug output, for [`super::vm::Vm::wait_firmware`].
+    pub fn debug_console(self) -> Self {
+        self.args(["-chardev", &format!("file,id=firmware,path={FIRMWARE}")])
+            .args(["-device", "isa-debugcon,iobase=0x402,chardev=firmware"])
+    }
+
+    /// Lets QEMU write down trace events of these names, `*` for any characters.
+    pub fn trace(mut self, events: &[&str]) -> Self {
+        self.arguments.extend(qemu_trace::arguments(events));
+        self
+    }
+
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+}
