@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use vfio_fast_protocol::checks::CheckName;
 use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::record::{BarCosts, Facts};
-use vfio_fast_protocol::witness::{Call, Held};
+use vfio_fast_protocol::witness::{Call, MappingSet};
 
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
@@ -19,7 +19,7 @@ const NO_PROBES: (u32, u32) = (6, 16);
 
 /// Calls and bytes since L1 started, which must have been this VM's alone; `wanted` is what should
 /// be mapped now.
-pub fn facts(vm: &Vm, wanted: &Held) -> Result<Facts> {
+pub fn facts(vm: &Vm, wanted: &MappingSet) -> Result<Facts> {
     let calls = vm.witnessed()?;
     let kernel = tracing::read()?;
     let bars = proc::device_memory(vm.pid)?;

@@ -12,7 +12,7 @@ use vfio_fast_protocol::checks::CheckName;
 use vfio_fast_protocol::flatview::{self, Row};
 use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::ranges::{self, Reach};
-use vfio_fast_protocol::witness::{self, Call, Held};
+use vfio_fast_protocol::witness::{self, Call, MappingSet};
 
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
@@ -24,7 +24,7 @@ const PAGE: u64 = 4096;
 
 /// Compares the kernel's mappings with the guest's memory while the VM is paused. A VM that was
 /// running runs again. Returns what of the guest's memory has to be mapped.
-pub fn mappings(lab: &Lab, vm: &mut Vm, check: impl CheckName) -> Result<Held> {
+pub fn mappings(lab: &Lab, vm: &mut Vm, check: impl CheckName) -> Result<MappingSet> {
     mappings_of(lab, vm, check, 1, Ok)
 }
 
@@ -35,8 +35,8 @@ pub fn mappings_of(
     vm: &mut Vm,
     check: impl CheckName,
     containers: usize,
-    there: impl FnOnce(Held) -> Result<Held>,
-) -> Result<Held> {
+    there: impl FnOnce(MappingSet) -> Result<MappingSet>,
+) -> Result<MappingSet> {
     let calls = quietly(vm, |vm| vm.witnessed())?;
     let all = witness::replay(&calls)?;
     ensure!(all.len() <= containers, "more containers than expected: {:?}", all.keys());
@@ -140,7 +140,7 @@ fn out_of_reach(lab: &Lab, pid: u32, calls: &[Call]) -> Result<Vec<(u64, u64)>> 
 }
 
 /// What is not at one of these host addresses.
-fn without(bars: &[(u64, u64)], mut memory: Held) -> Held {
+fn without(bars: &[(u64, u64)], mut memory: MappingSet) -> MappingSet {
     memory.retain(|_, slot| !proc::is_in(bars, slot.vaddr));
     memory
 }
@@ -164,7 +164,7 @@ fn ignore_permission(reach: Vec<Reach>) -> Vec<Reach> {
 
 /// Where a mapping and a slot of the same guest address lead to different host addresses, or the
 /// device may write what the guest may not.
-pub fn wrong_memory(wanted: &Held, held: &Held) -> Vec<String> {
+pub fn wrong_memory(wanted: &MappingSet, held: &MappingSet) -> Vec<String> {
     let mut problems = Vec::new();
     for (&gpa, slot) in wanted {
         for (&iova, mapping) in held.range(..=gpa + (slot.size - 1)) {

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use vfio_fast_protocol::witness::{self, Call, Held, Space};
+use vfio_fast_protocol::witness::{self, Call, MappingSet, Space};
 
 use crate::l1::qemu_trace;
 
@@ -92,7 +92,7 @@ struct State {
     /// What events have mapped, and the sizes.
     held: BTreeMap<Space, BTreeMap<u64, u64>>,
     domains: BTreeMap<u64, Space>,
-    memory: Held,
+    memory: MappingSet,
     seen: Comparison,
 }
 

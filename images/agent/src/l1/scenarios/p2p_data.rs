@@ -6,7 +6,7 @@ use vfio_fast_protocol::job::{Container, Mode};
 use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::{Event, Facts, Record};
 use vfio_fast_protocol::scenarios::p2p_data::Check;
-use vfio_fast_protocol::witness::{self, Call, Held, Mapping};
+use vfio_fast_protocol::witness::{self, Call, Mapping, MappingSet};
 
 use crate::l1::checks::{count, mappings, p2p_warning};
 use crate::l1::command_line::CommandLine;
@@ -77,7 +77,7 @@ pub fn run(lab: &Lab) -> Result<()> {
 
 /// The check `data`: L2 told that all was read as expected and all written, in the BAR that the guest has. What was
 /// written, the host compares.
-fn report_data(lab: &Lab, slots: &Held, moved: &[Event]) -> Result<()> {
+fn report_data(lab: &Lab, slots: &MappingSet, moved: &[Event]) -> Result<()> {
     let bytes = Device::at(&lab.job.devices[1]).bar(MEMORY_BAR)?.bytes;
     let layout = BarLayout { bytes };
     let planned = |places: Vec<u64>| places.len() as u64 * BarLayout::CHUNK;
@@ -92,7 +92,7 @@ fn report_data(lab: &Lab, slots: &Held, moved: &[Event]) -> Result<()> {
 
 /// The check `bars-in-whole-entries`: wherever the guest had a large BAR, it was mapped in as few calls as can be, each
 /// between addresses that agree as far as superpages go.
-fn report_entries(lab: &Lab, vm: &Vm, slots: &Held, calls: &[Call]) -> Result<()> {
+fn report_entries(lab: &Lab, vm: &Vm, slots: &MappingSet, calls: &[Call]) -> Result<()> {
     let held = witness::replay(calls)?.into_values().next().context("nothing is mapped")?;
     let bars = proc::device_memory(vm.pid)?;
     let (mut problems, mut seen) = (Vec::new(), Vec::new());

@@ -7,7 +7,7 @@ use vfio_fast_protocol::job::{Container, DiskLayout, Mode};
 use vfio_fast_protocol::l2_job::{DiskJob, L2Job};
 use vfio_fast_protocol::record::{Event, Record};
 use vfio_fast_protocol::scenarios::viommu::Check;
-use vfio_fast_protocol::witness::{self, Held};
+use vfio_fast_protocol::witness::{self, MappingSet};
 
 use crate::l1::checks::{
     count, dirty_bitmap, mappings,
@@ -92,7 +92,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     // What L2's driver wants mapped, nobody else knows: what is mapped stands for it. Only sizes count here: both containers
     // have mappings of the same addresses.
     let mapped = witness::replay(&vm.witnessed()?)?;
-    let wanted: Held = (0..).zip(mapped.values().flatten().map(|(_, mapping)| *mapping)).collect();
+    let wanted: MappingSet = (0..).zip(mapped.values().flatten().map(|(_, mapping)| *mapping)).collect();
     let mut facts = count::facts(&vm, &wanted)?;
     count::witnesses_agree(lab, &vm, &facts, Check::WitnessesAgree)?;
     if lab.job.mode == Mode::Fast {
@@ -131,7 +131,7 @@ fn unplug_second(lab: &Lab, vm: &mut Vm, read: u64) -> Result<()> {
     }
     lab.report.check(Check::SecondUnmapped, &problems, "its container holds nothing");
 
-    let (none, all) = (Held::new(), before.get(&first).cloned().unwrap_or_default());
+    let (none, all) = (MappingSet::new(), before.get(&first).cloned().unwrap_or_default());
     let kept = after.get(&first).unwrap_or(&none);
     let missing = all.iter().filter(|(iova, mapping)| kept.get(iova) != Some(mapping));
     let mut problems: Vec<String> =

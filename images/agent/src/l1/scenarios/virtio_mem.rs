@@ -12,7 +12,7 @@ use vfio_fast_protocol::job::{Container, DiskLayout, Mode};
 use vfio_fast_protocol::l2_job::{DiskJob, L2Job};
 use vfio_fast_protocol::record::{Event, Record};
 use vfio_fast_protocol::scenarios::virtio_mem::Check;
-use vfio_fast_protocol::witness::{self, Call, Held, Mapping};
+use vfio_fast_protocol::witness::{self, Call, Mapping, MappingSet};
 
 use crate::l1::checks::{count, mappings};
 use crate::l1::command_line::CommandLine;
@@ -169,7 +169,7 @@ impl Region {
     }
 
     /// Checks all of the guest's memory, and that each block that QEMU let the guest plug is one mapping, and no other is.
-    fn mapped(&self, lab: &Lab, vm: &mut Vm, (all, blocks): Moment, mib: u64) -> Result<Held> {
+    fn mapped(&self, lab: &Lab, vm: &mut Vm, (all, blocks): Moment, mib: u64) -> Result<MappingSet> {
         let plugged = plugged(&qemu_trace::text()?)?;
         let wanted =
             mappings::mappings_of(lab, vm, all, 1, |memory| self.without_unplugged(memory, &plugged))?;
@@ -219,7 +219,7 @@ impl Region {
     }
 
     /// KVM has all of the device's memory. Of that, only what is plugged.
-    fn without_unplugged(&self, mut memory: Held, plugged: &BTreeSet<u64>) -> Result<Held> {
+    fn without_unplugged(&self, mut memory: MappingSet, plugged: &BTreeSet<u64>) -> Result<MappingSet> {
         let Some(slot) = memory.remove(&self.address) else {
             ensure!(!memory.keys().any(|at| self.contains(*at)), "KVM has the device's memory in pieces");
             return Ok(memory);
@@ -322,7 +322,7 @@ fn report_touched(lab: &Lab, check: Check, calls: &[Call], mapped: u64, unmapped
 }
 
 /// Some blocks of a request can be mapped, then one cannot: `rolled-back`, `alive-after-refusal`, `locked-after-refusal`.
-fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &Held) -> Result<()> {
+fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &MappingSet) -> Result<()> {
     // All that is mapped counts, but for BARs.
     let bars = proc::device_memory(vm.pid)?;
     let counted: u64 = wanted.values().filter(|m| !proc::is_in(&bars, m.vaddr)).map(|m| m.size).sum();

@@ -1,171 +1,17 @@
-//! Reads what `witness.c` wrote and replays it: what is mapped, what it cost, in which order.
+//! Replays calls: what is mapped after them, and what the guest's memory is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 
+use super::{
+    Call, ENOENT, FLAG_ALL, FLAG_READ, FLAG_WRITE, IOAS_ALLOC, IOAS_UNMAP, SLOT_READONLY, UNMAP_DMA,
+};
 use crate::ranges::{self, Reach};
-
-/// The type of VFIO's and iommufd's commands.
-const VFIO: u32 = 0x3b;
-const SET_IOMMU: u32 = 0x3b66;
-const UNSET_CONTAINER: u32 = 0x3b69;
-const MAP_DMA: u32 = 0x3b71;
-const UNMAP_DMA: u32 = 0x3b72;
-/// What iommufd has instead: IOMMU_DESTROY, IOMMU_IOAS_ALLOC, IOMMU_IOAS_MAP, IOMMU_IOAS_UNMAP, IOMMU_IOAS_MAP_FILE.
-const DESTROY: u32 = 0x3b80;
-const IOAS_ALLOC: u32 = 0x3b81;
-const IOAS_MAP: u32 = 0x3b85;
-const IOAS_UNMAP: u32 = 0x3b86;
-const IOAS_MAP_FILE: u32 = 0x3b8f;
-const SET_MEMORY: [u32; 2] = [0xae46, 0xae49];
-
-/// VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE.
-const FLAG_READ: u32 = 1;
-const FLAG_WRITE: u32 = 2;
-/// IOMMU_IOAS_MAP_FIXED_IOVA, IOMMU_IOAS_MAP_WRITEABLE, IOMMU_IOAS_MAP_READABLE.
-const FLAG_FIXED: u32 = 1;
-const FLAG_WRITEABLE: u32 = 2;
-const FLAG_READABLE: u32 = 4;
-/// VFIO_DMA_UNMAP_FLAG_ALL.
-const FLAG_ALL: u32 = 2;
-/// KVM_MEM_READONLY.
-const SLOT_READONLY: u32 = 2;
-
-const ENOENT: i32 = 2;
-
-/// One ioctl of VFIO or iommufd, or one that gives memory to KVM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
-    /// Type and number of the command.
-    pub cmd: u32,
-    /// File descriptor.
-    pub fd: u32,
-    /// IOVA of a map or unmap.
-    pub iova: u64,
-    /// Size of a map or unmap, as asked.
-    pub size: u64,
-    /// Flags of a map or unmap.
-    pub flags: u32,
-    /// Host address of a map; of a map by file, where the process has that part of it, and 0 if it has not.
-    pub vaddr: u64,
-    /// What the ioctl returned.
-    pub ret: i32,
-    /// errno if it failed.
-    pub errno: i32,
-    /// Bytes an unmap took out; the slot number of KVM memory.
-    pub out: u64,
-    /// When, monotonic clock.
-    pub start_ns: u64,
-    /// How long.
-    pub duration_ns: u64,
-    /// Which process.
-    pub pid: u64,
-    /// The IOAS that was made, mapped or unmapped in, or the object that was destroyed; 0 with type1.
-    pub object: u32,
-}
-
-impl Call {
-    /// Whether this is a map that worked.
-    pub fn mapped(&self) -> bool {
-        self.is_map() && self.ret == 0
-    }
-
-    /// Whether this is an unmap that worked.
-    pub fn unmapped(&self) -> bool {
-        self.is_unmap() && self.ret == 0
-    }
-
-    /// Whether this gives memory to KVM, or takes it away.
-    pub fn gives_memory(&self) -> bool {
-        SET_MEMORY.contains(&self.cmd) && self.ret == 0
-    }
-
-    /// Whether this is an attempt to map.
-    pub fn is_map(&self) -> bool {
-        matches!(self.cmd, MAP_DMA | IOAS_MAP | IOAS_MAP_FILE)
-    }
-
-    /// Whether what it maps is named by a descriptor, of a file of memory or a dma-buf, and not by its address.
-    pub fn is_by_file(&self) -> bool {
-        self.cmd == IOAS_MAP_FILE
-    }
-
-    /// Whether this is an attempt to unmap.
-    pub fn is_unmap(&self) -> bool {
-        matches!(self.cmd, UNMAP_DMA | IOAS_UNMAP)
-    }
-
-    /// Host address less guest or IO address: the same for all of one block of memory.
-    pub fn distance(&self) -> u64 {
-        self.vaddr.wrapping_sub(self.iova)
-    }
-
-    /// The container this maps or unmaps in.
-    pub fn space(&self) -> Space {
-        Space { fd: self.fd, ioas: self.object }
-    }
-
-    /// READ and WRITE of a map, in the words of type1.
-    pub fn permission(&self) -> Result<u32> {
-        if self.cmd == MAP_DMA {
-            return Ok(self.flags);
-        }
-        ensure!(self.flags & FLAG_FIXED != 0, "a map without an address of its own: {:#x}", self.iova);
-        let flag = |theirs, ours| if self.flags & theirs != 0 { ours } else { 0 };
-        Ok(flag(FLAG_READABLE, FLAG_READ) | flag(FLAG_WRITEABLE, FLAG_WRITE))
-    }
-
-    /// Whether a group left its container here.
-    fn leaves_container(&self) -> bool {
-        self.cmd == UNSET_CONTAINER && self.ret == 0
-    }
-
-    /// Whether an object of iommufd ended here.
-    fn destroys(&self) -> bool {
-        self.cmd == DESTROY && self.ret == 0
-    }
-
-    /// Whether a container got its IOMMU, and its first group a domain, here.
-    pub fn sets_iommu(&self) -> bool {
-        self.cmd == SET_IOMMU && self.ret == 0
-    }
-}
-
-/// Reads a whole record.
-pub fn parse(text: &str) -> Result<Vec<Call>> {
-    let calls = text.lines().enumerate();
-    calls
-        .map(|(n, line)| parse_line(line).with_context(|| format!("witness line {}: `{line}`", n + 1)))
-        .collect()
-}
-
-fn parse_line(line: &str) -> Result<Call> {
-    let fields: Vec<&str> = line.split(' ').collect();
-    ensure!(fields.len() == 13, "{} fields, expected 13", fields.len());
-    let hex = |n: usize| u64::from_str_radix(fields[n], 16).context("not a hexadecimal number");
-    Ok(Call {
-        cmd: hex(0)?.try_into()?,
-        fd: hex(1)?.try_into()?,
-        iova: hex(2)?,
-        size: hex(3)?,
-        flags: hex(4)?.try_into()?,
-        vaddr: hex(5)?,
-        // Printed as an unsigned 32-bit number: the bits are the value.
-        ret: u32::try_from(hex(6)?)?.cast_signed(),
-        errno: fields[7].parse()?,
-        out: hex(8)?,
-        start_ns: fields[9].parse()?,
-        duration_ns: fields[10].parse()?,
-        pid: fields[11].parse()?,
-        object: hex(12)?.try_into()?,
-    })
-}
 
 /// A mapping the kernel holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// Bytes.
     pub size: u64,
     /// Host address of the first byte.
     pub vaddr: u64,
@@ -180,24 +26,24 @@ impl Mapping {
     }
 }
 
-/// What one container holds, by IOVA.
-pub type Held = BTreeMap<u64, Mapping>;
+/// The mappings of one container, by IOVA.
+pub type MappingSet = BTreeMap<u64, Mapping>;
 
-/// Where mappings are held.
+/// What holds mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Space {
-    /// The container of type1, or the iommufd, as whoever maps has it: a duplicate is another one.
+    /// The descriptor of the container or the iommufd. A duplicate counts as another one.
     pub fd: u32,
-    /// Which IOAS of the iommufd; 0 with type1.
+    /// The IOAS of the iommufd; 0 with type1.
     pub ioas: u32,
 }
 
 /// Replays the calls: what each container holds after them. An error means that the kernel did
 /// something that neither a type1v2 container nor an IOAS ever does.
 ///
-/// What is left in an IOAS that ends stays in the answer: the kernel takes it away, and nobody shall leave it to that.
-pub fn replay(calls: &[Call]) -> Result<BTreeMap<Space, Held>> {
-    let mut containers: BTreeMap<Space, Held> = BTreeMap::new();
+/// The result keeps what is left in an IOAS that ends: the kernel removes it, and callers must not rely on that.
+pub fn replay(calls: &[Call]) -> Result<BTreeMap<Space, MappingSet>> {
+    let mut containers: BTreeMap<Space, MappingSet> = BTreeMap::new();
     for call in calls {
         if call.mapped() {
             ensure!(call.size > 0, "a map of nothing succeeded at {:#x}", call.iova);
@@ -223,7 +69,7 @@ pub fn replay(calls: &[Call]) -> Result<BTreeMap<Space, Held>> {
 }
 
 /// Takes out what an unmap took out.
-fn unmap(held: &mut Held, call: &Call) -> Result<()> {
+fn unmap(held: &mut MappingSet, call: &Call) -> Result<()> {
     let last = call.iova.wrapping_add(call.size.wrapping_sub(1));
     let taken = if call.cmd == UNMAP_DMA && call.flags & FLAG_ALL != 0 {
         std::mem::take(held)
@@ -231,7 +77,7 @@ fn unmap(held: &mut Held, call: &Call) -> Result<()> {
         let mut rest = held.split_off(&call.iova);
         let mut beyond = match last.checked_add(1) {
             Some(end) => rest.split_off(&end),
-            None => Held::new(),
+            None => MappingSet::new(),
         };
         held.append(&mut beyond);
         rest
@@ -254,7 +100,7 @@ pub fn last_leaving(calls: &[Call]) -> Option<usize> {
 }
 
 /// What a device behind this container can reach. Every mapping must be readable.
-pub fn reach(held: &Held) -> Result<Vec<Reach>> {
+pub fn reach(held: &MappingSet) -> Result<Vec<Reach>> {
     let mut out = Vec::with_capacity(held.len());
     for (&start, m) in held {
         ensure!(m.flags & FLAG_READ != 0, "mapping at {start:#x} is not readable");
@@ -266,7 +112,7 @@ pub fn reach(held: &Held) -> Result<Vec<Reach>> {
 
 /// The guest's physical memory as KVM has it after these calls. KVM knows it from QEMU's memory
 /// core, not from VFIO, so it is what the flat view was at that moment.
-pub fn guest_memory(calls: &[Call]) -> Held {
+pub fn guest_memory(calls: &[Call]) -> MappingSet {
     let mut slots: BTreeMap<u64, (u64, Mapping)> = BTreeMap::new();
     for call in calls.iter().filter(|c| c.gives_memory()) {
         // The upper half names the address space: 1 is what only SMM sees, and no device does.
@@ -286,13 +132,13 @@ pub fn guest_memory(calls: &[Call]) -> Held {
 }
 
 /// Compares, at the end of every change of the guest's memory, what is mapped with what the guest
-/// has, permissions aside. The answer is how many changes there were, and what differed.
+/// has, except for permissions. Returns how many changes there were, and the differences.
 ///
 /// In one transaction of QEMU's memory core VFIO's listener comes before KVM's. So whenever VFIO's
 /// next call follows one of KVM's, a transaction has just ended, and both must agree. This holds
-/// for a device behind no IOMMU, from its first map to its unplug. `wanted` says what of the guest's
-/// memory shall be mapped.
-pub fn commits(calls: &[Call], wanted: impl Fn(&[Call]) -> Held) -> Result<(usize, Vec<String>)> {
+/// for a device behind no IOMMU, from its first map to its unplug. `wanted` returns what of the
+/// guest's memory has to be mapped.
+pub fn commits(calls: &[Call], wanted: impl Fn(&[Call]) -> MappingSet) -> Result<(usize, Vec<String>)> {
     let mut count = 0;
     let mut problems = Vec::new();
     let mut after_kvm = false;
@@ -302,7 +148,7 @@ pub fn commits(calls: &[Call], wanted: impl Fn(&[Call]) -> Held) -> Result<(usiz
         } else if (call.mapped() || call.unmapped()) && std::mem::take(&mut after_kvm) {
             let containers = replay(&calls[..n])?;
             let Some(held) = containers.values().next() else { continue };
-            let pages = |held: &Held| held.iter().map(|(at, m)| Reach::writable(*at, m.size)).collect();
+            let pages = |held: &MappingSet| held.iter().map(|(at, m)| Reach::writable(*at, m.size)).collect();
             let wanted = pages(&wanted(&calls[..n]));
             let different = ranges::differences("wanted", wanted, "mapped", pages(held));
             problems.extend(different.into_iter().map(|text| format!("before call {n}: {text}")));
@@ -318,41 +164,9 @@ pub fn memory_distances(calls: &[Call]) -> BTreeSet<u64> {
     slots.map(Call::distance).collect()
 }
 
-/// The calls of VFIO and iommufd as text in which two runs of the same program are equal: host addresses become the
-/// ordinal of the memory they belong to, descriptors the ordinal of their first use, and times
-/// and threads are left out. A device that comes back has its BARs where there is room: memory is counted anew then.
-pub fn sequence(calls: &[Call]) -> Vec<String> {
-    let mut memories: Vec<u64> = Vec::new();
-    let mut fds: Vec<u32> = Vec::new();
-    let mut lines = Vec::with_capacity(calls.len());
-    for call in calls.iter().filter(|c| c.cmd >> 8 == VFIO) {
-        let fd = ordinal(&mut fds, call.fd);
-        if call.leaves_container() || call.destroys() {
-            memories.clear();
-        }
-        let memory = if call.is_map() {
-            // Pieces of one block of host memory have the same distance to their IOVA.
-            format!(" m{}", ordinal(&mut memories, call.distance()))
-        } else {
-            String::new()
-        };
-        lines.push(format!(
-            "{:#x} f{fd} iova={:#x} size={:#x} flags={:#x} ret={} errno={} out={:#x} object={}{memory}",
-            call.cmd, call.iova, call.size, call.flags, call.ret, call.errno, call.out, call.object
-        ));
-    }
-    lines
-}
-
-fn ordinal<T: PartialEq>(seen: &mut Vec<T>, value: T) -> usize {
-    seen.iter().position(|s| *s == value).unwrap_or_else(|| {
-        seen.push(value);
-        seen.len() - 1
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::{parse, sequence};
     use super::*;
 
     const TYPE1: Space = Space { fd: 9, ioas: 0 };
@@ -482,24 +296,5 @@ mod tests {
         let (count, problems) = commits(&stale, guest_memory).unwrap();
         assert_eq!((count, problems.len()), (1, 1), "{problems:?}");
         assert!(problems[0].contains("only wanted: [0x100000, 0x7fffffff]"), "{problems:?}");
-    }
-
-    #[test]
-    fn sequences_do_not_depend_on_addresses() {
-        let here = sequence(&parse(&format!("{LOW}{HIGH}")).unwrap());
-        let there = format!("{LOW}{HIGH}").replace("7f00", "7e10").replace(" 9 ", " b ");
-        assert_eq!(here, sequence(&parse(&there).unwrap()));
-        let other = sequence(&parse(&format!("{HIGH}{LOW}")).unwrap());
-        assert_ne!(here, other);
-        let again = |address| {
-            let back = LOW.replace("7f0000000000", address);
-            sequence(&parse(&format!("{LOW}3b69 8 0 0 0 0 0 0 0 150 5 77 0\n{back}")).unwrap())
-        };
-        assert_eq!(again("7f0000000000"), again("7e1000000000"));
-    }
-
-    #[test]
-    fn a_cut_line_is_an_error() {
-        assert!(parse("3b71 9 0 a0000 3").is_err());
     }
 }
