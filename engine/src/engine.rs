@@ -11,11 +11,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::addr::IovaRange;
-use crate::backend::{Backend, Limits, Memlock};
+use crate::backend::Backend;
 use crate::dirty::DirtyPages;
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::execute::{Done, Executor, Refusal};
 use crate::grid::Grid;
+use crate::limits::{Limits, Memlock};
 use crate::log::{Level, Log};
 use crate::object::Objects;
 use crate::plan::{self, Batch, Plan};

@@ -5,7 +5,7 @@
 //!
 //! | floor | modules | may |
 //! |---|---|---|
-//! | 0 | [`addr`], [`region`], [`error`], [`log`], [`stats`] | compute |
+//! | 0 | [`addr`], [`region`], [`error`], [`limits`], [`log`], [`stats`] | compute |
 //! | 1 | [`grid`], [`table`], [`wanted`], [`plan`], [`runs`], [`dirty`] | compute: no I/O, no clock, no lock |
 //! | 2 | [`sys`], [`object`], [`backend`], [`populate`], [`discard`], [`hugepage`], [`preflight`] | call the kernel |
 //! | 3 | [`execute`] | run a plan |
@@ -20,6 +20,7 @@ pub mod error;
 pub mod execute;
 pub mod grid;
 pub mod hugepage;
+pub mod limits;
 pub mod log;
 pub mod object;
 pub mod plan;

@@ -1,8 +1,8 @@
 //! What can be known to fail before anything is touched.
 
 use crate::addr::IovaRange;
-use crate::backend::{Limits, Memlock};
 use crate::error::{Errno, Error, Op, Result, Why};
+use crate::limits::{Limits, Memlock};
 use crate::plan::Plan;
 use crate::region::Kind;
 

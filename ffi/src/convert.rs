@@ -1,7 +1,7 @@
 //! C structs to engine values and back. Fields with values this version does not know are refused here.
 
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange, Superpages};
-use vfio_fast_engine::backend::Counted;
+use vfio_fast_engine::limits::MemlockScope;
 use vfio_fast_engine::log::Level;
 use vfio_fast_engine::object::{Named, ObjectKind};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
@@ -260,7 +260,7 @@ pub(crate) fn info(info: &Info, backend: u32) -> vfio_fast_info {
         flags: flag(info.poisoned, VFIO_FAST_INFO_POISONED)
             | flag(info.in_transaction, VFIO_FAST_INFO_IN_TRANSACTION)
             | flag(info.parallel, VFIO_FAST_INFO_PARALLEL)
-            | flag(info.memlock.counted == Counted::User, VFIO_FAST_INFO_MEMLOCK_OF_USER),
+            | flag(info.memlock.scope == MemlockScope::User, VFIO_FAST_INFO_MEMLOCK_OF_USER),
         backend,
         threads: count(info.threads as u64),
         iova_pgsizes: info.limits.page_sizes.bitmap(),

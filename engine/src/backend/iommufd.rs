@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::addr::{IovaRange, PageSizes};
-use crate::backend::{Backend, Counted, Limits, Mapping, Memlock, Populate};
+use crate::backend::{Backend, Mapping, Populate, enoent_as_zero};
 use crate::error::{Errno, Error, Op, Result, Why};
+use crate::limits::{Limits, Memlock, MemlockScope};
 use crate::object::{Object, ObjectKind};
 use crate::sys::{bar, iommufd, process, procmap};
 
@@ -21,7 +22,7 @@ use crate::sys::{bar, iommufd, process, procmap};
 pub struct Iommufd {
     fd: OwnedFd,
     ioas_id: u32,
-    counted: Counted,
+    scope: MemlockScope,
     /// Bytes mapped here: the part of what the kernel counts for this user that is known.
     mapped: AtomicU64,
     /// What is mapped and not counted: BARs, by IOVA, in bytes.
@@ -41,9 +42,9 @@ impl Iommufd {
         })?;
         // Fixed since the IOAS was made. If it cannot be asked, what the kernel does unless told otherwise is the best guess.
         let per_process = iommufd::counts_per_process(fd.as_fd()).unwrap_or(false);
-        let counted = if per_process { Counted::Process } else { Counted::User };
+        let scope = if per_process { MemlockScope::Process } else { MemlockScope::User };
         let (mapped, bars, no_files) = Default::default();
-        Ok(Self { fd, ioas_id, counted, mapped, bars, no_files })
+        Ok(Self { fd, ioas_id, scope, mapped, bars, no_files })
     }
 
     /// By host address: what any kernel can do, with memory.
@@ -106,12 +107,12 @@ impl Backend for Iommufd {
 
     fn memlock(&self) -> Memlock {
         let of_process = process::memlock();
-        match self.counted {
-            Counted::Process => of_process,
-            Counted::User => Memlock {
+        match self.scope {
+            MemlockScope::Process => of_process,
+            MemlockScope::User => Memlock {
                 locked: self.mapped.load(Ordering::Relaxed),
                 limit: of_process.limit,
-                counted: Counted::User,
+                scope: MemlockScope::User,
             },
         }
     }
@@ -146,25 +147,12 @@ impl Backend for Iommufd {
     // there: neither is ours to wait for, and entries before the busy one may be gone, so that no later answer would add up.
     fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
         let answer = iommufd::unmap(self.fd.as_fd(), self.ioas_id, range).map_err(|error| error.errno);
-        let bytes = nothing_if_absent(answer)?;
+        let bytes = enoent_as_zero(answer)?;
         let counted = bytes.saturating_sub(self.forget_bars(range));
         // Others may use the IOAS as well, and what they mapped is not counted here.
         let less = |mapped: u64| Some(mapped.saturating_sub(counted));
         let _ = self.mapped.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         Ok(bytes)
-    }
-}
-
-/// Makes "no entry there" out of ENOENT, which iommufd answers when there is no entry in the range, when the range cuts one,
-/// and when the IOAS is gone.
-///
-/// As an errno it would invite to be taken for success ("already unmapped"), which leaves a mapping behind if an entry was
-/// cut. As a number of bytes it meets the check every caller of [`Backend::unmap`] has to make anyway, and is right where
-/// nothing was expected.
-pub(super) fn nothing_if_absent(answer: std::result::Result<u64, Errno>) -> std::result::Result<u64, Errno> {
-    match answer {
-        Err(Errno::ENOENT) => Ok(0),
-        answer => answer,
     }
 }
 
@@ -174,14 +162,6 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::*;
-
-    #[test]
-    fn only_enoent_is_nothing() {
-        assert_eq!(nothing_if_absent(Err(Errno::ENOENT)), Ok(0));
-        for answer in [Ok(0), Ok(4096), Err(Errno::EBUSY), Err(Errno::EINVAL), Err(Errno::EOVERFLOW)] {
-            assert_eq!(nothing_if_absent(answer), answer);
-        }
-    }
 
     #[test]
     fn what_is_no_iommufd_cannot_be_opened() {

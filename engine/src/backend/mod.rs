@@ -2,45 +2,15 @@
 
 use std::fmt;
 
-use crate::addr::{IovaRange, PageSizes};
+use crate::addr::IovaRange;
 use crate::error::{Errno, Result};
+use crate::limits::{Limits, Memlock};
 use crate::object::Object;
 pub use crate::region::Mapping;
 
 pub mod iommufd;
 pub mod sim;
 pub mod type1;
-
-/// What a backend can hold.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Limits {
-    /// IOMMU page sizes.
-    pub page_sizes: PageSizes,
-    /// IOVAs the IOMMU can translate, ascending; empty if the kernel does not say.
-    pub iova_ranges: Vec<IovaRange>,
-    /// How many more entries fit (VFIO's `dma_avail`); `None`: there is no limit, or none is known.
-    pub entries: Option<u64>,
-}
-
-/// Whose pinned memory is added up and held against RLIMIT_MEMLOCK.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Counted {
-    /// This process's, as VmLck shows it.
-    Process,
-    /// That of all of this user's processes, which no file shows.
-    User,
-}
-
-/// How much memory may be pinned, in bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Memlock {
-    /// Locked now, as far as it can be known: VmLck, or if the user is counted what this backend has mapped.
-    pub locked: u64,
-    /// RLIMIT_MEMLOCK; `None` where nothing is enforced (no limit, or CAP_IPC_LOCK).
-    pub limit: Option<u64>,
-    /// What the kernel holds against the limit.
-    pub counted: Counted,
-}
 
 /// When memory is faulted in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +37,18 @@ pub trait DirtyTracking {
 
     /// [`Backend::unmap`], and tells of what it unmapped.
     fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<u64, Errno>;
+}
+
+/// Turns the ENOENT of an unmap call into "0 bytes". iommufd returns it when no entry lies in the range, when the range cuts an
+/// entry, and when the IOAS is gone.
+///
+/// A caller would mistake the errno for success ("already unmapped"), and leave a mapping behind if the range cut an entry. The
+/// number of bytes meets the check that every caller of [`Backend::unmap`] has to make, and is right where nothing was mapped.
+fn enoent_as_zero(answer: std::result::Result<u64, Errno>) -> std::result::Result<u64, Errno> {
+    match answer {
+        Err(Errno::ENOENT) => Ok(0),
+        answer => answer,
+    }
 }
 
 /// Something that holds entries for a device.
@@ -111,4 +93,17 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// unmapped the entries before the one that is cut. So the caller must know how many bytes it expects, and a number
     /// that is not that one means that it does not know what is mapped.
     fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_enoent_is_zero_bytes() {
+        assert_eq!(enoent_as_zero(Err(Errno::ENOENT)), Ok(0));
+        for answer in [Ok(0), Ok(4096), Err(Errno::EBUSY), Err(Errno::EINVAL), Err(Errno::EOVERFLOW)] {
+            assert_eq!(enoent_as_zero(answer), answer);
+        }
+    }
 }

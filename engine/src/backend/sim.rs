@@ -8,10 +8,10 @@ mod rules;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::iommufd::nothing_if_absent;
-use super::{Backend, Counted, DirtyTracking, Limits, Mapping, Memlock, Populate};
+use super::{Backend, DirtyTracking, Mapping, Populate, enoent_as_zero};
 use crate::addr::{HostVa, IovaRange, PageSizes};
 use crate::error::{Errno, Result};
+use crate::limits::{Limits, Memlock, MemlockScope};
 use crate::object::{Object, ObjectKind};
 use crate::region::Perm;
 use rules::{Held, Request};
@@ -251,11 +251,11 @@ impl Backend for Sim {
     fn memlock(&self) -> Memlock {
         let locked = self.locked();
         let config = self.config();
-        let counted = match config.rules {
-            Rules::Type1 => Counted::Process,
-            Rules::Iommufd => Counted::User,
+        let scope = match config.rules {
+            Rules::Type1 => MemlockScope::Process,
+            Rules::Iommufd => MemlockScope::User,
         };
-        Memlock { locked, limit: config.memlock_limit.filter(|_| config.memlock_told), counted }
+        Memlock { locked, limit: config.memlock_limit.filter(|_| config.memlock_told), scope }
     }
 
     fn populates(&self) -> Populate {
@@ -297,7 +297,7 @@ impl Backend for Sim {
         };
         match config.rules {
             Rules::Type1 => answer,
-            Rules::Iommufd => nothing_if_absent(answer),
+            Rules::Iommufd => enoent_as_zero(answer),
         }
     }
 }

@@ -3,9 +3,9 @@
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use crate::addr::{Iova, IovaRange, PageSizes};
-use crate::backend::iommufd::nothing_if_absent;
-use crate::backend::{Backend, DirtyTracking, Limits, Mapping, Memlock, Populate};
+use crate::backend::{Backend, DirtyTracking, Mapping, Populate, enoent_as_zero};
 use crate::error::{Errno, Error, Op, Result, Why};
+use crate::limits::{Limits, Memlock};
 use crate::object::Object;
 use crate::sys::ioctl::{self, Extent};
 use crate::sys::type1_info::{self, Type1Info};
@@ -130,7 +130,7 @@ impl Backend for Type1 {
         let answer = unmap_to_the_top(range, self.page, |extent| {
             ioctl::unmap(container, extent).map_err(|error| error.errno)
         });
-        if self.imitated { nothing_if_absent(answer) } else { answer }
+        if self.imitated { enoent_as_zero(answer) } else { answer }
     }
 }
 

@@ -6,8 +6,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
-use crate::backend::{Counted, Memlock};
 use crate::error::Errno;
+use crate::limits::{Memlock, MemlockScope};
 
 /// Bit of the effective capability set that lifts RLIMIT_MEMLOCK (CAP_IPC_LOCK in `linux/capability.h`).
 const CAP_IPC_LOCK: u32 = 14;
@@ -41,7 +41,7 @@ pub fn memlock() -> Memlock {
     let namespace = fs::metadata("/proc/thread-self/ns/user").ok().map(|namespace| namespace.ino());
     let status = Status::parse(&status);
     let limit = if status.may_lock_any(namespace) { None } else { memlock_limit() };
-    Memlock { locked: status.locked, limit, counted: Counted::Process }
+    Memlock { locked: status.locked, limit, scope: MemlockScope::Process }
 }
 
 /// RLIMIT_MEMLOCK in bytes, `None` for infinity.

@@ -19,7 +19,8 @@ use kernel::Driver;
 use run::{Answer, Case, Difference, Hva, Kernel, Op, Target};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
-use vfio_fast_engine::backend::{Backend, Counted, Mapping};
+use vfio_fast_engine::backend::{Backend, Mapping};
+use vfio_fast_engine::limits::MemlockScope;
 use vfio_fast_engine::object::{Object, ObjectKind};
 use vfio_fast_engine::region::Perm;
 use vfio_fast_engine::{Config, Engine, Errno, error};
@@ -318,13 +319,13 @@ fn iommufd_answers_as_iommufd() {
     files_are_told_from_copies();
     kernel::attached(Driver::Iommufd, |backend, memory| {
         let range = IovaRange::new(Iova(0x1000_0000), 2 * PAGE).unwrap();
-        let locked = || (backend.memlock().locked, backend.memlock().counted);
-        assert_eq!(locked(), (0, Counted::User));
+        let locked = || (backend.memlock().locked, backend.memlock().scope);
+        assert_eq!(locked(), (0, MemlockScope::User));
         let mapping = Mapping { range, hva: memory.host(Hva::Writable(0)), perm: Perm::Read };
         backend.map(&mapping, None).unwrap();
-        assert_eq!(locked(), (2 * PAGE, Counted::User));
+        assert_eq!(locked(), (2 * PAGE, MemlockScope::User));
         backend.unmap(range).unwrap();
-        assert_eq!(locked(), (0, Counted::User));
+        assert_eq!(locked(), (0, MemlockScope::User));
     });
     on_the_kernel(Driver::Iommufd);
 }

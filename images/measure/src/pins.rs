@@ -12,7 +12,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vfio_fast_engine::addr::{IovaRange, PageSizes};
-use vfio_fast_engine::backend::{Backend, Counted, Limits, Mapping, Memlock, Populate};
+use vfio_fast_engine::backend::{Backend, Mapping, Populate};
+use vfio_fast_engine::limits::{Limits, Memlock, MemlockScope};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::{Errno, Result};
 
@@ -114,7 +115,7 @@ impl Backend for PinStandIn {
 
     /// Unknown: io_uring counts per user, not per process. The kernel refuses what is too much.
     fn memlock(&self) -> Memlock {
-        Memlock { locked: 0, limit: None, counted: Counted::User }
+        Memlock { locked: 0, limit: None, scope: MemlockScope::User }
     }
 
     fn populates(&self) -> Populate {

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use vfio_fast_engine::addr::IovaRange;
-use vfio_fast_engine::backend::{Backend, Limits, Mapping, Memlock, Populate};
+use vfio_fast_engine::backend::{Backend, Mapping, Populate};
+use vfio_fast_engine::limits::{Limits, Memlock};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::{Errno, Result};
 

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, anyhow};
 use vfio_fast_engine::Errno;
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::iommufd::Iommufd;
-use vfio_fast_engine::backend::{Backend, Limits, Mapping, Memlock, Populate};
+use vfio_fast_engine::backend::{Backend, Mapping, Populate};
+use vfio_fast_engine::limits::{Limits, Memlock};
 use vfio_fast_engine::object::Object;
 
 use vfio_fast_measure::pins::PinStandIn;
