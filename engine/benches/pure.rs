@@ -6,12 +6,12 @@ use std::hint::black_box;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Sim, SimConfig};
-use vfio_fast_engine::grid::Grid;
-use vfio_fast_engine::plan::{Batch, Plan, plan};
+use vfio_fast_engine::reconcile::grid::Grid;
+use vfio_fast_engine::reconcile::plan::{Batch, Plan, plan};
+use vfio_fast_engine::reconcile::runs::runs;
+use vfio_fast_engine::reconcile::table::MapTable;
+use vfio_fast_engine::reconcile::wanted::WantedSet;
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
-use vfio_fast_engine::runs::runs;
-use vfio_fast_engine::table::MapTable;
-use vfio_fast_engine::wanted::WantedSet;
 use vfio_fast_engine::{Config, Engine};
 
 /// What a type1 container holds by default (`dma_entry_limit`).

@@ -12,20 +12,20 @@ use std::time::{Duration, Instant};
 
 use crate::addr::IovaRange;
 use crate::backend::Backend;
-use crate::dirty::DirtyPages;
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::execute::{Done, Executor, Refusal};
-use crate::grid::Grid;
 use crate::limits::{Limits, Memlock};
 use crate::log::{Level, Log};
 use crate::object::Objects;
-use crate::plan::{self, Batch, Plan};
 use crate::populate::{self, How};
 use crate::preflight;
+use crate::reconcile::dirty_pages::DirtyPages;
+use crate::reconcile::grid::Grid;
+use crate::reconcile::plan::{self, Batch, Plan};
+use crate::reconcile::table::{Entry, MapTable};
+use crate::reconcile::wanted::WantedSet;
 use crate::region::Region;
 use crate::stats::Stats;
-use crate::table::{Entry, MapTable};
-use crate::wanted::WantedSet;
 
 /// How an engine works.
 #[derive(Debug)]

@@ -6,32 +6,27 @@
 //! | floor | modules | may |
 //! |---|---|---|
 //! | 0 | [`addr`], [`region`], [`error`], [`limits`], [`log`], [`stats`] | compute |
-//! | 1 | [`grid`], [`table`], [`wanted`], [`plan`], [`runs`], [`dirty`] | compute: no I/O, no clock, no lock |
+//! | 1 | [`reconcile`] | compute: no I/O, no clock, no lock |
 //! | 2 | [`sys`], [`object`], [`backend`], [`populate`], [`discard`], [`hugepage`], [`preflight`] | call the kernel |
 //! | 3 | [`execute`] | run a plan |
 //! | 4 | [`engine`] | lock |
 
 pub mod addr;
 pub mod backend;
-pub mod dirty;
 pub mod discard;
 pub mod engine;
 pub mod error;
 pub mod execute;
-pub mod grid;
 pub mod hugepage;
 pub mod limits;
 pub mod log;
 pub mod object;
-pub mod plan;
 pub mod populate;
 pub mod preflight;
+pub mod reconcile;
 pub mod region;
-pub mod runs;
 pub mod stats;
 pub mod sys;
-pub mod table;
-pub mod wanted;
 
 pub use engine::{Config, Engine, Info, Outcome};
 pub use error::{Errno, Error, Result};

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use crate::error::{Errno, Error, Result, Why};
+use crate::reconcile::table::Entry;
 use crate::region::{Backing, Kind, Region};
 use crate::sys::process;
-use crate::table::Entry;
 
 /// What a descriptor is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -132,8 +132,8 @@ mod tests {
 
     use super::*;
     use crate::addr::{HostVa, Iova, IovaRange};
+    use crate::reconcile::table::Generation;
     use crate::region::Perm;
-    use crate::table::Generation;
 
     fn region(hva: u64, backing: u64) -> Region {
         Region {

@@ -3,7 +3,7 @@
 use crate::addr::IovaRange;
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::limits::{Limits, Memlock};
-use crate::plan::Plan;
+use crate::reconcile::plan::Plan;
 use crate::region::Kind;
 
 /// Refuses a plan the kernel would refuse half-way: too much memory pinned, or RAM where the IOMMU cannot translate.

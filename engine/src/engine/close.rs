@@ -4,9 +4,9 @@ use super::{Engine, State};
 use crate::addr::IovaRange;
 use crate::error::{Error, Op, Result, Why};
 use crate::log::Level;
-use crate::plan;
-use crate::table::MapTable;
-use crate::wanted::WantedSet;
+use crate::reconcile::plan;
+use crate::reconcile::table::MapTable;
+use crate::reconcile::wanted::WantedSet;
 
 impl Engine {
     /// Unmaps whatever is still mapped. A poisoned engine does not know what that is and empties the whole container.

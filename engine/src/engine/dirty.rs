@@ -3,9 +3,9 @@
 use super::{Engine, State};
 use crate::addr::IovaRange;
 use crate::backend::DirtyTracking;
-use crate::dirty::{DirtyPages, words_for};
 use crate::error::{Errno, Error, Op, Result, Why};
-use crate::plan::Batch;
+use crate::reconcile::dirty_pages::{DirtyPages, words_for};
+use crate::reconcile::plan::Batch;
 
 impl State {
     /// Drops the dirty pages that are not wanted any more.

@@ -6,8 +6,8 @@ use super::{Engine, State};
 use crate::addr::{HostVa, Iova, IovaRange};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::object::{Named, ObjectKind};
+use crate::reconcile::runs::runs;
 use crate::region::{Backing, Kind, Perm, Region};
-use crate::runs::runs;
 
 impl Engine {
     /// Wants a region. Outside a transaction it is mapped when this returns.

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use crate::addr::IovaRange;
 use crate::backend::{Backend, Populate};
-use crate::dirty::{DirtyPages, words_for};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::object::Objects;
-use crate::plan::{Plan, Unmap};
 use crate::populate::{self, How, Piece, Populating, Report};
+use crate::reconcile::dirty_pages::{DirtyPages, words_for};
+use crate::reconcile::plan::{Plan, Unmap};
+use crate::reconcile::table::{Entry, MapTable};
+use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
-use crate::table::{Entry, MapTable};
-use crate::wanted::WantedSet;
 
 /// The smallest page there is.
 const PAGE: u64 = 4096;

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use super::{Executor, not_mapped, pieces};
 use crate::addr::IovaRange;
 use crate::error::{Errno, Error, Result};
-use crate::plan::Unmap;
 use crate::populate::{self, ALONE_BELOW, How, Populating};
+use crate::reconcile::plan::Unmap;
+use crate::reconcile::table::Entry;
+use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
 use crate::sys::thread;
-use crate::table::Entry;
-use crate::wanted::WantedSet;
 
 impl Executor<'_> {
     /// Maps the entries on as many threads as there are, each once its memory is there. Device memory comes last and in order:
@@ -164,8 +164,8 @@ mod tests {
 
     use super::*;
     use crate::addr::{HostVa, Iova};
+    use crate::reconcile::table::Generation;
     use crate::region::{Backing, Perm};
-    use crate::table::Generation;
 
     fn entry(number: u64) -> Entry {
         let range = IovaRange::new(Iova(number << 12), 0x1000).unwrap();

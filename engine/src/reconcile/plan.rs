@@ -1,10 +1,10 @@
 //! The difference between what is wanted and what the kernel holds.
 
 use crate::addr::IovaRange;
-use crate::grid::Grid;
+use crate::reconcile::grid::Grid;
+use crate::reconcile::table::{Entry, MapTable};
+use crate::reconcile::wanted::{Wanted, WantedSet};
 use crate::region::{Kind, Region};
-use crate::table::{Entry, MapTable};
-use crate::wanted::{Wanted, WantedSet};
 
 /// What one unmap call takes away at most, but always a whole entry: enough to save calls, little enough to bound how long one
 /// call holds the container's lock.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::addr::IovaRange;
+use crate::reconcile::table::{Entry, Generation};
 use crate::region::{Backing, Kind, Region};
-use crate::table::{Entry, Generation};
 
 /// A region the caller asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,0 +1,10 @@
+//! The difference between what is wanted and what is mapped, as a plan of map and unmap calls.
+//!
+//! Nothing here does I/O, reads a clock or takes a lock.
+
+pub mod dirty_pages;
+pub mod grid;
+pub mod plan;
+pub mod runs;
+pub mod table;
+pub mod wanted;
