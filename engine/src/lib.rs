@@ -7,17 +7,15 @@
 //! |---|---|---|
 //! | 0 | [`addr`], [`region`], [`error`], [`limits`], [`log`], [`stats`] | compute |
 //! | 1 | [`reconcile`] | compute: no I/O, no clock, no lock |
-//! | 2 | [`sys`], [`object`], [`backend`], [`populate`], [`discard`], [`hugepage`], [`preflight`] | call the kernel |
+//! | 2 | [`sys`], [`object`], [`backend`], [`populate`], [`preflight`] | call the kernel |
 //! | 3 | [`execute`] | run a plan |
 //! | 4 | [`engine`] | lock |
 
 pub mod addr;
 pub mod backend;
-pub mod discard;
 pub mod engine;
 pub mod error;
 pub mod execute;
-pub mod hugepage;
 pub mod limits;
 pub mod log;
 pub mod object;

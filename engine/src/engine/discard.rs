@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::{Engine, notes};
 use crate::addr::{HostVa, IovaRange};
-use crate::discard;
 use crate::error::{Errno, Error, Op, Result, Why};
+use crate::populate::discard;
 use crate::sys::disposable::Disposable;
 
 impl Engine {

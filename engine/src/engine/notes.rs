@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use super::{Engine, State};
 use crate::execute::Done;
-use crate::hugepage;
 use crate::log::Level;
-use crate::populate::Report;
+use crate::populate::{self, Report};
 
 impl Engine {
     pub(super) fn note_populated(&self, report: &Report) {
@@ -32,7 +31,7 @@ impl Engine {
         if !self.huge_pages || state.told_of_small_pages {
             return;
         }
-        if let Some(hint) = hugepage::hint(report) {
+        if let Some(hint) = populate::hint(report) {
             state.told_of_small_pages = true;
             self.log.write(Level::Warn, format_args!("{hint}"));
         }

@@ -5,6 +5,8 @@
 //! nothing else: whatever goes wrong here is counted and left to the map call, which does the same work slower or knows
 //! the right error.
 
+pub mod discard;
+mod hint;
 mod queue;
 mod report;
 
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::addr::HostVa;
 use crate::sys::thread;
+pub(crate) use hint::hint;
 use queue::{Queue, Worker};
 pub use report::Report;
 

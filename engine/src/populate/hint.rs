@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::populate::Report;
+use super::Report;
 
 const KNOBS: &str = "/sys/kernel/mm/transparent_hugepage";
 

@@ -6,8 +6,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::{ALONE_BELOW, CHUNK};
 use crate::error::Errno;
-use crate::populate::{ALONE_BELOW, CHUNK};
 use crate::sys::disposable::Disposable;
 use crate::sys::thread;
 
