@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use crate::error::{Errno, Error, Result, Why};
 use crate::reconcile::table::Entry;
 use crate::region::{Backing, Kind, Region};
-use crate::sys::process;
+use crate::sys::fd;
 
 /// What a descriptor is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,7 +78,7 @@ impl Objects {
     /// Checks what is said of the region's object, and duplicates its descriptor if it is a new one. `page` is the smallest IOMMU
     /// page.
     pub fn check(&self, region: &Region, object: &Named, page: u64) -> Result<Accepted> {
-        let &Named { fd, kind, offset } = object;
+        let &Named { fd: raw, kind, offset } = object;
         let refused =
             |errno, why| Err(Error { hva: Some(region.hva), ..Error::check(errno, Some(region.range), why) });
         if offset & (page - 1) != 0 {
@@ -98,7 +98,7 @@ impl Objects {
                 Errno::EINVAL,
                 Why::Other("other regions with this backing have another object, or other offsets in it"),
             ),
-            None => match process::duplicate(fd) {
+            None => match fd::duplicate(raw) {
                 Ok(fd) => Ok(Accepted { backing, held: Some(Held { fd, kind, base }) }),
                 Err(errno) => refused(errno, Why::Other("the region's descriptor cannot be duplicated")),
             },

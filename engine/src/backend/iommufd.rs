@@ -10,7 +10,7 @@ use crate::backend::{Backend, Mapping, Populate, enoent_as_zero};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::limits::{Limits, Memlock, MemlockScope};
 use crate::object::{Object, ObjectKind};
-use crate::sys::{bar, iommufd, process, procmap};
+use crate::sys::{dma_buf, fd, iommufd, memlock, procmap};
 
 /// An IOAS, through a descriptor of its own.
 ///
@@ -35,7 +35,7 @@ impl Iommufd {
     /// Duplicates `iommufd_fd`, in which `ioas_id` is an IOAS.
     pub fn open(iommufd_fd: RawFd, ioas_id: u32) -> Result<Self> {
         let failed = |errno, why| Error { op: Op::Open, errno, range: None, hva: None, why };
-        let fd = process::duplicate(iommufd_fd).map_err(|errno| failed(errno, Why::Kernel))?;
+        let fd = fd::duplicate(iommufd_fd).map_err(|errno| failed(errno, Why::Kernel))?;
         iommufd::space(fd.as_fd(), ioas_id).map_err(|error| match error.errno {
             Errno::ENOENT => failed(Errno::ENOENT, Why::Other("the iommufd has no IOAS with this id")),
             errno => failed(errno, error.why),
@@ -72,7 +72,7 @@ impl Iommufd {
     /// Through a dma-buf, which only lives as long as it takes: what is mapped keeps it.
     fn map_bar(&self, mapping: &Mapping, bar: Object<'_>, region_index: u32) -> Result<()> {
         let range = mapping.range;
-        let buffer = bar::export(bar.fd, region_index, bar.offset, range.length())?;
+        let buffer = dma_buf::export(bar.fd, region_index, bar.offset, range.length())?;
         iommufd::map_file(self.fd.as_fd(), self.ioas_id, mapping, buffer.as_fd(), 0)?;
         self.bars().insert(range.start(), range.length());
         Ok(())
@@ -106,7 +106,7 @@ impl Backend for Iommufd {
     }
 
     fn memlock(&self) -> Memlock {
-        let of_process = process::memlock();
+        let of_process = memlock::memlock();
         match self.scope {
             MemlockScope::Process => of_process,
             MemlockScope::User => Memlock {

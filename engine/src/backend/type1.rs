@@ -7,9 +7,9 @@ use crate::backend::{Backend, DirtyTracking, Mapping, Populate, enoent_as_zero};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::limits::{Limits, Memlock};
 use crate::object::Object;
-use crate::sys::ioctl::{self, Extent};
-use crate::sys::type1_info::{self, Type1Info};
-use crate::sys::{dirty, process};
+use crate::sys::type1::info::{self, Type1Info};
+use crate::sys::type1::{self, Extent, dirty};
+use crate::sys::{fd, memlock};
 
 /// What VFIO_GET_API_VERSION answers, and always has.
 const API_VERSION: i32 = 0;
@@ -33,8 +33,8 @@ impl Type1 {
     /// Duplicates `container_fd`. Its owner has set the IOMMU type; the kernel has no way to ask which one it was.
     pub fn open(container_fd: RawFd) -> Result<Self> {
         let failed = |errno, why| Error { op: Op::Open, errno, range: None, hva: None, why };
-        let container = process::duplicate(container_fd).map_err(|errno| failed(errno, Why::Kernel))?;
-        let version = ioctl::api_version(container.as_fd())?;
+        let container = fd::duplicate(container_fd).map_err(|errno| failed(errno, Why::Kernel))?;
+        let version = type1::api_version(container.as_fd())?;
         if version != API_VERSION {
             return Err(failed(Errno::EINVAL, Why::Other("the container speaks an unknown version of VFIO")));
         }
@@ -56,8 +56,8 @@ impl Type1 {
 
 /// Asks the container what it is.
 fn read_info(container: &OwnedFd) -> Result<Type1Info> {
-    let bytes = ioctl::info(container.as_fd())?;
-    type1_info::parse(&bytes).map_err(|malformed| Error {
+    let bytes = type1::info(container.as_fd())?;
+    info::parse(&bytes).map_err(|malformed| Error {
         op: Op::Info,
         errno: Errno::EIO,
         range: None,
@@ -89,7 +89,7 @@ impl Backend for Type1 {
     }
 
     fn memlock(&self) -> Memlock {
-        process::memlock()
+        memlock::memlock()
     }
 
     fn populates(&self) -> Populate {
@@ -118,7 +118,7 @@ impl Backend for Type1 {
         let writable = mapping.perm.is_writable();
         map_or_replace(
             || {
-                ioctl::map(container, iova, mapping.hva, mapping.range.length(), writable)
+                type1::map(container, iova, mapping.hva, mapping.range.length(), writable)
                     .map_err(|error| error.errno)
             },
             || self.unmap(mapping.range),
@@ -128,7 +128,7 @@ impl Backend for Type1 {
     fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
         let container = self.container.as_fd();
         let answer = unmap_to_the_top(range, self.page, |extent| {
-            ioctl::unmap(container, extent).map_err(|error| error.errno)
+            type1::unmap(container, extent).map_err(|error| error.errno)
         });
         if self.imitated { enoent_as_zero(answer) } else { answer }
     }
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn an_imitation_is_told_by_two_marks() {
-        let migration = Some(type1_info::Migration { page_sizes: 0x1000, most_bitmap_bytes: 1 << 28 });
+        let migration = Some(info::Migration { page_sizes: 0x1000, most_bitmap_bytes: 1 << 28 });
         for (dma_avail, migration, imitated) in [
             (Some(u32::MAX), None, true),
             (Some(u32::MAX), migration, false),

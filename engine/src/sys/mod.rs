@@ -2,17 +2,17 @@
 //!
 //! One noun, one file; each module that needs unsafe says so itself, and nothing above this module may.
 
-pub(crate) mod bar;
-pub(crate) mod dirty;
 pub mod disposable;
+pub(crate) mod dma_buf;
+pub(crate) mod fd;
 pub mod hva;
 pub(crate) mod ioctl;
 pub(crate) mod iommufd;
 pub(crate) mod madvise;
+pub(crate) mod memlock;
 pub(crate) mod numa;
 pub(crate) mod pagemap;
-pub(crate) mod process;
 pub(crate) mod procmap;
 pub(crate) mod thread;
-pub(crate) mod type1_info;
+pub(crate) mod type1;
 pub(crate) mod vma;

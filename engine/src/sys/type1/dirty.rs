@@ -9,9 +9,10 @@ use vfio_bindings::bindings::vfio::{
     vfio_bitmap, vfio_iommu_type1_dirty_bitmap, vfio_iommu_type1_dirty_bitmap_get, vfio_iommu_type1_dma_unmap,
 };
 
-use super::ioctl::{IOMMU_UNMAP_DMA, request, submit};
+use super::{IOMMU_UNMAP_DMA, request};
 use crate::addr::IovaRange;
 use crate::error::{Op, Result};
+use crate::sys::ioctl::submit;
 
 const IOMMU_DIRTY_PAGES: libc::c_ulong = request(17);
 

@@ -1,12 +1,10 @@
-//! Facts about this process: how much it may lock, and its file descriptors.
+//! How much memory this process has locked, and how much it may lock.
 #![allow(unsafe_code)]
 
 use std::fs;
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
-use crate::error::Errno;
 use crate::limits::{Memlock, MemlockScope};
 
 /// Bit of the effective capability set that lifts RLIMIT_MEMLOCK (CAP_IPC_LOCK in `linux/capability.h`).
@@ -14,22 +12,6 @@ const CAP_IPC_LOCK: u32 = 14;
 
 /// Inode number of the user namespace that everything starts in (PROC_USER_INIT_INO in the kernel, never changed).
 const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
-
-/// The lowest descriptor a duplicate may get: 0 to 2 are what programs print to.
-const LOWEST_FD: libc::c_int = 3;
-
-/// A duplicate of `fd` that this process does not pass on to programs it executes.
-///
-/// Takes a bare number because it comes from a C caller: a closed or negative one is EBADF.
-pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: F_DUPFD_CLOEXEC reads and writes no memory, and a number that is no open file is answered with EBADF.
-    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, LOWEST_FD) };
-    if copy < 0 {
-        return Err(Errno::last());
-    }
-    // SAFETY: the kernel has just made this descriptor for us (it is not negative), so nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
-}
 
 /// How much memory this process has locked and may lock, as the calling thread's capabilities stand.
 ///
@@ -86,8 +68,6 @@ impl Status {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-
     use super::*;
 
     #[test]
@@ -112,18 +92,5 @@ mod tests {
         assert!(may(1 << 14, Some(INITIAL_USER_NAMESPACE)));
         assert!(!may(!(1 << 14), Some(INITIAL_USER_NAMESPACE)));
         assert!(!may(1 << 14, Some(0xf000_0000)));
-    }
-
-    #[test]
-    fn a_duplicate_is_a_new_close_on_exec_descriptor() {
-        let file = fs::File::open("/proc/self/status").unwrap();
-        let copy = duplicate(file.as_raw_fd()).unwrap();
-        assert!(copy.as_raw_fd() >= LOWEST_FD);
-        assert_ne!(copy.as_raw_fd(), file.as_raw_fd());
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", copy.as_raw_fd())).unwrap();
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
-        let flags = i32::from_str_radix(flags, 8).unwrap();
-        assert_eq!(flags & libc::O_CLOEXEC, libc::O_CLOEXEC);
-        assert_eq!(duplicate(-1).unwrap_err(), Errno(libc::EBADF));
     }
 }
