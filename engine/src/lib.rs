@@ -9,11 +9,10 @@
 //! | 1 | [`reconcile`] | compute: no I/O, no clock, no lock |
 //! | 2 | [`sys`], [`object`], [`backend`], [`populate`], [`preflight`] | call the kernel |
 //! | 3 | [`execute`] | run a plan |
-//! | 4 | [`engine`] | lock |
+//! | 4 | [`transaction`] | lock |
 
 pub mod addr;
 pub mod backend;
-pub mod engine;
 pub mod error;
 pub mod execute;
 pub mod limits;
@@ -25,6 +24,7 @@ pub mod reconcile;
 pub mod region;
 pub mod stats;
 pub mod sys;
+pub mod transaction;
 
-pub use engine::{Config, Engine, Info, Outcome};
 pub use error::{Errno, Error, Result};
+pub use transaction::{Config, Engine, Info, Outcome};

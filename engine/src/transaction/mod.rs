@@ -1,10 +1,10 @@
 //! Transactions: what a caller wants, committed as a difference, taken back as a whole.
 
 mod close;
+mod counters;
 mod dirty;
 mod discard;
-mod notes;
-mod want;
+mod regions;
 
 use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -284,7 +284,7 @@ impl Engine {
             checked = self.plan(state, scope);
         }
         let mut stats = self.stats_mut();
-        stats.plan_ns += notes::nanoseconds(planning.elapsed());
+        stats.plan_ns += counters::nanoseconds(planning.elapsed());
         stats.preflight_refusals += u64::from(checked.is_err());
         drop(stats);
         let plan = checked?;

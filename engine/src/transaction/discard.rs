@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Engine, notes};
+use super::{Engine, counters};
 use crate::addr::{HostVa, IovaRange};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::populate::discard;
@@ -26,7 +26,7 @@ impl Engine {
         let (discarded, report) = discard::discard(memory, self.threads());
         let mut stats = self.stats_mut();
         stats.thread_fallbacks += report.thread_fallbacks;
-        stats.discard_ns += notes::nanoseconds(start.elapsed());
+        stats.discard_ns += counters::nanoseconds(start.elapsed());
         match discarded {
             Ok(()) => {
                 stats.discard_bytes += memory.bytes();
