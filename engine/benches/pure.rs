@@ -22,7 +22,7 @@ const TIB: u64 = 1 << 40;
 
 fn hva(address: u64) -> HostVa {
     // SAFETY: the model maps nothing and populate is off, so nobody ever looks behind this address.
-    unsafe { vfio_fast_engine::sys::hva::host_va(address) }
+    unsafe { vfio_fast_engine::host_va(address) }
 }
 
 /// RAM at an IOVA, the guest's memory being one object from 16 TiB on.

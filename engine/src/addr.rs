@@ -11,12 +11,12 @@ pub struct Iova(pub u64);
 
 /// A host virtual address in bytes, of memory its owner has agreed to hand to a device.
 ///
-/// Outside this crate the only constructor is [`crate::sys::hva::host_va`], whose contract is what makes a mapping safe.
+/// Outside this crate the only constructor is [`crate::host_va`], whose contract is what makes a mapping safe.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostVa(u64);
 
 impl HostVa {
-    /// Wraps a raw address. The caller vouches for the contract of [`crate::sys::hva::host_va`].
+    /// Wraps a raw address. The caller vouches for the contract of [`crate::host_va`].
     pub(crate) const fn from_raw(address: u64) -> Self {
         Self(address)
     }

@@ -1,15 +1,18 @@
-//! What is mapped for DMA and how it gets there.
+//! Keeps the DMA mappings of a container in agreement with the regions that a caller declares.
 //!
-//! The caller declares the regions a device shall reach; the engine keeps a table of the entries the kernel holds and, at
-//! each commit, executes only the difference. Modules import downwards only:
+//! The caller declares the regions that devices may access. The engine keeps a table of the entries that the kernel holds, and
+//! each commit makes only the map and unmap calls that are needed. A module imports only from the floors below its own:
 //!
-//! | floor | modules | may |
+//! | floor | modules | what they do |
 //! |---|---|---|
-//! | 0 | [`addr`], [`region`], [`error`], [`limits`], [`log`], [`stats`] | compute |
+//! | 7 | [`transaction`] | take the lock; plan, execute, roll back, count |
+//! | 6 | [`execute`] | run a plan against a backend |
+//! | 5 | [`preflight`] | refuse a plan that the kernel would refuse half-way |
+//! | 4 | [`backend`] | map and unmap: type1, iommufd, and a model of both |
+//! | 3 | [`object`], [`populate`] | keep descriptors; fault memory in |
+//! | 2 | `sys` | call the kernel; all unsafe code is here |
 //! | 1 | [`reconcile`] | compute: no I/O, no clock, no lock |
-//! | 2 | [`sys`], [`object`], [`backend`], [`populate`], [`preflight`] | call the kernel |
-//! | 3 | [`execute`] | run a plan |
-//! | 4 | [`transaction`] | lock |
+//! | 0 | [`addr`], [`region`], [`error`], [`limits`], [`log`], [`stats`] | values |
 
 pub mod addr;
 pub mod backend;
@@ -23,8 +26,10 @@ pub mod preflight;
 pub mod reconcile;
 pub mod region;
 pub mod stats;
-pub mod sys;
+mod sys;
 pub mod transaction;
 
 pub use error::{Errno, Error, Result};
+pub use sys::discard::{DiscardMode, DiscardRange, discard_range};
+pub use sys::hva::host_va;
 pub use transaction::{Config, Engine, Info, Outcome};

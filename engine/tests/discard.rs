@@ -10,12 +10,12 @@ use memfd::MemfdOptions;
 use vfio_fast_engine::addr::{Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::error::{Errno, Op, Why};
+use vfio_fast_engine::host_va;
 use vfio_fast_engine::populate::CHUNK;
 use vfio_fast_engine::populate::discard::{self, Report};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
-use vfio_fast_engine::sys::disposable::{Disposable, Disposal, disposable};
-use vfio_fast_engine::sys::hva::host_va;
 use vfio_fast_engine::{Config, Engine};
+use vfio_fast_engine::{DiscardMode, DiscardRange, discard_range};
 
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
@@ -54,15 +54,15 @@ impl Memory {
         self.address as u64
     }
 
-    fn part(&self, offset: usize, bytes: usize, disposal: Disposal) -> Disposable {
+    fn part(&self, offset: usize, bytes: usize, mode: DiscardMode) -> DiscardRange {
         assert!(offset + bytes <= self.length);
         // SAFETY: the range is inside this mapping, which lives as long as the test, and nobody needs what it holds.
-        let part = unsafe { disposable(self.hva() + offset as u64, bytes as u64, disposal) };
+        let part = unsafe { discard_range(self.hva() + offset as u64, bytes as u64, mode) };
         part.expect("whole pages")
     }
 
-    fn all(&self, disposal: Disposal) -> Disposable {
-        self.part(0, self.length, disposal)
+    fn all(&self, mode: DiscardMode) -> DiscardRange {
+        self.part(0, self.length, mode)
     }
 
     /// How many of its pages are present.
@@ -110,7 +110,7 @@ fn region(memory: &Memory, offset: usize, bytes: usize) -> Region {
 fn pages_are_gone_and_the_memory_is_zero() {
     let memory = Memory::anonymous(3 * MIB);
     assert_eq!(memory.resident(), 3 * MIB / PAGE);
-    discard::discard(&memory.all(Disposal::Private), 8).0.unwrap();
+    discard::discard(&memory.all(DiscardMode::Private), 8).0.unwrap();
     assert_eq!(memory.resident(), 0);
     assert_eq!((memory.read(0), memory.read(3 * MIB - 1)), (0, 0));
 }
@@ -123,14 +123,14 @@ fn threads_share_it() {
         memory.fill();
         let (start, end) = (memory.address as usize / CHUNK as usize, memory.address as usize + length - 1);
         let chunks = end / CHUNK as usize - start + 1;
-        let report = discard::discard(&memory.all(Disposal::Private), threads);
+        let report = discard::discard(&memory.all(DiscardMode::Private), threads);
         assert_eq!(report, (Ok(()), Report { threads: chunks.min(threads) as u64, thread_fallbacks: 0 }));
         assert_eq!(memory.resident(), 0);
     }
 
     // Of two chunks, but little.
     let boundary = 2 * CHUNK as usize - memory.address as usize % CHUNK as usize;
-    let report = discard::discard(&memory.part(boundary - MIB, 2 * MIB, Disposal::Private), 3);
+    let report = discard::discard(&memory.part(boundary - MIB, 2 * MIB, DiscardMode::Private), 3);
     assert_eq!(report, (Ok(()), Report { threads: 1, thread_fallbacks: 0 }));
 }
 
@@ -141,7 +141,7 @@ fn neighbours_keep_what_they_hold() {
     // The ends lie inside chunks, wherever the mapping begins.
     let (offset, bytes) = (5 * PAGE, length - 9 * PAGE);
     for threads in [1, 3, 4, 8, 64] {
-        discard::discard(&memory.part(offset, bytes, Disposal::Private), threads).0.unwrap();
+        discard::discard(&memory.part(offset, bytes, DiscardMode::Private), threads).0.unwrap();
         assert_eq!(memory.resident(), 9);
         assert_eq!((memory.read(offset - 1), memory.read(offset + bytes)), (FULL, FULL));
     }
@@ -153,9 +153,9 @@ fn a_file_of_memory_loses_its_pages_only_if_that_is_asked_for() {
     let file = memfd(length);
     let held = || file.metadata().unwrap().blocks() * 512;
     let memory = Memory::new(length, libc::MAP_SHARED, file.as_raw_fd());
-    discard::discard(&memory.all(Disposal::Private), 2).0.unwrap();
+    discard::discard(&memory.all(DiscardMode::Private), 2).0.unwrap();
     assert_eq!((held(), memory.read(0)), (length as u64, FULL));
-    discard::discard(&memory.all(Disposal::Shared), 2).0.unwrap();
+    discard::discard(&memory.all(DiscardMode::Shared), 2).0.unwrap();
     assert_eq!(held(), 0);
     assert_eq!(memory.read(length - 1), 0);
 }
@@ -167,10 +167,10 @@ fn what_the_kernel_refuses_is_told() {
     // By its number: ThreadSanitizer's mlock() does nothing.
     // SAFETY: the page is inside this mapping, and locking changes no byte of it.
     assert_eq!(unsafe { libc::syscall(libc::SYS_mlock, locked, PAGE) }, 0);
-    let error = engine().discard(&memory.all(Disposal::Private)).unwrap_err();
+    let error = engine().discard(&memory.all(DiscardMode::Private)).unwrap_err();
     assert_eq!((error.op, error.errno, error.why), (Op::Discard, Errno::EINVAL, Why::Kernel));
     assert_eq!(memory.read(CHUNK as usize), FULL, "locked memory is nobody's to take");
-    let error = engine().discard(&memory.all(Disposal::Shared)).unwrap_err();
+    let error = engine().discard(&memory.all(DiscardMode::Shared)).unwrap_err();
     assert_eq!((error.op, error.errno), (Op::Discard, Errno::EINVAL), "it is no file");
 }
 
@@ -178,7 +178,7 @@ fn what_the_kernel_refuses_is_told() {
 fn what_a_device_reaches_or_shall_reach_is_refused() {
     let memory = Memory::anonymous(8 * MIB);
     let engine = engine();
-    let refused = |parts: [&Disposable; 3]| {
+    let refused = |parts: [&DiscardRange; 3]| {
         for part in parts {
             let error = engine.discard(part).unwrap_err();
             assert_eq!((error.op, error.errno), (Op::Check, Errno::EBUSY), "{error}");
@@ -186,8 +186,9 @@ fn what_a_device_reaches_or_shall_reach_is_refused() {
         assert_eq!(memory.resident(), 8 * MIB / PAGE);
     };
     let region = region(&memory, 2 * MIB, 4 * MIB);
-    let (whole, head) = (memory.all(Disposal::Private), memory.part(0, 2 * MIB + PAGE, Disposal::Private));
-    let last = memory.part(6 * MIB - PAGE, PAGE, Disposal::Private);
+    let (whole, head) =
+        (memory.all(DiscardMode::Private), memory.part(0, 2 * MIB + PAGE, DiscardMode::Private));
+    let last = memory.part(6 * MIB - PAGE, PAGE, DiscardMode::Private);
 
     engine.begin().unwrap();
     engine.map_region(region).unwrap();
@@ -201,8 +202,8 @@ fn what_a_device_reaches_or_shall_reach_is_refused() {
     engine.abort().unwrap();
 
     // Beside it there is no device.
-    engine.discard(&memory.part(0, 2 * MIB, Disposal::Private)).unwrap();
-    engine.discard(&memory.part(6 * MIB, 2 * MIB, Disposal::Private)).unwrap();
+    engine.discard(&memory.part(0, 2 * MIB, DiscardMode::Private)).unwrap();
+    engine.discard(&memory.part(6 * MIB, 2 * MIB, DiscardMode::Private)).unwrap();
     assert_eq!(memory.resident(), 4 * MIB / PAGE);
     engine.unmap(region.range).unwrap();
     engine.discard(&whole).unwrap();
@@ -217,7 +218,7 @@ fn a_poisoned_engine_knows_of_nothing_what_it_reaches() {
     let memory = Memory::anonymous(PAGE);
     let engine = engine();
     engine.poison("a test");
-    let error = engine.discard(&memory.all(Disposal::Private)).unwrap_err();
+    let error = engine.discard(&memory.all(DiscardMode::Private)).unwrap_err();
     assert_eq!(error.errno, Errno::ENOTRECOVERABLE);
     assert_eq!(memory.read(0), FULL);
 }

@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use memfd::MemfdOptions;
+use vfio_fast_engine::host_va;
 use vfio_fast_engine::populate::{self, CHUNK, How, Piece, Report};
-use vfio_fast_engine::sys::hva::host_va;
 
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;

@@ -1,12 +1,12 @@
 //! C structs to engine values and back. Fields with values this version does not know are refused here.
 
+use vfio_fast_engine::DiscardMode;
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange, Superpages};
 use vfio_fast_engine::limits::MemlockScope;
 use vfio_fast_engine::log::Level;
 use vfio_fast_engine::object::{Named, ObjectKind};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
-use vfio_fast_engine::sys::disposable::Disposal;
 use vfio_fast_engine::{Info, Outcome};
 
 use crate::abi::{
@@ -49,10 +49,10 @@ pub(crate) fn object(region: &vfio_fast_region) -> Option<Named> {
 }
 
 /// What becomes of the pages of memory that is given back.
-pub(crate) fn disposal(memory: &vfio_fast_memory) -> Result<Disposal> {
+pub(crate) fn discard_mode(memory: &vfio_fast_memory) -> Result<DiscardMode> {
     known("struct vfio_fast_memory: flags", memory.flags, VFIO_FAST_MEMORY_SHARED)?;
     let shared = memory.flags & VFIO_FAST_MEMORY_SHARED != 0;
-    Ok(if shared { Disposal::Shared } else { Disposal::Private })
+    Ok(if shared { DiscardMode::Shared } else { DiscardMode::Private })
 }
 
 /// The failure of memory that is not made of whole pages.

@@ -9,8 +9,7 @@ use std::ffi::{CStr, c_char, c_int};
 
 use vfio_fast_engine::addr::Iova;
 use vfio_fast_engine::region::Backing;
-use vfio_fast_engine::sys::disposable::disposable;
-use vfio_fast_engine::sys::hva::host_va;
+use vfio_fast_engine::{discard_range, host_va};
 
 use crate::abi::{
     VFIO_FAST_ABI_VERSION, vfio_fast_config, vfio_fast_failure, vfio_fast_info, vfio_fast_memory,
@@ -403,11 +402,11 @@ pub unsafe extern "C" fn vfio_fast_discard(vf: *mut vfio_fast, memory: *const vf
     let body = |handle: &vfio_fast| {
         // SAFETY: memory is as this function's contract says.
         let memory = unsafe { sized::read(memory) }?;
-        let disposal = convert::disposal(&memory)?;
-        // SAFETY: this function's contract says of the memory what disposable() demands.
-        let disposable = unsafe { disposable(memory.hva, memory.length, disposal) };
-        let disposable = disposable.ok_or_else(|| convert::no_pages(&memory))?;
-        Ok(handle.engine.discard(&disposable)?)
+        let mode = convert::discard_mode(&memory)?;
+        // SAFETY: this function's contract says of the memory what discard_range() demands.
+        let range = unsafe { discard_range(memory.hva, memory.length, mode) };
+        let range = range.ok_or_else(|| convert::no_pages(&memory))?;
+        Ok(handle.engine.discard(&range)?)
     };
     // SAFETY: vf is as this function's contract says.
     unsafe { guard_handle(vf, body) }

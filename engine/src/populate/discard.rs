@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{ALONE_BELOW, CHUNK};
 use crate::error::Errno;
-use crate::sys::disposable::Disposable;
+use crate::sys::discard::DiscardRange;
 use crate::sys::thread;
 
 /// What giving memory back took.
@@ -24,7 +24,7 @@ pub struct Report {
 /// of it was.
 ///
 /// No other thread is left when this returns.
-pub fn discard(memory: &Disposable, threads: usize) -> (Result<(), Errno>, Report) {
+pub fn discard(memory: &DiscardRange, threads: usize) -> (Result<(), Errno>, Report) {
     let start = memory.hva().raw();
     // Chunks end on multiples of their size, so no huge page is shared by two threads.
     let (first, last) = (start / CHUNK, (start + (memory.bytes() - 1)) / CHUNK);

@@ -2,7 +2,7 @@
 //!
 //! One noun, one file; each module that needs unsafe says so itself, and nothing above this module may.
 
-pub mod disposable;
+pub mod discard;
 pub(crate) mod dma_buf;
 pub(crate) mod fd;
 pub mod hva;

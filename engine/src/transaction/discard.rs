@@ -6,14 +6,14 @@ use super::{Engine, counters};
 use crate::addr::{HostVa, IovaRange};
 use crate::error::{Errno, Error, Op, Result, Why};
 use crate::populate::discard;
-use crate::sys::disposable::Disposable;
+use crate::sys::discard::DiscardRange;
 
 impl Engine {
     /// Gives `memory` back to the system, on as many threads as commits use. Refused where a device may reach any of it
     /// through this engine, or shall: the kernel pins pages, not addresses, and the device would keep the old ones.
     ///
     /// The memory stays mapped in this process and is empty. After an error a part of it may be.
-    pub fn discard(&self, memory: &Disposable) -> Result<()> {
+    pub fn discard(&self, memory: &DiscardRange) -> Result<()> {
         let start = Instant::now();
         // Kept to the end, so that nobody maps it meanwhile.
         let state = self.healthy()?;
@@ -41,7 +41,7 @@ impl Engine {
 }
 
 /// Whether `memory` has a byte of what is mapped at `hva`.
-fn overlap(memory: &Disposable, range: IovaRange, hva: HostVa) -> bool {
+fn overlap(memory: &DiscardRange, range: IovaRange, hva: HostVa) -> bool {
     // Both ends were checked not to wrap.
     let mapped = (hva.raw(), hva.raw().saturating_add(range.length() - 1));
     let (first, last) = (memory.hva().raw(), memory.hva().raw().saturating_add(memory.bytes() - 1));

@@ -197,7 +197,7 @@ pub fn hva_of(object: u64, offset: u64) -> u64 {
 /// A host address that nothing will ever be read from or written to.
 pub fn hva(address: u64) -> HostVa {
     // SAFETY: the model maps nothing and populate is off, so no device and no kernel ever looks behind this address.
-    unsafe { vfio_fast_engine::sys::hva::host_va(address) }
+    unsafe { vfio_fast_engine::host_va(address) }
 }
 
 /// So many bytes from there on.

@@ -67,7 +67,7 @@ impl Memory {
     fn host(self, memory: Hva) -> HostVa {
         // SAFETY: imagined memory is looked at by nobody. Real memory is the kernel tests' own, is mapped until every
         // container that knew it is closed, and nobody has a reference to it.
-        unsafe { vfio_fast_engine::sys::hva::host_va(self.address(memory)) }
+        unsafe { vfio_fast_engine::host_va(self.address(memory)) }
     }
 }
 

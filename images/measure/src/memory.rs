@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vfio_fast_engine::addr::HostVa;
-use vfio_fast_engine::sys::hva::host_va;
+use vfio_fast_engine::host_va;
 
 use vfio_fast_protocol::bench::native::Backing;
 

@@ -4,21 +4,21 @@
 use crate::addr::HostVa;
 use crate::error::Errno;
 
-/// What happens to the pages of a [`Disposable`].
+/// What happens to the pages of a [`DiscardRange`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Disposal {
+pub enum DiscardMode {
     /// This process's own pages are freed: the next access finds zeros, or what the file has of which it is a private mapping.
     Private,
     /// The pages are taken out of the file of memory (shmem, a memfd, hugetlbfs) that is mapped there, for everybody.
     Shared,
 }
 
-/// A piece of host memory whose owner has declared its contents lost. Made by [`disposable`].
+/// A piece of host memory whose owner has declared its contents lost. Made by [`discard_range`].
 #[derive(Clone, Copy, Debug)]
-pub struct Disposable {
+pub struct DiscardRange {
     hva: HostVa,
     bytes: u64,
-    disposal: Disposal,
+    mode: DiscardMode,
 }
 
 /// Declares that what `bytes` bytes from `address` on hold is not needed any more. They are whole pages; `None` if not, if
@@ -31,18 +31,18 @@ pub struct Disposable {
 /// From this call until the value is gone:
 ///
 /// - **Nobody counts on what the memory holds**: not this program, not the guest whose memory it was, and with
-///   [`Disposal::Shared`] no other process and nobody who opens the file later.
+///   [`DiscardMode::Shared`] no other process and nobody who opens the file later.
 /// - **The range is not part of any Rust allocation, stack or static**, and nobody holds a Rust reference to a byte of it.
 /// - **It stays mapped in this process as it is**, or not mapped at all: what else is put there would be emptied.
-pub unsafe fn disposable(address: u64, bytes: u64, disposal: Disposal) -> Option<Disposable> {
+pub unsafe fn discard_range(address: u64, bytes: u64, mode: DiscardMode) -> Option<DiscardRange> {
     let page = page_size();
     let whole = [address, bytes].iter().all(|value| value & (page - 1) == 0);
     let hva = HostVa::from_raw(address);
     hva.checked_add(bytes.checked_sub(1)?)?;
-    whole.then_some(Disposable { hva, bytes, disposal })
+    whole.then_some(DiscardRange { hva, bytes, mode })
 }
 
-impl Disposable {
+impl DiscardRange {
     /// Its first byte.
     pub fn hva(&self) -> HostVa {
         self.hva
@@ -60,15 +60,15 @@ impl Disposable {
         if !inside || bytes & (page_size() - 1) != 0 {
             return Err(Errno::EINVAL);
         }
-        let advice = match self.disposal {
-            Disposal::Private => libc::MADV_DONTNEED,
-            Disposal::Shared => libc::MADV_REMOVE,
+        let advice = match self.mode {
+            DiscardMode::Private => libc::MADV_DONTNEED,
+            DiscardMode::Shared => libc::MADV_REMOVE,
         };
         let start = self.hva.checked_add(offset).ok_or(Errno::EINVAL)?;
         let address = usize::try_from(start.raw()).map_err(|_| Errno::EINVAL)?;
         let length = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
         let address = std::ptr::with_exposed_provenance_mut(address);
-        // SAFETY: the range lies in what `disposable`'s caller vouched for: nobody counts on what it holds, and no reference
+        // SAFETY: the range lies in what `discard_range`'s caller vouched for: nobody counts on what it holds, and no reference
         // or Rust allocation is in it. What is not mapped, or cannot be given back, is answered with an error.
         match unsafe { libc::madvise(address, length, advice) } {
             0 => Ok(()),
@@ -88,13 +88,13 @@ fn page_size() -> u64 {
 mod tests {
     use super::*;
 
-    fn at(address: u64, bytes: u64) -> Option<Disposable> {
+    fn at(address: u64, bytes: u64) -> Option<DiscardRange> {
         // SAFETY: nothing is mapped at these addresses, and if, nothing is done to it.
-        unsafe { disposable(address, bytes, Disposal::Private) }
+        unsafe { discard_range(address, bytes, DiscardMode::Private) }
     }
 
     #[test]
-    fn only_whole_pages_are_disposable() {
+    fn only_whole_pages_are_accepted() {
         let page = page_size();
         assert!(at(page, page).is_some());
         assert!(at(page + 1, page).is_none());
