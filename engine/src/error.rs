@@ -147,10 +147,38 @@ pub struct Error {
 /// What this crate's fallible functions return.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// What a kernel call returns, or what stands for one: who made the call knows what it was for.
+pub type KernelResult<T> = std::result::Result<T, Errno>;
+
 impl Error {
+    /// A kernel call that failed.
+    pub fn kernel(op: Op, errno: Errno) -> Self {
+        Self { op, errno, range: None, hva: None, why: Why::Kernel }
+    }
+
+    /// A description by the kernel that makes no sense.
+    pub fn malformed(text: &'static str) -> Self {
+        Self { why: Why::Other(text), ..Self::kernel(Op::Info, Errno::EIO) }
+    }
+
     /// A failed check that involved no kernel call.
-    pub fn check(errno: Errno, range: Option<IovaRange>, why: Why) -> Self {
-        Self { op: Op::Check, errno, range, hva: None, why }
+    pub fn check(errno: Errno, why: Why) -> Self {
+        Self { why, ..Self::kernel(Op::Check, errno) }
+    }
+
+    /// The same error, of these IOVAs.
+    pub fn at(self, range: IovaRange) -> Self {
+        Self { range: Some(range), ..self }
+    }
+
+    /// The same error, of memory at this host address.
+    pub fn at_hva(self, hva: HostVa) -> Self {
+        Self { hva: Some(hva), ..self }
+    }
+
+    /// The same error, of another operation.
+    pub fn of(self, op: Op) -> Self {
+        Self { op, ..self }
     }
 
     /// The amount that was needed and the amount there was: bytes for memlock, entries for `dma_avail`.

@@ -79,8 +79,7 @@ impl Objects {
     /// page.
     pub fn check(&self, region: &Region, object: &Named, page: u64) -> Result<Accepted> {
         let &Named { fd: raw, kind, offset } = object;
-        let refused =
-            |errno, why| Err(Error { hva: Some(region.hva), ..Error::check(errno, Some(region.range), why) });
+        let refused = |errno, why| Err(Error::check(errno, why).at(region.range).at_hva(region.hva));
         if offset & (page - 1) != 0 {
             return refused(Errno::EINVAL, Why::Misaligned { value: offset, page });
         }

@@ -1,7 +1,7 @@
 //! What can be known to fail before anything is touched.
 
 use crate::addr::IovaRange;
-use crate::error::{Errno, Error, Op, Result, Why};
+use crate::error::{Errno, Error, Result, Why};
 use crate::limits::{Limits, Memlock};
 use crate::reconcile::plan::Plan;
 use crate::region::Kind;
@@ -15,8 +15,7 @@ pub fn check(plan: &Plan, limits: &Limits, memlock: impl FnOnce() -> Memlock) ->
         let translatable = |range: IovaRange| limits.iova_ranges.iter().any(|valid| valid.contains(range));
         if let Some(entry) = ram().find(|entry| !translatable(entry.range)) {
             let why = Why::OutsideIova { valid: limits.iova_ranges.clone() };
-            let error = Error::check(Errno::EINVAL, Some(entry.range), why);
-            return Err(Error { hva: Some(entry.hva), ..error });
+            return Err(Error::check(Errno::EINVAL, why).at(entry.range).at_hva(entry.hva));
         }
     }
     let pinned = ram().fold(0u64, |sum, entry| sum.saturating_add(entry.range.length()));
@@ -29,12 +28,9 @@ pub fn check(plan: &Plan, limits: &Limits, memlock: impl FnOnce() -> Memlock) ->
     if locked.saturating_add(needed) <= limit {
         return Ok(());
     }
-    let first = ram().next();
-    Err(Error {
-        op: Op::Check,
-        errno: Errno::ENOMEM,
-        range: first.map(|entry| entry.range),
-        hva: first.map(|entry| entry.hva),
-        why: Why::Memlock { needed, locked, limit },
+    let error = Error::check(Errno::ENOMEM, Why::Memlock { needed, locked, limit });
+    Err(match ram().next() {
+        Some(first) => error.at(first.range).at_hva(first.hva),
+        None => error,
     })
 }

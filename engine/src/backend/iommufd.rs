@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::addr::{IovaRange, PageSizes};
 use crate::backend::{Backend, Mapping, Populate, enoent_as_zero};
-use crate::error::{Errno, Error, Op, Result, Why};
+use crate::error::{Errno, Error, KernelResult, Op, Result, Why};
 use crate::limits::{Limits, Memlock, MemlockScope};
 use crate::object::{Object, ObjectKind};
 use crate::sys::{dma_buf, fd, iommufd, memlock, procmap};
@@ -34,11 +34,12 @@ pub struct Iommufd {
 impl Iommufd {
     /// Duplicates `iommufd_fd`, in which `ioas_id` is an IOAS.
     pub fn open(iommufd_fd: RawFd, ioas_id: u32) -> Result<Self> {
-        let failed = |errno, why| Error { op: Op::Open, errno, range: None, hva: None, why };
-        let fd = fd::duplicate(iommufd_fd).map_err(|errno| failed(errno, Why::Kernel))?;
+        let fd = fd::duplicate(iommufd_fd).map_err(|errno| Error::kernel(Op::Open, errno))?;
         iommufd::space(fd.as_fd(), ioas_id).map_err(|error| match error.errno {
-            Errno::ENOENT => failed(Errno::ENOENT, Why::Other("the iommufd has no IOAS with this id")),
-            errno => failed(errno, error.why),
+            Errno::ENOENT => {
+                Error::check(Errno::ENOENT, Why::Other("the iommufd has no IOAS with this id")).of(Op::Open)
+            }
+            _ => error.of(Op::Open),
         })?;
         // Fixed since the IOAS was made. If it cannot be asked, what the kernel does unless told otherwise is the best guess.
         let per_process = iommufd::counts_per_process(fd.as_fd()).unwrap_or(false);
@@ -48,20 +49,20 @@ impl Iommufd {
     }
 
     /// By host address: what any kernel can do, with memory.
-    fn map_address(&self, mapping: &Mapping) -> Result<()> {
+    fn map_address(&self, mapping: &Mapping) -> KernelResult<()> {
         iommufd::map(self.fd.as_fd(), self.ioas_id, mapping)
     }
 
     /// By file: without page tables or the lock of the address space, a huge page at a time. Of a private mapping these would be
     /// the wrong pages, so what the caller says is not taken on trust.
-    fn map_file(&self, mapping: &Mapping, file: Object<'_>) -> Result<()> {
+    fn map_file(&self, mapping: &Mapping, file: Object<'_>) -> KernelResult<()> {
         let Object { fd, offset, .. } = file;
         let known = !self.no_files.load(Ordering::Relaxed);
         if !known || !procmap::is_shared_memory(mapping.hva, mapping.range.length(), fd, offset) {
             return self.map_address(mapping);
         }
         match iommufd::map_file(self.fd.as_fd(), self.ioas_id, mapping, fd, offset) {
-            Err(Error { errno: Errno::ENOTTY, .. }) => {
+            Err(Errno::ENOTTY) => {
                 self.no_files.store(true, Ordering::Relaxed);
                 self.map_address(mapping)
             }
@@ -70,7 +71,7 @@ impl Iommufd {
     }
 
     /// Through a dma-buf, which only lives as long as it takes: what is mapped keeps it.
-    fn map_bar(&self, mapping: &Mapping, bar: Object<'_>, region_index: u32) -> Result<()> {
+    fn map_bar(&self, mapping: &Mapping, bar: Object<'_>, region_index: u32) -> KernelResult<()> {
         let range = mapping.range;
         let buffer = dma_buf::export(bar.fd, region_index, bar.offset, range.length())?;
         iommufd::map_file(self.fd.as_fd(), self.ioas_id, mapping, buffer.as_fd(), 0)?;
@@ -130,24 +131,22 @@ impl Backend for Iommufd {
         true
     }
 
-    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
-        let mapped = match object {
+    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
+        match object {
             Some(bar @ Object { kind: ObjectKind::Bar { region_index }, .. }) => {
-                return self.map_bar(mapping, bar, region_index).map_err(|error| error.errno);
+                return self.map_bar(mapping, bar, region_index);
             }
             Some(file) => self.map_file(mapping, file),
             None => self.map_address(mapping),
-        };
-        mapped.map_err(|error| error.errno)?;
+        }?;
         self.mapped.fetch_add(mapping.range.length(), Ordering::Relaxed);
         Ok(())
     }
 
     // EBUSY is told as it is. It means that somebody else maps or unmaps in this range at this moment, or uses what is mapped
     // there: neither is ours to wait for, and entries before the busy one may be gone, so that no later answer would add up.
-    fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
-        let answer = iommufd::unmap(self.fd.as_fd(), self.ioas_id, range).map_err(|error| error.errno);
-        let bytes = enoent_as_zero(answer)?;
+    fn unmap(&self, range: IovaRange) -> KernelResult<u64> {
+        let bytes = enoent_as_zero(iommufd::unmap(self.fd.as_fd(), self.ioas_id, range))?;
         let counted = bytes.saturating_sub(self.forget_bars(range));
         // Others may use the IOAS as well, and what they mapped is not counted here.
         let less = |mapped: u64| Some(mapped.saturating_sub(counted));

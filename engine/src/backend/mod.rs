@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::addr::IovaRange;
-use crate::error::{Errno, Result};
+use crate::error::{Errno, KernelResult, Result};
 use crate::limits::{Limits, Memlock};
 use crate::object::Object;
 pub use crate::region::Mapping;
@@ -30,13 +30,13 @@ pub trait DirtyTracking {
     fn most_bytes(&self) -> u64;
 
     /// Begins to track, or ends to. Both may be the case already.
-    fn track_dirty(&self, on: bool) -> std::result::Result<(), Errno>;
+    fn track_dirty(&self, on: bool) -> KernelResult<()>;
 
     /// Tells of the entries in `range`, which cuts none.
-    fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<(), Errno>;
+    fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> KernelResult<()>;
 
     /// [`Backend::unmap`], and tells of what it unmapped.
-    fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<u64, Errno>;
+    fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> KernelResult<u64>;
 }
 
 /// Turns the ENOENT of an unmap call into "0 bytes". iommufd returns it when no entry lies in the range, when the range cuts an
@@ -44,7 +44,7 @@ pub trait DirtyTracking {
 ///
 /// A caller would mistake the errno for success ("already unmapped"), and leave a mapping behind if the range cut an entry. The
 /// number of bytes meets the check that every caller of [`Backend::unmap`] has to make, and is right where nothing was mapped.
-fn enoent_as_zero(answer: std::result::Result<u64, Errno>) -> std::result::Result<u64, Errno> {
+fn enoent_as_zero(answer: KernelResult<u64>) -> KernelResult<u64> {
     match answer {
         Err(Errno::ENOENT) => Ok(0),
         answer => answer,
@@ -85,14 +85,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
     }
 
     /// Maps one entry, or nothing. `object` is what the caller says is behind it, if it says anything.
-    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno>;
+    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()>;
 
     /// Unmaps every entry inside `range` and answers how many bytes those were; [`IovaRange::ALL`] is everything.
     ///
     /// A range must not cut an entry: type1 then answers an error and unmaps nothing, iommufd counts nothing but may have
     /// unmapped the entries before the one that is cut. So the caller must know how many bytes it expects, and a number
     /// that is not that one means that it does not know what is mapped.
-    fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno>;
+    fn unmap(&self, range: IovaRange) -> KernelResult<u64>;
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use crate::addr::{Iova, IovaRange, PageSizes};
 use crate::backend::{Backend, DirtyTracking, Mapping, Populate, enoent_as_zero};
-use crate::error::{Errno, Error, Op, Result, Why};
+use crate::error::{Errno, Error, KernelResult, Op, Result, Why};
 use crate::limits::{Limits, Memlock};
 use crate::object::Object;
 use crate::sys::type1::info::{self, Type1Info};
@@ -32,17 +32,16 @@ pub struct Type1 {
 impl Type1 {
     /// Duplicates `container_fd`. Its owner has set the IOMMU type; the kernel has no way to ask which one it was.
     pub fn open(container_fd: RawFd) -> Result<Self> {
-        let failed = |errno, why| Error { op: Op::Open, errno, range: None, hva: None, why };
-        let container = fd::duplicate(container_fd).map_err(|errno| failed(errno, Why::Kernel))?;
-        let version = type1::api_version(container.as_fd())?;
+        let failed = |errno| Error::kernel(Op::Open, errno);
+        let refused = |text| Error::check(Errno::EINVAL, Why::Other(text)).of(Op::Open);
+        let container = fd::duplicate(container_fd).map_err(failed)?;
+        let version = type1::api_version(container.as_fd()).map_err(failed)?;
         if version != API_VERSION {
-            return Err(failed(Errno::EINVAL, Why::Other("the container speaks an unknown version of VFIO")));
+            return Err(refused("the container speaks an unknown version of VFIO"));
         }
         let info = read_info(&container).map_err(|error| match error.errno {
             // All that a container without an IOMMU type ever answers.
-            Errno::EINVAL => {
-                failed(Errno::EINVAL, Why::Other("the container has no group or no IOMMU type set"))
-            }
+            Errno::EINVAL => refused("the container has no group or no IOMMU type set"),
             _ => error,
         })?;
         let page = PageSizes::from_bitmap(info.page_sizes).smallest();
@@ -57,13 +56,7 @@ impl Type1 {
 /// Asks the container what it is.
 fn read_info(container: &OwnedFd) -> Result<Type1Info> {
     let bytes = type1::info(container.as_fd())?;
-    info::parse(&bytes).map_err(|malformed| Error {
-        op: Op::Info,
-        errno: Errno::EIO,
-        range: None,
-        hva: None,
-        why: Why::Other(malformed.text()),
-    })
+    info::parse(&bytes).map_err(|malformed| Error::malformed(malformed.text()))
 }
 
 /// Whether iommufd imitates this container (an opened `/dev/iommu`, or `/dev/vfio/vfio` of a kernel built so).
@@ -112,24 +105,19 @@ impl Backend for Type1 {
         !self.imitated
     }
 
-    fn map(&self, mapping: &Mapping, _: Option<Object<'_>>) -> std::result::Result<(), Errno> {
+    fn map(&self, mapping: &Mapping, _: Option<Object<'_>>) -> KernelResult<()> {
         let container = self.container.as_fd();
         let iova = Iova(mapping.range.start());
         let writable = mapping.perm.is_writable();
         map_or_replace(
-            || {
-                type1::map(container, iova, mapping.hva, mapping.range.length(), writable)
-                    .map_err(|error| error.errno)
-            },
+            || type1::map(container, iova, mapping.hva, mapping.range.length(), writable),
             || self.unmap(mapping.range),
         )
     }
 
-    fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
+    fn unmap(&self, range: IovaRange) -> KernelResult<u64> {
         let container = self.container.as_fd();
-        let answer = unmap_to_the_top(range, self.page, |extent| {
-            type1::unmap(container, extent).map_err(|error| error.errno)
-        });
+        let answer = unmap_to_the_top(range, self.page, |extent| type1::unmap(container, extent));
         if self.imitated { enoent_as_zero(answer) } else { answer }
     }
 }
@@ -139,16 +127,16 @@ impl DirtyTracking for Type1 {
         self.most_dirty.unwrap_or(0)
     }
 
-    fn track_dirty(&self, on: bool) -> std::result::Result<(), Errno> {
-        dirty::track(self.container.as_fd(), on).map_err(|error| error.errno)
+    fn track_dirty(&self, on: bool) -> KernelResult<()> {
+        dirty::track(self.container.as_fd(), on)
     }
 
-    fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<(), Errno> {
-        dirty::read(self.container.as_fd(), range, self.page, bitmap).map_err(|error| error.errno)
+    fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> KernelResult<()> {
+        dirty::read(self.container.as_fd(), range, self.page, bitmap)
     }
 
-    fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<u64, Errno> {
-        dirty::unmap(self.container.as_fd(), range, self.page, bitmap).map_err(|error| error.errno)
+    fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> KernelResult<u64> {
+        dirty::unmap(self.container.as_fd(), range, self.page, bitmap)
     }
 }
 
@@ -158,9 +146,9 @@ impl DirtyTracking for Type1 {
 /// has always answered it like this. EEXIST, which is what type1 says today, is never retried: the table would be wrong,
 /// and that is an error to be told.
 fn map_or_replace(
-    mut map: impl FnMut() -> std::result::Result<(), Errno>,
-    unmap: impl FnOnce() -> std::result::Result<u64, Errno>,
-) -> std::result::Result<(), Errno> {
+    mut map: impl FnMut() -> KernelResult<()>,
+    unmap: impl FnOnce() -> KernelResult<u64>,
+) -> KernelResult<()> {
     match map() {
         Err(Errno::EBUSY) => {
             // The first errno is the one that tells what is wrong.
@@ -179,8 +167,8 @@ fn map_or_replace(
 fn unmap_to_the_top(
     range: IovaRange,
     page: u64,
-    mut unmap: impl FnMut(Extent) -> std::result::Result<u64, Errno>,
-) -> std::result::Result<u64, Errno> {
+    mut unmap: impl FnMut(Extent) -> KernelResult<u64>,
+) -> KernelResult<u64> {
     if range == IovaRange::ALL {
         return unmap(Extent::All);
     }
@@ -236,10 +224,7 @@ mod tests {
         assert_eq!(map_or_replace(|| answer(&asked), || Err(Errno::EINVAL)), Err(Errno::EBUSY));
     }
 
-    fn asked_to_unmap(
-        range: IovaRange,
-        answers: &[std::result::Result<u64, Errno>],
-    ) -> (Vec<Extent>, std::result::Result<u64, Errno>) {
+    fn asked_to_unmap(range: IovaRange, answers: &[KernelResult<u64>]) -> (Vec<Extent>, KernelResult<u64>) {
         let (asked, answer) = answering(answers);
         let mut extents = Vec::new();
         let result = unmap_to_the_top(range, 0x1000, |extent| {

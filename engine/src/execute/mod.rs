@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::addr::IovaRange;
 use crate::backend::{Backend, Populate};
-use crate::error::{Errno, Error, Op, Result, Why};
+use crate::error::{Errno, Error, KernelResult, Op, Result, Why};
 use crate::object::Objects;
 use crate::populate::{self, How, Piece, Populating, Report};
 use crate::reconcile::dirty_pages::{DirtyPages, words_for};
@@ -202,7 +202,7 @@ impl Executor<'_> {
         self.note_unmap(range, range.length(), answer, start.elapsed())
     }
 
-    fn note_map(&mut self, entry: &Entry, answer: std::result::Result<(), Errno>, took: Duration) {
+    fn note_map(&mut self, entry: &Entry, answer: KernelResult<()>, took: Duration) {
         self.done.map_time += took;
         if answer.is_ok() {
             self.table.insert(*entry);
@@ -216,20 +216,17 @@ impl Executor<'_> {
         &mut self,
         range: IovaRange,
         expected: u64,
-        answer: std::result::Result<u64, Errno>,
+        answer: KernelResult<u64>,
         took: Duration,
     ) -> Result<()> {
         self.done.unmap_time += took;
         self.done.unmap_longest = self.done.unmap_longest.max(took);
-        let failed = |errno, why| Err(Error { op: Op::Unmap, errno, range: Some(range), hva: None, why });
-        let got = match answer {
-            Ok(got) => got,
-            Err(errno) => return failed(errno, Why::Kernel),
-        };
+        let got = answer.map_err(|errno| Error::kernel(Op::Unmap, errno).at(range))?;
         self.done.unmap_calls += 1;
         self.done.unmap_bytes = self.done.unmap_bytes.saturating_add(got);
         if got != expected {
-            return failed(Errno::EIO, Why::ByteCount { expected, got });
+            let error = Error::kernel(Op::Unmap, Errno::EIO).at(range);
+            return Err(Error { why: Why::ByteCount { expected, got }, ..error });
         }
         self.table.remove_within(range);
         Ok(())
@@ -237,8 +234,7 @@ impl Executor<'_> {
 }
 
 fn not_mapped(entry: &Entry, errno: Errno) -> Error {
-    let (range, hva) = (Some(entry.range), Some(entry.hva));
-    Error { op: Op::Map, errno, range, hva, why: Why::Kernel }
+    Error::kernel(Op::Map, errno).at(entry.range).at_hva(entry.hva)
 }
 
 /// The memory behind each entry. Of device memory there is nothing to fault in, and a single page is the map call's: to look

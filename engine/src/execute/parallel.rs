@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Executor, not_mapped, pieces};
 use crate::addr::IovaRange;
-use crate::error::{Errno, Error, Result};
+use crate::error::{Error, KernelResult, Result};
 use crate::populate::{self, ALONE_BELOW, How, Populating};
 use crate::reconcile::plan::Unmap;
 use crate::reconcile::table::Entry;
@@ -78,7 +78,7 @@ impl Executor<'_> {
         let next = AtomicUsize::new(0);
         let first = Mutex::new(Ok(()));
         let noted = Mutex::new(&mut *self);
-        let note = |range: IovaRange, answer: std::result::Result<u64, Errno>, took: Duration| {
+        let note = |range: IovaRange, answer: KernelResult<u64>, took: Duration| {
             let done = lock(&noted).note_unmap(range, range.length(), answer, took);
             let mut first = lock(&first);
             *first = std::mem::replace(&mut *first, Ok(())).and(done);
@@ -107,11 +107,7 @@ struct Mapping<'a> {
 
 impl Mapping<'_> {
     /// Takes entries until none is left, or until a map call has failed or panicked in any thread.
-    fn work(
-        &self,
-        populating: Option<&Populating<'_>>,
-        map: impl Fn(&Entry) -> std::result::Result<(), Errno>,
-    ) {
+    fn work(&self, populating: Option<&Populating<'_>>, map: impl Fn(&Entry) -> KernelResult<()>) {
         thread::on_panic(|| self.stop(populating), || self.take_entries(populating, map));
         if self.stop.load(Ordering::Relaxed) {
             self.stop(populating);
@@ -126,11 +122,7 @@ impl Mapping<'_> {
         }
     }
 
-    fn take_entries(
-        &self,
-        populating: Option<&Populating<'_>>,
-        map: impl Fn(&Entry) -> std::result::Result<(), Errno>,
-    ) {
+    fn take_entries(&self, populating: Option<&Populating<'_>>, map: impl Fn(&Entry) -> KernelResult<()>) {
         while !self.stop.load(Ordering::Relaxed) {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(entry) = self.entries.get(index) else {
@@ -164,6 +156,7 @@ mod tests {
 
     use super::*;
     use crate::addr::{HostVa, Iova};
+    use crate::error::Errno;
     use crate::reconcile::table::Generation;
     use crate::region::{Backing, Perm};
 
@@ -174,7 +167,7 @@ mod tests {
     }
 
     /// Makes two threads' turns after one another: in the first, call 2 has this outcome. Returns how many calls were made.
-    fn calls_of_two_threads(second: impl Fn() -> std::result::Result<(), Errno>) -> usize {
+    fn calls_of_two_threads(second: impl Fn() -> KernelResult<()>) -> usize {
         let entries: Vec<Entry> = (0..10).map(entry).collect();
         let mapping = Mapping {
             entries: &entries,

@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use vfio_bindings::bindings::vfio as uapi;
 
 use super::ioctl::submit;
-use crate::error::{Op, Result};
+use crate::error::KernelResult;
 
 /// `_IO(VFIO_TYPE, VFIO_BASE + 17)`
 const DEVICE_FEATURE: libc::c_ulong = 0x3b75;
@@ -36,7 +36,12 @@ const _: () = {
 
 /// A dma-buf of `length` bytes of a BAR, from `offset` on. The kernel takes away what is mapped of it while the device does not
 /// decode its memory, and does not bring it back. ENOTTY from kernels and devices that cannot do it.
-pub(crate) fn export(device: BorrowedFd<'_>, region_index: u32, offset: u64, length: u64) -> Result<OwnedFd> {
+pub(crate) fn export(
+    device: BorrowedFd<'_>,
+    region_index: u32,
+    offset: u64,
+    length: u64,
+) -> KernelResult<OwnedFd> {
     let mut argument = ExportRange {
         argsz: size_of::<ExportRange>() as u32,
         flags: uapi::VFIO_DEVICE_FEATURE_GET | DMA_BUF,
@@ -48,7 +53,7 @@ pub(crate) fn export(device: BorrowedFd<'_>, region_index: u32, offset: u64, len
         ..ExportRange::default()
     };
     // SAFETY: `argument` is as long as its first field says and lives through the call.
-    let fd = unsafe { submit(Op::Map, device, DEVICE_FEATURE, (&raw mut argument).cast()) }?;
+    let fd = unsafe { submit(device, DEVICE_FEATURE, (&raw mut argument).cast()) }?;
     // SAFETY: the kernel has just made this descriptor for us, so nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -71,6 +76,6 @@ mod tests {
     #[test]
     fn what_is_no_device_exports_nothing() {
         let file = File::open("/dev/null").unwrap();
-        assert_eq!(export(file.as_fd(), 0, 0, 0x1000).unwrap_err().errno, Errno(libc::ENOTTY));
+        assert_eq!(export(file.as_fd(), 0, 0, 0x1000).unwrap_err(), Errno::ENOTTY);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::error::{Errno, Error, Op, Result, Why};
+use crate::error::{Errno, KernelResult};
 
 /// Every ioctl of the engine is made here.
 ///
@@ -17,16 +17,15 @@ use crate::error::{Errno, Error, Op, Result, Why};
 /// answer, that is writable for the call too. Where it names memory to map, that is such as
 /// [`crate::sys::hva::host_va`] asks for.
 pub(super) unsafe fn submit(
-    op: Op,
     fd: BorrowedFd<'_>,
     request: libc::c_ulong,
     argument: *mut libc::c_void,
-) -> Result<libc::c_int> {
+) -> KernelResult<libc::c_int> {
     // SAFETY: the descriptor is open, as it is borrowed; what the kernel may read and write behind `argument` is the
     // caller's promise. A descriptor of something else than the request is for answers ENOTTY.
     let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) };
     if answer < 0 {
-        return Err(Error { op, errno: Errno::last(), range: None, hva: None, why: Why::Kernel });
+        return Err(Errno::last());
     }
     Ok(answer)
 }

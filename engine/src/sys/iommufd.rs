@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::ioctl::submit;
 use crate::addr::IovaRange;
-use crate::error::{Errno, Error, Op, Result, Why};
+use crate::error::{Errno, Error, KernelResult, Op, Result};
 use crate::region::{Mapping, Perm};
 
 // From include/uapi/linux/iommufd.h. The only published bindings may not be linked into everything this library may be
@@ -129,7 +129,7 @@ const fn size<T>() -> u32 {
 }
 
 /// Lets devices reach the memory at the mapping's host address.
-pub(crate) fn map(iommufd: BorrowedFd<'_>, ioas_id: u32, mapping: &Mapping) -> Result<()> {
+pub(crate) fn map(iommufd: BorrowedFd<'_>, ioas_id: u32, mapping: &Mapping) -> KernelResult<()> {
     let mut argument = Map {
         size: size::<Map>(),
         flags: map_flags(mapping.perm),
@@ -141,7 +141,7 @@ pub(crate) fn map(iommufd: BorrowedFd<'_>, ioas_id: u32, mapping: &Mapping) -> R
     };
     // SAFETY: `argument` is as long as its first field says and lives through the call. Whoever made the `HostVa`
     // vouched for the memory.
-    unsafe { submit(Op::Map, iommufd, IOAS_MAP, (&raw mut argument).cast()) }.map(drop)
+    unsafe { submit(iommufd, IOAS_MAP, (&raw mut argument).cast()) }.map(drop)
 }
 
 /// Lets devices reach a file instead, from `start` on. ENOTTY from kernels before 6.13.
@@ -151,7 +151,7 @@ pub(crate) fn map_file(
     mapping: &Mapping,
     file: BorrowedFd<'_>,
     start: u64,
-) -> Result<()> {
+) -> KernelResult<()> {
     let mut argument = MapFile {
         size: size::<MapFile>(),
         flags: map_flags(mapping.perm),
@@ -163,7 +163,7 @@ pub(crate) fn map_file(
     };
     // SAFETY: `argument` is as long as its first field says and lives through the call. What is mapped is a file's, or a
     // device's, and only what this process has a shared mapping of: whoever made the `HostVa` of that vouched for it.
-    unsafe { submit(Op::Map, iommufd, IOAS_MAP_FILE, (&raw mut argument).cast()) }.map(drop)
+    unsafe { submit(iommufd, IOAS_MAP_FILE, (&raw mut argument).cast()) }.map(drop)
 }
 
 fn map_flags(perm: Perm) -> u32 {
@@ -171,17 +171,17 @@ fn map_flags(perm: Perm) -> u32 {
 }
 
 /// Takes away every entry inside `range`, and answers how many bytes those were.
-pub(crate) fn unmap(iommufd: BorrowedFd<'_>, ioas_id: u32, range: IovaRange) -> Result<u64> {
+pub(crate) fn unmap(iommufd: BorrowedFd<'_>, ioas_id: u32, range: IovaRange) -> KernelResult<u64> {
     // The length of the whole space does not fit; the kernel takes the largest number for it.
     let (iova, length) = (range.start(), range.length());
     let mut argument = Unmap { size: size::<Unmap>(), ioas_id, iova, length };
     // SAFETY: `argument` is as long as its first field says and lives through the call.
-    unsafe { submit(Op::Unmap, iommufd, IOAS_UNMAP, (&raw mut argument).cast()) }?;
+    unsafe { submit(iommufd, IOAS_UNMAP, (&raw mut argument).cast()) }?;
     Ok(argument.length)
 }
 
 /// Whether pinned memory is counted per process, as VFIO does it, and not per user.
-pub(crate) fn counts_per_process(iommufd: BorrowedFd<'_>) -> Result<bool> {
+pub(crate) fn counts_per_process(iommufd: BorrowedFd<'_>) -> KernelResult<bool> {
     let mut argument = GetOption {
         size: size::<GetOption>(),
         option_id: OPTION_RLIMIT_MODE,
@@ -189,7 +189,7 @@ pub(crate) fn counts_per_process(iommufd: BorrowedFd<'_>) -> Result<bool> {
         ..GetOption::default()
     };
     // SAFETY: `argument` is as long as its first field says and lives through the call.
-    unsafe { submit(Op::Info, iommufd, OPTION, (&raw mut argument).cast()) }?;
+    unsafe { submit(iommufd, OPTION, (&raw mut argument).cast()) }?;
     Ok(argument.val64 == 1)
 }
 
@@ -214,19 +214,17 @@ pub(crate) fn space(iommufd: BorrowedFd<'_>, ioas_id: u32) -> Result<Space> {
         };
         // SAFETY: `argument` is as long as its first field says, the array it names holds as many ranges as it says, and
         // both live through the call.
-        let asked = unsafe { submit(Op::Info, iommufd, IOAS_IOVA_RANGES, (&raw mut argument).cast()) };
+        let asked = unsafe { submit(iommufd, IOAS_IOVA_RANGES, (&raw mut argument).cast()) };
         match asked {
             // The kernel has filled the struct all the same.
-            Ok(_) | Err(Error { errno: Errno::EMSGSIZE, .. }) => Ok(argument),
-            Err(error) => Err(error),
+            Ok(_) | Err(Errno::EMSGSIZE) => Ok(argument),
+            Err(errno) => Err(Error::kernel(Op::Info, errno)),
         }
     })
 }
 
 /// Asks with a buffer that grows until everything fits. Nothing of the answer is taken on trust.
 fn read_space(mut ask: impl FnMut(&mut [Range]) -> Result<IovaRanges>) -> Result<Space> {
-    let malformed =
-        |text| Error { op: Op::Info, errno: Errno::EIO, range: None, hva: None, why: Why::Other(text) };
     let mut buffer = vec![Range::default(); RANGES_FIRST];
     loop {
         let answer = ask(&mut buffer)?;
@@ -234,13 +232,13 @@ fn read_space(mut ask: impl FnMut(&mut [Range]) -> Result<IovaRanges>) -> Result
         let Some(ranges) = buffer.get(..count) else {
             // Devices can come while we ask, but each round has more room than the one before.
             if count > RANGES_MOST {
-                return Err(malformed("the IOAS says it has more than 65536 ranges of valid IOVAs"));
+                return Err(Error::malformed("the IOAS says it has more than 65536 ranges of valid IOVAs"));
             }
             buffer = vec![Range::default(); count];
             continue;
         };
         if ranges.is_empty() {
-            return Err(malformed(
+            return Err(Error::malformed(
                 "no IOVA of the IOAS can be mapped: its devices have no address in common",
             ));
         }
@@ -248,11 +246,11 @@ fn read_space(mut ask: impl FnMut(&mut [Range]) -> Result<IovaRanges>) -> Result
             .iter()
             .map(|range| IovaRange::from_bounds(range.start, range.last))
             .collect::<Option<_>>()
-            .ok_or_else(|| malformed("a range of valid IOVAs ends before it starts"))?;
+            .ok_or_else(|| Error::malformed("a range of valid IOVAs ends before it starts"))?;
         ranges.sort_unstable();
         let alignment = answer.out_iova_alignment;
         if !alignment.is_power_of_two() {
-            return Err(malformed("the IOAS's alignment of IOVAs is no power of two"));
+            return Err(Error::malformed("the IOAS's alignment of IOVAs is no power of two"));
         }
         return Ok(Space { ranges, alignment });
     }
@@ -351,23 +349,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_iommufd_answers_with_the_operation_and_the_errno() {
+    fn what_is_not_an_iommufd_answers_enotty() {
         let file = File::open("/proc/self/status").unwrap();
         let fd = file.as_fd();
         let range = IovaRange::new(Iova(0), 0x1000).unwrap();
         let mapping = Mapping { range, hva: HostVa::from_raw(0), perm: Perm::ReadWrite };
         let tried = [
-            (Op::Info, space(fd, 1).map(drop)),
-            (Op::Info, counts_per_process(fd).map(drop)),
-            (Op::Map, map(fd, 1, &mapping)),
-            (Op::Map, map_file(fd, 1, &mapping, fd, 0)),
-            (Op::Unmap, unmap(fd, 1, range).map(drop)),
-            (Op::Unmap, unmap(fd, 1, IovaRange::ALL).map(drop)),
+            counts_per_process(fd).map(drop),
+            map(fd, 1, &mapping),
+            map_file(fd, 1, &mapping, fd, 0),
+            unmap(fd, 1, range).map(drop),
+            unmap(fd, 1, IovaRange::ALL).map(drop),
         ];
-        for (op, result) in tried {
-            let error = result.unwrap_err();
-            assert_eq!((error.op, error.errno, error.why), (op, Errno(libc::ENOTTY), Why::Kernel));
-        }
+        assert_eq!(tried, [Err(Errno::ENOTTY); 5]);
+        assert_eq!(space(fd, 1).unwrap_err(), Error::kernel(Op::Info, Errno::ENOTTY));
     }
 
     /// Answers as the kernel does: fills what fits and says how many there are.

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::ioctl::submit;
 use crate::addr::HostVa;
-use crate::error::Op;
+use crate::error::KernelResult;
 
 /// `PROCMAP_QUERY`, since Linux 6.11: `_IOWR('f', 17, struct procmap_query)`.
 const QUERY: libc::c_ulong =
@@ -74,10 +74,10 @@ pub(crate) fn is_shared_memory(hva: HostVa, bytes: u64, file: BorrowedFd<'_>, of
     bytes > 0
 }
 
-fn query(maps: &File, address: u64) -> crate::error::Result<Query> {
+fn query(maps: &File, address: u64) -> KernelResult<Query> {
     let mut argument = Query { size: size_of::<Query>() as u64, query_addr: address, ..Query::default() };
     // SAFETY: `argument` is as long as its first field says and lives through the call; it asks for no name.
-    unsafe { submit(Op::Info, maps.as_fd(), QUERY, (&raw mut argument).cast()) }?;
+    unsafe { submit(maps.as_fd(), QUERY, (&raw mut argument).cast()) }?;
     Ok(argument)
 }
 

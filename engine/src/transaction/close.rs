@@ -2,7 +2,7 @@
 
 use super::{Engine, State};
 use crate::addr::IovaRange;
-use crate::error::{Error, Op, Result, Why};
+use crate::error::{Error, Op, Result};
 use crate::log::Level;
 use crate::reconcile::plan;
 use crate::reconcile::table::MapTable;
@@ -49,10 +49,8 @@ impl Engine {
         let halves = [IovaRange::from_bounds(0, u64::MAX >> 1), IovaRange::from_bounds(1 << 63, u64::MAX)];
         let mut emptied = Ok(());
         for range in halves.into_iter().flatten() {
-            let unmapped = self.backend.unmap(range).map_err(|errno| {
-                let (range, hva, why) = (Some(range), None, Why::Kernel);
-                Error { op: Op::Unmap, errno, range, hva, why }
-            });
+            let unmapped =
+                self.backend.unmap(range).map_err(|errno| Error::kernel(Op::Unmap, errno).at(range));
             emptied = emptied.and(unmapped.map(drop));
         }
         emptied

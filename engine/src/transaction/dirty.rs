@@ -69,7 +69,7 @@ impl Engine {
     pub fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<u64> {
         let mut state = self.healthy()?;
         if state.in_transaction {
-            return Err(Error::check(Errno::EBUSY, Some(range), Why::Transaction { open: true }));
+            return Err(Error::check(Errno::EBUSY, Why::Transaction { open: true }).at(range));
         }
         self.tracking(Some(range))?;
         self.check_bitmap(&state, range, bitmap)?;
@@ -95,12 +95,13 @@ impl Engine {
     fn tracking(&self, range: Option<IovaRange>) -> Result<&dyn DirtyTracking> {
         self.backend.dirty_tracking().ok_or_else(|| {
             let why = Why::Other("this container does not track dirty pages");
-            Error { op: Op::Dirty, ..Error::check(Errno::EOPNOTSUPP, range, why) }
+            let error = Error::check(Errno::EOPNOTSUPP, why).of(Op::Dirty);
+            Error { range, ..error }
         })
     }
 
     fn check_bitmap(&self, state: &State, range: IovaRange, bitmap: &[u64]) -> Result<()> {
-        let refused = |why| Err(Error::check(Errno::EINVAL, Some(range), why));
+        let refused = |why| Err(Error::check(Errno::EINVAL, why).at(range));
         let (page, end) = (self.page, range.last().wrapping_add(1));
         if let Some(value) = [range.start(), end].into_iter().find(|value| value & (page - 1) != 0) {
             return refused(Why::Misaligned { value, page });
@@ -135,5 +136,5 @@ fn calls(entries: impl Iterator<Item = IovaRange>, batch: Batch, page: u64) -> V
 }
 
 fn not_told(range: Option<IovaRange>, errno: Errno) -> Error {
-    Error { op: Op::Dirty, errno, range, hva: None, why: Why::Kernel }
+    Error { range, ..Error::kernel(Op::Dirty, errno) }
 }

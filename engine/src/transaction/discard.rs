@@ -20,8 +20,7 @@ impl Engine {
         let wanted = state.wanted.iter().map(|wanted| (wanted.region.range, wanted.region.hva));
         let held = state.table.iter().map(|entry| (entry.range, entry.hva));
         if let Some((with, _)) = wanted.chain(held).find(|(range, hva)| overlap(memory, *range, *hva)) {
-            let hva = Some(memory.hva());
-            return Err(Error { hva, ..Error::check(Errno::EBUSY, None, Why::Overlap { with }) });
+            return Err(Error::check(Errno::EBUSY, Why::Overlap { with }).at_hva(memory.hva()));
         }
         let (discarded, report) = discard::discard(memory, self.threads());
         let mut stats = self.stats_mut();
@@ -32,10 +31,7 @@ impl Engine {
                 stats.discard_bytes += memory.bytes();
                 Ok(())
             }
-            Err(errno) => {
-                let (range, hva, why) = (None, Some(memory.hva()), Why::Kernel);
-                Err(Error { op: Op::Discard, errno, range, hva, why })
-            }
+            Err(errno) => Err(Error::kernel(Op::Discard, errno).at_hva(memory.hva())),
         }
     }
 }

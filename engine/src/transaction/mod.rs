@@ -139,7 +139,7 @@ pub struct Engine {
 impl Engine {
     /// An engine over an empty `backend`. No thread is started.
     pub fn new(backend: Box<dyn Backend>, config: Config) -> Result<Self> {
-        let refused = |text| Error { op: Op::Open, ..Error::check(Errno::EINVAL, None, Why::Other(text)) };
+        let refused = |text| Error::check(Errno::EINVAL, Why::Other(text)).of(Op::Open);
         let grid = Grid::new(config.entry_size)
             .ok_or_else(|| refused("the entry size must be a power of two of at least 2 MiB"))?;
         if config.unmap_entries == 0 {
@@ -161,7 +161,7 @@ impl Engine {
     pub fn begin(&self) -> Result<()> {
         let mut state = self.healthy()?;
         if state.in_transaction {
-            return Err(Error::check(Errno::EBUSY, None, Why::Transaction { open: true }));
+            return Err(Error::check(Errno::EBUSY, Why::Transaction { open: true }));
         }
         state.in_transaction = true;
         Ok(())
@@ -335,7 +335,7 @@ impl Engine {
         let plan = plan::plan(&state.wanted, &state.table, scope, self.grid, self.batch(state), capacity)
             .map_err(|room| {
                 let why = Why::Entries { needed: room.needed, available: room.available };
-                Error::check(Errno::ENOSPC, None, why)
+                Error::check(Errno::ENOSPC, why)
             })?;
         scope.clone_from(&plan.scope);
         preflight::check(&plan, &state.limits, || self.backend.memlock())?;
@@ -419,7 +419,7 @@ impl Engine {
             None => Ok(state),
             Some(cause) => {
                 let why = Why::Poisoned { cause: cause.clone() };
-                Err(Error::check(Errno::ENOTRECOVERABLE, None, why))
+                Err(Error::check(Errno::ENOTRECOVERABLE, why))
             }
         }
     }
@@ -429,7 +429,7 @@ impl Engine {
         if state.in_transaction {
             Ok(state)
         } else {
-            Err(Error::check(Errno::EINVAL, None, Why::Transaction { open: false }))
+            Err(Error::check(Errno::EINVAL, Why::Transaction { open: false }))
         }
     }
 }

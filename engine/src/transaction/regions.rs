@@ -5,6 +5,7 @@ use std::sync::MutexGuard;
 use super::{Engine, State};
 use crate::addr::{HostVa, Iova, IovaRange};
 use crate::error::{Errno, Error, Op, Result, Why};
+use crate::execute::Refusal;
 use crate::object::{Named, ObjectKind};
 use crate::reconcile::runs::runs;
 use crate::region::{Backing, Kind, Perm, Region};
@@ -104,10 +105,10 @@ impl Engine {
         let page = self.page;
         let end = range.last().wrapping_add(1);
         if let Some(value) = [range.start(), end].into_iter().find(|value| value & (page - 1) != 0) {
-            return Err(Error::check(Errno::EINVAL, Some(range), Why::Misaligned { value, page }));
+            return Err(Error::check(Errno::EINVAL, Why::Misaligned { value, page }).at(range));
         }
         let removed = state.wanted.remove(range);
-        removed.map_err(|region| Error::check(Errno::EINVAL, Some(range), Why::CutsExact { region }))
+        removed.map_err(|region| Error::check(Errno::EINVAL, Why::CutsExact { region }).at(range))
     }
 
     /// Whether the numbers of a region can be a region's.
@@ -136,8 +137,8 @@ impl Engine {
         let added = state.wanted.touched().to_vec();
         let outcome = self.settle(&mut state)?;
         let Some(refusal) = outcome.refusals.first() else { return Ok(()) };
-        let (range, hva) = (Some(refusal.entry.range), Some(refusal.entry.hva));
-        let error = Error { op: Op::Map, errno: refusal.errno, range, hva, why: Why::Kernel };
+        let Refusal { entry, errno, .. } = refusal;
+        let error = Error::kernel(Op::Map, *errno).at(entry.range).at_hva(entry.hva);
         for range in &added {
             let removed = state.wanted.remove(*range);
             debug_assert!(removed.is_ok(), "what was inserted can be removed");
@@ -156,10 +157,10 @@ fn insert(state: &mut State, region: Region) -> Result<()> {
 }
 
 fn refusal_of(region: &Region, errno: Errno, why: Why) -> Error {
-    Error { hva: Some(region.hva), ..Error::check(errno, Some(region.range), why) }
+    Error::check(errno, why).at(region.range).at_hva(region.hva)
 }
 
 /// A range from a start and a length, as most interfaces give it.
 pub fn range(iova: u64, length: u64) -> Result<IovaRange> {
-    IovaRange::new(Iova(iova), length).ok_or_else(|| Error::check(Errno::EINVAL, None, Why::BadRange))
+    IovaRange::new(Iova(iova), length).ok_or_else(|| Error::check(Errno::EINVAL, Why::BadRange))
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Backend, DirtyTracking, Mapping, Populate, enoent_as_zero};
 use crate::addr::{HostVa, IovaRange, PageSizes};
-use crate::error::{Errno, Result};
+use crate::error::{Errno, KernelResult, Result};
 use crate::limits::{Limits, Memlock, MemlockScope};
 use crate::object::{Object, ObjectKind};
 use crate::region::Perm;
@@ -152,7 +152,7 @@ impl Sim {
     }
 
     /// Attaches the first device, which pins what was only noted so far.
-    pub fn attach(&self) -> std::result::Result<(), Errno> {
+    pub fn attach(&self) -> KernelResult<()> {
         let mut state = self.state();
         let mut config = lock(&self.config);
         state.held.attach(&config)?;
@@ -161,13 +161,7 @@ impl Sim {
     }
 
     /// The map ioctl, with any numbers, answered as the kernel would. Not among [`Sim::calls`].
-    pub fn ask_to_map(
-        &self,
-        iova: u64,
-        length: u64,
-        hva: HostVa,
-        perm: Perm,
-    ) -> std::result::Result<(), Errno> {
+    pub fn ask_to_map(&self, iova: u64, length: u64, hva: HostVa, perm: Perm) -> KernelResult<()> {
         let mut state = self.state();
         state.held.map(&self.config(), Request { iova, length, hva, perm })
     }
@@ -181,20 +175,20 @@ impl Sim {
         offset: u64,
         file_bytes: u64,
         perm: Perm,
-    ) -> std::result::Result<(), Errno> {
+    ) -> KernelResult<()> {
         let mut state = self.state();
         let hva = HostVa::from_raw(offset);
         state.held.map_file(&self.config(), Request { iova, length, hva, perm }, file_bytes)
     }
 
     /// The unmap ioctl, with any numbers, answered as the kernel would. Not among [`Sim::calls`].
-    pub fn ask_to_unmap(&self, iova: u64, length: u64) -> std::result::Result<u64, Errno> {
+    pub fn ask_to_unmap(&self, iova: u64, length: u64) -> KernelResult<u64> {
         let mut state = self.state();
         state.held.unmap(&self.config(), iova, length)
     }
 
     /// The unmap ioctl for everything, answered as the kernel would. Not among [`Sim::calls`].
-    pub fn ask_to_unmap_all(&self) -> std::result::Result<u64, Errno> {
+    pub fn ask_to_unmap_all(&self) -> KernelResult<u64> {
         let mut state = self.state();
         state.held.unmap_all(&self.config())
     }
@@ -208,7 +202,7 @@ impl Sim {
     }
 
     /// Counts the call; answers the failure that was asked for.
-    fn record(&self, state: &mut State, call: Call) -> std::result::Result<SimConfig, Errno> {
+    fn record(&self, state: &mut State, call: Call) -> KernelResult<SimConfig> {
         state.calls.push(call);
         let nth = state.calls.len() as u64;
         let config = self.config();
@@ -280,7 +274,7 @@ impl Backend for Sim {
         self.config().rules == Rules::Type1
     }
 
-    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
+    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
         let mut state = self.state();
         let call =
             object.map_or(Call::Map(*mapping), |object| Call::MapFile(*mapping, object.kind, object.offset));
@@ -288,7 +282,7 @@ impl Backend for Sim {
         state.held.map(&config, Request::from(mapping))
     }
 
-    fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
+    fn unmap(&self, range: IovaRange) -> KernelResult<u64> {
         let mut state = self.state();
         let config = self.record(&mut state, Call::Unmap(range))?;
         let answer = match range {
@@ -308,17 +302,17 @@ impl DirtyTracking for Sim {
         config.most_bitmap_bytes.saturating_mul(8).saturating_mul(config.page_sizes.smallest())
     }
 
-    fn track_dirty(&self, on: bool) -> std::result::Result<(), Errno> {
+    fn track_dirty(&self, on: bool) -> KernelResult<()> {
         self.state().held.track(&self.config(), on)
     }
 
-    fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<(), Errno> {
+    fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> KernelResult<()> {
         let mut state = self.state();
         let config = self.record(&mut state, Call::ReadDirty(range))?;
         state.held.read_dirty(&config, range.start(), range.length(), bitmap)
     }
 
-    fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> std::result::Result<u64, Errno> {
+    fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> KernelResult<u64> {
         let mut state = self.state();
         let config = self.record(&mut state, Call::Unmap(range))?;
         state.held.unmap_dirty(&config, range.start(), range.length(), bitmap)

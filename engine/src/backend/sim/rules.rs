@@ -5,13 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Rules, SimConfig};
 use crate::addr::{HostVa, Iova, IovaRange};
-use crate::error::Errno;
+use crate::error::{Errno, KernelResult};
 use crate::region::{Mapping, Perm};
 
 /// The CPU's page: what is pinned and counted.
 const PAGE: u64 = 4096;
-
-type Answer<T> = Result<T, Errno>;
 
 /// What a map call asks for. Unlike a [`Mapping`] it need not make sense.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +41,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    pub(super) fn map(&mut self, config: &SimConfig, request: Request) -> Answer<()> {
+    pub(super) fn map(&mut self, config: &SimConfig, request: Request) -> KernelResult<()> {
         let mapping = match config.rules {
             Rules::Type1 => self.type1_may_map(config, request)?,
             Rules::Iommufd => self.iommufd_may_map(config, request)?,
@@ -53,7 +51,12 @@ impl Held {
 
     // iommufd_ioas_map_file, memfd_pin_folios. The request's host address is the offset in the file: what an IOAS asks of one
     // it asks of the other.
-    pub(super) fn map_file(&mut self, config: &SimConfig, request: Request, file_bytes: u64) -> Answer<()> {
+    pub(super) fn map_file(
+        &mut self,
+        config: &SimConfig,
+        request: Request,
+        file_bytes: u64,
+    ) -> KernelResult<()> {
         let mapping = self.iommufd_may_map(config, request)?;
         if config.attached && request.hva.raw() + request.length > file_bytes {
             return Err(Errno::EINVAL);
@@ -62,7 +65,7 @@ impl Held {
     }
 
     /// Pins and counts what may be mapped; without a device it is only noted.
-    fn hold(&mut self, config: &SimConfig, mapping: Mapping) -> Answer<()> {
+    fn hold(&mut self, config: &SimConfig, mapping: Mapping) -> KernelResult<()> {
         if config.attached {
             pin(config, self.locked, &mapping)?;
             self.locked += mapping.range.length();
@@ -71,7 +74,7 @@ impl Held {
         Ok(())
     }
 
-    pub(super) fn unmap(&mut self, config: &SimConfig, iova: u64, length: u64) -> Answer<u64> {
+    pub(super) fn unmap(&mut self, config: &SimConfig, iova: u64, length: u64) -> KernelResult<u64> {
         match config.rules {
             Rules::Type1 => self.type1_unmap(config, iova, length),
             Rules::Iommufd => self.iommufd_unmap(config, iova, length),
@@ -79,7 +82,7 @@ impl Held {
     }
 
     /// VFIO_DMA_UNMAP_FLAG_ALL; iommufd's largest length.
-    pub(super) fn unmap_all(&mut self, config: &SimConfig) -> Answer<u64> {
+    pub(super) fn unmap_all(&mut self, config: &SimConfig) -> KernelResult<u64> {
         match config.rules {
             Rules::Type1 => {
                 Ok(self.overlapping(IovaRange::ALL).map(|range| self.remove(config, range)).sum())
@@ -89,7 +92,7 @@ impl Held {
     }
 
     /// The first device of an IOAS: what was only noted so far is pinned, or nothing is.
-    pub(super) fn attach(&mut self, config: &SimConfig) -> Answer<()> {
+    pub(super) fn attach(&mut self, config: &SimConfig) -> KernelResult<()> {
         let mut locked = self.locked;
         for mapping in self.mappings.values() {
             let (range, hva) = (mapping.range, mapping.hva.raw());
@@ -129,7 +132,7 @@ impl Held {
     }
 
     // vfio_dma_do_map. 7.2 answers EOVERFLOW where 6.12 answers EINVAL to what wraps.
-    fn type1_may_map(&self, config: &SimConfig, request: Request) -> Answer<Mapping> {
+    fn type1_may_map(&self, config: &SimConfig, request: Request) -> KernelResult<Mapping> {
         let Request { iova, length, hva, perm } = request;
         let page = config.page_sizes.smallest();
         if length == 0 || (length | iova | hva.raw()) & (page - 1) != 0 {
@@ -150,7 +153,7 @@ impl Held {
     }
 
     // iommufd_ioas_map, iopt_alloc_user_pages, iopt_alloc_area_pages.
-    fn iommufd_may_map(&self, config: &SimConfig, request: Request) -> Answer<Mapping> {
+    fn iommufd_may_map(&self, config: &SimConfig, request: Request) -> KernelResult<Mapping> {
         let Request { iova, length, hva, perm } = request;
         if iova == u64::MAX || length == u64::MAX || hva.checked_add(length).is_none() {
             return Err(Errno::EOVERFLOW);
@@ -173,7 +176,7 @@ impl Held {
     }
 
     // vfio_dma_do_unmap with v2.
-    fn type1_unmap(&mut self, config: &SimConfig, iova: u64, length: u64) -> Answer<u64> {
+    fn type1_unmap(&mut self, config: &SimConfig, iova: u64, length: u64) -> KernelResult<u64> {
         let page = config.page_sizes.smallest();
         if length == 0 || (iova | length) & (page - 1) != 0 {
             return Err(Errno::EINVAL);
@@ -183,14 +186,14 @@ impl Held {
     }
 
     /// The mappings in `range`, of which type1 lets none be cut.
-    pub(super) fn whole(&self, range: IovaRange) -> Answer<std::vec::IntoIter<IovaRange>> {
+    pub(super) fn whole(&self, range: IovaRange) -> KernelResult<std::vec::IntoIter<IovaRange>> {
         let inside = self.overlapping(range);
         let cut = inside.as_slice().iter().any(|mapping| !range.contains(*mapping));
         if cut { Err(Errno::EINVAL) } else { Ok(inside) }
     }
 
     // iommufd_ioas_unmap, iopt_unmap_iova.
-    fn iommufd_unmap(&mut self, config: &SimConfig, iova: u64, length: u64) -> Answer<u64> {
+    fn iommufd_unmap(&mut self, config: &SimConfig, iova: u64, length: u64) -> KernelResult<u64> {
         if (iova, length) == (0, u64::MAX) {
             return self.iommufd_unmap_range(config, IovaRange::ALL);
         }
@@ -208,7 +211,7 @@ impl Held {
     }
 
     // iopt_unmap_iova_range: from the lowest mapping up, and what is gone before an error stays gone.
-    fn iommufd_unmap_range(&mut self, config: &SimConfig, range: IovaRange) -> Answer<u64> {
+    fn iommufd_unmap_range(&mut self, config: &SimConfig, range: IovaRange) -> KernelResult<u64> {
         let mut bytes = 0;
         for mapping in self.overlapping(range) {
             if config.busy.contains(&mapping.start()) {
@@ -233,7 +236,7 @@ fn valid(config: &SimConfig, range: IovaRange) -> bool {
 }
 
 /// Whether the memory can be pinned with `locked` bytes counted already.
-fn pin(config: &SimConfig, locked: u64, mapping: &Mapping) -> Answer<()> {
+fn pin(config: &SimConfig, locked: u64, mapping: &Mapping) -> KernelResult<()> {
     let (start, length) = (mapping.hva.raw(), mapping.range.length());
     let last = start + (length - 1);
     let among = |places: &[(u64, u64)]| places.iter().any(|(first, end)| *first <= last && start <= *end);

@@ -14,7 +14,7 @@ use vfio_bindings::bindings::vfio::{
 
 use super::ioctl::submit;
 use crate::addr::{HostVa, Iova};
-use crate::error::{Errno, Error, Op, Result, Why};
+use crate::error::{Error, KernelResult, Op, Result};
 
 /// `_IO(VFIO_TYPE, VFIO_BASE + number)`. VFIO's requests encode neither size nor direction: each struct says itself how
 /// long it is, in its first field.
@@ -48,9 +48,9 @@ const _: () = {
 const INFO_MOST: usize = 1 << 20;
 
 /// The version of the VFIO interface behind `container`.
-pub(crate) fn api_version(container: BorrowedFd<'_>) -> Result<libc::c_int> {
+pub(crate) fn api_version(container: BorrowedFd<'_>) -> KernelResult<libc::c_int> {
     // SAFETY: this request takes no argument.
-    unsafe { submit(Op::Open, container, GET_API_VERSION, std::ptr::null_mut()) }
+    unsafe { submit(container, GET_API_VERSION, std::ptr::null_mut()) }
 }
 
 /// Lets devices read, and if `writable` also write, the `size` bytes at `hva` through `iova`.
@@ -60,7 +60,7 @@ pub(crate) fn map(
     hva: HostVa,
     size: u64,
     writable: bool,
-) -> Result<()> {
+) -> KernelResult<()> {
     let write = if writable { uapi::VFIO_DMA_MAP_FLAG_WRITE } else { 0 };
     let mut argument = vfio_iommu_type1_dma_map {
         argsz: size_of::<vfio_iommu_type1_dma_map>() as u32,
@@ -71,7 +71,7 @@ pub(crate) fn map(
     };
     // SAFETY: `argument` is as long as its first field says and lives through the call. Whoever made the `HostVa`
     // vouched for the memory.
-    unsafe { submit(Op::Map, container, IOMMU_MAP_DMA, (&raw mut argument).cast()) }.map(drop)
+    unsafe { submit(container, IOMMU_MAP_DMA, (&raw mut argument).cast()) }.map(drop)
 }
 
 /// What an unmap is about.
@@ -84,7 +84,7 @@ pub(crate) enum Extent {
 }
 
 /// Takes away every entry inside `extent`, and answers how many bytes those were.
-pub(crate) fn unmap(container: BorrowedFd<'_>, extent: Extent) -> Result<u64> {
+pub(crate) fn unmap(container: BorrowedFd<'_>, extent: Extent) -> KernelResult<u64> {
     let (flags, iova, size) = match extent {
         Extent::Bytes(iova, size) => (0, iova.0, size),
         Extent::All => (uapi::VFIO_DMA_UNMAP_FLAG_ALL, 0, 0),
@@ -98,22 +98,22 @@ pub(crate) fn unmap(container: BorrowedFd<'_>, extent: Extent) -> Result<u64> {
     };
     // SAFETY: `argument` is as long as its first field says (the dirty bitmap that may follow it is not asked for) and
     // lives through the call.
-    unsafe { submit(Op::Unmap, container, IOMMU_UNMAP_DMA, (&raw mut argument).cast()) }?;
+    unsafe { submit(container, IOMMU_UNMAP_DMA, (&raw mut argument).cast()) }?;
     Ok(argument.size)
 }
 
 /// What the container says of itself: a `vfio_iommu_type1_info` and the capabilities behind it, as bytes.
 pub(crate) fn info(container: BorrowedFd<'_>) -> Result<Vec<u8>> {
-    let malformed =
-        |text| Error { op: Op::Info, errno: Errno::EIO, range: None, hva: None, why: Why::Other(text) };
     let mut length = size_of::<vfio_iommu_type1_info>();
     loop {
         // The kernel asks for no alignment of what it copies; the parser reads single bytes.
         let mut bytes = vec![0u8; length];
-        let argsz = u32::try_from(length).map_err(|_| malformed("the answer does not fit a struct"))?;
+        let argsz =
+            u32::try_from(length).map_err(|_| Error::malformed("the answer does not fit a struct"))?;
         bytes[..size_of::<u32>()].copy_from_slice(&argsz.to_ne_bytes());
         // SAFETY: `bytes` starts with its own length, and lives through the call.
-        unsafe { submit(Op::Info, container, IOMMU_GET_INFO, bytes.as_mut_ptr().cast()) }?;
+        unsafe { submit(container, IOMMU_GET_INFO, bytes.as_mut_ptr().cast()) }
+            .map_err(|errno| Error::kernel(Op::Info, errno))?;
         let wanted = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
         if wanted <= length {
             return Ok(bytes);
@@ -121,7 +121,7 @@ pub(crate) fn info(container: BorrowedFd<'_>) -> Result<Vec<u8>> {
         // The capabilities did not fit and were left out. They can have grown again by the time of the next call, but
         // each round is longer than the one before.
         if wanted > INFO_MOST {
-            return Err(malformed("the container asks for more than a mebibyte to describe itself"));
+            return Err(Error::malformed("the container asks for more than a mebibyte to describe itself"));
         }
         length = wanted;
     }
@@ -133,21 +133,19 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+    use crate::error::Errno;
 
     #[test]
-    fn what_is_no_container_answers_with_the_operation_and_the_errno() {
+    fn what_is_not_a_container_answers_enotty() {
         let file = File::open("/proc/self/status").unwrap();
         let fd = file.as_fd();
         let tried = [
-            (Op::Open, api_version(fd).map(drop)),
-            (Op::Info, info(fd).map(drop)),
-            (Op::Map, map(fd, Iova(0), HostVa::from_raw(0), 0x1000, true)),
-            (Op::Unmap, unmap(fd, Extent::Bytes(Iova(0), 0x1000)).map(drop)),
-            (Op::Unmap, unmap(fd, Extent::All).map(drop)),
+            api_version(fd).map(drop),
+            map(fd, Iova(0), HostVa::from_raw(0), 0x1000, true),
+            unmap(fd, Extent::Bytes(Iova(0), 0x1000)).map(drop),
+            unmap(fd, Extent::All).map(drop),
         ];
-        for (op, result) in tried {
-            let error = result.unwrap_err();
-            assert_eq!((error.op, error.errno, error.why), (op, Errno(libc::ENOTTY), Why::Kernel));
-        }
+        assert_eq!(tried, [Err(Errno::ENOTTY); 4]);
+        assert_eq!(info(fd).unwrap_err(), Error::kernel(Op::Info, Errno::ENOTTY));
     }
 }
