@@ -50,7 +50,7 @@ pub struct Done {
     pub populated: Option<Report>,
     /// Device regions that stay unmapped.
     pub refusals: Vec<Refusal>,
-    /// Entries that were taken for RAM and turned out to be device memory.
+    /// Entries declared as RAM that turned out to be device memory. Their regions are device memory from now on.
     pub devices: Vec<Entry>,
 }
 
@@ -77,7 +77,7 @@ impl Executor<'_> {
     ///
     /// A failed unmap does not stop the other unmaps, but no map follows it. The first map that fails for anything but device
     /// memory stops the run. The table then says how far it came.
-    pub fn run(&mut self, plan: &Plan, wanted: &mut WantedSet, fault_in: Option<How>) -> Result<()> {
+    pub fn run(&mut self, plan: &Plan, wanted: &WantedSet, fault_in: Option<How>) -> Result<()> {
         let when = self.backend.populates();
         let fault_in = fault_in.filter(|_| when != Populate::Never);
         let mut entries = plan.maps.clone();
@@ -87,7 +87,7 @@ impl Executor<'_> {
             if let Some(how) = meanwhile.take() {
                 let report = populate::populate(&pieces(&entries), how);
                 for &index in &report.device_pieces {
-                    self.reclassify(&mut entries[index], wanted);
+                    self.found_device(&mut entries[index]);
                 }
                 self.done.populated = Some(report);
             }
@@ -110,7 +110,7 @@ impl Executor<'_> {
     fn map_in_order(
         &mut self,
         entries: Vec<Entry>,
-        wanted: &mut WantedSet,
+        wanted: &WantedSet,
         populating: Option<&Populating<'_>>,
     ) -> Result<()> {
         let mut refused: Option<IovaRange> = None;
@@ -119,7 +119,7 @@ impl Executor<'_> {
                 continue;
             }
             if populating.is_some_and(|populating| populating.settle(index)) {
-                self.reclassify(&mut entry, wanted);
+                self.found_device(&mut entry);
             }
             let start = Instant::now();
             let answer = self.backend.map(&entry.mapping(), self.objects.behind(&entry));
@@ -175,10 +175,9 @@ impl Executor<'_> {
         Ok(region)
     }
 
-    /// What was taken for RAM is device memory.
-    fn reclassify(&mut self, entry: &mut Entry, wanted: &mut WantedSet) {
+    /// An entry declared as RAM turned out to be device memory.
+    fn found_device(&mut self, entry: &mut Entry) {
         entry.kind = Kind::Device;
-        wanted.reclassify_as_device(entry.range);
         self.done.devices.push(*entry);
     }
 

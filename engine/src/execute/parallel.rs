@@ -23,7 +23,7 @@ impl Executor<'_> {
     pub(super) fn map_in_parallel(
         &mut self,
         mut entries: Vec<Entry>,
-        wanted: &mut WantedSet,
+        wanted: &WantedSet,
         fault_in: Option<How>,
     ) -> Result<()> {
         let mapping = Mapping {
@@ -60,7 +60,7 @@ impl Executor<'_> {
             return Err(error);
         }
         for index in devices {
-            self.reclassify(&mut entries[index], wanted);
+            self.found_device(&mut entries[index]);
         }
         entries.retain(|entry| entry.kind == Kind::Device);
         self.map_in_order(entries, wanted, None)

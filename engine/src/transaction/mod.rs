@@ -301,6 +301,7 @@ impl Engine {
             self.tell_of_small_pages(state, report);
         }
         for entry in &done.devices {
+            state.wanted.reclassify_as_device(entry.range);
             self.log.write(
                 Level::Info,
                 format_args!(
