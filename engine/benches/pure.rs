@@ -111,7 +111,7 @@ fn commits(c: &mut Criterion) {
             crowded.unmap(region.range).expect("a whole region");
             crowded.map_region(region).expect("free");
             let outcome = crowded.commit().expect("commits");
-            assert_eq!((outcome.map_calls, outcome.unmap_calls), (0, 0));
+            assert_eq!((outcome.executed.map_calls, outcome.executed.unmap_calls), (0, 0));
         });
     });
     let steady = engine(guest().chain(sections(false)));
@@ -123,7 +123,7 @@ fn commits(c: &mut Criterion) {
                 steady.map_region(region).expect("free");
             }
             let outcome = steady.commit().expect("commits");
-            assert_eq!((outcome.map_calls, outcome.unmap_calls), (0, 0));
+            assert_eq!((outcome.executed.map_calls, outcome.executed.unmap_calls), (0, 0));
         });
     });
     let firmware = engine(guest().chain(sections(false)));

@@ -152,7 +152,7 @@ fn a_bar_is_one_entry_and_always_mapped_anew() {
     engine.unmap(bar.range).unwrap();
     engine.map_object(bar, &named).unwrap();
     let outcome = engine.commit().unwrap();
-    assert_eq!((outcome.unmap_calls, outcome.map_calls), (1, 1));
+    assert_eq!((outcome.executed.unmap_calls, outcome.executed.map_calls), (1, 1));
     assert_eq!(engine.unmap(range(0, MIB)).unwrap_err().errno, Errno::EINVAL, "exact");
 }
 
@@ -164,7 +164,7 @@ fn a_bar_that_cannot_be_mapped_is_no_error() {
     engine.begin().unwrap();
     engine.map_object(bar, &Named { fd: device.fd(), kind: BAR, offset: 0 }).unwrap();
     let outcome = engine.commit().unwrap();
-    assert_eq!(outcome.refusals.len(), 1);
+    assert_eq!(outcome.executed.refusals.len(), 1);
     assert_eq!(device.opened(), 2, "it stays wanted");
     engine.unmap(bar.range).unwrap();
     assert_eq!(device.opened(), 1);

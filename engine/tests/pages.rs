@@ -142,7 +142,7 @@ fn other_memory_at_the_same_page_is_not_mapped_again() {
     unmap(&engine, &[3]).unwrap();
     map(&engine, &[(3, 40)]).unwrap();
     let outcome = engine.commit().unwrap();
-    assert_eq!((outcome.map_bytes, outcome.remapped_bytes), (16 * PAGE, 15 * PAGE));
+    assert_eq!((outcome.executed.map_bytes, outcome.remapped_bytes), (16 * PAGE, 15 * PAGE));
     assert_eq!(seen(&sim)[&3], 40);
 }
 

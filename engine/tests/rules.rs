@@ -50,7 +50,7 @@ fn opening_and_closing_shadow_memory_never_touches_high_ram() {
     for next in [&open[..], &writable, &closed, &open, &writable, &closed] {
         let ranges: Vec<IovaRange> = now.iter().map(|region| region.range).collect();
         let outcome = transact(&engine, &ranges, next).unwrap();
-        assert!(outcome.map_bytes <= MIB && outcome.unmap_bytes <= MIB, "{outcome:?}");
+        assert!(outcome.executed.map_bytes <= MIB && outcome.executed.unmap_bytes <= MIB, "{outcome:?}");
         now = next;
     }
     assert_eq!(held(&sim).last_chunk(), Some(&[(MIB, GIB - MIB), (GIB, GIB), (4 * GIB, GIB)]));
@@ -65,12 +65,12 @@ fn what_is_opened_and_closed_inside_an_entry_is_cut_off_once() {
     let (tseg, below) = (range(2 * GIB - 16 * MIB, 16 * MIB), ram(MIB, 2 * GIB - 17 * MIB));
     transact(&engine, &[], &[ram(MIB, 2 * GIB - MIB)]).unwrap();
     let first = transact(&engine, &[ram(MIB, 2 * GIB - MIB).range], &[below]).unwrap();
-    assert_eq!((first.unmap_bytes, first.map_bytes), (GIB, GIB - 16 * MIB));
+    assert_eq!((first.executed.unmap_bytes, first.executed.map_bytes), (GIB, GIB - 16 * MIB));
     for _ in 0..3 {
         let opened = transact(&engine, &[below.range], &[ram(MIB, 2 * GIB - MIB)]).unwrap();
-        assert_eq!((opened.unmap_bytes, opened.map_bytes), (0, 16 * MIB));
+        assert_eq!((opened.executed.unmap_bytes, opened.executed.map_bytes), (0, 16 * MIB));
         let closed = transact(&engine, &[ram(MIB, 2 * GIB - MIB).range], &[below]).unwrap();
-        assert_eq!((closed.unmap_bytes, closed.map_bytes), (16 * MIB, 0));
+        assert_eq!((closed.executed.unmap_bytes, closed.executed.map_bytes), (16 * MIB, 0));
     }
     assert_eq!(engine.unmap(tseg).unwrap(), 0);
 }
@@ -95,7 +95,10 @@ fn what_is_kept_between_new_neighbours_is_left_out() {
         engine.map_region(piece(kept, kept + 4)).unwrap();
         let maps = [piece(first.0, first.1), piece(second.0, second.1)];
         let outcome = transact(&engine, &[range(GIB, 12 * MIB)], &maps).unwrap();
-        assert_eq!((outcome.kept_bytes, outcome.map_bytes, outcome.unmap_bytes), (4 * MIB, 8 * MIB, 0));
+        assert_eq!(
+            (outcome.kept_bytes, outcome.executed.map_bytes, outcome.executed.unmap_bytes),
+            (4 * MIB, 8 * MIB, 0)
+        );
         assert_eq!(held(&sim), [(GIB, 4 * MIB), (GIB + 4 * MIB, 4 * MIB), (GIB + 8 * MIB, 4 * MIB)]);
     }
 }
@@ -121,7 +124,11 @@ fn the_same_address_of_another_object_is_mapped_anew() {
     transact(&engine, &[], &[ram(GIB, GIB)]).unwrap();
     let replaced = Region { backing: Backing(2), ..ram(GIB, GIB) };
     let outcome = transact(&engine, &[replaced.range], &[replaced]).unwrap();
-    assert_eq!((outcome.unmap_bytes, outcome.map_bytes), (GIB, GIB), "other pages may lie behind it");
+    assert_eq!(
+        (outcome.executed.unmap_bytes, outcome.executed.map_bytes),
+        (GIB, GIB),
+        "other pages may lie behind it"
+    );
     assert_eq!(sim.calls().len(), 3);
 }
 
@@ -135,7 +142,7 @@ fn exact_regions_are_one_entry_and_always_really_mapped() {
     let error = engine.unmap(range(MIB / 2, MIB)).unwrap_err();
     assert_eq!((error.errno, error.why), (Errno::EINVAL, Why::CutsExact { region: exact.range }));
     let outcome = transact(&engine, &[exact.range], &[exact]).unwrap();
-    assert_eq!((outcome.unmap_bytes, outcome.map_bytes), (3 * GIB, 3 * GIB));
+    assert_eq!((outcome.executed.unmap_bytes, outcome.executed.map_bytes), (3 * GIB, 3 * GIB));
 }
 
 #[test]
@@ -240,8 +247,11 @@ fn device_memory_that_cannot_be_mapped_is_told_and_not_tried_again() {
         open(SimConfig { unmappable: vec![(bar_hva + GIB, bar_hva + 2 * GIB)], ..SimConfig::default() });
     let bar = Region { kind: Kind::Device, hva: hva(bar_hva), backing: Backing(9), ..ram(64 * GIB, 4 * GIB) };
     let outcome = transact(&engine, &[], &[ram(0, GIB), bar]).unwrap();
-    assert_eq!(outcome.refusals.len(), 1);
-    assert_eq!((outcome.refusals[0].region, outcome.refusals[0].errno), (bar.range, Errno::EFAULT));
+    assert_eq!(outcome.executed.refusals.len(), 1);
+    assert_eq!(
+        (outcome.executed.refusals[0].region, outcome.executed.refusals[0].errno),
+        (bar.range, Errno::EFAULT)
+    );
     assert_eq!(held(&sim), [(0, MIB), (MIB, GIB - MIB)], "the first GiB of the BAR was taken back");
     let calls = sim.calls().len();
     transact(&engine, &[range(0, MIB)], &[ram(0, MIB)]).unwrap();
@@ -250,7 +260,7 @@ fn device_memory_that_cannot_be_mapped_is_told_and_not_tried_again() {
     assert_eq!(sim.calls().len(), calls, "what is left of a refused region is not tried either");
     assert_eq!(engine.unmap(bar.range).unwrap(), 3 * GIB);
     sim.reconfigure(|config| config.unmappable.clear());
-    assert!(transact(&engine, &[], &[bar]).unwrap().refusals.is_empty());
+    assert!(transact(&engine, &[], &[bar]).unwrap().executed.refusals.is_empty());
     // Alone, without an outcome to put it in, the refusal is the call's error and nothing is wanted.
     engine.unmap(bar.range).unwrap();
     sim.reconfigure(|config| config.unmappable = vec![(bar_hva, u64::MAX)]);

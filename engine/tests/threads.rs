@@ -142,7 +142,7 @@ fn device_memory_declared_as_ram_fails_no_commit() {
             }
             let outcome =
                 engine.commit().unwrap_or_else(|error| panic!("{threads} threads, {commit}: {error}"));
-            assert_eq!((outcome.map_bytes, outcome.refusals.len()), (4 * UNITS * UNIT, 1));
+            assert_eq!((outcome.executed.map_bytes, outcome.executed.refusals.len()), (4 * UNITS * UNIT, 1));
             assert_table(&engine, &sim);
             for region in [ram[0], ram[1], device] {
                 engine.unmap(region.range).unwrap();

@@ -125,10 +125,11 @@ pub(crate) fn level(level: Level) -> u32 {
 
 /// What a commit did.
 pub(crate) fn outcome(outcome: &Outcome) -> vfio_fast_outcome {
-    let first = outcome.refusals.first();
+    let executed = &outcome.executed;
+    let first = executed.refusals.first();
     vfio_fast_outcome {
         size: 0,
-        device_failures: count(outcome.refusals.len() as u64),
+        device_failures: count(executed.refusals.len() as u64),
         device_iova: first.map_or(0, |refusal| refusal.region.start()),
         device_length: first.map_or(0, |refusal| refusal.region.length()),
         // The entry that failed lies in the region, which is contiguous in host memory.
@@ -137,11 +138,11 @@ pub(crate) fn outcome(outcome: &Outcome) -> vfio_fast_outcome {
             refusal.entry.hva.raw().wrapping_sub(offset)
         }),
         device_error: first.map_or(0, |refusal| refusal.errno.0.saturating_neg()),
-        map_calls: count(outcome.map_calls),
-        unmap_calls: count(outcome.unmap_calls),
+        map_calls: count(executed.map_calls),
+        unmap_calls: count(executed.unmap_calls),
         kept_entries: count(outcome.kept_entries),
-        map_bytes: outcome.map_bytes,
-        unmap_bytes: outcome.unmap_bytes,
+        map_bytes: executed.map_bytes,
+        unmap_bytes: executed.unmap_bytes,
         kept_bytes: outcome.kept_bytes,
         ns: u64::try_from(outcome.duration.as_nanos()).unwrap_or(u64::MAX),
     }
@@ -152,93 +153,28 @@ fn count(count: u64) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// Totals. Field by field, so that a field added to one side only does not compile.
+/// Totals. The names come from the engine's declaration: a field that one side lacks does not compile.
 pub(crate) fn stats(stats: &Stats) -> vfio_fast_stats {
-    let Stats {
-        commits,
-        empty_commits,
-        failed_commits,
-        regions,
-        wanted_bytes,
-        entries,
-        mapped_bytes,
-        map_calls,
-        map_bytes,
-        unmap_calls,
-        unmap_bytes,
-        kept_entries,
-        kept_bytes,
-        plan_ns,
-        populate_ns,
-        map_ns,
-        unmap_ns,
-        populate_calls,
-        populate_bytes,
-        populate_present,
-        populate_huge,
-        populate_small,
-        populate_skipped,
-        populate_einval,
-        populate_efault,
-        populate_enomem,
-        populate_ehwpoison,
-        populate_other,
-        thread_fallbacks,
-        threads_peak,
-        device_failures,
-        undo_runs,
-        preflight_refusals,
-        congruent_2m_bytes,
-        congruent_1g_bytes,
-        remapped_bytes,
-        unmap_longest_ns,
-        superpages: pages,
-        discard_bytes,
-        discard_ns,
-    } = *stats;
-    vfio_fast_stats {
-        size: 0,
-        reserved: 0,
-        commits,
-        empty_commits,
-        failed_commits,
-        regions,
-        wanted_bytes,
-        entries,
-        mapped_bytes,
-        map_calls,
-        map_bytes,
-        unmap_calls,
-        unmap_bytes,
-        kept_entries,
-        kept_bytes,
-        plan_ns,
-        populate_ns,
-        map_ns,
-        unmap_ns,
-        populate_calls,
-        populate_bytes,
-        populate_present,
-        populate_huge,
-        populate_small,
-        populate_skipped,
-        populate_einval,
-        populate_efault,
-        populate_enomem,
-        populate_ehwpoison,
-        populate_other,
-        thread_fallbacks,
-        threads_peak,
-        device_failures,
-        undo_runs,
-        preflight_refusals,
-        congruent_2m_bytes,
-        congruent_1g_bytes,
-        remapped_bytes,
-        unmap_longest_ns,
-        superpages: u64::from(superpages(pages)),
-        discard_bytes,
-        discard_ns,
+    macro_rules! from_each {
+        ($($name:ident)+) => { vfio_fast_stats { size: 0, reserved: 0, $($name: stats.$name.number()),+ } };
+    }
+    vfio_fast_engine::with_each_stat!(from_each)
+}
+
+/// What C has a number for.
+trait Number {
+    fn number(self) -> u64;
+}
+
+impl Number for u64 {
+    fn number(self) -> u64 {
+        self
+    }
+}
+
+impl Number for Superpages {
+    fn number(self) -> u64 {
+        superpages(self).into()
     }
 }
 
@@ -274,5 +210,37 @@ pub(crate) fn info(info: &Info, backend: u32) -> vfio_fast_info {
         unmap_bytes: info.batch.bytes,
         unmap_entries: count(info.batch.entries),
         superpages: superpages(info.limits.page_sizes.superpages()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    /// QEMU lists the statistics in its property, in the order of the struct; several patches of a series may add some.
+    #[test]
+    fn the_property_of_qemu_has_every_statistic() {
+        macro_rules! names {
+            ($($name:ident)+) => { [$(stringify!($name)),+] };
+        }
+        let names = vfio_fast_engine::with_each_stat!(names);
+        let inside = |folder: &Path| {
+            let mut paths: Vec<PathBuf> =
+                fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+            paths.sort();
+            paths
+        };
+        let every_series = Path::new(env!("CARGO_MANIFEST_DIR")).join("../qemu-patches");
+        let every_series: Vec<PathBuf> =
+            inside(&every_series).into_iter().filter(|path| path.is_dir()).collect();
+        assert!(!every_series.is_empty());
+        for series in every_series {
+            let patches =
+                inside(&series).into_iter().filter(|path| path.extension() == Some("patch".as_ref()));
+            let text: String = patches.map(|patch| fs::read_to_string(patch).unwrap()).collect();
+            let listed = text.lines().filter_map(|line| line.strip_prefix("+    STAT(")?.strip_suffix("),"));
+            assert_eq!(listed.collect::<Vec<_>>(), names, "{}", series.display());
+        }
     }
 }

@@ -31,7 +31,7 @@ pub struct Refusal {
 
 /// What was done: filled in as it happens, so that it is true after a failure as well.
 #[derive(Clone, Debug, Default)]
-pub struct Done {
+pub struct Executed {
     /// Map calls that succeeded.
     pub map_calls: u64,
     /// Bytes they mapped.
@@ -68,7 +68,7 @@ pub struct Executor<'a> {
     /// Most threads to call a parallel backend from, the calling one included.
     pub threads: usize,
     /// What was done so far.
-    pub done: Done,
+    pub executed: Executed,
 }
 
 impl Executor<'_> {
@@ -89,7 +89,7 @@ impl Executor<'_> {
                 for &index in &report.device_pieces {
                     self.found_device(&mut entries[index]);
                 }
-                self.done.populated = Some(report);
+                self.executed.populated = Some(report);
             }
         }
         self.clear(&plan.unmaps)?;
@@ -102,7 +102,7 @@ impl Executor<'_> {
         let (mapped, report) = populate::with(&pieces, how, 1, work, |populating| {
             self.map_in_order(entries, wanted, Some(populating))
         });
-        self.done.populated = Some(report);
+        self.executed.populated = Some(report);
         mapped
     }
 
@@ -123,7 +123,7 @@ impl Executor<'_> {
             }
             let start = Instant::now();
             let answer = self.backend.map(&entry.mapping(), self.objects.behind(&entry));
-            self.note_map(&entry, answer, start.elapsed());
+            self.record_map(&entry, answer, start.elapsed());
             match (answer, entry.kind) {
                 (Ok(()), _) => {}
                 (Err(errno), Kind::Ram) => return Err(not_mapped(&entry, errno)),
@@ -157,7 +157,7 @@ impl Executor<'_> {
             return Ok(false);
         }
         let expected = self.table.totals().bytes;
-        let noted = self.note_unmap(IovaRange::ALL, expected, answer, start.elapsed());
+        let noted = self.record_unmap(IovaRange::ALL, expected, answer, start.elapsed());
         // Whatever the number of bytes was, nothing is left.
         self.table.remove_within(IovaRange::ALL);
         noted.map(|()| true)
@@ -171,14 +171,14 @@ impl Executor<'_> {
         for range in mapped {
             self.unmap(range)?;
         }
-        self.done.refusals.push(Refusal { region, entry: *entry, errno });
+        self.executed.refusals.push(Refusal { region, entry: *entry, errno });
         Ok(region)
     }
 
     /// An entry declared as RAM turned out to be device memory.
     fn found_device(&mut self, entry: &mut Entry) {
         entry.kind = Kind::Device;
-        self.done.devices.push(*entry);
+        self.executed.devices.push(*entry);
     }
 
     fn unmap(&mut self, range: IovaRange) -> Result<()> {
@@ -198,31 +198,31 @@ impl Executor<'_> {
             }
             (None, _) => self.backend.unmap(range),
         };
-        self.note_unmap(range, range.length(), answer, start.elapsed())
+        self.record_unmap(range, range.length(), answer, start.elapsed())
     }
 
-    fn note_map(&mut self, entry: &Entry, answer: KernelResult<()>, took: Duration) {
-        self.done.map_time += took;
+    fn record_map(&mut self, entry: &Entry, answer: KernelResult<()>, took: Duration) {
+        self.executed.map_time += took;
         if answer.is_ok() {
             self.table.insert(*entry);
-            self.done.map_calls += 1;
-            self.done.map_bytes = self.done.map_bytes.saturating_add(entry.range.length());
+            self.executed.map_calls += 1;
+            self.executed.map_bytes = self.executed.map_bytes.saturating_add(entry.range.length());
         }
     }
 
     /// A plan unmaps whole adjacent entries, so the kernel must find every byte of them mapped.
-    fn note_unmap(
+    fn record_unmap(
         &mut self,
         range: IovaRange,
         expected: u64,
         answer: KernelResult<u64>,
         took: Duration,
     ) -> Result<()> {
-        self.done.unmap_time += took;
-        self.done.unmap_longest = self.done.unmap_longest.max(took);
+        self.executed.unmap_time += took;
+        self.executed.unmap_longest = self.executed.unmap_longest.max(took);
         let got = answer.map_err(|errno| Error::kernel(Op::Unmap, errno).at(range))?;
-        self.done.unmap_calls += 1;
-        self.done.unmap_bytes = self.done.unmap_bytes.saturating_add(got);
+        self.executed.unmap_calls += 1;
+        self.executed.unmap_bytes = self.executed.unmap_bytes.saturating_add(got);
         if got != expected {
             let error = Error::kernel(Op::Unmap, Errno::EIO).at(range);
             return Err(Error { why: Why::ByteCount { expected, got }, ..error });

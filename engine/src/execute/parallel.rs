@@ -46,7 +46,7 @@ impl Executor<'_> {
                 let start = Instant::now();
                 let answer = backend.map(&entry.mapping(), objects.behind(entry));
                 let took = start.elapsed();
-                lock(&noted).note_map(entry, answer, took);
+                lock(&noted).record_map(entry, answer, took);
                 answer
             });
         };
@@ -54,7 +54,7 @@ impl Executor<'_> {
         let Mapping { devices, first, .. } = mapping;
         let devices = devices.into_inner().unwrap_or_else(PoisonError::into_inner);
         if faulted {
-            self.done.populated = Some(report);
+            self.executed.populated = Some(report);
         }
         if let Some(error) = first.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error);
@@ -79,7 +79,7 @@ impl Executor<'_> {
         let first = Mutex::new(Ok(()));
         let noted = Mutex::new(&mut *self);
         let note = |range: IovaRange, answer: KernelResult<u64>, took: Duration| {
-            let done = lock(&noted).note_unmap(range, range.length(), answer, took);
+            let done = lock(&noted).record_unmap(range, range.length(), answer, took);
             let mut first = lock(&first);
             *first = std::mem::replace(&mut *first, Ok(())).and(done);
         };

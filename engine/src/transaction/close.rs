@@ -34,9 +34,8 @@ impl Engine {
             None | Some(Ok(false)) => executor.run(&plan, wanted, None),
             Some(emptied) => emptied.map(drop),
         };
-        let done = executor.done;
-        self.note_done(&done);
-        self.note_state(&state);
+        self.record_executed(&executor.executed);
+        self.record_state(&state);
         emptied
     }
 

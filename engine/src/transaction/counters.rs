@@ -1,15 +1,23 @@
-//! What an engine counts, and what it says once.
+//! What an engine counts and logs.
 
 use std::time::Duration;
 
-use super::{Engine, State};
-use crate::execute::Done;
+use super::{Engine, Outcome, State};
+use crate::execute::Executed;
 use crate::log::Level;
 use crate::populate::{self, Report};
 
 impl Engine {
-    pub(super) fn note_populated(&self, report: &Report) {
+    pub(super) fn record_executed(&self, executed: &Executed) {
         let mut stats = self.stats_mut();
+        stats.map_calls += executed.map_calls;
+        stats.map_bytes += executed.map_bytes;
+        stats.map_ns += nanoseconds(executed.map_time);
+        stats.unmap_calls += executed.unmap_calls;
+        stats.unmap_bytes += executed.unmap_bytes;
+        stats.unmap_ns += nanoseconds(executed.unmap_time);
+        stats.unmap_longest_ns = stats.unmap_longest_ns.max(nanoseconds(executed.unmap_longest));
+        let Some(report) = &executed.populated else { return };
         stats.populate_ns += nanoseconds(report.duration);
         stats.populate_calls += report.calls;
         stats.populate_bytes += report.bytes;
@@ -26,29 +34,17 @@ impl Engine {
         stats.threads_peak = stats.threads_peak.max(report.threads);
     }
 
-    /// Says once what keeps the host from giving huge pages.
-    pub(super) fn tell_of_small_pages(&self, state: &mut State, report: &Report) {
-        if !self.huge_pages || state.told_of_small_pages {
-            return;
-        }
-        if let Some(hint) = populate::hint(report) {
-            state.told_of_small_pages = true;
-            self.log.write(Level::Warn, format_args!("{hint}"));
-        }
-    }
-
-    pub(super) fn note_done(&self, done: &Done) {
+    /// A commit that succeeded, beside its calls.
+    pub(super) fn record_commit(&self, outcome: &Outcome) {
         let mut stats = self.stats_mut();
-        stats.map_calls += done.map_calls;
-        stats.map_bytes += done.map_bytes;
-        stats.map_ns += nanoseconds(done.map_time);
-        stats.unmap_calls += done.unmap_calls;
-        stats.unmap_bytes += done.unmap_bytes;
-        stats.unmap_ns += nanoseconds(done.unmap_time);
-        stats.unmap_longest_ns = stats.unmap_longest_ns.max(nanoseconds(done.unmap_longest));
+        stats.commits += 1;
+        stats.kept_entries += outcome.kept_entries;
+        stats.kept_bytes += outcome.kept_bytes;
+        stats.remapped_bytes += outcome.remapped_bytes;
+        stats.device_failures += outcome.executed.refusals.len() as u64;
     }
 
-    pub(super) fn note_state(&self, state: &State) {
+    pub(super) fn record_state(&self, state: &State) {
         let totals = state.table.totals();
         let mut stats = self.stats_mut();
         stats.regions = state.wanted.len();
@@ -58,6 +54,41 @@ impl Engine {
         stats.congruent_2m_bytes = totals.congruent_2m;
         stats.congruent_1g_bytes = totals.congruent_1g;
         stats.superpages = state.limits.page_sizes.superpages();
+    }
+
+    pub(super) fn log_executed(&self, state: &mut State, executed: &Executed) {
+        if let Some(report) = &executed.populated {
+            self.log_base_pages(state, report);
+        }
+        for entry in &executed.devices {
+            self.log.write(
+                Level::Info,
+                format_args!(
+                    "The memory at {:?} (IOVA {}) is device memory: not faulted in",
+                    entry.hva, entry.range
+                ),
+            );
+        }
+        for refusal in &executed.refusals {
+            self.log.write(
+                Level::Warn,
+                format_args!(
+                    "Mapping device memory at IOVA {} failed: {}: no peer-to-peer with it",
+                    refusal.region, refusal.errno
+                ),
+            );
+        }
+    }
+
+    /// Logs once what keeps the host from providing huge pages.
+    fn log_base_pages(&self, state: &mut State, report: &Report) {
+        if !self.huge_pages || state.logged_base_pages {
+            return;
+        }
+        if let Some(hint) = populate::hint(report) {
+            state.logged_base_pages = true;
+            self.log.write(Level::Warn, format_args!("{hint}"));
+        }
     }
 }
 

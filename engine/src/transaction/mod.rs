@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::addr::IovaRange;
 use crate::backend::Backend;
 use crate::error::{Errno, Error, Op, Result, Why};
-use crate::execute::{Done, Executor, Refusal};
+use crate::execute::{Executed, Executor};
 use crate::limits::{Limits, Memlock};
 use crate::log::{Level, Log};
 use crate::object::Objects;
@@ -57,22 +57,14 @@ impl Default for Config {
 /// What one commit did.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// Map calls.
-    pub map_calls: u64,
-    /// Bytes mapped.
-    pub map_bytes: u64,
-    /// Unmap calls.
-    pub unmap_calls: u64,
-    /// Bytes unmapped.
-    pub unmap_bytes: u64,
+    /// The calls it made, and what came of them.
+    pub executed: Executed,
     /// Entries that were touched and left in place.
     pub kept_entries: u64,
     /// Their bytes.
     pub kept_bytes: u64,
-    /// Of the bytes mapped, those that were mapped just so before, in entries of which a part had to go.
+    /// Of the bytes mapped, those that were mapped in the same way before, in entries of which a part had to go.
     pub remapped_bytes: u64,
-    /// Device regions the kernel refused: no peer-to-peer with them.
-    pub refusals: Vec<Refusal>,
     /// Wall time.
     pub duration: Duration,
 }
@@ -108,7 +100,7 @@ struct State {
     /// Dirty pages nobody was told of, while they are tracked.
     dirty: Option<DirtyPages>,
     in_transaction: bool,
-    told_of_small_pages: bool,
+    logged_base_pages: bool,
     poison: Option<String>,
 }
 
@@ -149,10 +141,10 @@ impl Engine {
         let limits = backend.limits()?;
         let Config { threads, huge_pages, log, .. } = config;
         let page = limits.page_sizes.smallest();
-        let (wanted, objects, table, in_transaction, told_of_small_pages) = Default::default();
+        let (wanted, objects, table, in_transaction, logged_base_pages) = Default::default();
         let (dirty, poison) = (None, None);
         let state =
-            State { limits, wanted, objects, table, dirty, in_transaction, told_of_small_pages, poison };
+            State { limits, wanted, objects, table, dirty, in_transaction, logged_base_pages, poison };
         let (state, stats) = (Mutex::new(state), Mutex::default());
         Ok(Self { backend, page, grid, batch, threads, huge_pages, log, state, stats })
     }
@@ -245,89 +237,57 @@ impl Engine {
             return Ok(Outcome::default());
         }
         let mut scope = state.wanted.touched().to_vec();
-        let mut outcome = Outcome::default();
-        match self.attempt(state, &mut scope, &mut outcome) {
-            Ok(()) => {
+        match self.attempt(state, &mut scope) {
+            Ok(outcome) => {
                 state.wanted.accept();
                 state.forget_objects();
+                let outcome = Outcome { duration: start.elapsed(), ..outcome };
+                self.record_commit(&outcome);
+                self.record_state(state);
+                Ok(outcome)
             }
             Err(error) => {
                 self.log.write(Level::Error, format_args!("{error}"));
                 self.take_back(state, &scope, &error);
                 state.forget_objects();
-                let mut stats = self.stats_mut();
-                stats.failed_commits += 1;
-                drop(stats);
-                self.note_state(state);
-                return Err(error);
+                self.stats_mut().failed_commits += 1;
+                self.record_state(state);
+                Err(error)
             }
         }
-        outcome.duration = start.elapsed();
-        let mut stats = self.stats_mut();
-        stats.commits += 1;
-        stats.kept_entries += outcome.kept_entries;
-        stats.kept_bytes += outcome.kept_bytes;
-        stats.remapped_bytes += outcome.remapped_bytes;
-        stats.device_failures += outcome.refusals.len() as u64;
-        drop(stats);
-        self.note_state(state);
-        Ok(outcome)
     }
 
     /// One try at making the kernel hold what is wanted. `scope` grows to everything that may have changed.
-    fn attempt(&self, state: &mut State, scope: &mut Vec<IovaRange>, outcome: &mut Outcome) -> Result<()> {
-        let planning = Instant::now();
-        let mut checked = self.plan(state, scope);
-        if let Err(Error { why: Why::Entries { .. } | Why::OutsideIova { .. }, .. }) = &checked {
-            // Groups join and leave the container, and an administrator may have raised a limit.
-            self.ask_limits(state);
-            checked = self.plan(state, scope);
-        }
-        let mut stats = self.stats_mut();
-        stats.plan_ns += counters::nanoseconds(planning.elapsed());
-        stats.preflight_refusals += u64::from(checked.is_err());
-        drop(stats);
-        let plan = checked?;
-
+    fn attempt(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Outcome> {
+        let plan = self.plan_or_ask_limits(state, scope)?;
+        let Plan { kept_entries, kept_bytes, remapped_bytes, .. } = plan;
         let State { table, wanted, objects, dirty, .. } = state;
         let mut executor = self.executor(table, objects, dirty.as_mut(), &plan);
         let threads = executor.threads;
         let how = How { threads, huge_pages: self.huge_pages, chunk: populate::CHUNK };
         let run = executor.run(&plan, wanted, Some(how));
-        let done = executor.done;
-        self.note_done(&done);
-        if let Some(report) = &done.populated {
-            self.note_populated(report);
-            self.tell_of_small_pages(state, report);
-        }
-        for entry in &done.devices {
+        let executed = executor.executed;
+        self.record_executed(&executed);
+        self.log_executed(state, &executed);
+        for entry in &executed.devices {
             state.wanted.reclassify_as_device(entry.range);
-            self.log.write(
-                Level::Info,
-                format_args!(
-                    "The memory at {:?} (IOVA {}) is device memory: not faulted in",
-                    entry.hva, entry.range
-                ),
-            );
         }
-        for refusal in &done.refusals {
-            self.log.write(
-                Level::Warn,
-                format_args!(
-                    "Mapping device memory at IOVA {} failed: {}: no peer-to-peer with it",
-                    refusal.region, refusal.errno
-                ),
-            );
+        run.map(|()| Outcome { executed, kept_entries, kept_bytes, remapped_bytes, duration: Duration::ZERO })
+    }
+
+    /// The plan for what the transaction touched. Limits that would refuse it are brought up to date first.
+    fn plan_or_ask_limits(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
+        let start = Instant::now();
+        let mut plan = self.plan(state, scope);
+        if let Err(Error { why: Why::Entries { .. } | Why::OutsideIova { .. }, .. }) = &plan {
+            // Groups join and leave the container, and an administrator may have raised a limit.
+            self.ask_limits(state);
+            plan = self.plan(state, scope);
         }
-        outcome.map_calls = done.map_calls;
-        outcome.map_bytes = done.map_bytes;
-        outcome.unmap_calls = done.unmap_calls;
-        outcome.unmap_bytes = done.unmap_bytes;
-        outcome.kept_entries = plan.kept_entries;
-        outcome.kept_bytes = plan.kept_bytes;
-        outcome.remapped_bytes = plan.remapped_bytes;
-        outcome.refusals = done.refusals;
-        run
+        let mut stats = self.stats_mut();
+        stats.plan_ns += counters::nanoseconds(start.elapsed());
+        stats.preflight_refusals += u64::from(plan.is_err());
+        plan
     }
 
     /// The plan for what the transaction touched, if it can be known to fit. `scope` becomes the plan's.
@@ -365,7 +325,7 @@ impl Engine {
         let undone = plan::plan(wanted, table, scope, self.grid, self.batch, None).map(|plan| {
             let mut executor = self.executor(table, objects, dirty.as_mut(), &plan);
             let run = executor.run(&plan, wanted, None);
-            self.note_done(&executor.done);
+            self.record_executed(&executor.executed);
             run
         });
         if let Ok(Err(second)) = undone {
@@ -385,7 +345,7 @@ impl Engine {
     ) -> Executor<'a> {
         // To count the CPUs costs more than a small plan: affinity and cgroup are read anew.
         let threads = if plan.bytes() < populate::ALONE_BELOW { 1 } else { self.threads() };
-        Executor { backend: &*self.backend, table, objects, dirty, threads, done: Done::default() }
+        Executor { backend: &*self.backend, table, objects, dirty, threads, executed: Executed::default() }
     }
 
     fn threads(&self) -> usize {

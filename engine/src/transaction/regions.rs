@@ -136,7 +136,7 @@ impl Engine {
         }
         let added = state.wanted.touched().to_vec();
         let outcome = self.settle(&mut state)?;
-        let Some(refusal) = outcome.refusals.first() else { return Ok(()) };
+        let Some(refusal) = outcome.executed.refusals.first() else { return Ok(()) };
         let Refusal { entry, errno, .. } = refusal;
         let error = Error::kernel(Op::Map, *errno).at(entry.range).at_hva(entry.hva);
         for range in &added {
@@ -146,7 +146,7 @@ impl Engine {
         state.wanted.accept();
         self.reconcile(&mut state, &added, &error);
         state.forget_objects();
-        self.note_state(&state);
+        self.record_state(&state);
         Err(error)
     }
 }

@@ -76,7 +76,7 @@ pub fn assert_told_by_section(backend: Box<dyn Backend>, memory: Memory) {
         let range = pages(section, 4);
         engine.map_region(Region { range, hva, perm, kind, backing, exact: false }).unwrap();
     }
-    assert_eq!(engine.commit().unwrap().map_calls, 1);
+    assert_eq!(engine.commit().unwrap().executed.map_calls, 1);
     engine.track_dirty(true).unwrap();
     for section in [0, 4] {
         assert_eq!(read(pages(section, 4)).unwrap(), 0b1111);
