@@ -10,7 +10,7 @@ use common::{rules, threads, transactions};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use vfio_fast_engine::Errno;
-use vfio_fast_engine::backend::Populate;
+use vfio_fast_engine::backend::PopulatePolicy;
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::error::{Op, Why};
 use vfio_fast_engine::region::{Kind, Perm};
@@ -126,7 +126,7 @@ fn failures_meanwhile_are_taken_back() {
         TestRunner::new(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() });
     let swept = runner.run(&strategy, |(threads, rules, transactions, base, hole)| {
         let transactions = ram_only(transactions);
-        for populate in [Populate::First, Populate::Meanwhile] {
+        for populate in [PopulatePolicy::Upfront, PopulatePolicy::Overlapped] {
             let config = SimConfig { populate, ..keeping(rules) };
             memory.cool();
             let (calls, _) = run_with(threads, config.clone(), &transactions, base);
@@ -154,7 +154,7 @@ fn failures_meanwhile_are_taken_back() {
     for threads in THREADS {
         memory.cool();
         let (engine, _) =
-            engine_with(threads, SimConfig { populate: Populate::Meanwhile, ..SimConfig::default() });
+            engine_with(threads, SimConfig { populate: PopulatePolicy::Overlapped, ..SimConfig::default() });
         engine.map_region(Space::new(0).region(piece(0, common::UNITS))).unwrap();
         let stats = engine.stats();
         // A huge page may belong to two entries, of which one thread is the first.

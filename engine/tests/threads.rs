@@ -11,7 +11,7 @@ use common::memory::{RealMemory, ZeroPages, resident, time_data};
 use common::{ENTRY, THREADS, UNIT, UNITS, assert_table, callers, engine_with, hva, hva_of, keeping, range};
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
-use vfio_fast_engine::backend::{Backend, Mapping, Populate};
+use vfio_fast_engine::backend::{Backend, Capabilities, Mapping, PopulatePolicy};
 use vfio_fast_engine::limits::{Limits, Memlock};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
@@ -24,7 +24,7 @@ const COMMITS: usize = 40;
 fn callers_with_ranges_of_their_own_never_see_each_other() {
     let memory = RealMemory::new();
     for rules in [Rules::Type1, Rules::Iommufd] {
-        for populate in [Populate::Never, Populate::First, Populate::Meanwhile] {
+        for populate in [PopulatePolicy::Never, PopulatePolicy::Upfront, PopulatePolicy::Overlapped] {
             for threads in THREADS {
                 memory.cool();
                 let (engine, sim) = engine_with(threads, SimConfig { populate, ..keeping(rules) });
@@ -71,12 +71,8 @@ impl Backend for Checking {
         self.sim.memlock()
     }
 
-    fn populates(&self) -> Populate {
-        self.sim.populates()
-    }
-
-    fn parallel(&self) -> bool {
-        self.sim.parallel()
+    fn capabilities(&self) -> Capabilities {
+        self.sim.capabilities()
     }
 
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> Result<(), Errno> {
@@ -89,6 +85,10 @@ impl Backend for Checking {
     fn unmap(&self, range: IovaRange) -> Result<u64, Errno> {
         self.sim.unmap(range)
     }
+
+    fn unmap_all(&self) -> Result<u64, Errno> {
+        self.sim.unmap_all()
+    }
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn no_entry_is_mapped_before_its_memory_is_present() {
     memory.small_pages();
     for threads in THREADS {
         let missing_bytes = Arc::<AtomicU64>::default();
-        let sim = Sim::new(SimConfig { populate: Populate::Meanwhile, ..keeping(Rules::Iommufd) });
+        let sim = Sim::new(SimConfig { populate: PopulatePolicy::Overlapped, ..keeping(Rules::Iommufd) });
         let backend = Box::new(Checking { sim, missing_bytes: missing_bytes.clone() });
         let config = Config { entry_size: ENTRY, huge_pages: false, threads, ..Config::default() };
         let engine = Engine::new(backend, config).unwrap();
@@ -128,7 +128,7 @@ fn device_memory_declared_as_ram_fails_no_commit() {
     // Two chunks of populate each.
     let ram = [exact(1 << 32, 1, 0, 2 * UNITS), exact(2 << 32, 2, 0, 2 * UNITS)];
     let config = SimConfig {
-        populate: Populate::Meanwhile,
+        populate: PopulatePolicy::Overlapped,
         unmappable: vec![(start, start + bytes - 1)],
         ..keeping(Rules::Iommufd)
     };

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::addr::{IovaRange, PageSizes};
-use crate::backend::{Backend, Mapping, Populate, enoent_as_zero};
+use crate::backend::{Backend, Capabilities, Mapping, PopulatePolicy, enoent_as_zero};
 use crate::error::{Errno, Error, KernelResult, Op, Result, Why};
 use crate::limits::{Limits, Memlock, MemlockScope};
 use crate::object::{Object, ObjectKind};
@@ -118,17 +118,9 @@ impl Backend for Iommufd {
         }
     }
 
-    fn populates(&self) -> Populate {
-        // One map call clears pages on one thread only, and huge pages are asked for where memory is faulted in.
-        Populate::Meanwhile
-    }
-
-    fn parallel(&self) -> bool {
-        true
-    }
-
-    fn takes_objects(&self) -> bool {
-        true
+    fn capabilities(&self) -> Capabilities {
+        // One map call clears pages on one thread only, and asks for no huge pages: that is done where memory is faulted in.
+        Capabilities { populate: PopulatePolicy::Overlapped, parallel: true, objects: true, exclusive: false }
     }
 
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
@@ -152,6 +144,10 @@ impl Backend for Iommufd {
         let less = |mapped: u64| Some(mapped.saturating_sub(counted));
         let _ = self.mapped.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         Ok(bytes)
+    }
+
+    fn unmap_all(&self) -> KernelResult<u64> {
+        self.unmap(IovaRange::ALL)
     }
 }
 

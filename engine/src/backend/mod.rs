@@ -14,13 +14,27 @@ pub mod type1;
 
 /// When memory is faulted in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Populate {
+pub enum PopulatePolicy {
     /// Not ahead of its map call.
     Never,
     /// All of it before the first map call.
-    First,
-    /// Each entry before its own map call, later ones meanwhile.
-    Meanwhile,
+    Upfront,
+    /// Each entry before its own map call, while other entries are mapped.
+    Overlapped,
+}
+
+/// What a backend can do, and what pays on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capabilities {
+    /// Whether and when faulting memory in before it is mapped pays.
+    pub populate: PopulatePolicy,
+    /// Whether map and unmap calls of disjoint ranges run concurrently if several threads make them. Where not, they are still
+    /// allowed and wait for each other.
+    pub parallel: bool,
+    /// Whether it uses the objects behind entries.
+    pub objects: bool,
+    /// Whether nothing else maps in the container, so that [`Backend::unmap_all`] unmaps only what was mapped here.
+    pub exclusive: bool,
 }
 
 /// A backend that knows which pages devices have written to. A bitmap has a bit for each of the smallest IOMMU pages of a range,
@@ -51,6 +65,19 @@ fn enoent_as_zero(answer: KernelResult<u64>) -> KernelResult<u64> {
     }
 }
 
+/// Unmaps everything in two calls, for type1 before 5.12, which has no single call for it. An entry across the middle makes both
+/// of them fail, and then nothing is unmapped.
+fn unmap_halves(mut unmap: impl FnMut(IovaRange) -> KernelResult<u64>) -> KernelResult<u64> {
+    let halves = [IovaRange::from_bounds(0, u64::MAX >> 1), IovaRange::from_bounds(1 << 63, u64::MAX)];
+    let mut total = Ok(0u64);
+    for range in halves.into_iter().flatten() {
+        // After a failure the other half is unmapped all the same.
+        let unmapped = unmap(range);
+        total = total.and_then(|total| unmapped.map(|bytes| total.saturating_add(bytes)));
+    }
+    total
+}
+
 /// Something that holds entries for a device.
 pub trait Backend: Send + Sync + fmt::Debug {
     /// For messages.
@@ -62,37 +89,26 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// How much may be pinned, now.
     fn memlock(&self) -> Memlock;
 
-    /// Whether and when faulting memory in before it is mapped pays.
-    fn populates(&self) -> Populate;
-
-    /// Whether map and unmap calls of disjoint ranges run at the same time if several threads make them. Where not, they are
-    /// still allowed and wait for each other.
-    fn parallel(&self) -> bool;
-
-    /// Whether it has use for the objects behind entries.
-    fn takes_objects(&self) -> bool {
-        false
-    }
+    /// What it can do. Does not change.
+    fn capabilities(&self) -> Capabilities;
 
     /// What knows of dirty pages, where the backend does.
     fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
         None
     }
 
-    /// Whether one call, [`Backend::unmap`] of [`IovaRange::ALL`], takes all entries of the container, and none of anybody else.
-    fn unmaps_all(&self) -> bool {
-        false
-    }
-
     /// Maps one entry, or nothing. `object` is what the caller says is behind it, if it says anything.
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()>;
 
-    /// Unmaps every entry inside `range` and answers how many bytes those were; [`IovaRange::ALL`] is everything.
+    /// Unmaps every entry inside `range`, which is not the whole space, and returns how many bytes those were.
     ///
     /// A range must not cut an entry: type1 then answers an error and unmaps nothing, iommufd counts nothing but may have
     /// unmapped the entries before the one that is cut. So the caller must know how many bytes it expects, and a number
     /// that is not that one means that it does not know what is mapped.
     fn unmap(&self, range: IovaRange) -> KernelResult<u64>;
+
+    /// Unmaps every entry of the container, whoever mapped it, and returns how many bytes those were.
+    fn unmap_all(&self) -> KernelResult<u64>;
 }
 
 #[cfg(test)]
@@ -105,5 +121,22 @@ mod tests {
         for answer in [Ok(0), Ok(4096), Err(Errno::EBUSY), Err(Errno::EINVAL), Err(Errno::EOVERFLOW)] {
             assert_eq!(enoent_as_zero(answer), answer);
         }
+    }
+
+    #[test]
+    fn both_halves_are_unmapped_and_the_first_failure_is_returned() {
+        let unmap = |answers: [KernelResult<u64>; 2]| {
+            let mut ranges = Vec::new();
+            let total = unmap_halves(|range| {
+                ranges.push((range.start(), range.last()));
+                answers[ranges.len() - 1]
+            });
+            assert_eq!(ranges, [(0, (1 << 63) - 1), (1 << 63, u64::MAX)]);
+            total
+        };
+        assert_eq!(unmap([Ok(0x1000), Ok(0x2000)]), Ok(0x3000));
+        assert_eq!(unmap([Err(Errno::EBUSY), Ok(0x2000)]), Err(Errno::EBUSY));
+        assert_eq!(unmap([Ok(0x1000), Err(Errno::EIO)]), Err(Errno::EIO));
+        assert_eq!(unmap([Err(Errno::EBUSY), Err(Errno::EIO)]), Err(Errno::EBUSY));
     }
 }

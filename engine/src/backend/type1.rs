@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use crate::addr::{Iova, IovaRange, PageSizes};
-use crate::backend::{Backend, DirtyTracking, Mapping, Populate, enoent_as_zero};
+use crate::backend::{
+    Backend, Capabilities, DirtyTracking, Mapping, PopulatePolicy, enoent_as_zero, unmap_halves,
+};
 use crate::error::{Errno, Error, KernelResult, Op, Result, Why};
 use crate::limits::{Limits, Memlock};
 use crate::object::Object;
@@ -23,8 +25,8 @@ pub struct Type1 {
     container: OwnedFd,
     /// The smallest IOMMU page in bytes.
     page: u64,
-    /// Whether it is iommufd's imitation of a container, with iommufd's locking and iommufd's answers.
-    imitated: bool,
+    /// Whether it is iommufd's compatibility layer (the kernel's vfio_compat.c), with iommufd's locking and iommufd's errors.
+    vfio_compat: bool,
     /// Bytes of memory whose dirty pages one call can tell; `None`: it cannot.
     most_dirty: Option<u64>,
 }
@@ -49,7 +51,7 @@ impl Type1 {
             // A bit for each page.
             tracked.most_bitmap_bytes.saturating_mul(8).saturating_mul(page)
         });
-        Ok(Self { container, page, imitated: is_imitated(&info), most_dirty })
+        Ok(Self { container, page, vfio_compat: is_vfio_compat(&info), most_dirty })
     }
 }
 
@@ -59,11 +61,11 @@ fn read_info(container: &OwnedFd) -> Result<Type1Info> {
     info::parse(&bytes).map_err(|malformed| Error::malformed(malformed.text()))
 }
 
-/// Whether iommufd imitates this container (an opened `/dev/iommu`, or `/dev/vfio/vfio` of a kernel built so).
+/// Whether iommufd serves this container (an opened `/dev/iommu`, or `/dev/vfio/vfio` of a kernel built so).
 ///
 /// It has no limit on entries and says so with the largest number there is. An administrator can set type1's limit to that
-/// number too, but type1 always has dirty tracking, and the imitation never has.
-fn is_imitated(info: &Type1Info) -> bool {
+/// number too, but type1 always has dirty tracking, and iommufd never has it here.
+fn is_vfio_compat(info: &Type1Info) -> bool {
     info.dma_avail == Some(u32::MAX) && info.migration.is_none()
 }
 
@@ -76,7 +78,7 @@ impl Backend for Type1 {
         let info = read_info(&self.container)?;
         Ok(Limits {
             page_sizes: PageSizes::from_bitmap(info.page_sizes),
-            entries: info.dma_avail.filter(|_| !is_imitated(&info)).map(u64::from),
+            entries: info.dma_avail.filter(|_| !is_vfio_compat(&info)).map(u64::from),
             iova_ranges: info.iova_ranges,
         })
     }
@@ -85,24 +87,21 @@ impl Backend for Type1 {
         memlock::memlock()
     }
 
-    fn populates(&self) -> Populate {
-        // The driver pins under one lock, one thread at a time, and four fifths of that time go into clearing pages. It takes
-        // the lock of the address space for writing to count what it pinned, which holds up faults: so not meanwhile.
-        Populate::First
-    }
-
-    fn parallel(&self) -> bool {
-        // The driver's one lock is held from the first page pinned to the last.
-        self.imitated
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            // The driver pins under one lock, one thread at a time, and four fifths of that time go into clearing pages. To count
+            // what it pinned it takes the lock of the address space for writing, which holds up faults: so not overlapped.
+            populate: PopulatePolicy::Upfront,
+            // The driver holds its one lock from the first page pinned to the last.
+            parallel: self.vfio_compat,
+            objects: false,
+            // Behind iommufd's compatibility layer is an IOAS, in which others may map as well.
+            exclusive: !self.vfio_compat,
+        }
     }
 
     fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
         self.most_dirty.map(|_| self as &dyn DirtyTracking)
-    }
-
-    fn unmaps_all(&self) -> bool {
-        // VFIO_DMA_UNMAP_FLAG_ALL. Behind an imitation is an IOAS, in which others may map as well.
-        !self.imitated
     }
 
     fn map(&self, mapping: &Mapping, _: Option<Object<'_>>) -> KernelResult<()> {
@@ -117,8 +116,19 @@ impl Backend for Type1 {
 
     fn unmap(&self, range: IovaRange) -> KernelResult<u64> {
         let container = self.container.as_fd();
-        let answer = unmap_to_the_top(range, self.page, |extent| type1::unmap(container, extent));
-        if self.imitated { enoent_as_zero(answer) } else { answer }
+        let start = Iova(range.start());
+        let answer = unmap_to_the_top(range, self.page, |length| {
+            type1::unmap(container, Extent::Bytes(start, length))
+        });
+        if self.vfio_compat { enoent_as_zero(answer) } else { answer }
+    }
+
+    fn unmap_all(&self) -> KernelResult<u64> {
+        match type1::unmap(self.container.as_fd(), Extent::All) {
+            Err(Errno::ENOENT) if self.vfio_compat => Ok(0),
+            Err(_) => unmap_halves(|range| self.unmap(range)),
+            answer => answer,
+        }
     }
 }
 
@@ -159,23 +169,19 @@ fn map_or_replace(
     }
 }
 
-/// Unmaps `range`, which may reach, or be, the end of the 64-bit space.
+/// Unmaps `range`, which may reach the end of the 64-bit space.
 ///
-/// Kernels before 5.0 refuse an unmap of exactly the last page (their overflow check is off by one) with EINVAL; it is
-/// then left out, as QEMU does. They could not have mapped it either, so nothing stays behind, and if something did, the
-/// byte count says so.
+/// Kernels before 5.0 refuse an unmap of exactly the last page with EINVAL (their overflow check is off by one); the page is then
+/// left out, as QEMU does. They could not have mapped it either, so nothing stays mapped, and if something did, the byte count
+/// shows it.
 fn unmap_to_the_top(
     range: IovaRange,
     page: u64,
-    mut unmap: impl FnMut(Extent) -> KernelResult<u64>,
+    mut unmap: impl FnMut(u64) -> KernelResult<u64>,
 ) -> KernelResult<u64> {
-    if range == IovaRange::ALL {
-        return unmap(Extent::All);
-    }
-    let start = Iova(range.start());
-    match unmap(Extent::Bytes(start, range.length())) {
+    match unmap(range.length()) {
         Err(Errno::EINVAL) if range.last() == u64::MAX && range.length() > page => {
-            unmap(Extent::Bytes(start, range.length() - page))
+            unmap(range.length() - page)
         }
         result => result,
     }
@@ -224,57 +230,45 @@ mod tests {
         assert_eq!(map_or_replace(|| answer(&asked), || Err(Errno::EINVAL)), Err(Errno::EBUSY));
     }
 
-    fn asked_to_unmap(range: IovaRange, answers: &[KernelResult<u64>]) -> (Vec<Extent>, KernelResult<u64>) {
+    fn asked_to_unmap(range: IovaRange, answers: &[KernelResult<u64>]) -> (Vec<u64>, KernelResult<u64>) {
         let (asked, answer) = answering(answers);
-        let mut extents = Vec::new();
-        let result = unmap_to_the_top(range, 0x1000, |extent| {
-            extents.push(extent);
+        let mut lengths = Vec::new();
+        let result = unmap_to_the_top(range, 0x1000, |length| {
+            lengths.push(length);
             answer(&asked)
         });
-        (extents, result)
+        (lengths, result)
     }
 
     #[test]
     fn the_last_page_is_left_out_where_the_kernel_refuses_it() {
         let top = IovaRange::from_bounds(u64::MAX - 0x2fff, u64::MAX).unwrap();
-        let start = Iova(top.start());
-        let whole = Extent::Bytes(start, 0x3000);
-        let rest = Extent::Bytes(start, 0x2000);
-        assert_eq!(asked_to_unmap(top, &[Ok(0x3000)]), (vec![whole], Ok(0x3000)));
+        assert_eq!(asked_to_unmap(top, &[Ok(0x3000)]), (vec![0x3000], Ok(0x3000)));
         assert_eq!(
             asked_to_unmap(top, &[Err(Errno::EINVAL), Ok(0x2000)]),
-            (vec![whole, rest], Ok(0x2000)),
+            (vec![0x3000, 0x2000], Ok(0x2000)),
             "the count is the kernel's"
         );
         assert_eq!(
             asked_to_unmap(top, &[Err(Errno::EINVAL), Err(Errno::EINVAL)]),
-            (vec![whole, rest], Err(Errno::EINVAL))
+            (vec![0x3000, 0x2000], Err(Errno::EINVAL))
         );
-        assert_eq!(asked_to_unmap(top, &[Err(Errno::EIO)]), (vec![whole], Err(Errno::EIO)));
+        assert_eq!(asked_to_unmap(top, &[Err(Errno::EIO)]), (vec![0x3000], Err(Errno::EIO)));
     }
 
     #[test]
     fn nothing_is_left_out_elsewhere() {
         let below = IovaRange::from_bounds(u64::MAX - 0x2fff, u64::MAX - 0x1000).unwrap();
-        assert_eq!(asked_to_unmap(below, &[Err(Errno::EINVAL)]).1, Err(Errno::EINVAL));
+        assert_eq!(asked_to_unmap(below, &[Err(Errno::EINVAL)]), (vec![0x2000], Err(Errno::EINVAL)));
         // A length of 0 would not mean "nothing" to every kernel.
         let last = IovaRange::from_bounds(u64::MAX - 0xfff, u64::MAX).unwrap();
-        assert_eq!(asked_to_unmap(last, &[Err(Errno::EINVAL)]).1, Err(Errno::EINVAL));
+        assert_eq!(asked_to_unmap(last, &[Err(Errno::EINVAL)]), (vec![0x1000], Err(Errno::EINVAL)));
     }
 
     #[test]
-    fn the_whole_space_is_one_call() {
-        assert_eq!(asked_to_unmap(IovaRange::ALL, &[Ok(7)]), (vec![Extent::All], Ok(7)));
-        assert_eq!(
-            asked_to_unmap(IovaRange::ALL, &[Err(Errno::EINVAL)]),
-            (vec![Extent::All], Err(Errno::EINVAL))
-        );
-    }
-
-    #[test]
-    fn an_imitation_is_told_by_two_marks() {
+    fn two_marks_tell_iommufd_from_type1() {
         let migration = Some(info::Migration { page_sizes: 0x1000, most_bitmap_bytes: 1 << 28 });
-        for (dma_avail, migration, imitated) in [
+        for (dma_avail, migration, vfio_compat) in [
             (Some(u32::MAX), None, true),
             (Some(u32::MAX), migration, false),
             (Some(65535), None, false),
@@ -282,7 +276,7 @@ mod tests {
             (None, None, false),
         ] {
             let info = Type1Info { dma_avail, migration, ..Type1Info::default() };
-            assert_eq!(is_imitated(&info), imitated, "{info:?}");
+            assert_eq!(is_vfio_compat(&info), vfio_compat, "{info:?}");
         }
     }
 

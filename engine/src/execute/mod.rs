@@ -5,7 +5,7 @@ mod parallel;
 use std::time::{Duration, Instant};
 
 use crate::addr::IovaRange;
-use crate::backend::{Backend, Populate};
+use crate::backend::{Backend, Capabilities, PopulatePolicy};
 use crate::error::{Errno, Error, KernelResult, Op, Result, Why};
 use crate::object::Objects;
 use crate::populate::{self, How, Piece, Populating, Report};
@@ -78,11 +78,11 @@ impl Executor<'_> {
     /// A failed unmap does not stop the other unmaps, but no map follows it. The first map that fails for anything but device
     /// memory stops the run. The table then says how far it came.
     pub fn run(&mut self, plan: &Plan, wanted: &WantedSet, fault_in: Option<How>) -> Result<()> {
-        let when = self.backend.populates();
-        let fault_in = fault_in.filter(|_| when != Populate::Never);
+        let Capabilities { populate: policy, parallel, .. } = self.backend.capabilities();
+        let fault_in = fault_in.filter(|_| policy != PopulatePolicy::Never);
         let mut entries = plan.maps.clone();
         let mut meanwhile = fault_in;
-        if when == Populate::First || !plan.unmaps.is_empty() {
+        if policy == PopulatePolicy::Upfront || !plan.unmaps.is_empty() {
             // What is unmapped only to be cut anew is out of the device's reach for as short as can be.
             if let Some(how) = meanwhile.take() {
                 let report = populate::populate(&pieces(&entries), how);
@@ -93,7 +93,7 @@ impl Executor<'_> {
             }
         }
         self.clear(&plan.unmaps)?;
-        if self.backend.parallel() {
+        if parallel {
             return self.map_in_parallel(entries, wanted, meanwhile);
         }
         let Some(how) = meanwhile else { return self.map_in_order(entries, wanted, None) };
@@ -135,7 +135,7 @@ impl Executor<'_> {
 
     /// Takes entries away; answers the first failure but does not stop at it.
     pub fn clear(&mut self, unmaps: &[Unmap]) -> Result<()> {
-        if self.backend.parallel() {
+        if self.backend.capabilities().parallel {
             return self.clear_in_parallel(unmaps);
         }
         let mut first = Ok(());
@@ -145,15 +145,15 @@ impl Executor<'_> {
         first
     }
 
-    /// Takes all entries away in one call, where the backend has one and does not refuse it; `false`: nothing was done.
+    /// Unmaps all entries at once, where nothing else maps in the container and the kernel does not refuse it; `false`: nothing was
+    /// done.
     pub fn clear_all(&mut self) -> Result<bool> {
-        if !self.backend.unmaps_all() {
+        if !self.backend.capabilities().exclusive {
             return Ok(false);
         }
         let start = Instant::now();
-        let answer = self.backend.unmap(IovaRange::ALL);
+        let answer = self.backend.unmap_all();
         if answer.is_err() {
-            // type1 before 5.12 does not know the flag.
             return Ok(false);
         }
         let expected = self.table.totals().bytes;

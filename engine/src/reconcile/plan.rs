@@ -199,8 +199,6 @@ fn grouped(gone: &[&Entry], batch: Batch) -> Vec<Unmap> {
             && last.range.last().checked_add(1) == Some(entry.range.start())
             && let Some(range) = IovaRange::from_bounds(last.range.start(), entry.range.last())
             && range.length() <= batch.bytes
-            // The whole space has a length that no unmap call can name.
-            && range != IovaRange::ALL
         {
             *last = Unmap { range, entries: last.entries + 1, ram_bytes: last.ram_bytes + ram_bytes };
         } else {

@@ -18,7 +18,8 @@ impl Engine {
         let mut state = self.state();
         if state.poison.take().is_some() {
             state.table = MapTable::default();
-            return self.empty_all();
+            let emptied = self.backend.unmap_all().map(drop);
+            return emptied.map_err(|errno| Error::kernel(Op::Unmap, errno));
         }
         state.wanted = WantedSet::default();
         let Ok(plan) =
@@ -36,22 +37,6 @@ impl Engine {
         };
         self.record_executed(&executor.executed);
         self.record_state(&state);
-        emptied
-    }
-
-    /// Unmaps whatever the container holds.
-    fn empty_all(&self) -> Result<()> {
-        if self.backend.unmap(IovaRange::ALL).is_ok() {
-            return Ok(());
-        }
-        // type1 before 5.12 knows no such call. An entry across the middle would make it answer an error.
-        let halves = [IovaRange::from_bounds(0, u64::MAX >> 1), IovaRange::from_bounds(1 << 63, u64::MAX)];
-        let mut emptied = Ok(());
-        for range in halves.into_iter().flatten() {
-            let unmapped =
-                self.backend.unmap(range).map_err(|errno| Error::kernel(Op::Unmap, errno).at(range));
-            emptied = emptied.and(unmapped.map(drop));
-        }
         emptied
     }
 }

@@ -198,7 +198,7 @@ impl Engine {
             entry_size: self.grid.entry_size(),
             batch: self.batch,
             threads: self.threads(),
-            parallel: self.backend.parallel(),
+            parallel: self.backend.capabilities().parallel,
             in_transaction: state.in_transaction,
             poisoned: state.poison.is_some(),
         }

@@ -27,7 +27,7 @@ impl Engine {
     fn map(&self, region: Region, object: Option<&Named>) -> Result<()> {
         self.check(&region)?;
         let mut state = self.healthy()?;
-        let object = object.filter(|_| self.backend.takes_objects());
+        let object = object.filter(|_| self.backend.capabilities().objects);
         let accepted = object.map(|object| state.objects.check(&region, object, self.page)).transpose()?;
         insert(&mut state, region)?;
         if let Some(accepted) = accepted {

@@ -151,7 +151,7 @@ impl Target for Through<'_> {
     }
 
     fn unmap_all(&self) -> Result<u64, i32> {
-        self.backend.unmap(IovaRange::ALL).map_err(|errno| errno.0)
+        self.backend.unmap_all().map_err(|errno| errno.0)
     }
 
     fn attach(&self) -> Result<(), i32> {
@@ -289,7 +289,7 @@ fn assert_undisturbed_by(threads: u64, backend: &dyn Backend, memory: Memory) {
             assert_eq!(thread.join().unwrap(), Ok(()));
         }
     });
-    assert_eq!(backend.unmap(IovaRange::ALL), Ok(0));
+    assert_eq!(backend.unmap_all(), Ok(0));
 }
 
 #[test]
@@ -304,7 +304,7 @@ fn threads_on_the_model_are_undisturbed() {
 #[ignore = "needs a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
 fn type1_answers_as_type1() {
     kernel::attached(Driver::Type1, |backend, memory| {
-        assert!(!backend.parallel() && backend.limits().unwrap().entries.is_some());
+        assert!(!backend.capabilities().parallel && backend.limits().unwrap().entries.is_some());
         assert_undisturbed(backend, memory);
     });
     on_the_kernel(Driver::Type1);
@@ -376,7 +376,7 @@ fn a_bar_is_mapped_while_it_decodes() {
         assert_eq!(map(object(0, 0)), Ok(()));
         bar.decode(false);
         assert_eq!(backend.unmap(range), Ok(2 * PAGE));
-        assert_eq!(backend.unmap(IovaRange::ALL), Ok(0));
+        assert_eq!(backend.unmap_all(), Ok(0));
     });
 }
 
@@ -421,7 +421,7 @@ fn the_imitation_answers_as_iommufd() {
 fn assert_is_iommufd(driver: Driver) {
     kernel::attached(driver, |backend, memory| {
         let limits = backend.limits().unwrap();
-        assert!(backend.parallel());
+        assert!(backend.capabilities().parallel);
         assert_eq!((limits.entries, limits.page_sizes.smallest()), (None, PAGE));
         let interrupts = IovaRange::from_bounds(0xfee0_0000, 0xfeef_ffff).unwrap();
         assert!(!limits.iova_ranges.iter().any(|range| range.overlaps(interrupts)), "{limits:?}");

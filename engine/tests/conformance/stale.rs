@@ -11,7 +11,7 @@ use super::common::{ENTRY, Piece, Space, Step, drive};
 use super::kernel::{self, Driver};
 use super::run::{Hva, Target};
 use super::witness::{self, PageTables, Translation, Translations, assert_same};
-use vfio_fast_engine::backend::{Backend, Mapping, Populate};
+use vfio_fast_engine::backend::{Backend, Capabilities, Mapping};
 use vfio_fast_engine::limits::{Limits, Memlock};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::region::{Kind, Perm};
@@ -95,12 +95,9 @@ impl Backend for Failing {
         self.kernel.memlock()
     }
 
-    fn populates(&self) -> Populate {
-        self.kernel.populates()
-    }
-
-    fn parallel(&self) -> bool {
-        self.kernel.parallel()
+    fn capabilities(&self) -> Capabilities {
+        // The calls are counted one by one.
+        Capabilities { objects: false, exclusive: false, ..self.kernel.capabilities() }
     }
 
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
@@ -116,6 +113,10 @@ impl Backend for Failing {
             Some(Failure::Lost(errno)) => self.kernel.unmap(range).and(Err(errno)),
             None => self.kernel.unmap(range),
         }
+    }
+
+    fn unmap_all(&self) -> std::result::Result<u64, Errno> {
+        self.kernel.unmap_all()
     }
 }
 

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vfio_fast_engine::addr::{IovaRange, PageSizes};
-use vfio_fast_engine::backend::{Backend, Mapping, Populate};
+use vfio_fast_engine::backend::{Backend, Capabilities, Mapping, PopulatePolicy};
 use vfio_fast_engine::limits::{Limits, Memlock, MemlockScope};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::{Errno, Result};
@@ -118,12 +118,9 @@ impl Backend for PinStandIn {
         Memlock { locked: 0, limit: None, scope: MemlockScope::User }
     }
 
-    fn populates(&self) -> Populate {
-        Populate::Meanwhile
-    }
-
-    fn parallel(&self) -> bool {
-        false
+    fn capabilities(&self) -> Capabilities {
+        let populate = PopulatePolicy::Overlapped;
+        Capabilities { populate, parallel: false, objects: false, exclusive: false }
     }
 
     /// Pins always for writing: io_uring knows no other pin.
@@ -152,6 +149,10 @@ impl Backend for PinStandIn {
             bytes += held.range.length();
         }
         Ok(bytes)
+    }
+
+    fn unmap_all(&self) -> std::result::Result<u64, Errno> {
+        self.unmap(IovaRange::ALL)
     }
 }
 

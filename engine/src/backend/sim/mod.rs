@@ -8,7 +8,7 @@ mod rules;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Backend, DirtyTracking, Mapping, Populate, enoent_as_zero};
+use super::{Backend, Capabilities, DirtyTracking, Mapping, PopulatePolicy, enoent_as_zero, unmap_halves};
 use crate::addr::{HostVa, IovaRange, PageSizes};
 use crate::error::{Errno, KernelResult, Result};
 use crate::limits::{Limits, Memlock, MemlockScope};
@@ -59,7 +59,7 @@ pub struct SimConfig {
     /// of vfio-pci. If not, only what [`Sim::write`] says.
     pub all_dirty: bool,
     /// When the engine shall fault memory in: other than never only if the tests hand over real memory.
-    pub populate: Populate,
+    pub populate: PopulatePolicy,
 }
 
 impl Default for SimConfig {
@@ -79,7 +79,7 @@ impl Default for SimConfig {
             panic_nth: None,
             most_bitmap_bytes: 256 << 20,
             all_dirty: true,
-            populate: Populate::Never,
+            populate: PopulatePolicy::Never,
         }
     }
 }
@@ -93,6 +93,8 @@ pub enum Call {
     MapFile(Mapping, ObjectKind, u64),
     /// VFIO_IOMMU_UNMAP_DMA, with a bitmap or without, or IOMMU_IOAS_UNMAP.
     Unmap(IovaRange),
+    /// Either of the latter for everything there is.
+    UnmapAll,
     /// VFIO_IOMMU_DIRTY_PAGES for a bitmap.
     ReadDirty(IovaRange),
 }
@@ -252,26 +254,21 @@ impl Backend for Sim {
         Memlock { locked, limit: config.memlock_limit.filter(|_| config.memlock_told), scope }
     }
 
-    fn populates(&self) -> Populate {
-        self.config().populate
-    }
-
-    fn parallel(&self) -> bool {
-        self.config().rules == Rules::Iommufd
-    }
-
-    fn takes_objects(&self) -> bool {
-        self.config().rules == Rules::Iommufd
+    fn capabilities(&self) -> Capabilities {
+        let config = self.config();
+        let iommufd = config.rules == Rules::Iommufd;
+        Capabilities {
+            populate: config.populate,
+            parallel: iommufd,
+            objects: iommufd,
+            exclusive: config.rules == Rules::Type1,
+        }
     }
 
     fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
         let config = self.config();
         let tracks = config.rules == Rules::Type1 && config.most_bitmap_bytes > 0;
         tracks.then_some(self)
-    }
-
-    fn unmaps_all(&self) -> bool {
-        self.config().rules == Rules::Type1
     }
 
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
@@ -285,13 +282,21 @@ impl Backend for Sim {
     fn unmap(&self, range: IovaRange) -> KernelResult<u64> {
         let mut state = self.state();
         let config = self.record(&mut state, Call::Unmap(range))?;
-        let answer = match range {
-            IovaRange::ALL => state.held.unmap_all(&config),
-            range => state.held.unmap(&config, range.start(), range.length()),
-        };
+        let answer = state.held.unmap(&config, range.start(), range.length());
         match config.rules {
             Rules::Type1 => answer,
             Rules::Iommufd => enoent_as_zero(answer),
+        }
+    }
+
+    fn unmap_all(&self) -> KernelResult<u64> {
+        let mut state = self.state();
+        let answer = self.record(&mut state, Call::UnmapAll).and_then(|config| state.held.unmap_all(&config));
+        drop(state);
+        match (self.config().rules, answer) {
+            (Rules::Type1, Err(_)) => unmap_halves(|range| self.unmap(range)),
+            (Rules::Type1, answer) => answer,
+            (Rules::Iommufd, answer) => enoent_as_zero(answer),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use vfio_fast_engine::addr::IovaRange;
-use vfio_fast_engine::backend::{Backend, Mapping, Populate};
+use vfio_fast_engine::backend::{Backend, Capabilities, Mapping, PopulatePolicy};
 use vfio_fast_engine::limits::{Limits, Memlock};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::{Errno, Result};
@@ -35,6 +35,17 @@ pub struct Counted {
     pub calls: Arc<Calls>,
 }
 
+impl Counted {
+    fn timed<T>(&self, unmap: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let answer = unmap();
+        let took = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.calls.unmaps.fetch_add(1, Ordering::Relaxed);
+        self.calls.longest_unmap_ns.fetch_max(took, Ordering::Relaxed);
+        answer
+    }
+}
+
 impl Backend for Counted {
     fn name(&self) -> &'static str {
         self.backend.name()
@@ -48,16 +59,8 @@ impl Backend for Counted {
         self.backend.memlock()
     }
 
-    fn populates(&self) -> Populate {
-        Populate::Never
-    }
-
-    fn parallel(&self) -> bool {
-        self.backend.parallel()
-    }
-
-    fn unmaps_all(&self) -> bool {
-        self.backend.unmaps_all()
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { populate: PopulatePolicy::Never, objects: false, ..self.backend.capabilities() }
     }
 
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
@@ -66,11 +69,10 @@ impl Backend for Counted {
     }
 
     fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
-        let start = Instant::now();
-        let answer = self.backend.unmap(range);
-        let took = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.calls.unmaps.fetch_add(1, Ordering::Relaxed);
-        self.calls.longest_unmap_ns.fetch_max(took, Ordering::Relaxed);
-        answer
+        self.timed(|| self.backend.unmap(range))
+    }
+
+    fn unmap_all(&self) -> std::result::Result<u64, Errno> {
+        self.timed(|| self.backend.unmap_all())
     }
 }

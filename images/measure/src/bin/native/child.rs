@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
-use vfio_fast_engine::backend::{Backend, Mapping, Populate};
+use vfio_fast_engine::backend::{Backend, Mapping, PopulatePolicy};
 use vfio_fast_engine::object::{Named, ObjectKind};
 use vfio_fast_engine::populate::{self, How, Piece};
 use vfio_fast_engine::region::{Backing as Object, Kind, Perm, Region};
@@ -51,9 +51,9 @@ pub fn run(job: &Job) -> Result<()> {
     let memory = Memory::new(job.backing, job.bytes).context("Cannot map the guest's memory")?;
     match job.case {
         Case::Stock => stock(job, &memory),
-        Case::Engine | Case::ByAddress => engine(job, &memory, Populate::Meanwhile),
-        Case::InTurn => engine(job, &memory, Populate::First),
-        Case::MapsOnly => engine(job, &memory, Populate::Never),
+        Case::Engine | Case::ByAddress => engine(job, &memory, PopulatePolicy::Overlapped),
+        Case::InTurn => engine(job, &memory, PopulatePolicy::Upfront),
+        Case::MapsOnly => engine(job, &memory, PopulatePolicy::Never),
         Case::Batch => batch(job, &memory),
         Case::Bare => bare(job, &memory),
         case => Err(anyhow!("{case:?} is measured as a part of another case")),
@@ -86,7 +86,7 @@ fn stock(job: &Job, memory: &Memory) -> Result<()> {
 }
 
 /// Cold, then again in a second container.
-fn engine(job: &Job, memory: &Memory, populates: Populate) -> Result<()> {
+fn engine(job: &Job, memory: &Memory, populates: PopulatePolicy) -> Result<()> {
     let again = (job.case == Case::Engine).then_some(Case::RemapEngine);
     for case in [Some(job.case), again].into_iter().flatten() {
         let config =
@@ -146,7 +146,7 @@ fn batch(job: &Job, memory: &Memory) -> Result<()> {
         }
     }
     let took = start.elapsed();
-    pins.unmap(IovaRange::ALL).map_err(|errno| anyhow!("Cannot unpin: {errno}"))?;
+    pins.unmap_all().map_err(|errno| anyhow!("Cannot unpin: {errno}"))?;
     ensure!(report.skipped_bytes == 0, "{report:?}");
     job.tell(Sample {
         pages_per_call: Some(job.pages_per_call),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use vfio_fast_engine::Errno;
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::iommufd::Iommufd;
-use vfio_fast_engine::backend::{Backend, Mapping, Populate};
+use vfio_fast_engine::backend::{Backend, Capabilities, Mapping, PopulatePolicy};
 use vfio_fast_engine::limits::{Limits, Memlock};
 use vfio_fast_engine::object::Object;
 
@@ -18,7 +18,7 @@ use vfio_fast_testing::ioas::{self, Device, Ioas};
 pub struct Mapper {
     backend: Box<dyn Backend>,
     /// When the engine shall fault in.
-    pub populates: Populate,
+    pub populates: PopulatePolicy,
     /// Whether it is told the file behind the memory.
     pub objects: bool,
     /// Kept open.
@@ -39,8 +39,8 @@ impl Mapper {
     }
 
     fn of(backend: Box<dyn Backend>, ioas: Option<Ioas>) -> Self {
-        let objects = backend.takes_objects();
-        Self { backend, populates: Populate::Meanwhile, objects, _ioas: ioas }
+        let objects = backend.capabilities().objects;
+        Self { backend, populates: PopulatePolicy::Overlapped, objects, _ioas: ioas }
     }
 
     /// What they are, wherever their numbers are shown.
@@ -62,16 +62,9 @@ impl Backend for Mapper {
         self.backend.memlock()
     }
 
-    fn populates(&self) -> Populate {
-        self.populates
-    }
-
-    fn parallel(&self) -> bool {
-        self.backend.parallel()
-    }
-
-    fn takes_objects(&self) -> bool {
-        self.objects
+    fn capabilities(&self) -> Capabilities {
+        let (populate, objects) = (self.populates, self.objects);
+        Capabilities { populate, objects, exclusive: false, ..self.backend.capabilities() }
     }
 
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
@@ -80,5 +73,9 @@ impl Backend for Mapper {
 
     fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
         self.backend.unmap(range)
+    }
+
+    fn unmap_all(&self) -> std::result::Result<u64, Errno> {
+        self.backend.unmap_all()
     }
 }
