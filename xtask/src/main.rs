@@ -1,6 +1,7 @@
 //! Builds, tests and proves vfio-fast: `cargo xtask --help`.
 
 mod doctor;
+mod documents;
 mod exports;
 mod header;
 mod install;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
-use crate::{exports, header, lab, tidy, tsan};
+use crate::{documents, exports, header, lab, tidy, tsan};
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{Told, UNAVAILABLE, code_of};
 use vfio_fast_assets::progress::{elapsed, run_logged, step};
@@ -67,6 +67,7 @@ const CHECKS: &[Check] = &[
     }),
     slow("every patch builds off and on", |_| qemu::check_each_patch()),
     slow("newest kernel builds", |_| kernel::built().map(drop)),
+    slow("commands of the documents", documents::check),
     slow("e2e", |_| e2e()),
 ];
 

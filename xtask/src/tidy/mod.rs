@@ -1,5 +1,8 @@
 //! What no compiler checks in the text of the repository.
 
+mod imports;
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -9,7 +12,9 @@ use xshell::{Shell, cmd};
 use vfio_fast_assets::paths;
 
 /// A file longer than this holds more than one noun.
-const MOST_LINES: usize = 600;
+const MAX_LINES: usize = 600;
+/// Prose is wrapped here.
+const MAX_COLUMNS: usize = 120;
 
 /// Hosts of package registries and mirrors; in pieces, or this file would break its own rule.
 const REGISTRIES: &[&str] = &[
@@ -36,6 +41,8 @@ const UNSAFE_PLACES: &[&str] = &[
     "ffi/src/",
     "engine/tests/",
     "engine/benches/",
+    "engine/testing/",
+    "images/measure/",
     "ffi/tests/",
     "images/agent/src/l2/mmio.rs",
 ];
@@ -46,16 +53,41 @@ pub fn check() -> Result<()> {
     let sh = Shell::new()?;
     sh.change_dir(&root);
     let files = cmd!(sh, "git ls-files -z --cached --others --exclude-standard").quiet().read()?;
-    let mut complaints = Vec::new();
-    for name in files.split_terminator('\0') {
-        // Removed but not yet committed, or not text: nothing to read.
-        let Ok(text) = fs::read_to_string(root.join(name)) else { continue };
-        complaints.extend(file(name, &text));
-    }
+    // Removed but not yet committed, or not text: nothing to read.
+    let texts = files.split_terminator('\0').filter_map(|name| {
+        let text = fs::read_to_string(root.join(name)).ok()?;
+        Some((name, text))
+    });
+    let texts: Vec<(&str, String)> = texts.collect();
+    let mut complaints: Vec<String> = texts.iter().flat_map(|(name, text)| file(name, text)).collect();
+    complaints.extend(tree(&texts));
     if complaints.is_empty() {
         return Ok(());
     }
     bail!("{} complaints\n{}", complaints.len(), complaints.join("\n"))
+}
+
+/// The complaints about how files lie and what they import.
+fn tree(texts: &[(&str, String)]) -> Vec<String> {
+    let rust = texts.iter().filter(|(name, _)| name.ends_with(".rs"));
+    let rust: Vec<(&str, &str)> = rust.map(|(name, text)| (*name, text.as_str())).collect();
+    let mut complaints = Vec::new();
+    for (name, _) in &rust {
+        let folder = format!("{}/", name.trim_end_matches(".rs"));
+        if rust.iter().any(|(other, _)| other.starts_with(&folder)) {
+            complaints.push(format!("{name}: there is a folder of this name: call the file {folder}mod.rs"));
+        }
+    }
+    let roots: BTreeSet<&str> =
+        rust.iter().filter_map(|(name, _)| name.find("/src/").map(|at| &name[..at + 4])).collect();
+    for root in roots {
+        let files: Vec<(&str, &str)> =
+            rust.iter().filter(|(name, _)| name.starts_with(&format!("{root}/"))).copied().collect();
+        for circle in imports::circles(root, &files) {
+            complaints.push(format!("{}: imports in a circle: {}", circle[0], circle.join(" ")));
+        }
+    }
+    complaints
 }
 
 /// The complaints about one file.
@@ -84,15 +116,40 @@ fn file(name: &str, text: &str) -> Vec<String> {
     }
     if extension == "rs" && !UNSAFE_PLACES.iter().any(|place| name.starts_with(place)) {
         for line in unsafe_lines(text) {
-            complain(line, "unsafe code outside engine/src/sys, ffi/src, tests, benches and l2/mmio.rs");
+            complain(line, &format!("unsafe code outside {}", UNSAFE_PLACES.join(" ")));
+        }
+    }
+    if extension == "rs" {
+        for (n, line) in code_only(text).lines().enumerate().filter(|(_, line)| line.contains("#[path")) {
+            complain(n + 1, &format!("a module lies where it is declared: {}", line.trim()));
+        }
+    }
+    if extension == "md" {
+        for (line, length) in wide_lines(text) {
+            complain(line, &format!("{length} columns of prose, at most {MAX_COLUMNS}"));
         }
     }
     let generated = name == "include/vfio_fast.h";
     let lines = text.lines().count();
-    if ["rs", "c", "h", "sh"].contains(&extension) && !generated && lines > MOST_LINES {
+    if ["rs", "c", "h", "sh"].contains(&extension) && !generated && lines > MAX_LINES {
         complain(lines, &format!("{lines} lines: more than one noun in a file"));
     }
     complaints
+}
+
+/// The lines of prose that are too wide, with their widths. Tables and what is between fences cannot be wrapped.
+fn wide_lines(text: &str) -> Vec<(usize, usize)> {
+    let mut fenced = false;
+    let mut wide = Vec::new();
+    for (n, line) in text.lines().enumerate() {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        let length = line.chars().count();
+        if !fenced && !fence && !line.starts_with('|') && length > MAX_COLUMNS {
+            wide.push((n + 1, length));
+        }
+    }
+    wide
 }
 
 /// Whether the path occurs as an absolute one, not as the end of another.
@@ -243,10 +300,25 @@ mod tests {
 
     #[test]
     fn long_files_are_found_but_for_the_generated_one() {
-        let text = "x\n".repeat(MOST_LINES + 1);
+        let text = "x\n".repeat(MAX_LINES + 1);
         assert!(complaint("a.c", &text).contains("601 lines"));
         assert_eq!(file("include/vfio_fast.h", &text), [""; 0]);
         assert_eq!(file("a.c", &text[2..]), [""; 0]);
+    }
+
+    #[test]
+    fn wide_prose_is_found_outside_of_tables_and_fences() {
+        let wide = "x".repeat(MAX_COLUMNS + 1);
+        assert!(complaint("a.md", &format!("{wide}\n")).starts_with("a.md:1: 121 columns"));
+        assert_eq!(file("a.md", &format!("| {wide} |\n```sh\n{wide}\n```\n{}\n", &wide[1..])), [""; 0]);
+    }
+
+    #[test]
+    fn modules_lie_where_they_are_declared() {
+        assert!(complaint("a.rs", "#[path = \"b/c.rs\"]\nmod c;\n").contains("where it is declared"));
+        assert_eq!(file("a.rs", "// #[path = \"b\"]\n"), [""; 0]);
+        let both = [("x/src/a.rs", String::new()), ("x/src/a/b.rs", String::new())];
+        assert_eq!(tree(&both), ["x/src/a.rs: there is a folder of this name: call the file x/src/a/mod.rs"]);
     }
 
     #[test]

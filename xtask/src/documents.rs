@@ -1,0 +1,111 @@
+//! Runs the commands of the documents, out of the documents themselves, in their order.
+//!
+//! A block between fences with the word `sh` is run. `sh no-run` is shown to readers only: it needs a device, or runs this
+//! check itself. A document's blocks are one script, so a variable that one sets is there in the next.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::geteuid;
+use vfio_fast_assets::outcome::CannotRun;
+use vfio_fast_assets::paths;
+use vfio_fast_assets::progress::{run_logged, step};
+
+/// The documents that show commands for users to type.
+const DOCUMENTS: &[&str] = &["README.md", "docs/QEMU.md", "qemu-patches/README.md"];
+
+/// Lets a script install below /usr/local and write the linker's cache without a trace on this machine.
+const PRIVATE: &str = "\
+set -euo pipefail
+scratch=$1
+mkdir -p \"$scratch\"
+mount -t tmpfs none \"$scratch\"
+for place in usr/local etc; do
+    mkdir -p \"$scratch/$place/upper\" \"$scratch/$place/work\"
+    mount -t overlay overlay \"/$place\" \\
+        -o \"lowerdir=/$place,upperdir=$scratch/$place/upper,workdir=$scratch/$place/work\"
+done
+exec bash \"$2\"
+";
+
+/// Runs all of them, each document by itself.
+pub fn check(log: &Path) -> Result<()> {
+    if !geteuid().is_root() {
+        return Err(
+            CannotRun("the documents' commands install to /usr/local, which needs root".into()).into()
+        );
+    }
+    let folder = paths::target().join("test/documents");
+    fs::create_dir_all(&folder)?;
+    for name in DOCUMENTS {
+        let text = fs::read_to_string(paths::root().join(name))?;
+        let script = folder.join(format!("{}.sh", name.replace('/', "-")));
+        fs::write(&script, script_of(&text).with_context(|| format!("{name} shows no command"))?)?;
+        step(
+            &format!("Run the commands of {name}"),
+            &log.with_file_name(format!("{}.log", name.replace('/', "-"))),
+            |log| {
+                let mut command = Command::new("unshare");
+                command
+                    .args(["--mount", "bash", "-c", PRIVATE, "private"])
+                    .arg(folder.join("scratch"))
+                    .arg(&script);
+                run_logged(command.current_dir(paths::root()), log)
+            },
+        )?;
+    }
+    ensure!(changed()?.is_empty(), "the commands changed files of the repository: {}", changed()?);
+    Ok(())
+}
+
+/// What git sees as changed in the series, which one command writes anew.
+fn changed() -> Result<String> {
+    let mut git = Command::new("git");
+    git.current_dir(paths::root()).args(["status", "--short", "qemu-patches"]);
+    Ok(vfio_fast_assets::progress::output(&mut git)?.trim().to_owned())
+}
+
+/// The script that a document's blocks make; each line is shown before it runs.
+fn script_of(text: &str) -> Option<String> {
+    let blocks = blocks(text);
+    let header = "set -euxo pipefail\n".to_owned();
+    (!blocks.is_empty()).then(|| blocks.iter().fold(header, |script, block| script + block))
+}
+
+/// The blocks to be run.
+fn blocks(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open: Option<(bool, String)> = None;
+    for line in text.lines() {
+        match (&mut open, line.strip_prefix("```")) {
+            (None, Some(words)) => open = Some((words.trim() == "sh", String::new())),
+            (Some(_), Some(_)) => found.extend(open.take().filter(|(runs, _)| *runs).map(|(_, block)| block)),
+            (Some((_, block)), None) => *block += &format!("{line}\n"),
+            (None, None) => {}
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_to_be_run_is_run() {
+        let text = "# A\n```sh\none\ntwo\n```\ntext\n```sh no-run\nthree\n```\n```text\nfour\n```\n```sh\nfive\n```\n";
+        assert_eq!(blocks(text), ["one\ntwo\n", "five\n"]);
+        assert_eq!(script_of(text).unwrap(), "set -euxo pipefail\none\ntwo\nfive\n");
+        assert_eq!(script_of("```c\nint x;\n```\n"), None);
+    }
+
+    #[test]
+    fn every_document_shows_commands() {
+        for name in DOCUMENTS {
+            let text = fs::read_to_string(paths::root().join(name)).unwrap();
+            assert!(script_of(&text).is_some(), "{name}");
+        }
+    }
+}
