@@ -49,7 +49,7 @@ pub fn kernel_options() -> Result<BTreeMap<String, String>> {
 }
 
 /// Loads every module of the list, KVM's only for this processor. One that its hardware refuses is
-/// named in the answer and no error.
+/// in the result and is no error.
 pub fn load_modules() -> Result<Vec<String>> {
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag| processor.split_whitespace().any(|word| word == flag);

@@ -63,7 +63,7 @@ impl Device {
         file.with_context(|| format!("cannot open {}", path.display()))
     }
 
-    /// Lets it answer at its BARs and reach memory, as a driver would.
+    /// Enables its BARs and bus mastering, as a driver would.
     pub fn enable(&self) -> Result<()> {
         const COMMAND: u64 = 4;
         const MEMORY_AND_MASTER: u16 = 0x6;

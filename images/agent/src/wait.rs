@@ -1,4 +1,4 @@
-//! Waits that say, when they give up, what they waited for, for how long, and what they saw last.
+//! Waits with errors that name what was waited for, for how long, and what was seen last.
 
 use std::time::{Duration, Instant};
 

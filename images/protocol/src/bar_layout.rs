@@ -24,11 +24,11 @@ impl BarLayout {
         [0].into_iter().chain(edges).chain([self.bytes - Self::CHUNK]).collect()
     }
 
-    /// Offsets of what is read and has to be found: right beside what is written.
+    /// Offsets of what is read and compared: right next to what is written.
     pub fn read(self) -> Vec<u64> {
         let last = self.bytes - Self::CHUNK;
-        let beside = |at| if at == last { at - Self::CHUNK } else { at + Self::CHUNK };
-        self.written().into_iter().map(beside).collect()
+        let next_to = |at| if at == last { at - Self::CHUNK } else { at + Self::CHUNK };
+        self.written().into_iter().map(next_to).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reads what `info mtree -f` prints and says what a device behind no IOMMU may reach.
+//! Reads what `info mtree -f` prints: what a device without a virtual IOMMU can access.
 
 use crate::ranges::Reach;
 

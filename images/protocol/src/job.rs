@@ -31,7 +31,7 @@ impl Mode {
         }
     }
 
-    /// The property a vfio-pci device gets, with its leading comma; unpatched QEMU knows none, and built without
+    /// The property of a vfio-pci device, with a leading comma. Unpatched QEMU has none, and built without
     /// the library it needs none.
     pub fn device_property(self) -> &'static str {
         match self {
@@ -159,7 +159,7 @@ impl Job {
         self.container == Container::Type1 || self.mode == Mode::Fast
     }
 
-    /// The properties of a vfio-pci device that say how it is mapped, each with its leading comma.
+    /// The properties of a vfio-pci device that decide how it is mapped, each with a leading comma.
     pub fn device_properties(&self) -> String {
         format!("{}{}", self.container.device_property(), self.mode.device_property())
     }

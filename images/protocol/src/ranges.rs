@@ -1,5 +1,5 @@
 //! Address ranges with a permission, in one normal form, so that two descriptions of what a
-//! device may reach can be compared whoever cut them and however finely.
+//! device can access are comparable however they are divided.
 
 use std::fmt;
 
@@ -34,7 +34,7 @@ impl fmt::Display for Reach {
 }
 
 /// Sorts and joins neighbours of equal permission. Overlaps are kept as they are: they are never
-/// right, and a comparison shall fail on them.
+/// right, so a comparison has to fail on them.
 pub fn normalise(mut reach: Vec<Reach>) -> Vec<Reach> {
     reach.sort_unstable();
     let mut out: Vec<Reach> = Vec::with_capacity(reach.len());

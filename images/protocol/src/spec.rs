@@ -1,4 +1,4 @@
-//! What the host has to know of a scenario on one host: the machines to boot, and what they check.
+//! What the host needs for a scenario on one kind of L1: the machines to boot, and the checks that they make.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub struct ScenarioSpec {
     pub what: &'static str,
     /// The modes it is run in, one boot of L1 each.
     pub modes: &'static [Mode],
-    /// What tells its runs apart.
+    /// How the names of its runs differ.
     pub label: Label,
     /// RAM of L2, or of whatever else L1 needs memory for.
     pub l2_memory_mib: u64,
@@ -65,7 +65,7 @@ pub enum Program {
     Bench(Vec<String>),
 }
 
-/// What tells the runs of a spec apart.
+/// How the names of a spec's runs differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Label {
     Mode,
@@ -91,7 +91,7 @@ pub enum Device {
 }
 
 impl ScenarioSpec {
-    /// What scenarios have in common unless they say otherwise: an NVMe disk without contents, and no guest kernel.
+    /// The defaults of a scenario: an NVMe disk without contents, and no guest kernel.
     pub fn plain(scenario: &'static str, what: &'static str, checks: fn(&Run) -> Vec<String>) -> Self {
         Self {
             scenario,

@@ -1,4 +1,4 @@
-//! What /proc says of a process.
+//! The state of a process, from /proc.
 
 use std::collections::BTreeSet;
 use std::fs;

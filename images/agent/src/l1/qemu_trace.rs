@@ -1,4 +1,4 @@
-//! What QEMU itself says it does, through its trace events.
+//! QEMU's trace events.
 
 use std::fs;
 
@@ -15,18 +15,18 @@ pub fn arguments(events: &[&str]) -> Vec<String> {
     arguments
 }
 
-/// What was written down so far: `name of the event, what it says` each line.
+/// The trace so far, one event a line: its name, then its arguments.
 pub fn text() -> Result<String> {
     fs::read_to_string(FILE).context("cannot read QEMU's trace")
 }
 
-/// The number in hex behind that name.
+/// The hexadecimal number after that name.
 pub fn hex(line: &str, name: &str) -> Result<u64> {
     let digits = value(line, name)?.trim_start_matches("0x");
     u64::from_str_radix(digits, 16).with_context(|| format!("{name} in the trace `{line}`"))
 }
 
-/// The decimal number behind that name.
+/// The decimal number after that name.
 pub fn decimal(line: &str, name: &str) -> Result<u64> {
     value(line, name)?.parse().with_context(|| format!("{name} in the trace `{line}`"))
 }

@@ -1,4 +1,4 @@
-//! QEMU's machine protocol: one command at a time, events kept until somebody asks.
+//! QEMU's machine protocol: one command at a time; events are kept until they are asked for.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 /// Events that an error shows.
 const EVENTS_SHOWN: usize = 5;
 
-/// What QEMU answers to a command it refuses.
+/// QEMU's reason for refusing a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal(pub String);
 
@@ -24,7 +24,7 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Greets QEMU; it answers once its machine is built.
+    /// Waits for QEMU's greeting, which it sends once its machine is built.
     pub fn connect(stream: UnixStream, wait: Duration) -> Result<Self> {
         stream.set_read_timeout(Some(Duration::from_millis(100)))?;
         let reader = BufReader::new(stream);
@@ -50,7 +50,7 @@ impl Qmp {
         loop {
             let Some(message) = self.read(deadline)? else {
                 bail!(
-                    "waited {} s for QEMU's answer to {command}; {}",
+                    "waited {} s for QEMU's reply to {command}; {}",
                     self.wait.as_secs(),
                     self.events_seen()
                 );
@@ -68,8 +68,8 @@ impl Qmp {
 
     /// Runs a command of the human monitor.
     pub fn human(&mut self, line: &str) -> Result<String> {
-        let answer = self.run("human-monitor-command", json!({ "command-line": line }))?;
-        Ok(answer.as_str().context("the human monitor answered no text")?.to_owned())
+        let reply = self.run("human-monitor-command", json!({ "command-line": line }))?;
+        Ok(reply.as_str().context("the human monitor returned no text")?.to_owned())
     }
 
     /// Waits for an event for which `wanted` is true; `None` if it does not come within that time.

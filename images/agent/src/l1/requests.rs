@@ -51,8 +51,9 @@ pub enum Progress<T> {
     Pending(String),
 }
 
-/// Sends a request with `send`, which is told whether it is a repetition, and lets `wait` wait so
-/// long for the guest to fulfil it; if that is in vain, once more, as often as the lab's wait allows.
+/// Sends a request with `send`, whose second argument is true for a repetition, and then lets `wait`
+/// wait for the guest to fulfil it, at most for the given time. Sends it again if the guest has not,
+/// as often as the lab's wait allows.
 pub fn repeat<C, T>(
     lab: &Lab,
     cause: &str,
@@ -89,7 +90,7 @@ fn attempt<C, T>(
     bail!("{cause}: sent {attempts} times in {seconds} s, and the guest did not comply; seen last: {state}")
 }
 
-/// Whether a repeated `device_del` may be refused so: the first is pending, or was fulfilled meanwhile.
+/// Whether a repeated `device_del` may be refused so: the first one is pending, or has been fulfilled.
 fn is_harmless(Refusal(text): &Refusal) -> bool {
     text.ends_with("not found") || PENDING.iter().any(|pending| text.contains(pending))
 }

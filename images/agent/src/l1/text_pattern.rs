@@ -1,7 +1,7 @@
 //! Texts with numbers in them: `%p` stands for one hexadecimal number with `0x`, `%d` for one
 //! decimal number. Everything else has to be there to the letter.
 
-/// Whether `text` begins as `pattern` says; the answer is what follows.
+/// Returns what follows if `text` begins as the pattern describes.
 pub fn strip<'a>(pattern: &str, text: &'a str) -> Option<&'a str> {
     let Some(at) = pattern.find('%') else { return text.strip_prefix(pattern) };
     let rest = text.strip_prefix(&pattern[..at])?;
@@ -17,7 +17,7 @@ pub fn strip<'a>(pattern: &str, text: &'a str) -> Option<&'a str> {
     strip(&pattern[at + 2..], &rest[end..])
 }
 
-/// Whether `text` is as `pattern` says from beginning to end.
+/// Whether the whole text is as the pattern describes.
 pub fn matches(pattern: &str, text: &str) -> bool {
     strip(pattern, text) == Some("")
 }

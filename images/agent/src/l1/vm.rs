@@ -25,7 +25,7 @@ use crate::wait::{Seen, wait_for};
 
 const WITNESS: &str = "/run/witness";
 const CONSOLE: &str = "/run/l2-console-file";
-/// What SeaBIOS says at the end of its work, where it finds nothing to boot: it changes nothing after that.
+/// SeaBIOS's last message where it finds nothing to boot. It changes nothing after that.
 const NOTHING_TO_BOOT: &str = "No bootable device";
 
 /// In its sandbox QEMU cannot start threads with clone3 nor bind them to processors, and some other calls end it.
@@ -36,11 +36,9 @@ const KILLED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A running QEMU.
 pub struct Vm {
-    /// Its monitor.
     pub qmp: Qmp,
-    /// Process id.
     pub pid: u32,
-    /// Threads of the library seen while the machine was built, if QEMU is in its sandbox.
+    /// Threads of the library that existed while the machine was built, if QEMU is in its sandbox.
     pub workers: BTreeSet<Thread>,
     process: Process,
     report: Reporter,
@@ -56,14 +54,13 @@ pub struct Vm {
 
 /// QEMU as this process has it.
 enum Process {
-    /// Started here.
     Child(Child),
-    /// Went away from what was started here; as PID 1 this process inherits it.
+    /// Forked by what was started here; as PID 1 this process inherits it.
     Daemon(Pid),
 }
 
 impl Process {
-    /// How it ended; `None` while it runs.
+    /// The exit status; `None` while it runs.
     fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
         match self {
             Process::Child(child) => Ok(child.try_wait()?),
@@ -163,7 +160,7 @@ impl Vm {
                 Err(error) => Seen::NotYet(format!("{MONITOR}: {error}")),
             })
         })?;
-        // It answers once the machine is built.
+        // QEMU sends its greeting once the machine is built.
         let (qmp, workers) = match lab.job.sandboxed {
             true => proc::watch_library_threads(pid, || Qmp::connect(stream, wait)),
             false => (Qmp::connect(stream, wait), BTreeSet::new()),
@@ -193,7 +190,8 @@ impl Vm {
         machine::monotonic_ns() - self.age().as_nanos() as u64
     }
 
-    /// From QEMU's start to the first byte on its standard output: L2's console, or what [`Self::start_running`] says.
+    /// From QEMU's start to the first byte on its standard output, which is L2's console or, after [`Self::start_running`],
+    /// the firmware's debug output.
     pub fn first_output(&self) -> Option<Duration> {
         self.first_output.get().map(|at| *at - self.started)
     }
@@ -290,7 +288,7 @@ impl Vm {
         })
     }
 
-    /// What L2 told since the last call; its kernel's messages go to their log at once.
+    /// The events since the last call. Messages of L2's kernel go to their log at once.
     fn new_events(&mut self) -> Result<Vec<Event>> {
         let text = fs::read_to_string(EVENTS).unwrap_or_default();
         let mut events = Vec::new();
@@ -317,7 +315,7 @@ impl Vm {
         Ok(status)
     }
 
-    /// Ends QEMU through its monitor and tells the host every ioctl it made; the answer is the same.
+    /// Ends QEMU through its monitor, and sends every ioctl that it made to the host; returns them.
     pub fn quit(mut self) -> Result<Vec<Call>> {
         self.qmp.run("quit", serde_json::json!({}))?;
         let status = self.wait_exit()?;
@@ -326,17 +324,17 @@ impl Vm {
         self.witnessed()
     }
 
-    /// Ends QEMU through its monitor; the answer is how long that took, until its process was gone.
+    /// Ends QEMU through its monitor; returns the time until its process was gone.
     pub fn quit_timed(mut self) -> Result<Duration> {
-        let told = Instant::now();
+        let start = Instant::now();
         self.qmp.run("quit", serde_json::json!({}))?;
         let status = self.wait_exit()?;
-        let took = told.elapsed();
+        let took = start.elapsed();
         ensure!(status.success(), "QEMU ended with {status}");
         Ok(took)
     }
 
-    /// Ends QEMU as it stands; its memory is free afterwards.
+    /// Kills QEMU; its memory is free afterwards.
     pub fn kill(mut self) -> Result<()> {
         self.process.kill();
         self.wait_exit().map(drop)
@@ -353,7 +351,7 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         if let Ok(None) = self.process.try_wait() {
-            // A scenario gave up. What QEMU and L2 did so far is the evidence.
+            // A scenario failed. What QEMU and L2 did so far is the evidence.
             let _ = self.new_events();
             let _ = self.log_witness();
             self.process.kill();

@@ -1,4 +1,4 @@
-//! Data through passthrough disks, and what is told of it.
+//! Moves data through passthrough disks, and reports where its buffers were.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -27,12 +27,12 @@ const CHUNK: usize = 64 << 10;
 /// One place in memory: a huge page, of which only the first chunk is used.
 const PLACE: usize = 2 << 20;
 
-/// Moves the data of one boot; the answer is which boot it was.
+/// Moves the data of one boot; returns which boot it was.
 pub fn work(job: &DiskJob, port: &mut File) -> Result<u64> {
-    if let Some(least) = job.memory_mib {
-        wait_for(&format!("{least} MiB of memory"), WITHIN, || {
+    if let Some(min_mib) = job.memory_mib {
+        wait_for(&format!("{min_mib} MiB of memory"), WITHIN, || {
             let now = machine::memory_mib();
-            Ok(Seen::of((now >= least).then_some(()), || format!("{now} MiB")))
+            Ok(Seen::of((now >= min_mib).then_some(()), || format!("{now} MiB")))
         })?;
     }
     let layout = DiskLayout::of_mib(job.disk_mib);
@@ -44,7 +44,7 @@ pub fn work(job: &DiskJob, port: &mut File) -> Result<u64> {
     disk.read_exact_at(state, layout.state_offset()).context("cannot read the boot counter")?;
     let boot = u64::from(state[0]);
     send(port, &Event::Up { boot })?;
-    ensure!(boot < 2, "the disk says that {boot} boots have finished; only two are planned");
+    ensure!(boot < 2, "{boot} boots have finished according to the disk; only two are planned");
 
     if boot == 1 {
         // What the boot before the reset wrote.
@@ -123,7 +123,7 @@ struct Memory {
 }
 
 impl Memory {
-    /// As large as the job says.
+    /// Buffers for that job.
     fn of(job: &DiskJob) -> Self {
         Self::new((job.spread_mib << 20) as usize / PLACE)
     }

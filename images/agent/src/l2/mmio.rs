@@ -1,4 +1,4 @@
-//! Memory that a device answers at, or that a device reads and writes: nothing the compiler may take for its own.
+//! Registers of a device, and memory that a device accesses: the compiler must not optimise these accesses.
 #![allow(unsafe_code, reason = "a device's registers are reached by mapping them, and in no other way")]
 
 use std::ffi::c_void;

@@ -67,7 +67,7 @@ fn send(port: &mut File, event: &Event) -> Result<()> {
     port.write_all(&line).context("cannot write to the event port")
 }
 
-/// What /proc/self/pagemap says about the page at `address`.
+/// The physical address of the page at `address`.
 fn physical_address(pagemap: &File, address: u64) -> Result<u64> {
     let mut entry = [0u8; 8];
     pagemap.read_exact_at(&mut entry, address / 4096 * 8)?;

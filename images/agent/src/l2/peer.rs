@@ -102,7 +102,7 @@ impl Memory {
     /// The kernel may move a page; it has not.
     fn still_there(&self) -> Result<()> {
         let now = where_is(&self.window)?;
-        ensure!(now == self.physical, "the page went from {:#x} to {now:#x} meanwhile", self.physical);
+        ensure!(now == self.physical, "the page was moved from {:#x} to {now:#x}", self.physical);
         Ok(())
     }
 }

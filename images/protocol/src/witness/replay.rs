@@ -53,7 +53,7 @@ pub fn replay(calls: &[Call]) -> Result<BTreeMap<Space, MappingSet>> {
         } else if call.unmapped() {
             unmap(containers.entry(call.space()).or_default(), call)?;
         } else if call.cmd == IOAS_UNMAP && call.errno == ENOENT {
-            // "Nothing there", and also "something is cut": the second leaves mappings behind.
+            // "Nothing there", and also "something is cut". After the second, mappings are left.
             let last = call.iova.saturating_add(call.size - 1);
             let held = containers.entry(call.space()).or_default().range(..=last).next_back();
             let cut = held.filter(|(at, mapping)| **at + (mapping.size - 1) >= call.iova);
@@ -99,7 +99,7 @@ pub fn last_leaving(calls: &[Call]) -> Option<usize> {
     calls.iter().rposition(|call| call.leaves_container() || (call.destroys() && made(call)))
 }
 
-/// What a device behind this container can reach. Every mapping must be readable.
+/// What a device in this container can access. Every mapping must be readable.
 pub fn reach(held: &MappingSet) -> Result<Vec<Reach>> {
     let mut out = Vec::with_capacity(held.len());
     for (&start, m) in held {
@@ -136,7 +136,7 @@ pub fn guest_memory(calls: &[Call]) -> MappingSet {
 ///
 /// In one transaction of QEMU's memory core VFIO's listener comes before KVM's. So whenever VFIO's
 /// next call follows one of KVM's, a transaction has just ended, and both must agree. This holds
-/// for a device behind no IOMMU, from its first map to its unplug. `wanted` returns what of the
+/// for a device without a virtual IOMMU, from its first map to its unplug. `wanted` returns what of the
 /// guest's memory has to be mapped.
 pub fn commits(calls: &[Call], wanted: impl Fn(&[Call]) -> MappingSet) -> Result<(usize, Vec<String>)> {
     let mut count = 0;
@@ -231,7 +231,7 @@ mod tests {
         let calls = calls.unwrap();
         assert_eq!(last_leaving(&calls), Some(4));
         assert_eq!(last_leaving(&calls[..4]), None, "object 5 is no IOAS");
-        assert_eq!(replay(&calls).unwrap().len(), 1, "what was not unmapped is told");
+        assert_eq!(replay(&calls).unwrap().len(), 1, "what was not unmapped is kept");
     }
 
     #[test]

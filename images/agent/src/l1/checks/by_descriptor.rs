@@ -19,9 +19,9 @@ pub fn memory(lab: &Lab, vm: &Vm, check: impl CheckName) -> Result<()> {
         by_address.iter().map(|c| format!("{:#x} + {:#x} was mapped by address", c.iova, c.size)).collect();
     let bytes: u64 = by_file.iter().filter(|c| c.mapped()).map(|c| c.size).sum();
     // Of the first MiB, firmware takes some away.
-    let least = (lab.job.l2_memory_mib - 1) << 20;
-    if bytes < least {
-        problems.push(format!("{bytes} bytes were mapped by file, at least {least} should have been"));
+    let min_bytes = (lab.job.l2_memory_mib - 1) << 20;
+    if bytes < min_bytes {
+        problems.push(format!("{bytes} bytes were mapped by file, at least {min_bytes} should have been"));
     }
     let seen = format!("{} calls, {bytes} bytes", by_file.len());
     lab.report.check(check, &problems, &seen);

@@ -150,7 +150,7 @@ fn report_equal(lab: &Lab, check: impl CheckName, other: &str, pairs: &[(&str, u
 pub fn locked_bytes(lab: &Lab, vm: &Vm) -> Result<u64> {
     match lab.job.container {
         Container::Type1 => proc::locked_bytes(vm.pid),
-        // It counts them per user, where nobody can read them. What is pinned is in the IOMMU.
+        // iommufd counts locked bytes per user, which user space cannot read. What is pinned is in the IOMMU.
         Container::Iommufd => {
             let kernel = tracing::read()?;
             Ok(kernel.map_bytes.abs_diff(kernel.unmap_bytes))

@@ -13,7 +13,7 @@ use crate::wait::{Seen, wait_for};
 const DIRTY_PAGES: u32 = 0x3b75;
 /// VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP.
 const WITH_BITMAP: u32 = 1;
-/// How long QEMU counts dirty pages, which it does for whoever asks how fast a guest writes.
+/// QEMU tracks dirty pages for this long to measure how fast a guest writes.
 const SECONDS: u64 = 5;
 /// No driver maps that much at once; RAM is far larger.
 const LARGE: u64 = 16 << 20;

@@ -1,4 +1,4 @@
-//! How QEMU ends: with everything taken away by itself or by the kernel, and nothing left behind either way.
+//! How QEMU ends: it or the kernel unmaps everything, and nothing stays pinned.
 
 use std::fs;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
 use crate::wait::{Seen, wait_for};
 
-/// What one call of the library takes at most.
-const MOST: u64 = 4 << 30;
+/// The library unmaps at most this much with one call.
+const MAX_UNMAP: u64 = 4 << 30;
 /// The kernel unpins what a process had before its end is reported, or a little later.
 const UNPINNED_WITHIN: Duration = Duration::from_secs(60);
 /// Bytes of a page of L1.
@@ -38,14 +38,14 @@ pub fn pinned_pages() -> Result<u64> {
 /// Quits, and checks what QEMU did about the mappings of its only device: the library unmaps them, without it the kernel
 /// does. `pinned` pages were pinned before QEMU was started, and have to be so again.
 pub fn quit(lab: &Lab, vm: Vm, pinned: u64, check: impl CheckName) -> Result<()> {
-    let told = vm.witnessed()?.len();
+    let before_quit = vm.witnessed()?.len();
     let calls = vm.quit()?;
     let mut problems = match lab.job.mode {
-        Mode::Fast => exit_calls::taken_away(&calls, told, 1, MOST)?,
-        _ => exit_calls::left_alone(&calls, told),
+        Mode::Fast => exit_calls::taken_away(&calls, before_quit, 1, MAX_UNMAP)?,
+        _ => exit_calls::left_alone(&calls, before_quit),
     };
     problems.extend(still_pinned(pinned)?);
-    lab.report.check(check, &problems, &format!("{} calls after it", calls.len() - told));
+    lab.report.check(check, &problems, &format!("{} calls after it", calls.len() - before_quit));
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! What QEMU did with its devices and mappings from the moment it was told to quit.
+//! What QEMU did with its devices and mappings after it received `quit`.
 
 use std::collections::BTreeSet;
 
@@ -10,11 +10,11 @@ const WROTE_COMMAND: u32 = 1;
 /// PCI_COMMAND_MASTER.
 const BUS_MASTER: u32 = 4;
 
-/// What is wrong with an end in which QEMU itself took everything away: `calls` are all it ever made, those from number
-/// `told` on after it was told to quit. First every one of its `devices` is quiet, then no call unmaps more than `largest`
+/// What is wrong with an exit in which QEMU itself unmaps everything: `calls` are all it ever made, those from number
+/// `quit` on after it received `quit`. First every one of its `devices` is quiet, then no call unmaps more than `largest`
 /// bytes, and in the end nothing is mapped.
-pub fn taken_away(calls: &[Call], told: usize, devices: usize, largest: u64) -> Result<Vec<String>> {
-    let end = &calls[told..];
+pub fn taken_away(calls: &[Call], quit: usize, devices: usize, largest: u64) -> Result<Vec<String>> {
+    let end = &calls[quit..];
     let mut problems = Vec::new();
     let first = end.iter().position(Call::is_unmap).unwrap_or(end.len());
     if first == end.len() {
@@ -29,7 +29,7 @@ pub fn taken_away(calls: &[Call], told: usize, devices: usize, largest: u64) -> 
         problems.push(format!("{quiet} of {devices} devices were quiet before the first unmap"));
     }
     if !writes(end, true).is_empty() {
-        problems.push("a device was told to go on".to_owned());
+        problems.push("bus mastering was turned on".to_owned());
     }
     for call in end.iter().filter(|call| call.is_unmap()) {
         if call.ret != 0 || call.size > largest {
@@ -44,10 +44,10 @@ pub fn taken_away(calls: &[Call], told: usize, devices: usize, largest: u64) -> 
     Ok(problems)
 }
 
-/// What is wrong with an end that is the kernel's: no call of QEMU's maps, unmaps or stops a device.
-pub fn left_alone(calls: &[Call], told: usize) -> Vec<String> {
+/// What is wrong with an exit in which the kernel unmaps everything: no call of QEMU's maps, unmaps or stops a device.
+pub fn left_alone(calls: &[Call], quit: usize) -> Vec<String> {
     let touches = |call: &&Call| call.is_map() || call.is_unmap() || call.cmd == WROTE_COMMAND;
-    let end = calls[told..].iter().filter(touches);
+    let end = calls[quit..].iter().filter(touches);
     end.map(|call| format!("{:#x} of {:#x} + {:#x}", call.cmd, call.iova, call.size)).collect()
 }
 
@@ -77,7 +77,7 @@ mod tests {
         };
         one(&right, 2, 0xa0000, "1 of 2 devices");
         one(&format!("{LOW}{QUIET}{HIGH}"), 1, 0xa0000, "0 of 1 devices");
-        one(&format!("{}{LOW}{HIGH}", QUIET.replace(" 2 3 ", " 2 7 ")), 0, 0xa0000, "told to go on");
+        one(&format!("{}{LOW}{HIGH}", QUIET.replace(" 2 3 ", " 2 7 ")), 0, 0xa0000, "bus mastering");
         one(&right, 1, 0x9ffff, "at most 0x9ffff");
         one(&format!("{QUIET}{LOW}"), 1, 0xa0000, "still mapped: 0x100000");
         assert_eq!(problems(QUIET, 1, 0xa0000)[0], "nothing was unmapped");

@@ -1,11 +1,11 @@
-//! What QEMU says of BARs that it could not map: no peer-to-peer DMA, and no more.
+//! QEMU's warning about BARs that it could not map: that there is no peer-to-peer DMA.
 
 use vfio_fast_protocol::checks::CheckName;
 
 use crate::l1::lab::Lab;
 use crate::l1::{devices, text_pattern};
 
-/// What QEMU says at each attempt on iommufd without the library.
+/// What QEMU prints at each attempt on iommufd without the library.
 const EACH: &str = "warning: IOMMU_IOAS_MAP failed: Bad address, PCI BAR?";
 /// The end of its hint, which names the device first.
 const HINT: &str = "PCI peer-to-peer transactions on BARs are not supported.";
@@ -18,10 +18,10 @@ pub fn one_warning(lab: &Lab, errors: &str, n: usize, errno: &str, check: impl C
 
 /// What QEMU prints about BARs where it should print nothing.
 pub fn any_warning(errors: &str) -> Vec<String> {
-    let speaks = |line: &&str| {
+    let is_about_bars = |line: &&str| {
         [EACH, HINT, "vfio_container_dma_map", "failed to map"].iter().any(|text| line.contains(text))
     };
-    errors.lines().filter(speaks).map(|line| format!("QEMU says `{line}`")).collect()
+    errors.lines().filter(is_about_bars).map(|line| format!("QEMU printed `{line}`")).collect()
 }
 
 fn judge(lab: &Lab, errors: &str, n: usize, errno: &str) -> Vec<String> {

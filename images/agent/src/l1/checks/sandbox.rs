@@ -9,7 +9,7 @@ use crate::l1::lab::Lab;
 use crate::l1::proc::{self, Thread};
 use crate::l1::vm::Vm;
 
-/// What /proc says of a thread that has a seccomp filter.
+/// The seccomp mode of a thread with a filter.
 const FILTERED: &str = "2";
 
 /// Checks that every thread of QEMU's, the library's included, is in the sandbox, and that the library's worked there.

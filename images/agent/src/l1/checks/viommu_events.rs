@@ -1,9 +1,9 @@
-//! What L2's IOMMU tells QEMU, event by event, and what QEMU made of it: each map is one ioctl of just that address and size,
+//! Compares the events of L2's IOMMU with QEMU's ioctls: each map is one ioctl of just that address and size,
 //! in the same order and in the container of the device, and so is each unmap of a page table entry.
 //!
-//! When a device gets another page table QEMU is told to unmap everything, in a few large pieces, of which the trace does not say
-//! whose they are. What is mapped there goes in one call, or with the library in one for each run of entries. QEMU may also be told
-//! to unmap what is not mapped. Whether it asks the kernel to, changes nothing.
+//! When a device gets another page table, QEMU receives events to unmap everything, in a few large pieces. The trace does not
+//! name their device. What is mapped there is unmapped with one call, or by the library with one call for each run of entries.
+//! There may also be events to unmap what is not mapped; it makes no difference whether QEMU passes these to the kernel.
 
 use std::collections::BTreeMap;
 
@@ -87,7 +87,7 @@ pub fn compare(trace: &str, calls: &[Call]) -> Result<Comparison> {
 struct State {
     events: Vec<Event>,
     next: usize,
-    /// Large pieces that have been told of right before `next`.
+    /// The large pieces of the events right before `next`.
     pieces: Vec<Event>,
     /// What events have mapped, and the sizes.
     held: BTreeMap<Space, BTreeMap<u64, u64>>,
@@ -170,7 +170,7 @@ impl State {
         }
     }
 
-    /// Other events follow: of the device that the large pieces were told of, nothing is mapped there any more.
+    /// Other events follow: the device of the large pieces has nothing mapped there any more.
     fn done(&mut self) {
         for piece in std::mem::take(&mut self.pieces) {
             if !self.held.is_empty() && !self.held.values().any(|held| is_empty(held, &piece)) {

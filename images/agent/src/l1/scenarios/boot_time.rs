@@ -30,7 +30,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         lab.report.step(&format!("{}, round {}", memory.name(), round + 1));
         let mut modes = [Mode::Stock, Mode::Fast];
         if round % 2 == 1 {
-            // What grows or sinks through a round shall not always meet the same mode.
+            // A drift within a round must not always affect the same mode.
             modes.reverse();
         }
         for mode in modes {
@@ -120,7 +120,7 @@ fn populate_ns(vm: &mut Vm, mode: Mode) -> Result<u64> {
     if mode != Mode::Fast {
         return Ok(0);
     }
-    count::library_stats(vm)?["populate_ns"].as_u64().context("the library tells no populate_ns")
+    count::library_stats(vm)?["populate_ns"].as_u64().context("the library reports no populate_ns")
 }
 
 /// The check `stats-<name>`: library and ioctl witness counted the same. The answer is what the library alone knows, how
@@ -134,5 +134,5 @@ fn stats_agree(lab: &Lab, vm: &mut Vm, calls: &[Call], name: &str) -> Result<u64
     let problems: Vec<String> =
         wrong.map(|(stat, seen)| format!("{stat}: witness {seen}, library {}", stats[stat])).collect();
     lab.report.check(Check::Stats(name.to_owned()), &problems, &format!("{pairs:?}"));
-    stats["populate_ns"].as_u64().context("the library tells no populate_ns")
+    stats["populate_ns"].as_u64().context("the library reports no populate_ns")
 }

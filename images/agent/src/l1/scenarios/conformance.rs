@@ -10,9 +10,9 @@ use vfio_fast_protocol::scenarios::conformance::Check;
 use crate::l1::lab::Lab;
 
 const PROGRAM: &str = "/vft/conformance";
-/// What the program says of one test that ran and passed. It also ends well if no test has the name.
+/// What the program prints if one test ran and passed. It also exits with 0 if no test has the name.
 const PASSED: &str = "test result: ok. 1 passed; 0 failed;";
-/// Lines of the program that a failure shows; all are in its log.
+/// The number of the program's lines that a failure shows; all are in its log.
 const SHOWN: usize = 12;
 
 pub fn run(lab: &Lab) -> Result<()> {

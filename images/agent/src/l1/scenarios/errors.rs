@@ -1,5 +1,5 @@
-//! Too little lockable memory: a device that cannot be realized is refused and nothing stays
-//! behind; memory that cannot be mapped at run time ends QEMU, as it always did.
+//! Too little lockable memory: QEMU refuses a device that cannot be realized, and nothing stays
+//! mapped; QEMU aborts when memory cannot be mapped at run time, as it does without the library.
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -64,9 +64,9 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.qmp.run("object-add", backend)?;
     let dimm = json!({ "driver": "pc-dimm", "id": "dimm1", "memdev": "mem1" });
     let mut problems = Vec::new();
-    // QEMU ends before it can answer.
-    if let Ok(answer) = vm.qmp.attempt("device_add", dimm) {
-        problems.push(format!("QEMU goes on and answers {answer:?}"));
+    // QEMU ends before it can reply.
+    if let Ok(reply) = vm.qmp.attempt("device_add", dimm) {
+        problems.push(format!("QEMU goes on and replies {reply:?}"));
     }
     let status = vm.wait_exit()?;
     if status.signal() != Some(SIGABRT) {

@@ -12,7 +12,7 @@ use crate::l1::lab::Lab;
 use crate::l1::report::Reporter;
 use crate::l1::{huge_pages, limits};
 
-/// Lines of what it says besides that a failure shows.
+/// The number of its progress lines that a failure shows.
 const SHOWN: usize = 12;
 /// A guest of 16 GiB in pages of 4 KiB.
 const ENTRIES: u64 = 4 << 20;
@@ -30,17 +30,17 @@ pub fn run(lab: &Lab) -> Result<()> {
     let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
     let records = child.stdout.take().context("no pipe")?;
     let words = child.stderr.take().context("no pipe")?;
-    let (told, said) = thread::scope(|scope| {
-        let said = scope.spawn(|| show(&lab.report, words));
-        (pass_on(&lab.report, name, records), said.join().expect("shows lines and nothing else"))
+    let (passed_on, shown) = thread::scope(|scope| {
+        let shown = scope.spawn(|| show(&lab.report, words));
+        (pass_on(&lab.report, name, records), shown.join().expect("shows lines and nothing else"))
     });
-    told?;
+    passed_on?;
     let status = child.wait()?;
     let mut problems = Vec::new();
     if !status.success() {
         problems.push(format!("ended with {status}"));
-        let said = said?;
-        problems.extend_from_slice(&said[said.len().saturating_sub(SHOWN)..]);
+        let shown = shown?;
+        problems.extend_from_slice(&shown[shown.len().saturating_sub(SHOWN)..]);
     }
     lab.report.check(Check::Measured, &problems, "the bench ran to its end");
     Ok(())
@@ -54,7 +54,7 @@ fn pass_on(report: &Reporter, name: &str, records: ChildStdout) -> Result<()> {
     Ok(())
 }
 
-/// Its progress is this machine's; the answer is all of it.
+/// Reports its progress as steps; returns all of it.
 fn show(report: &Reporter, words: ChildStderr) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for line in BufReader::new(words).lines() {

@@ -100,7 +100,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.quit().map(drop)
 }
 
-/// The check `preallocated-passed-over`: of RAM that QEMU has filled itself, nothing was left to fault in.
+/// Checks that nothing was left to fault in of RAM that QEMU has populated itself.
 fn report_passed_over(lab: &Lab, vm: &mut Vm) -> Result<()> {
     /// The firmware's and the video memory's.
     const LEFT: u64 = 32 << 20;
@@ -114,7 +114,7 @@ fn report_passed_over(lab: &Lab, vm: &mut Vm) -> Result<()> {
     Ok(())
 }
 
-/// The device comes back into the running guest: `data-after-plug`, which L2 reads once more, and `mappings-after-plug`.
+/// Plugs the device into the running guest again, which then reads data once more.
 fn plug_again(lab: &Lab, vm: &mut Vm) -> Result<()> {
     /// QEMU has reported that the device is deleted, and frees it a little later.
     const FREED_WITHIN: Duration = Duration::from_secs(60);
@@ -135,7 +135,7 @@ fn plug_again(lab: &Lab, vm: &mut Vm) -> Result<()> {
     mappings::no_threads(lab, vm, Check::NoThreadsAfterPlug)
 }
 
-/// What the whole thing is for: `ram-amplification` and `equal-pieces-untouched`.
+/// Checks what the library saves: memory is mapped once, and what does not change is not touched.
 fn report_saving(lab: &Lab, vm: &Vm, facts: &Facts) -> Result<()> {
     let ratio = facts.ram_map_bytes as f64 / facts.wanted_ram_bytes as f64;
     let seen = format!("{ratio:.4} = {} / {}", facts.ram_map_bytes, facts.wanted_ram_bytes);
@@ -163,7 +163,7 @@ fn report_saving(lab: &Lab, vm: &Vm, facts: &Facts) -> Result<()> {
     Ok(())
 }
 
-/// The check `data`: L2 told that it read what was expected, over memory on both sides of 4 GiB.
+/// Checks that L2 read the expected data, over memory on both sides of 4 GiB.
 fn report_data(lab: &Lab, moved: &[Event]) {
     let (mut reads, mut writes, mut low, mut high, mut most_slots) = (0, 0, u64::MAX, 0, 0);
     for event in moved {

@@ -82,11 +82,11 @@ fn report_data(lab: &Lab, slots: &MappingSet, moved: &[Event]) -> Result<()> {
     let layout = BarLayout { bytes };
     let planned = |places: Vec<u64>| places.len() as u64 * BarLayout::CHUNK;
     let (read, written) = (planned(layout.read()), planned(layout.written()));
-    let told = moved.iter().filter(|event| matches!(event, Event::Peer { .. })).collect::<Vec<_>>();
+    let reported = moved.iter().filter(|event| matches!(event, Event::Peer { .. })).collect::<Vec<_>>();
     let place = slots.iter().find(|(_, slot)| slot.size == bytes).map(|(gpa, _)| *gpa);
     let bar = place.context("the guest has no memory of the BAR's size")?;
     let expected = Event::Peer { bar, read, written };
-    lab.report.expect(Check::Data, told == [&expected], &format!("{told:?}, expected {expected:?}"));
+    lab.report.expect(Check::Data, reported == [&expected], &format!("{reported:?}, expected {expected:?}"));
     Ok(())
 }
 
@@ -143,7 +143,7 @@ fn report_populated(lab: &Lab, vm: &mut Vm, facts: &Facts) -> Result<()> {
     /// What the library faults in with one call.
     const CHUNK: u64 = 16 << 20;
     let stats = count::library_stats(vm)?;
-    let stat = |name: &str| stats[name].as_u64().with_context(|| format!("the library tells no {name}"));
+    let stat = |name: &str| stats[name].as_u64().with_context(|| format!("the library reports no {name}"));
     let touched = stat("populate_bytes")? + stat("populate_present")? + stat("populate_skipped")?;
     let tried = stat("populate_calls")?;
     let bars = proc::device_memory(vm.pid)?;

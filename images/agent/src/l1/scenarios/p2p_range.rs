@@ -1,5 +1,5 @@
 //! A BAR where the IOMMU cannot address it: one warning, and the VM goes on. The firmware alone
-//! runs here, and nothing is unplugged, so this is also where permissions are looked at.
+//! runs here, and nothing is unplugged, so this scenario also checks permissions.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -18,7 +18,7 @@ use crate::l1::vm::Vm;
 /// The first address the IOMMU of this scenario cannot have.
 const BEYOND: u64 = 1 << 39;
 const RESETS: usize = 3;
-/// What its listener is told of.
+/// Trace events of the memory listener.
 const TRACED: [&str; 2] = ["vfio_listener_region_add_ram", "vfio_listener_region_del"];
 
 pub fn run(lab: &Lab) -> Result<()> {

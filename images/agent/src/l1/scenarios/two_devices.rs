@@ -1,6 +1,6 @@
 //! Two devices share a container: the second joins without a map, the first leaves without an
-//! unmap, the last takes everything with it. And a QEMU that becomes a daemon first, one that is told to quit and one that
-//! is killed.
+//! unmap, and with the last one everything is unmapped. Then a QEMU that becomes a daemon first, one that quits and one
+//! that is killed.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     daemon(lab)
 }
 
-/// No guest runs here. Function 1 of a slot without a function 0 is nothing a guest knows of, so
+/// No guest runs here. A guest does not see function 1 of a slot without a function 0, so
 /// QEMU plugs and unplugs it without asking one, as long as hotplug is the native one.
 fn together(lab: &Lab) -> Result<()> {
     let line = CommandLine::new(lab)
@@ -84,8 +84,8 @@ fn refuse(
          x-dma-mapper={container_mapper}",
         lab.job.devices[1]
     );
-    let answer = vm.qmp.attempt("device_add", device(lab, 1, wants))?;
-    let text = answer.err().map(|refusal| refusal.0).unwrap_or_default();
+    let reply = vm.qmp.attempt("device_add", device(lab, 1, wants))?;
+    let text = reply.err().map(|refusal| refusal.0).unwrap_or_default();
     let seen = if text == wanted { text.clone() } else { format!("`{text}` is not `{wanted}`") };
     lab.report.expect(check, text == wanted, &seen);
     Ok(())
@@ -94,7 +94,7 @@ fn refuse(
 /// QEMU's own code maps a device without the property: the check `default-is-builtin`.
 fn left_alone(lab: &Lab, vm: &mut Vm) -> Result<()> {
     let before = vm.witnessed()?.len();
-    // As for a QEMU that does not know the property.
+    // Without the property, as for a QEMU that does not have it.
     vm.qmp.run("device_add", device(lab, 0, Mode::Reference))?;
     let property = |name| json!({ "path": "/machine/peripheral/dut0", "property": name });
     let mut problems = Vec::new();

@@ -89,7 +89,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         lab.report.expect(boot.data, bytes == planned, &format!("{bytes} of {planned} bytes moved"));
         mappings::no_threads(lab, &vm, boot.no_threads)?;
     }
-    // What L2's driver wants mapped, nobody else knows: what is mapped stands for it. Only sizes count here: both containers
+    // Only L2's driver knows what it wants mapped, so what is mapped stands for it. Only sizes count here: both containers
     // have mappings of the same addresses.
     let mapped = witness::replay(&vm.witnessed()?)?;
     let wanted: MappingSet = (0..).zip(mapped.values().flatten().map(|(_, mapping)| *mapping)).collect();
@@ -116,7 +116,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.quit().map(drop)
 }
 
-/// One device leaves, and the other one's mappings stay: `second-unmapped`, `first-left-alone`, `data-after-unplug`.
+/// Unplugs one device, and checks that the other one's mappings stay and still work.
 fn unplug_second(lab: &Lab, vm: &mut Vm, read: u64) -> Result<()> {
     let calls = mappings::quietly(vm, |vm| vm.witnessed())?;
     let first = calls.iter().find(|call| call.mapped()).context("nothing was ever mapped")?.space();

@@ -1,5 +1,5 @@
 //! A memory device of which the guest plugs and unplugs blocks: each block is a mapping of its own, and nothing that is
-//! unplugged is mapped. A block that cannot be mapped takes those of its request with it, and the guest is told to wait.
+//! unplugged is mapped. If a block cannot be mapped, its whole request is undone, and the guest has to wait.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -23,8 +23,8 @@ use crate::l1::{limits, proc, qemu_trace};
 use crate::wait::{Seen, wait_for};
 
 const MIB: u64 = 1 << 20;
-/// What the device could have at most.
-const MOST_MIB: u64 = 1024;
+/// The maximum size of the device.
+const MAX_MIB: u64 = 1024;
 /// What is mapped and unmapped at once.
 const BLOCK: u64 = 2 * MIB;
 
@@ -41,7 +41,7 @@ const REFUSED_MIB: u64 = 416;
 const LOCKABLE: u64 = 16 * BLOCK;
 const LAST_MIB: u64 = 288;
 
-/// The answers of a virtio-mem device.
+/// Responses of a virtio-mem device.
 const ACK: u64 = 0;
 const BUSY: u64 = 2;
 const ENOMEM: i32 = 12;
@@ -61,7 +61,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
     // A limit that counts, and that is far enough at first.
     limits::give_up_lock_right()?;
-    limits::set_memlock(None, (job.l2_memory_mib + 2 * MOST_MIB) * MIB)?;
+    limits::set_memlock(None, (job.l2_memory_mib + 2 * MAX_MIB) * MIB)?;
     // Shared memory is a memfd, of which blocks are discarded in another way.
     let share = if job.container == Container::Iommufd { "on" } else { "off" };
     let data = DiskJob {
@@ -75,7 +75,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     };
     let line = CommandLine::new(lab)
         .q35("", ",maxmem=8G")
-        .args(["-object", &format!("memory-backend-ram,id=mem1,size={MOST_MIB}M,reserve=off,share={share}")])
+        .args(["-object", &format!("memory-backend-ram,id=mem1,size={MAX_MIB}M,reserve=off,share={share}")])
         .args([
             "-device",
             &format!("virtio-mem-pci,id=vmem,memdev=mem1,block-size={BLOCK},requested-size={FIRST_MIB}M"),
@@ -121,7 +121,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     refuse(lab, &mut vm, &region, &wanted)?;
 
     lab.report.step("enough again");
-    limits::set_memlock(Some(vm.pid), (job.l2_memory_mib + 2 * MOST_MIB) * MIB)?;
+    limits::set_memlock(Some(vm.pid), (job.l2_memory_mib + 2 * MAX_MIB) * MIB)?;
     region.resize(lab, &mut vm, LAST_MIB)?;
     region.mapped(lab, &mut vm, AFTER_RAISE, LAST_MIB)?;
 
@@ -147,7 +147,7 @@ impl Region {
     }
 
     fn contains(&self, address: u64) -> bool {
-        (self.address..self.address + MOST_MIB * MIB).contains(&address)
+        (self.address..self.address + MAX_MIB * MIB).contains(&address)
     }
 
     /// Asks the guest to have so much plugged, and waits until it has. QEMU notifies the guest of a
@@ -192,14 +192,14 @@ impl Region {
         Ok(wanted)
     }
 
-    /// The check `unplugged-not-filled`: nobody has faulted in memory that is not plugged.
+    /// Checks that no memory is populated that is not plugged.
     fn filled(&self, lab: &Lab, vm: &Vm) -> Result<()> {
         let memory = witness::guest_memory(&vm.witnessed()?);
         let start = memory.get(&self.address).context("KVM does not have the device's memory")?.vaddr;
-        let mut entries = vec![0u8; (MOST_MIB * MIB / PAGE * ENTRY) as usize];
+        let mut entries = vec![0u8; (MAX_MIB * MIB / PAGE * ENTRY) as usize];
         let pagemap = File::open(format!("/proc/{}/pagemap", vm.pid))?;
         pagemap.read_exact_at(&mut entries, start / PAGE * ENTRY)?;
-        // Of the highest byte, the highest bit tells whether the page is there.
+        // The highest bit of the highest byte is set if the page is present.
         let there =
             |block: &[u8]| block.chunks(ENTRY as usize).any(|entry| entry[ENTRY as usize - 1] & 0x80 != 0);
         let blocks =
@@ -281,9 +281,9 @@ fn plugged(trace: &str) -> Result<BTreeSet<u64>> {
     Ok(plugged)
 }
 
-/// How many requests were answered so.
-fn answers(trace: &str, answer: u64) -> usize {
-    let line = format!("virtio_mem_send_response type={answer}");
+/// How many requests got that response.
+fn responses(trace: &str, response: u64) -> usize {
+    let line = format!("virtio_mem_send_response type={response}");
     trace.lines().filter(|said| **said == line).count()
 }
 
@@ -330,24 +330,24 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &MappingSet) -> Resul
     let locked = count::locked_bytes(lab, vm)?;
     let refusals = preflight_refusals(lab, vm)?;
     let before = vm.witnessed()?.len();
-    let busy = answers(&qemu_trace::text()?, BUSY);
+    let busy = responses(&qemu_trace::text()?, BUSY);
     request(vm, REFUSED_MIB)?;
-    let told = wait_for("the device to report to the guest that it is busy", lab.wait(), || {
-        let more = answers(&qemu_trace::text()?, BUSY) - busy;
+    let busy_seen = wait_for("the device to report to the guest that it is busy", lab.wait(), || {
+        let more = responses(&qemu_trace::text()?, BUSY) - busy;
         Ok(Seen::of((more > 0).then_some(()), || "no such response".to_owned()))
     });
     let calls = vm.witnessed()?.split_off(before);
     let mapped: u64 = calls.iter().filter(|c| c.mapped()).map(|c| c.size).sum();
     let unmapped: u64 = calls.iter().filter(|c| c.unmapped()).map(|c| c.out).sum();
     let refused: Vec<i32> = calls.iter().filter(|c| c.is_map() && !c.mapped()).map(|c| c.errno).collect();
-    // The library knows the limit, and does not ask the kernel for what cannot be.
+    // The library reads the limit, and does not make a call that the kernel would refuse.
     let foreseen = preflight_refusals(lab, vm)? - refusals;
     let seen = format!(
-        "{mapped} bytes mapped, errno {refused:?} from the kernel, {foreseen} refused before, {unmapped} unmapped, {} blocks plugged meanwhile",
+        "{mapped} bytes mapped, errno {refused:?} from the kernel, {foreseen} refused before, {unmapped} unmapped, {} blocks plugged in that time",
         (GROWN_MIB * MIB).abs_diff(device(vm)?["size"].as_u64().unwrap_or(0)) / BLOCK
     );
     let mut problems = Vec::new();
-    if let Err(error) = told {
+    if let Err(error) = busy_seen {
         problems.push(format!("{error:#}; {seen}"));
     }
     let as_it_should = match lab.job.mode {
@@ -397,7 +397,7 @@ mod tests {
         let refused =
             "virtio_mem_plug_request addr=0x100200000 nb_blocks=1\nvirtio_mem_send_response type=2\n";
         assert_eq!(blocks(&format!("{PLUG}{refused}")).unwrap().len(), 2);
-        assert_eq!(answers(&format!("{PLUG}{refused}"), BUSY), 1);
+        assert_eq!(responses(&format!("{PLUG}{refused}"), BUSY), 1);
         assert_eq!(blocks(&format!("{PLUG}virtio_mem_unplugged_all \n")).unwrap(), [0u64; 0]);
         assert!(blocks(&format!("{PLUG}{PLUG}")).is_err());
     }
