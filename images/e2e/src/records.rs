@@ -143,6 +143,10 @@ mod tests {
         assert!(listener.listen().unwrap().is_empty());
         assert!(listener.told.ended && listener.told.heard.is_some());
         assert_eq!(log_text(&folder, "l1-dmesg"), "x\n");
+        let retry = || Record::Retry { cause: "device_del dut".into() };
+        listener.take(retry()).unwrap();
+        listener.take(retry()).unwrap();
+        assert_eq!(listener.told.retries["device_del dut"], 2);
         let outside = Record::Log { file: "../x".into(), line: String::new() };
         assert!(listener.take(outside).is_err());
         fs::remove_dir_all(folder).unwrap();

@@ -7,9 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use vfio_fast_protocol::checks::Run;
 use vfio_fast_protocol::job::{Firmware, Job, Mode};
-use vfio_fast_protocol::scenarios::conformance;
 use vfio_fast_protocol::spec::{Program, ScenarioSpec};
 
 use super::accel::Accel;
@@ -130,7 +128,7 @@ impl Runs<'_> {
         let moved = plan.bar_mib().map(|mib| Bar::create(&bar, mib, &disk)).transpose()?;
         let (tests, bench) = match &plan.program {
             Program::Qemu => (Vec::new(), Vec::new()),
-            Program::Conformance => (conformance::Check::expected(&Run { spec: plan, mode }), Vec::new()),
+            Program::Conformance => (plan.expected_checks(mode), Vec::new()),
             Program::Bench(command) => (Vec::new(), command.clone()),
         };
         let job = Job {

@@ -2,33 +2,9 @@
 
 use serde::Serialize;
 
-use crate::job::{Container, Mode};
-use crate::spec::ScenarioSpec;
-
 /// Something that has a name as a check.
 pub trait CheckName {
     fn name(&self) -> String;
-}
-
-/// A run whose checks are asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct Run<'a> {
-    pub spec: &'a ScenarioSpec,
-    pub mode: Mode,
-}
-
-impl Run<'_> {
-    pub fn is_fast(&self) -> bool {
-        self.mode == Mode::Fast
-    }
-
-    pub fn on_iommufd(&self) -> bool {
-        self.spec.container == Container::Iommufd
-    }
-
-    pub fn on_type1(&self) -> bool {
-        self.spec.container == Container::Type1
-    }
 }
 
 /// The name that serde gives to a variant.
@@ -49,17 +25,17 @@ macro_rules! checks {
 
         impl Check {
             /// The checks that a run has to make.
-            pub fn expected(run: &$crate::checks::Run) -> Vec<Self> {
+            pub fn expected(run: &$crate::spec::Run) -> Vec<Self> {
                 // Not every scenario has conditions.
                 let _ = run;
                 let mut expected = Vec::new();
-                $(if true $(&& $crate::checks::holds($condition, run))? {
+                $(if true $(&& run.holds($condition))? {
                     expected.push(Self::$check);
                 })+
                 expected
             }
 
-            fn expected_names(run: &$crate::checks::Run) -> Vec<String> {
+            fn expected_names(run: &$crate::spec::Run) -> Vec<String> {
                 Self::expected(run).iter().map($crate::checks::CheckName::name).collect()
             }
         }
@@ -72,8 +48,3 @@ macro_rules! checks {
     };
 }
 pub(crate) use checks;
-
-/// Gives the conditions of [`checks`] their type.
-pub(crate) fn holds(condition: impl Fn(&Run) -> bool, run: &Run) -> bool {
-    condition(run)
-}

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::checks::Run;
 use crate::host::{Host, Iommu};
 use crate::job::{Container, Firmware, Memory, Mode, Ram};
 
@@ -52,6 +51,32 @@ pub struct ScenarioSpec {
     pub limit: Duration,
     /// The names of the checks that a run has to make.
     pub checks: fn(&Run) -> Vec<String>,
+}
+
+/// A run: a spec in one mode.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    pub spec: &'a ScenarioSpec,
+    pub mode: Mode,
+}
+
+impl Run<'_> {
+    pub fn is_fast(&self) -> bool {
+        self.mode == Mode::Fast
+    }
+
+    pub fn on_iommufd(&self) -> bool {
+        self.spec.container == Container::Iommufd
+    }
+
+    pub fn on_type1(&self) -> bool {
+        self.spec.container == Container::Type1
+    }
+
+    /// Whether a check's condition holds of the run.
+    pub(crate) fn holds(&self, condition: impl Fn(&Run) -> bool) -> bool {
+        condition(self)
+    }
 }
 
 /// What L1 runs.

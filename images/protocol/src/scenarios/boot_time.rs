@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::checks::{CheckName, Run};
+use crate::checks::CheckName;
 use crate::job::{Memory, Mode};
 use crate::record::Start;
-use crate::spec::{Label, PATCHED, ScenarioSpec};
+use crate::spec::{Label, PATCHED, Run, ScenarioSpec};
 
 pub const NAME: &str = "boot-time";
 

@@ -1,9 +1,9 @@
 //! The engine's conformance tests on real kernels: no QEMU, no L2. A check is a test of the same name.
 
-use crate::checks::{Run, checks};
+use crate::checks::checks;
 use crate::host::{Host, Kernel};
 use crate::job::Mode;
-use crate::spec::{Device, Label, Program, ScenarioSpec};
+use crate::spec::{Device, Label, Program, Run, ScenarioSpec};
 
 pub const NAME: &str = "conformance";
 

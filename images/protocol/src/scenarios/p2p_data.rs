@@ -1,9 +1,9 @@
 //! A device reads and writes another device's BAR, which is mapped as a whole.
 
-use crate::checks::{Run, checks};
+use crate::checks::checks;
 use crate::host::{Host, Kernel};
 use crate::job::Ram;
-use crate::spec::{Device, ScenarioSpec, remaps_interrupts};
+use crate::spec::{Device, Run, ScenarioSpec, remaps_interrupts};
 
 pub const NAME: &str = "p2p-data";
 
