@@ -5,6 +5,12 @@
 
 use std::fmt;
 
+/// Bytes of a base page: the smallest there is on any architecture.
+pub const BASE_PAGE: u64 = 4 << 10;
+
+/// Bytes of the smallest huge page, which one PMD maps.
+pub const HUGE_PAGE: u64 = 2 << 20;
+
 /// An I/O virtual address in bytes: what a device puts on the bus.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Iova(pub u64);

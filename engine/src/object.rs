@@ -146,8 +146,7 @@ mod tests {
     }
 
     fn entry(region: &Region) -> Entry {
-        let Region { range, hva, perm, kind, backing, .. } = *region;
-        Entry { range, hva, perm, kind, backing, generation: Generation::SHARED }
+        Entry::of(region, Generation::SHARED)
     }
 
     fn held_by(objects: &mut Objects, region: &Region, object: &Named) -> Result<()> {

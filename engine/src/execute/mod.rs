@@ -4,7 +4,7 @@ mod parallel;
 
 use std::time::{Duration, Instant};
 
-use crate::addr::IovaRange;
+use crate::addr::{BASE_PAGE, IovaRange};
 use crate::backend::{Backend, Capabilities, PopulatePolicy};
 use crate::error::{Errno, Error, KernelResult, Op, Result, Why};
 use crate::object::Objects;
@@ -14,9 +14,6 @@ use crate::reconcile::plan::{Plan, Unmap};
 use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
-
-/// The smallest page there is.
-const PAGE: u64 = 4096;
 
 /// A device region the kernel refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -241,7 +238,7 @@ fn not_mapped(entry: &Entry, errno: Errno) -> Error {
 fn pieces(entries: &[Entry]) -> Vec<Piece> {
     let pieces = entries.iter().map(|entry| {
         let length = entry.range.length();
-        let bytes = if entry.kind == Kind::Ram && length > PAGE { length } else { 0 };
+        let bytes = if entry.kind == Kind::Ram && length > BASE_PAGE { length } else { 0 };
         Piece { hva: entry.hva, bytes, writable: entry.perm.is_writable() }
     });
     pieces.collect()

@@ -167,7 +167,7 @@ mod tests {
 
     use super::*;
 
-    const PMD: u64 = 2 << 20;
+    const PMD: u64 = crate::addr::HUGE_PAGE;
 
     fn piece(start: u64, bytes: u64) -> Piece {
         Piece { hva: HostVa::from_raw(start), bytes, writable: true }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use super::{How, Piece, Report};
-use crate::addr::HostVa;
+use crate::addr::{HUGE_PAGE, HostVa};
 use crate::error::Errno;
 use crate::sys::madvise::{self, Access};
 use crate::sys::numa::{Nodes, Place};
@@ -14,9 +14,6 @@ use crate::sys::vma;
 /// Bytes that are looked over for missing pages by one question: what is there already costs one call for so much, and
 /// enough calls remain to be shared out.
 const STRETCH: u64 = 256 << 20;
-
-/// The smallest huge page.
-const HUGE: u64 = 2 << 20;
 
 /// Pieces cut into chunks that threads take one after the other: how long one takes is not known beforehand (what is present
 /// already costs nothing, huge pages cost less), so none is dealt out in advance. Whoever comes first into a [`STRETCH`] looks
@@ -278,7 +275,7 @@ fn access(piece: &Piece) -> Access {
 
 /// Asks for huge pages, if the piece could hold one. Whoever cannot give them says so and is left alone.
 fn prefer_huge_pages(piece: &Piece) {
-    if piece.writable && piece.bytes >= HUGE {
+    if piece.writable && piece.bytes >= HUGE_PAGE {
         // What came of it is seen in the pages, not in the answer: a host can accept the advice and never follow it.
         let _ = madvise::prefer_huge_pages(piece.hva, piece.bytes);
     }
@@ -345,7 +342,7 @@ mod tests {
     use super::*;
     use crate::populate::CHUNK;
 
-    const PMD: u64 = 2 << 20;
+    const PMD: u64 = HUGE_PAGE;
 
     fn piece(start: u64, bytes: u64) -> Piece {
         Piece { hva: HostVa::from_raw(start), bytes, writable: true }

@@ -5,6 +5,7 @@
 pub mod dirty_pages;
 pub mod grid;
 pub mod plan;
+mod range_map;
 pub mod runs;
 pub mod table;
 pub mod wanted;

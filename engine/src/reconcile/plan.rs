@@ -124,15 +124,7 @@ struct Run {
 
 impl Run {
     fn new(wanted: &Wanted, part: Region) -> Self {
-        let entry = Entry {
-            range: part.range,
-            hva: part.hva,
-            perm: part.perm,
-            kind: part.kind,
-            backing: part.backing,
-            generation: wanted.generation,
-        };
-        Self { entry, exact: part.exact }
+        Self { entry: Entry::of(&part, wanted.generation), exact: part.exact }
     }
 
     fn entries(&self, grid: Grid) -> impl Iterator<Item = Entry> {

@@ -1,9 +1,8 @@
 //! The entries the kernel holds, as far as this engine put them there.
 
-use std::collections::BTreeMap;
-
+use super::range_map::{RangeMap, Ranged};
 use crate::addr::{HostVa, IovaRange};
-use crate::region::{Backing, Kind, Mapping, Perm};
+use crate::region::{Backing, Kind, Mapping, Perm, Region};
 
 /// Which `map_region` call an exact entry belongs to; [`Generation::SHARED`] for everything that may be joined and cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,7 +33,19 @@ pub struct Entry {
 // The table of a 64 TiB guest has 65,535 entries: they must stay small.
 const _: () = assert!(size_of::<(u64, Entry)>() <= 128);
 
+impl Ranged for Entry {
+    fn range(&self) -> IovaRange {
+        self.range
+    }
+}
+
 impl Entry {
+    /// The entry of a whole region, or of what an unmap left of it.
+    pub fn of(region: &Region, generation: Generation) -> Self {
+        let Region { range, hva, perm, kind, backing, exact: _ } = *region;
+        Self { range, hva, perm, kind, backing, generation }
+    }
+
     /// What the backend needs to know of it.
     pub fn mapping(&self) -> Mapping {
         Mapping { range: self.range, hva: self.hva, perm: self.perm }
@@ -73,14 +84,14 @@ pub struct Totals {
 /// The table: disjoint entries by IOVA.
 #[derive(Clone, Debug, Default)]
 pub struct MapTable {
-    entries: BTreeMap<u64, Entry>,
+    entries: RangeMap<Entry>,
     totals: Totals,
 }
 
 impl MapTable {
     /// How many entries the kernel holds.
     pub fn len(&self) -> u64 {
-        self.entries.len() as u64
+        self.entries.len()
     }
 
     /// Whether nothing is mapped.
@@ -95,25 +106,18 @@ impl MapTable {
 
     /// All entries, ascending.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.values()
+        self.entries.iter()
     }
 
     /// The entries that share a byte with `range`, ascending.
     pub fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = &Entry> {
-        let first = self
-            .entries
-            .range(..=range.start())
-            .next_back()
-            .filter(|(_, entry)| entry.range.overlaps(range))
-            .map_or(range.start(), |(start, _)| *start);
-        self.entries.range(first..=range.last()).map(|(_, entry)| entry)
+        self.entries.overlapping(range)
     }
 
     /// Records an entry the kernel took.
     pub fn insert(&mut self, entry: Entry) {
-        debug_assert!(self.overlapping(entry.range).next().is_none(), "the kernel refuses overlaps");
         self.count(&entry, u64::wrapping_add);
-        self.entries.insert(entry.range.start(), entry);
+        self.entries.insert(entry);
     }
 
     /// Forgets every entry wholly inside `range`: the kernel let go of them.
@@ -122,7 +126,7 @@ impl MapTable {
             self.overlapping(range).filter(|entry| range.contains(entry.range)).copied().collect();
         for entry in gone {
             self.count(&entry, u64::wrapping_sub);
-            self.entries.remove(&entry.range.start());
+            self.entries.remove(entry.range.start());
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::range_map::{RangeMap, Ranged};
 use crate::addr::IovaRange;
 use crate::reconcile::table::{Entry, Generation};
 use crate::region::{Backing, Kind, Region};
@@ -15,15 +16,16 @@ pub struct Wanted {
     pub generation: Generation,
 }
 
+impl Ranged for Wanted {
+    fn range(&self) -> IovaRange {
+        self.region.range
+    }
+}
+
 impl Wanted {
     /// Whether the entry's bytes are this region's, as far as they lie in it.
     fn agrees_with(&self, entry: &Entry, shared: IovaRange) -> bool {
-        let region = &self.region;
-        region.perm == entry.perm
-            && region.kind == entry.kind
-            && region.backing == entry.backing
-            && self.generation == entry.generation
-            && region.hva_at(shared.start()) == entry.hva_at(shared.start())
+        Entry::of(&self.region, self.generation).agrees_with(entry, shared)
     }
 
     /// Whether one entry may cover the end of this region and the beginning of `next`, its neighbour.
@@ -58,7 +60,7 @@ pub struct Mark {
 /// The wanted set and its open transaction, if one is.
 #[derive(Debug, Default)]
 pub struct WantedSet {
-    regions: BTreeMap<u64, Wanted>,
+    regions: RangeMap<Wanted>,
     bytes: u64,
     uses: BTreeMap<Backing, u64>,
     generations: u64,
@@ -70,7 +72,7 @@ pub struct WantedSet {
 impl WantedSet {
     /// How many regions are wanted.
     pub fn len(&self) -> u64 {
-        self.regions.len() as u64
+        self.regions.len()
     }
 
     /// Whether nothing is wanted.
@@ -90,18 +92,12 @@ impl WantedSet {
 
     /// All wanted regions, ascending.
     pub fn iter(&self) -> impl Iterator<Item = &Wanted> {
-        self.regions.values()
+        self.regions.iter()
     }
 
     /// The wanted regions that share a byte with `range`, ascending.
     pub fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = &Wanted> {
-        let first = self
-            .regions
-            .range(..=range.start())
-            .next_back()
-            .filter(|(_, wanted)| wanted.region.range.overlaps(range))
-            .map_or(range.start(), |(start, _)| *start);
-        self.regions.range(first..=range.last()).map(|(_, wanted)| wanted)
+        self.regions.overlapping(range)
     }
 
     /// Whether every byte of `entry` is still wanted just as it is mapped.
@@ -169,9 +165,7 @@ impl WantedSet {
     pub fn reclassify_as_device(&mut self, range: IovaRange) {
         let starts: Vec<u64> = self.overlapping(range).map(|wanted| wanted.region.range.start()).collect();
         for start in starts {
-            if let Some(wanted) = self.regions.get_mut(&start) {
-                wanted.region.kind = Kind::Device;
-            }
+            self.regions.change(start, |wanted| wanted.region.kind = Kind::Device);
         }
     }
 
@@ -202,13 +196,13 @@ impl WantedSet {
         for change in self.journal.split_off(mark.journal).into_iter().rev() {
             match change {
                 Change::Inserted(range) => {
-                    if let Some(wanted) = self.regions.remove(&range.start()) {
+                    if let Some(wanted) = self.regions.remove(range.start()) {
                         self.count_out(&wanted.region);
                     }
                 }
                 Change::Removed(wanted) => {
                     self.count_in(&wanted.region);
-                    self.regions.insert(wanted.region.range.start(), wanted);
+                    self.regions.insert(wanted);
                 }
             }
         }
@@ -231,14 +225,14 @@ impl WantedSet {
     fn put(&mut self, wanted: Wanted) {
         let range = wanted.region.range;
         self.count_in(&wanted.region);
-        self.regions.insert(range.start(), wanted);
+        self.regions.insert(wanted);
         self.journal.push(Change::Inserted(range));
     }
 
     fn take(&mut self, wanted: &Wanted) {
         let range = wanted.region.range;
         self.count_out(&wanted.region);
-        self.regions.remove(&range.start());
+        self.regions.remove(range.start());
         self.journal.push(Change::Removed(*wanted));
     }
 

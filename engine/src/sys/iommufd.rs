@@ -281,71 +281,28 @@ mod tests {
         assert_eq!(u32::from(OPTION_GET), uapi::iommufd_option_ops_IOMMU_OPTION_OP_GET);
     }
 
-    /// Compares sizes and the offsets of fields by name.
+    /// Compares sizes, and the offsets of fields by name; last those that have another name there.
     macro_rules! same_layout {
-        ($ours:ty, $theirs:ty, $($field:ident = $their_field:ident),+) => {
+        ($ours:ty, $theirs:ty, $($field:ident),+ $(; $own:ident = $their:ident)?) => {
             assert_eq!(size_of::<$ours>(), size_of::<$theirs>(), stringify!($theirs));
             $(assert_eq!(
                 offset_of!($ours, $field),
-                offset_of!($theirs, $their_field),
-                concat!(stringify!($theirs), ".", stringify!($their_field))
+                offset_of!($theirs, $field),
+                concat!(stringify!($theirs), ".", stringify!($field))
             );)+
+            $(assert_eq!(offset_of!($ours, $own), offset_of!($theirs, $their), stringify!($theirs));)?
         };
     }
 
     #[test]
     fn the_layouts_are_the_published_ones() {
-        same_layout!(Range, uapi::iommu_iova_range, start = start, last = last);
-        same_layout!(
-            IovaRanges,
-            uapi::iommu_ioas_iova_ranges,
-            size = size,
-            ioas_id = ioas_id,
-            num_iovas = num_iovas,
-            reserved = __reserved,
-            allowed_iovas = allowed_iovas,
-            out_iova_alignment = out_iova_alignment
-        );
-        same_layout!(
-            Map,
-            uapi::iommu_ioas_map,
-            size = size,
-            flags = flags,
-            ioas_id = ioas_id,
-            reserved = __reserved,
-            user_va = user_va,
-            length = length,
-            iova = iova
-        );
-        same_layout!(
-            MapFile,
-            uapi::iommu_ioas_map_file,
-            size = size,
-            flags = flags,
-            ioas_id = ioas_id,
-            fd = fd,
-            start = start,
-            length = length,
-            iova = iova
-        );
-        same_layout!(
-            Unmap,
-            uapi::iommu_ioas_unmap,
-            size = size,
-            ioas_id = ioas_id,
-            iova = iova,
-            length = length
-        );
-        same_layout!(
-            GetOption,
-            uapi::iommu_option,
-            size = size,
-            option_id = option_id,
-            op = op,
-            reserved = __reserved,
-            object_id = object_id,
-            val64 = val64
-        );
+        same_layout!(Range, uapi::iommu_iova_range, start, last);
+        same_layout!(IovaRanges, uapi::iommu_ioas_iova_ranges, size, ioas_id, num_iovas,
+            allowed_iovas, out_iova_alignment; reserved = __reserved);
+        same_layout!(Map, uapi::iommu_ioas_map, size, flags, ioas_id, user_va, length, iova; reserved = __reserved);
+        same_layout!(MapFile, uapi::iommu_ioas_map_file, size, flags, ioas_id, fd, start, length, iova);
+        same_layout!(Unmap, uapi::iommu_ioas_unmap, size, ioas_id, iova, length);
+        same_layout!(GetOption, uapi::iommu_option, size, option_id, op, object_id, val64; reserved = __reserved);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::mem::size_of;
 use std::os::fd::AsRawFd;
 
-use crate::addr::HostVa;
+use crate::addr::{BASE_PAGE, HUGE_PAGE, HostVa};
 use crate::error::Errno;
 use crate::sys::madvise::Access;
 
@@ -49,11 +49,6 @@ const _: () = assert!(size_of::<PageRegion>() == 24 && size_of::<PmScanArg>() ==
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
-
-/// A base page, the least that can be asked about.
-const PAGE: u64 = 4 << 10;
-/// The smallest huge page.
-const HUGE: u64 = 2 << 20;
 
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
@@ -126,7 +121,7 @@ impl Pagemap {
         let mut at = hva;
         // One look at each place where a huge page could begin: no base page is asked about twice.
         while at.raw() < end {
-            let next = at.checked_add(HUGE - at.raw() % HUGE).filter(|next| next.raw() < end);
+            let next = at.checked_add(HUGE_PAGE - at.raw() % HUGE_PAGE).filter(|next| next.raw() < end);
             let length = next.map_or(end, HostVa::raw) - at.raw();
             let categories = self.page(at)?.unwrap_or(0);
             if faults(categories, access) {
@@ -145,7 +140,7 @@ impl Pagemap {
     fn page(&self, hva: HostVa) -> Result<Option<u64>, Errno> {
         let mut question = PmScanArg {
             start: hva.raw(),
-            end: hva.raw().saturating_add(PAGE),
+            end: hva.raw().saturating_add(BASE_PAGE),
             category_mask: PAGE_IS_PRESENT,
             return_mask: PAGE_IS_HUGE | PAGE_IS_FILE | PAGE_IS_PFNZERO,
             ..PmScanArg::default()

@@ -1,0 +1,61 @@
+//! Values on disjoint ranges.
+
+use std::collections::BTreeMap;
+
+use crate::addr::IovaRange;
+
+/// A value that covers a range.
+pub(super) trait Ranged {
+    fn range(&self) -> IovaRange;
+}
+
+/// Disjoint ranges, ascending.
+#[derive(Clone, Debug)]
+pub(super) struct RangeMap<V>(BTreeMap<u64, V>);
+
+impl<V> Default for RangeMap<V> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<V: Ranged> RangeMap<V> {
+    pub fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All values, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = &V> {
+        self.0.values()
+    }
+
+    /// The values that share a byte with `range`, ascending.
+    pub fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = &V> {
+        let before = self.0.range(..=range.start()).next_back();
+        let first = before.filter(|(_, value)| value.range().overlaps(range));
+        let first = first.map_or(range.start(), |(start, _)| *start);
+        self.0.range(first..=range.last()).map(|(_, value)| value)
+    }
+
+    /// Adds a value, which shares no byte with another.
+    pub fn insert(&mut self, value: V) {
+        debug_assert!(self.overlapping(value.range()).next().is_none(), "ranges are disjoint");
+        self.0.insert(value.range().start(), value);
+    }
+
+    /// Removes the value that starts at `start`.
+    pub fn remove(&mut self, start: u64) -> Option<V> {
+        self.0.remove(&start)
+    }
+
+    /// Changes the value that starts at `start`. Its range stays.
+    pub fn change(&mut self, start: u64, change: impl FnOnce(&mut V)) {
+        if let Some(value) = self.0.get_mut(&start) {
+            change(value);
+        }
+    }
+}
