@@ -8,6 +8,7 @@ mod install;
 mod lab;
 mod qemu;
 mod setup;
+mod statistics;
 mod test;
 mod tidy;
 mod tsan;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
-use crate::{documents, exports, header, lab, tidy, tsan};
+use crate::{documents, exports, header, lab, statistics, tidy, tsan};
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{Told, UNAVAILABLE, code_of};
 use vfio_fast_assets::progress::{elapsed, run_logged, step};
@@ -56,6 +56,7 @@ const CHECKS: &[Check] = &[
         cargo(&["doc", "--workspace", "--no-deps", "--locked"], &strict, log)
     }),
     fast("header drift", |_| header::check()),
+    fast("statistics in QEMU", |_| statistics::check()),
     fast("exported symbols", |log| {
         library::into(&prefix(), log)?;
         exports::check(&prefix())
