@@ -121,7 +121,7 @@ impl<'a> CommandLine<'a> {
         Ok(self)
     }
 
-    /// Keeps the firmware's debug output, for [`super::vm::Vm::wait_firmware`].
+    /// Keeps the firmware's debug output, for `Vm::wait_firmware`.
     pub fn debug_console(self) -> Self {
         self.args(["-chardev", &format!("file,id=firmware,path={FIRMWARE}")])
             .args(["-device", "isa-debugcon,iobase=0x402,chardev=firmware"])

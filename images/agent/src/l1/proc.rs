@@ -146,7 +146,7 @@ fn spans(pid: u32, wanted: impl Fn(&str) -> bool) -> Result<impl Iterator<Item =
     Ok(lines.filter(move |(_, line)| wanted(line)).map(|(span, _)| span))
 }
 
-/// The lines of /proc/<pid>/maps.
+/// The lines of `/proc/<pid>/maps`.
 fn address_space(pid: u32) -> Result<Vec<(Span, String)>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let mut lines = Vec::new();

@@ -28,7 +28,7 @@ const MAX_MIB: u64 = 1024;
 /// What is mapped and unmapped at once.
 const BLOCK: u64 = 2 * MIB;
 
-/// A page, and its entry in /proc/<pid>/pagemap.
+/// A page, and its entry in `/proc/<pid>/pagemap`.
 const PAGE: u64 = 4096;
 const ENTRY: u64 = 8;
 
