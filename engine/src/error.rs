@@ -63,9 +63,9 @@ pub enum Op {
     Discard,
 }
 
-/// Why it failed, with the numbers a person needs to act on it.
+/// What kind of failure it is, with the numbers a person needs to act on it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Why {
+pub enum ErrorKind {
     /// The kernel said so and there is nothing to add.
     Kernel,
     /// An address or length is not a multiple of the smallest IOMMU page.
@@ -141,7 +141,7 @@ pub struct Error {
     /// At which host address, if at any.
     pub hva: Option<HostVa>,
     /// The rest.
-    pub why: Why,
+    pub kind: ErrorKind,
 }
 
 /// What this crate's fallible functions return.
@@ -153,17 +153,17 @@ pub type KernelResult<T> = std::result::Result<T, Errno>;
 impl Error {
     /// A kernel call that failed.
     pub fn kernel(op: Op, errno: Errno) -> Self {
-        Self { op, errno, range: None, hva: None, why: Why::Kernel }
+        Self { op, errno, range: None, hva: None, kind: ErrorKind::Kernel }
     }
 
     /// A description by the kernel that makes no sense.
     pub fn malformed(text: &'static str) -> Self {
-        Self { why: Why::Other(text), ..Self::kernel(Op::Info, Errno::EIO) }
+        Self { kind: ErrorKind::Other(text), ..Self::kernel(Op::Info, Errno::EIO) }
     }
 
     /// A failed check that involved no kernel call.
-    pub fn check(errno: Errno, why: Why) -> Self {
-        Self { why, ..Self::kernel(Op::Check, errno) }
+    pub fn check(errno: Errno, kind: ErrorKind) -> Self {
+        Self { kind, ..Self::kernel(Op::Check, errno) }
     }
 
     /// The same error, of these IOVAs.
@@ -183,9 +183,9 @@ impl Error {
 
     /// The amount that was needed and the amount there was: bytes for memlock, entries for `dma_avail`.
     pub fn needed_and_available(&self) -> Option<(u64, u64)> {
-        match self.why {
-            Why::Memlock { needed, locked, limit } => Some((locked.saturating_add(needed), limit)),
-            Why::Entries { needed, available } => Some((needed, available)),
+        match self.kind {
+            ErrorKind::Memlock { needed, locked, limit } => Some((locked.saturating_add(needed), limit)),
+            ErrorKind::Entries { needed, available } => Some((needed, available)),
             _ => None,
         }
     }
@@ -210,51 +210,51 @@ impl fmt::Display for Error {
             write!(f, " at host address {hva:?}")?;
         }
         write!(f, " failed: {}", self.errno)?;
-        match &self.why {
-            Why::Kernel => Ok(()),
-            Why::Misaligned { value, page } => {
+        match &self.kind {
+            ErrorKind::Kernel => Ok(()),
+            ErrorKind::Misaligned { value, page } => {
                 write!(f, ": {value:#x} is not a multiple of the smallest IOMMU page, {page} bytes")
             }
-            Why::BadRange => {
+            ErrorKind::BadRange => {
                 write!(f, ": the length is zero or the range runs past the end of the address space")
             }
-            Why::Overlap { with } => {
+            ErrorKind::Overlap { with } => {
                 write!(f, ": it overlaps the region at {with}, which must be unmapped first")
             }
-            Why::CutsExact { region } => {
+            ErrorKind::CutsExact { region } => {
                 write!(f, ": the range cuts the exact region at {region}, which can only be unmapped whole")
             }
-            Why::Memlock { needed, locked, limit } => write!(
+            ErrorKind::Memlock { needed, locked, limit } => write!(
                 f,
                 ": pinning needs {} bytes of locked memory ({needed} on top of {locked} locked now), RLIMIT_MEMLOCK \
                  allows {limit}: raise it (`ulimit -l`, LimitMEMLOCK=, <memtune>/<hard_limit>) or grant CAP_IPC_LOCK",
                 locked.saturating_add(*needed)
             ),
-            Why::Entries { needed, available } => write!(
+            ErrorKind::Entries { needed, available } => write!(
                 f,
                 ": {needed} mappings are needed and the container has {available} left: raise the module parameter \
                  vfio_iommu_type1.dma_entry_limit, or map larger blocks"
             ),
-            Why::OutsideIova { valid } => {
+            ErrorKind::OutsideIova { valid } => {
                 write!(f, ": the IOMMU can only translate")?;
                 for range in valid {
                     write!(f, " {range}")?;
                 }
                 write!(f, ": a smaller guest address space or an IOMMU with more address bits is needed")
             }
-            Why::ByteCount { expected, got } => write!(
+            ErrorKind::ByteCount { expected, got } => write!(
                 f,
                 ": the kernel unmapped {got} bytes where {expected} were mapped: something else changed this container"
             ),
-            Why::Transaction { open: true } => write!(f, ": a transaction is open already"),
-            Why::Transaction { open: false } => write!(f, ": no transaction is open"),
-            Why::Poisoned { cause } => {
+            ErrorKind::Transaction { open: true } => write!(f, ": a transaction is open already"),
+            ErrorKind::Transaction { open: false } => write!(f, ": no transaction is open"),
+            ErrorKind::Poisoned { cause } => {
                 write!(
                     f,
                     ": what is mapped is not known any more since this failed: {cause}; only closing is left"
                 )
             }
-            Why::Other(text) => write!(f, ": {text}"),
+            ErrorKind::Other(text) => write!(f, ": {text}"),
         }
     }
 }

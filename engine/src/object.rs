@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
-use crate::error::{Errno, Error, Result, Why};
+use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::reconcile::table::Entry;
 use crate::region::{Backing, Kind, Region};
 use crate::sys::fd;
@@ -79,27 +79,31 @@ impl Objects {
     /// page.
     pub fn check(&self, region: &Region, object: &Named, page: u64) -> Result<Accepted> {
         let &Named { fd: raw, kind, offset } = object;
-        let refused = |errno, why| Err(Error::check(errno, why).at(region.range).at_hva(region.hva));
+        let refused = |errno, kind| Err(Error::check(errno, kind).at(region.range).at_hva(region.hva));
         if offset & (page - 1) != 0 {
-            return refused(Errno::EINVAL, Why::Misaligned { value: offset, page });
+            return refused(Errno::EINVAL, ErrorKind::Misaligned { value: offset, page });
         }
         if offset.checked_add(region.range.length()).is_none() {
-            return refused(Errno::EINVAL, Why::BadRange);
+            return refused(Errno::EINVAL, ErrorKind::BadRange);
         }
         let backing = region.backing;
         if backing == Backing::UNKNOWN {
-            return refused(Errno::EINVAL, Why::Other("a region with a descriptor needs a backing"));
+            return refused(Errno::EINVAL, ErrorKind::Other("a region with a descriptor needs a backing"));
         }
         let base = offset.wrapping_sub(region.hva.raw());
         match self.held.get(&backing) {
             Some(held) if (held.kind, held.base) == (kind, base) => Ok(Accepted { backing, held: None }),
             Some(_) => refused(
                 Errno::EINVAL,
-                Why::Other("other regions with this backing have another object, or other offsets in it"),
+                ErrorKind::Other(
+                    "other regions with this backing have another object, or other offsets in it",
+                ),
             ),
             None => match fd::duplicate(raw) {
                 Ok(fd) => Ok(Accepted { backing, held: Some(Held { fd, kind, base }) }),
-                Err(errno) => refused(errno, Why::Other("the region's descriptor cannot be duplicated")),
+                Err(errno) => {
+                    refused(errno, ErrorKind::Other("the region's descriptor cannot be duplicated"))
+                }
             },
         }
     }

@@ -1,7 +1,7 @@
 //! What can be known to fail before anything is touched.
 
 use crate::addr::IovaRange;
-use crate::error::{Errno, Error, Result, Why};
+use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::limits::{Limits, Memlock};
 use crate::reconcile::plan::Plan;
 use crate::region::Kind;
@@ -14,8 +14,8 @@ pub fn check(plan: &Plan, limits: &Limits, memlock: impl FnOnce() -> Memlock) ->
     if !limits.iova_ranges.is_empty() {
         let translatable = |range: IovaRange| limits.iova_ranges.iter().any(|valid| valid.contains(range));
         if let Some(entry) = ram().find(|entry| !translatable(entry.range)) {
-            let why = Why::OutsideIova { valid: limits.iova_ranges.clone() };
-            return Err(Error::check(Errno::EINVAL, why).at(entry.range).at_hva(entry.hva));
+            let kind = ErrorKind::OutsideIova { valid: limits.iova_ranges.clone() };
+            return Err(Error::check(Errno::EINVAL, kind).at(entry.range).at_hva(entry.hva));
         }
     }
     let pinned = ram().fold(0u64, |sum, entry| sum.saturating_add(entry.range.length()));
@@ -28,7 +28,7 @@ pub fn check(plan: &Plan, limits: &Limits, memlock: impl FnOnce() -> Memlock) ->
     if locked.saturating_add(needed) <= limit {
         return Ok(());
     }
-    let error = Error::check(Errno::ENOMEM, Why::Memlock { needed, locked, limit });
+    let error = Error::check(Errno::ENOMEM, ErrorKind::Memlock { needed, locked, limit });
     Err(match ram().next() {
         Some(first) => error.at(first.range).at_hva(first.hva),
         None => error,

@@ -8,7 +8,7 @@ use common::range;
 use proptest::prelude::*;
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
-use vfio_fast_engine::error::{Op, Why};
+use vfio_fast_engine::error::{ErrorKind, Op};
 use vfio_fast_engine::region::Region;
 use vfio_fast_engine::{Config, Engine, Errno};
 
@@ -169,15 +169,15 @@ fn what_cannot_be_told_is_an_error() {
     let mut words = [0];
     let (engine, _sim) = open(exact());
     let error = engine.read_dirty(pages(0, 1), &mut words).unwrap_err();
-    assert_eq!((error.errno, error.why), (Errno::EINVAL, Why::Other("dirty pages are not tracked")));
+    assert_eq!((error.errno, error.kind), (Errno::EINVAL, ErrorKind::Other("dirty pages are not tracked")));
     engine.track_dirty(true).unwrap();
     engine.track_dirty(true).unwrap();
     assert_eq!(engine.read_dirty(pages(0, 65), &mut words).unwrap_err().errno, Errno::EINVAL);
     let odd = engine.read_dirty(range(0, PAGE + 1), &mut words).unwrap_err();
-    assert!(matches!(odd.why, Why::Misaligned { .. }));
+    assert!(matches!(odd.kind, ErrorKind::Misaligned { .. }));
     engine.map_region(ram(pages(0, 4), true)).unwrap();
     let cut = engine.unmap_dirty(pages(0, 1), &mut words).unwrap_err();
-    assert!(matches!(cut.why, Why::CutsExact { .. }));
+    assert!(matches!(cut.kind, ErrorKind::CutsExact { .. }));
     engine.begin().unwrap();
     let open_transaction = engine.unmap_dirty(pages(0, 4), &mut words).unwrap_err();
     assert_eq!(open_transaction.errno, Errno::EBUSY);

@@ -9,7 +9,7 @@ use std::ptr;
 use memfd::MemfdOptions;
 use vfio_fast_engine::addr::{Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
-use vfio_fast_engine::error::{Errno, Op, Why};
+use vfio_fast_engine::error::{Errno, ErrorKind, Op};
 use vfio_fast_engine::host_va;
 use vfio_fast_engine::populate::CHUNK;
 use vfio_fast_engine::populate::discard::{self, Report};
@@ -168,7 +168,7 @@ fn what_the_kernel_refuses_is_told() {
     // SAFETY: the page is inside this mapping, and locking changes no byte of it.
     assert_eq!(unsafe { libc::syscall(libc::SYS_mlock, locked, PAGE) }, 0);
     let error = engine().discard(&memory.all(DiscardMode::Private)).unwrap_err();
-    assert_eq!((error.op, error.errno, error.why), (Op::Discard, Errno::EINVAL, Why::Kernel));
+    assert_eq!((error.op, error.errno, error.kind), (Op::Discard, Errno::EINVAL, ErrorKind::Kernel));
     assert_eq!(memory.read(CHUNK as usize), FULL, "locked memory is nobody's to take");
     let error = engine().discard(&memory.all(DiscardMode::Shared)).unwrap_err();
     assert_eq!((error.op, error.errno), (Op::Discard, Errno::EINVAL), "it is no file");

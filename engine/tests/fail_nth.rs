@@ -12,7 +12,7 @@ use proptest::test_runner::TestRunner;
 use vfio_fast_engine::Errno;
 use vfio_fast_engine::backend::PopulatePolicy;
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
-use vfio_fast_engine::error::{Op, Why};
+use vfio_fast_engine::error::{ErrorKind, Op};
 use vfio_fast_engine::region::{Kind, Perm};
 
 /// Not an errno the model answers by itself.
@@ -91,7 +91,7 @@ fn assert_poisoned(engine: &vfio_fast_engine::Engine) {
     for answer in [engine.begin(), engine.unmap(common::Space::new(0).range(0, 1)).map(drop)] {
         let error = answer.expect_err("a poisoned engine must refuse");
         assert_eq!(error.errno, Errno::ENOTRECOVERABLE);
-        assert!(matches!(error.why, Why::Poisoned { .. }));
+        assert!(matches!(error.kind, ErrorKind::Poisoned { .. }));
     }
 }
 
@@ -215,7 +215,7 @@ fn a_stolen_mapping_is_found_out() {
         engine.map_region(space.region(piece(0, 2))).unwrap();
         assert!(sim.steal(0));
         let error = engine.unmap(space.range(0, 2)).expect_err("the kernel has nothing to unmap");
-        assert_eq!(error.why, Why::ByteCount { expected: 2 * common::UNIT, got: 0 });
+        assert_eq!(error.kind, ErrorKind::ByteCount { expected: 2 * common::UNIT, got: 0 });
         assert_poisoned(&engine);
         assert!(sim.calls().iter().any(|call| matches!(call, Call::Unmap(_))));
     }
@@ -224,11 +224,11 @@ fn a_stolen_mapping_is_found_out() {
 /// Somebody else's mapping, longer than the stolen one it took the place of: an unmap of what the table holds cuts it.
 #[test]
 fn a_mapping_that_has_grown_is_found_out() {
-    for (rules, why, left) in [
+    for (rules, kind, left) in [
         // All or nothing.
-        (Rules::Type1, Why::Kernel, [true, true]),
+        (Rules::Type1, ErrorKind::Kernel, [true, true]),
         // ENOENT, which others take for success, beside a call that took the entry below.
-        (Rules::Iommufd, Why::ByteCount { expected: 4 * common::UNIT, got: 0 }, [false, true]),
+        (Rules::Iommufd, ErrorKind::ByteCount { expected: 4 * common::UNIT, got: 0 }, [false, true]),
     ] {
         let (engine, sim) = engine(keeping(rules));
         let space = Space::new(0);
@@ -239,7 +239,7 @@ fn a_mapping_that_has_grown_is_found_out() {
         let region = space.region(piece(16, 8));
         sim.ask_to_map(second.start(), 8 * common::UNIT, region.hva, region.perm).unwrap();
         let error = engine.unmap(space.range(8, 12)).expect_err("the kernel's mapping is longer");
-        assert_eq!((error.op, error.why), (Op::Unmap, why), "{rules:?}");
+        assert_eq!((error.op, error.kind), (Op::Unmap, kind), "{rules:?}");
         assert_poisoned(&engine);
         let starts: Vec<u64> = sim.mappings().iter().map(|mapping| mapping.range.start()).collect();
         assert_eq!([first, second].map(|range| starts.contains(&range.start())), left, "{rules:?}");

@@ -7,7 +7,7 @@ use common::{assert_table, engine, hva, keeping, rules};
 use proptest::prelude::*;
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
-use vfio_fast_engine::error::{Op, Why};
+use vfio_fast_engine::error::{ErrorKind, Op};
 use vfio_fast_engine::region::{Backing, Perm};
 use vfio_fast_engine::{Engine, Errno};
 
@@ -98,14 +98,14 @@ fn nothing_is_wanted_of_an_array_with_one_bad_page() {
 
     let overlap = bad(addresses(&same(&[1, 2, 5, 7])));
     assert_eq!((overlap.op, overlap.errno), (Op::Check, Errno::EEXIST));
-    assert!(matches!(overlap.why, Why::Overlap { with } if with.start() == 7 * PAGE));
+    assert!(matches!(overlap.kind, ErrorKind::Overlap { with } if with.start() == 7 * PAGE));
     assert_eq!(bad(addresses(&same(&[1, 2, 1]))).errno, Errno::EEXIST, "twice in the array");
     let odd = bad([addresses(&same(&[1])), vec![(Iova(2 * PAGE + 1), hva(MEMORY))]].concat());
-    assert_eq!(odd.why, Why::Misaligned { value: 2 * PAGE + 1, page: PAGE });
+    assert_eq!(odd.kind, ErrorKind::Misaligned { value: 2 * PAGE + 1, page: PAGE });
     let odd = bad(vec![(iova(1), hva(MEMORY)), (iova(3), hva(MEMORY + 8))]);
-    assert_eq!(odd.why, Why::Misaligned { value: MEMORY + 8, page: PAGE });
+    assert_eq!(odd.kind, ErrorKind::Misaligned { value: MEMORY + 8, page: PAGE });
     let odd = engine.unmap_pages([iova(7), Iova(5)]).unwrap_err();
-    assert_eq!(odd.why, Why::Misaligned { value: 5, page: PAGE });
+    assert_eq!(odd.kind, ErrorKind::Misaligned { value: 5, page: PAGE });
 
     assert_eq!((engine.regions(), calls(&sim)), (regions.clone(), before));
     // Inside a transaction what came before the call stays.
@@ -162,7 +162,7 @@ fn an_empty_array_is_nothing_and_an_exact_region_is_not_cut() {
     };
     engine.map_region(common::Space::new(0).region(piece)).unwrap();
     let error = unmap(&engine, &[3]).unwrap_err();
-    assert!(matches!(error.why, Why::CutsExact { .. }), "{error}");
+    assert!(matches!(error.kind, ErrorKind::CutsExact { .. }), "{error}");
     assert_eq!(sim.mappings().len(), 1);
 }
 

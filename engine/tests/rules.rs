@@ -4,7 +4,7 @@
 use common::{RAM, hva, ram, range};
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Sim, SimConfig};
-use vfio_fast_engine::error::{Op, Why};
+use vfio_fast_engine::error::{ErrorKind, Op};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Errno};
 use vfio_fast_testing as common;
@@ -140,7 +140,7 @@ fn exact_regions_are_one_entry_and_always_really_mapped() {
     transact(&engine, &[], &[exact, neighbour]).unwrap();
     assert_eq!(held(&sim), [(MIB / 2, 3 * GIB), (MIB / 2 + 3 * GIB, 2 * MIB)]);
     let error = engine.unmap(range(MIB / 2, MIB)).unwrap_err();
-    assert_eq!((error.errno, error.why), (Errno::EINVAL, Why::CutsExact { region: exact.range }));
+    assert_eq!((error.errno, error.kind), (Errno::EINVAL, ErrorKind::CutsExact { region: exact.range }));
     let outcome = transact(&engine, &[exact.range], &[exact]).unwrap();
     assert_eq!((outcome.executed.unmap_bytes, outcome.executed.map_bytes), (3 * GIB, 3 * GIB));
 }
@@ -275,20 +275,23 @@ fn arguments_are_checked_at_once() {
     let (engine, sim) = open(SimConfig::default());
     let page = 4 * KIB;
     let bad = |region: Region| engine.map_region(region).unwrap_err();
-    assert_eq!(bad(ram(0x800, page)).why, Why::Misaligned { value: 0x800, page });
-    assert_eq!(bad(ram(0, 0x1800)).why, Why::Misaligned { value: 0x1800, page });
+    assert_eq!(bad(ram(0x800, page)).kind, ErrorKind::Misaligned { value: 0x800, page });
+    assert_eq!(bad(ram(0, 0x1800)).kind, ErrorKind::Misaligned { value: 0x1800, page });
     assert_eq!(
-        bad(Region { hva: hva(RAM + 1), ..ram(0, page) }).why,
-        Why::Misaligned { value: RAM + 1, page }
+        bad(Region { hva: hva(RAM + 1), ..ram(0, page) }).kind,
+        ErrorKind::Misaligned { value: RAM + 1, page }
     );
-    assert_eq!(bad(Region { hva: hva(u64::MAX - 0xfff), ..ram(0, 2 * page) }).why, Why::BadRange);
+    assert_eq!(bad(Region { hva: hva(u64::MAX - 0xfff), ..ram(0, 2 * page) }).kind, ErrorKind::BadRange);
     assert_eq!(engine.unmap(range(0x800, page)).unwrap_err().errno, Errno::EINVAL);
-    assert_eq!(engine.commit().unwrap_err().why, Why::Transaction { open: false });
+    assert_eq!(engine.commit().unwrap_err().kind, ErrorKind::Transaction { open: false });
     engine.begin().unwrap();
     assert_eq!(engine.begin().unwrap_err().errno, Errno::EBUSY);
     engine.map_region(ram(0, 2 * page)).unwrap();
     let overlap = engine.map_region(ram(page, page)).unwrap_err();
-    assert_eq!((overlap.errno, overlap.why), (Errno::EEXIST, Why::Overlap { with: range(0, 2 * page) }));
+    assert_eq!(
+        (overlap.errno, overlap.kind),
+        (Errno::EEXIST, ErrorKind::Overlap { with: range(0, 2 * page) })
+    );
     engine.abort().unwrap();
     assert_eq!(engine.unmap(range(0, GIB)).unwrap(), 0, "nothing there: fine, and no call");
     assert!(sim.calls().is_empty());

@@ -5,7 +5,7 @@ use common::{RAM, hva, ram, range};
 use proptest::prelude::*;
 use vfio_fast_engine::addr::{Iova, Superpages};
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
-use vfio_fast_engine::error::Why;
+use vfio_fast_engine::error::ErrorKind;
 use vfio_fast_engine::region::{Backing, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Errno};
 use vfio_fast_testing as common;
@@ -137,7 +137,7 @@ fn a_wrong_number_of_bytes_is_told_at_the_end_too() {
     assert!(sim.steal(0));
     let calls = sim.calls().len();
     let error = engine.close().unwrap_err();
-    assert_eq!(error.why, Why::ByteCount { expected: 10 * PAGE, got: 9 * PAGE });
+    assert_eq!(error.kind, ErrorKind::ByteCount { expected: 10 * PAGE, got: 9 * PAGE });
     assert_eq!(sim.calls().len(), calls + 1, "nothing is left to be tried again");
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::addr::{IovaRange, PageSizes};
 use crate::backend::{Backend, Capabilities, Mapping, PopulatePolicy, enoent_as_zero};
-use crate::error::{Errno, Error, KernelResult, Op, Result, Why};
+use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::limits::{Limits, Memlock, MemlockScope};
 use crate::object::{Object, ObjectKind};
 use crate::sys::{dma_buf, fd, iommufd, memlock, procmap};
@@ -37,7 +37,8 @@ impl Iommufd {
         let fd = fd::duplicate(iommufd_fd).map_err(|errno| Error::kernel(Op::Open, errno))?;
         iommufd::space(fd.as_fd(), ioas_id).map_err(|error| match error.errno {
             Errno::ENOENT => {
-                Error::check(Errno::ENOENT, Why::Other("the iommufd has no IOAS with this id")).of(Op::Open)
+                Error::check(Errno::ENOENT, ErrorKind::Other("the iommufd has no IOAS with this id"))
+                    .of(Op::Open)
             }
             _ => error.of(Op::Open),
         })?;

@@ -6,7 +6,7 @@ use crate::addr::{Iova, IovaRange, PageSizes};
 use crate::backend::{
     Backend, Capabilities, DirtyTracking, Mapping, PopulatePolicy, enoent_as_zero, unmap_halves,
 };
-use crate::error::{Errno, Error, KernelResult, Op, Result, Why};
+use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::limits::{Limits, Memlock};
 use crate::object::Object;
 use crate::sys::type1::info::{self, Type1Info};
@@ -35,7 +35,7 @@ impl Type1 {
     /// Duplicates `container_fd`. Its owner has set the IOMMU type; the kernel has no way to ask which one it was.
     pub fn open(container_fd: RawFd) -> Result<Self> {
         let failed = |errno| Error::kernel(Op::Open, errno);
-        let refused = |text| Error::check(Errno::EINVAL, Why::Other(text)).of(Op::Open);
+        let refused = |text| Error::check(Errno::EINVAL, ErrorKind::Other(text)).of(Op::Open);
         let container = fd::duplicate(container_fd).map_err(failed)?;
         let version = type1::api_version(container.as_fd()).map_err(failed)?;
         if version != API_VERSION {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::addr::{BASE_PAGE, IovaRange};
 use crate::backend::{Backend, Capabilities, PopulatePolicy};
-use crate::error::{Errno, Error, KernelResult, Op, Result, Why};
+use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::object::Objects;
 use crate::populate::{self, How, Piece, Populating, Report};
 use crate::reconcile::dirty_pages::{DirtyPages, words_for};
@@ -222,7 +222,7 @@ impl Executor<'_> {
         self.executed.unmap_bytes = self.executed.unmap_bytes.saturating_add(got);
         if got != expected {
             let error = Error::kernel(Op::Unmap, Errno::EIO).at(range);
-            return Err(Error { why: Why::ByteCount { expected, got }, ..error });
+            return Err(Error { kind: ErrorKind::ByteCount { expected, got }, ..error });
         }
         self.table.remove_within(range);
         Ok(())

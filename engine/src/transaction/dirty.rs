@@ -3,7 +3,7 @@
 use super::{Engine, State};
 use crate::addr::IovaRange;
 use crate::backend::DirtyTracking;
-use crate::error::{Errno, Error, Op, Result, Why};
+use crate::error::{Errno, Error, ErrorKind, Op, Result};
 use crate::reconcile::dirty_pages::{DirtyPages, words_for};
 use crate::reconcile::plan::Batch;
 
@@ -69,7 +69,7 @@ impl Engine {
     pub fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<u64> {
         let mut state = self.healthy()?;
         if state.in_transaction {
-            return Err(Error::check(Errno::EBUSY, Why::Transaction { open: true }).at(range));
+            return Err(Error::check(Errno::EBUSY, ErrorKind::Transaction { open: true }).at(range));
         }
         self.tracking(Some(range))?;
         self.check_bitmap(&state, range, bitmap)?;
@@ -94,23 +94,23 @@ impl Engine {
 
     fn tracking(&self, range: Option<IovaRange>) -> Result<&dyn DirtyTracking> {
         self.backend.dirty_tracking().ok_or_else(|| {
-            let why = Why::Other("this container does not track dirty pages");
-            let error = Error::check(Errno::EOPNOTSUPP, why).of(Op::Dirty);
+            let kind = ErrorKind::Other("this container does not track dirty pages");
+            let error = Error::check(Errno::EOPNOTSUPP, kind).of(Op::Dirty);
             Error { range, ..error }
         })
     }
 
     fn check_bitmap(&self, state: &State, range: IovaRange, bitmap: &[u64]) -> Result<()> {
-        let refused = |why| Err(Error::check(Errno::EINVAL, why).at(range));
+        let refused = |kind| Err(Error::check(Errno::EINVAL, kind).at(range));
         let (page, end) = (self.page, range.last().wrapping_add(1));
         if let Some(value) = [range.start(), end].into_iter().find(|value| value & (page - 1) != 0) {
-            return refused(Why::Misaligned { value, page });
+            return refused(ErrorKind::Misaligned { value, page });
         }
         if (bitmap.len() as u64) < words_for(range, page) {
-            return refused(Why::Other("the bitmap has less than a bit for each page"));
+            return refused(ErrorKind::Other("the bitmap has less than a bit for each page"));
         }
         if state.dirty.is_none() {
-            return refused(Why::Other("dirty pages are not tracked"));
+            return refused(ErrorKind::Other("dirty pages are not tracked"));
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Engine, counters};
 use crate::addr::{HostVa, IovaRange};
-use crate::error::{Errno, Error, Op, Result, Why};
+use crate::error::{Errno, Error, ErrorKind, Op, Result};
 use crate::populate::discard;
 use crate::sys::discard::DiscardRange;
 
@@ -20,7 +20,7 @@ impl Engine {
         let wanted = state.wanted.iter().map(|wanted| (wanted.region.range, wanted.region.hva));
         let held = state.table.iter().map(|entry| (entry.range, entry.hva));
         if let Some((with, _)) = wanted.chain(held).find(|(range, hva)| overlap(memory, *range, *hva)) {
-            return Err(Error::check(Errno::EBUSY, Why::Overlap { with }).at_hva(memory.hva()));
+            return Err(Error::check(Errno::EBUSY, ErrorKind::Overlap { with }).at_hva(memory.hva()));
         }
         let (discarded, report) = discard::discard(memory, self.threads());
         let mut stats = self.stats_mut();

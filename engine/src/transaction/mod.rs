@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::addr::IovaRange;
 use crate::backend::Backend;
-use crate::error::{Errno, Error, Op, Result, Why};
+use crate::error::{Errno, Error, ErrorKind, Op, Result};
 use crate::execute::{Executed, Executor};
 use crate::limits::{Limits, Memlock};
 use crate::log::{Level, Log};
@@ -131,7 +131,7 @@ pub struct Engine {
 impl Engine {
     /// An engine over an empty `backend`. No thread is started.
     pub fn new(backend: Box<dyn Backend>, config: Config) -> Result<Self> {
-        let refused = |text| Error::check(Errno::EINVAL, Why::Other(text)).of(Op::Open);
+        let refused = |text| Error::check(Errno::EINVAL, ErrorKind::Other(text)).of(Op::Open);
         let grid = Grid::new(config.entry_size)
             .ok_or_else(|| refused("the entry size must be a power of two of at least 2 MiB"))?;
         if config.unmap_entries == 0 {
@@ -153,7 +153,7 @@ impl Engine {
     pub fn begin(&self) -> Result<()> {
         let mut state = self.healthy()?;
         if state.in_transaction {
-            return Err(Error::check(Errno::EBUSY, Why::Transaction { open: true }));
+            return Err(Error::check(Errno::EBUSY, ErrorKind::Transaction { open: true }));
         }
         state.in_transaction = true;
         Ok(())
@@ -279,7 +279,7 @@ impl Engine {
     fn plan_or_ask_limits(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
         let start = Instant::now();
         let mut plan = self.plan(state, scope);
-        if let Err(Error { why: Why::Entries { .. } | Why::OutsideIova { .. }, .. }) = &plan {
+        if let Err(Error { kind: ErrorKind::Entries { .. } | ErrorKind::OutsideIova { .. }, .. }) = &plan {
             // Groups join and leave the container, and an administrator may have raised a limit.
             self.ask_limits(state);
             plan = self.plan(state, scope);
@@ -295,8 +295,8 @@ impl Engine {
         let capacity = state.limits.entries;
         let plan = plan::plan(&state.wanted, &state.table, scope, self.grid, self.batch(state), capacity)
             .map_err(|room| {
-                let why = Why::Entries { needed: room.needed, available: room.available };
-                Error::check(Errno::ENOSPC, why)
+                let kind = ErrorKind::Entries { needed: room.needed, available: room.available };
+                Error::check(Errno::ENOSPC, kind)
             })?;
         scope.clone_from(&plan.scope);
         preflight::check(&plan, &state.limits, || self.backend.memlock())?;
@@ -379,8 +379,8 @@ impl Engine {
         match &state.poison {
             None => Ok(state),
             Some(cause) => {
-                let why = Why::Poisoned { cause: cause.clone() };
-                Err(Error::check(Errno::ENOTRECOVERABLE, why))
+                let kind = ErrorKind::Poisoned { cause: cause.clone() };
+                Err(Error::check(Errno::ENOTRECOVERABLE, kind))
             }
         }
     }
@@ -390,7 +390,7 @@ impl Engine {
         if state.in_transaction {
             Ok(state)
         } else {
-            Err(Error::check(Errno::EINVAL, Why::Transaction { open: false }))
+            Err(Error::check(Errno::EINVAL, ErrorKind::Transaction { open: false }))
         }
     }
 }

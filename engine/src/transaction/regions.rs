@@ -4,7 +4,7 @@ use std::sync::MutexGuard;
 
 use super::{Engine, State};
 use crate::addr::{HostVa, Iova, IovaRange};
-use crate::error::{Errno, Error, Op, Result, Why};
+use crate::error::{Errno, Error, ErrorKind, Op, Result};
 use crate::execute::Refusal;
 use crate::object::{Named, ObjectKind};
 use crate::reconcile::runs::runs;
@@ -105,25 +105,25 @@ impl Engine {
         let page = self.page;
         let end = range.last().wrapping_add(1);
         if let Some(value) = [range.start(), end].into_iter().find(|value| value & (page - 1) != 0) {
-            return Err(Error::check(Errno::EINVAL, Why::Misaligned { value, page }).at(range));
+            return Err(Error::check(Errno::EINVAL, ErrorKind::Misaligned { value, page }).at(range));
         }
         let removed = state.wanted.remove(range);
-        removed.map_err(|region| Error::check(Errno::EINVAL, Why::CutsExact { region }).at(range))
+        removed.map_err(|region| Error::check(Errno::EINVAL, ErrorKind::CutsExact { region }).at(range))
     }
 
     /// Whether the numbers of a region can be a region's.
     fn check(&self, region: &Region) -> Result<()> {
         let (page, range) = (self.page, region.range);
-        let refused = |why| Err(refusal_of(region, Errno::EINVAL, why));
+        let refused = |kind| Err(refusal_of(region, Errno::EINVAL, kind));
         // Of an aligned length, the last byte's low bits are all set.
         let length = range.last().wrapping_add(1).wrapping_sub(range.start());
         if let Some(value) =
             [range.start(), length, region.hva.raw()].into_iter().find(|v| v & (page - 1) != 0)
         {
-            return refused(Why::Misaligned { value, page });
+            return refused(ErrorKind::Misaligned { value, page });
         }
         if range == IovaRange::ALL || region.hva.checked_add(range.length() - 1).is_none() {
-            return refused(Why::BadRange);
+            return refused(ErrorKind::BadRange);
         }
         Ok(())
     }
@@ -153,14 +153,14 @@ impl Engine {
 
 fn insert(state: &mut State, region: Region) -> Result<()> {
     let inserted = state.wanted.insert(region);
-    inserted.map_err(|with| refusal_of(&region, Errno::EEXIST, Why::Overlap { with }))
+    inserted.map_err(|with| refusal_of(&region, Errno::EEXIST, ErrorKind::Overlap { with }))
 }
 
-fn refusal_of(region: &Region, errno: Errno, why: Why) -> Error {
-    Error::check(errno, why).at(region.range).at_hva(region.hva)
+fn refusal_of(region: &Region, errno: Errno, kind: ErrorKind) -> Error {
+    Error::check(errno, kind).at(region.range).at_hva(region.hva)
 }
 
 /// A range from a start and a length, as most interfaces give it.
 pub fn range(iova: u64, length: u64) -> Result<IovaRange> {
-    IovaRange::new(Iova(iova), length).ok_or_else(|| Error::check(Errno::EINVAL, Why::BadRange))
+    IovaRange::new(Iova(iova), length).ok_or_else(|| Error::check(Errno::EINVAL, ErrorKind::BadRange))
 }
