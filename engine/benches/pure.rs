@@ -146,7 +146,7 @@ fn plans(c: &mut Criterion) {
     // What a transaction notes counts as planning too.
     let closed = || {
         let mut closed = wanted(guest().chain(sections(false)));
-        closed.accept();
+        closed.commit();
         closed
     };
     let held = table(&wanted(guest().chain(sections(false))));

@@ -43,7 +43,7 @@ pub struct Object<'a> {
 
 /// An object as a caller names it: where the region that comes with it begins in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Named {
+pub struct ObjectRef {
     /// The file or the device, borrowed. A bare number because it comes from a C caller: a closed or negative one is EBADF.
     pub fd: RawFd,
     /// Which of them.
@@ -54,7 +54,7 @@ pub struct Named {
 
 /// An object, and where in it host address 0 would be.
 #[derive(Debug)]
-struct Held {
+struct ObjectEntry {
     fd: OwnedFd,
     kind: ObjectKind,
     base: u64,
@@ -62,23 +62,23 @@ struct Held {
 
 /// An object that is about to be held.
 #[derive(Debug)]
-pub struct Accepted {
+pub struct PendingObject {
     backing: Backing,
     /// `None`: it is held already.
-    held: Option<Held>,
+    held: Option<ObjectEntry>,
 }
 
 /// The objects of the backings that regions were declared with.
 #[derive(Debug, Default)]
 pub struct Objects {
-    held: BTreeMap<Backing, Held>,
+    held: BTreeMap<Backing, ObjectEntry>,
 }
 
 impl Objects {
     /// Checks what is said of the region's object, and duplicates its descriptor if it is a new one. `page` is the smallest IOMMU
     /// page.
-    pub fn check(&self, region: &Region, object: &Named, page: u64) -> Result<Accepted> {
-        let &Named { fd: raw, kind, offset } = object;
+    pub fn check(&self, region: &Region, object: &ObjectRef, page: u64) -> Result<PendingObject> {
+        let &ObjectRef { fd: raw, kind, offset } = object;
         let refused = |errno, kind| Err(Error::check(errno, kind).at(region.range).at_hva(region.hva));
         if offset & (page - 1) != 0 {
             return refused(Errno::EINVAL, ErrorKind::Misaligned { value: offset, page });
@@ -92,7 +92,7 @@ impl Objects {
         }
         let base = offset.wrapping_sub(region.hva.raw());
         match self.held.get(&backing) {
-            Some(held) if (held.kind, held.base) == (kind, base) => Ok(Accepted { backing, held: None }),
+            Some(held) if (held.kind, held.base) == (kind, base) => Ok(PendingObject { backing, held: None }),
             Some(_) => refused(
                 Errno::EINVAL,
                 ErrorKind::Other(
@@ -100,7 +100,7 @@ impl Objects {
                 ),
             ),
             None => match fd::duplicate(raw) {
-                Ok(fd) => Ok(Accepted { backing, held: Some(Held { fd, kind, base }) }),
+                Ok(fd) => Ok(PendingObject { backing, held: Some(ObjectEntry { fd, kind, base }) }),
                 Err(errno) => {
                     refused(errno, ErrorKind::Other("the region's descriptor cannot be duplicated"))
                 }
@@ -109,14 +109,14 @@ impl Objects {
     }
 
     /// Holds what was accepted.
-    pub fn insert(&mut self, accepted: Accepted) {
+    pub fn insert(&mut self, accepted: PendingObject) {
         if let Some(held) = accepted.held {
             self.held.insert(accepted.backing, held);
         }
     }
 
     /// The object that the entry is a part of, if one was named.
-    pub fn behind(&self, entry: &Entry) -> Option<Object<'_>> {
+    pub fn object_of(&self, entry: &Entry) -> Option<Object<'_>> {
         let held = self.held.get(&entry.backing).filter(|held| held.kind.is_of(entry.kind))?;
         let offset = held.base.wrapping_add(entry.hva.raw());
         Some(Object { fd: held.fd.as_fd(), kind: held.kind, offset })
@@ -153,7 +153,7 @@ mod tests {
         Entry::of(region, Generation::SHARED)
     }
 
-    fn held_by(objects: &mut Objects, region: &Region, object: &Named) -> Result<()> {
+    fn held_by(objects: &mut Objects, region: &Region, object: &ObjectRef) -> Result<()> {
         let accepted = objects.check(region, object, 0x1000)?;
         objects.insert(accepted);
         Ok(())
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn an_object_is_found_from_any_of_its_addresses() {
         let file = File::open("/dev/null").unwrap();
-        let object = |offset| Named { fd: file.as_raw_fd(), kind: ObjectKind::Memory, offset };
+        let object = |offset| ObjectRef { fd: file.as_raw_fd(), kind: ObjectKind::Memory, offset };
         let mut objects = Objects::default();
         // The object begins above address 0.
         let first = region(0x9000, 1);
@@ -171,13 +171,13 @@ mod tests {
         assert_eq!(objects.held.len(), 1, "one descriptor for all regions of it");
         let other = held_by(&mut objects, &region(0xb000, 1), &object(0x4000));
         assert_eq!(other.unwrap_err().errno, Errno::EINVAL);
-        let offset = |region: Region| objects.behind(&entry(&region)).map(|object| object.offset);
+        let offset = |region: Region| objects.object_of(&entry(&region)).map(|object| object.offset);
         assert_eq!(offset(first), Some(0x1000));
         assert_eq!(offset(region(0xc000, 1)), Some(0x4000));
         assert_eq!(offset(region(0xc000, 2)), None, "another backing");
         assert_eq!(offset(Region { kind: Kind::Device, ..first }), None, "turned out to be no memory");
         objects.retain(|backing| backing == Backing(2));
-        assert!(objects.behind(&entry(&first)).is_none());
+        assert!(objects.object_of(&entry(&first)).is_none());
     }
 
     #[test]
@@ -185,29 +185,29 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         let object = |region_index| {
             let kind = ObjectKind::Bar { region_index };
-            Named { fd: file.as_raw_fd(), kind, offset: 0 }
+            ObjectRef { fd: file.as_raw_fd(), kind, offset: 0 }
         };
         let bar = Region { kind: Kind::Device, ..region(0x9000, 1) };
         let mut objects = Objects::default();
         held_by(&mut objects, &bar, &object(2)).unwrap();
         assert!(objects.check(&bar, &object(2), 0x1000).is_ok());
         assert_eq!(objects.check(&bar, &object(4), 0x1000).unwrap_err().errno, Errno::EINVAL);
-        assert!(objects.behind(&entry(&bar)).is_some());
-        assert!(objects.behind(&entry(&region(0x9000, 1))).is_none(), "memory at a BAR's addresses");
+        assert!(objects.object_of(&entry(&bar)).is_some());
+        assert!(objects.object_of(&entry(&region(0x9000, 1))).is_none(), "memory at a BAR's addresses");
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
         let file = File::open("/dev/null").unwrap();
-        let object = Named { fd: file.as_raw_fd(), kind: ObjectKind::Memory, offset: 0x1000 };
+        let object = ObjectRef { fd: file.as_raw_fd(), kind: ObjectKind::Memory, offset: 0x1000 };
         let objects = Objects::default();
         let errno =
-            |region: &Region, object: &Named| objects.check(region, object, 0x1000).unwrap_err().errno;
+            |region: &Region, object: &ObjectRef| objects.check(region, object, 0x1000).unwrap_err().errno;
         let good = region(0x9000, 1);
         assert!(objects.check(&good, &object, 0x1000).is_ok());
         assert_eq!(errno(&region(0x9000, 0), &object), Errno::EINVAL);
-        assert_eq!(errno(&good, &Named { offset: 0x1800, ..object }), Errno::EINVAL);
-        assert_eq!(errno(&good, &Named { offset: 0u64.wrapping_sub(0x1000), ..object }), Errno::EINVAL);
-        assert_eq!(errno(&good, &Named { fd: -1, ..object }), Errno(libc::EBADF));
+        assert_eq!(errno(&good, &ObjectRef { offset: 0x1800, ..object }), Errno::EINVAL);
+        assert_eq!(errno(&good, &ObjectRef { offset: 0u64.wrapping_sub(0x1000), ..object }), Errno::EINVAL);
+        assert_eq!(errno(&good, &ObjectRef { fd: -1, ..object }), Errno(libc::EBADF));
     }
 }

@@ -130,7 +130,7 @@ fn devices_that_do_not_tell_make_everything_dirty() {
 #[test]
 fn a_bitmap_that_is_too_small_for_the_kernel_is_asked_for_in_parts() {
     // 1024 pages: two entries.
-    let (engine, sim) = open(SimConfig { most_bitmap_bytes: 128, ..exact() });
+    let (engine, sim) = open(SimConfig { max_bitmap_bytes: 128, ..exact() });
     engine.map_region(ram(range(2 * MIB, 20 * MIB), false)).unwrap();
     engine.track_dirty(true).unwrap();
     sim.write(5 * MIB);
@@ -154,7 +154,7 @@ fn a_bitmap_that_is_too_small_for_the_kernel_is_asked_for_in_parts() {
 
 #[test]
 fn of_an_entry_too_large_for_any_bitmap_everything_is_dirty() {
-    let (engine, sim) = open(SimConfig { most_bitmap_bytes: 8, ..exact() });
+    let (engine, sim) = open(SimConfig { max_bitmap_bytes: 8, ..exact() });
     engine.map_region(ram(pages(512, 100), true)).unwrap();
     engine.track_dirty(true).unwrap();
     let calls = sim.calls().len();
@@ -188,7 +188,7 @@ fn what_cannot_be_told_is_an_error() {
 
     for config in [
         SimConfig { rules: Rules::Iommufd, ..SimConfig::default() },
-        SimConfig { most_bitmap_bytes: 0, ..SimConfig::default() },
+        SimConfig { max_bitmap_bytes: 0, ..SimConfig::default() },
     ] {
         let engine = open(config).0;
         let error = engine.track_dirty(true).unwrap_err();
@@ -251,9 +251,9 @@ proptest! {
     #[test]
     fn what_is_told_is_what_was_written(
         steps in prop::collection::vec(step(), 1..40),
-        most_bitmap_bytes in prop_oneof![Just(256u64 << 20), Just(64), Just(136)],
+        max_bitmap_bytes in prop_oneof![Just(256u64 << 20), Just(64), Just(136)],
     ) {
-        let (engine, sim) = open(SimConfig { most_bitmap_bytes, ..exact() });
+        let (engine, sim) = open(SimConfig { max_bitmap_bytes, ..exact() });
         engine.track_dirty(true).unwrap();
         let mut written = BTreeSet::new();
         let within = |first: u64, count: u64| move |page: &u64| (first..first + count).contains(page);

@@ -11,7 +11,7 @@ use vfio_fast_engine::addr::{Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::error::{Errno, ErrorKind, Op};
 use vfio_fast_engine::host_va;
-use vfio_fast_engine::populate::CHUNK;
+use vfio_fast_engine::populate::CHUNK_BYTES;
 use vfio_fast_engine::populate::discard::{self, Report};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine};
@@ -117,26 +117,27 @@ fn pages_are_gone_and_the_memory_is_zero() {
 
 #[test]
 fn threads_share_it() {
-    let length = 5 * CHUNK as usize + 3 * PAGE;
+    let length = 5 * CHUNK_BYTES as usize + 3 * PAGE;
     let memory = Memory::anonymous(length);
     for threads in [3, 4, 8, 64] {
         memory.fill();
-        let (start, end) = (memory.address as usize / CHUNK as usize, memory.address as usize + length - 1);
-        let chunks = end / CHUNK as usize - start + 1;
+        let (start, end) =
+            (memory.address as usize / CHUNK_BYTES as usize, memory.address as usize + length - 1);
+        let chunks = end / CHUNK_BYTES as usize - start + 1;
         let report = discard::discard(&memory.all(DiscardMode::Private), threads);
         assert_eq!(report, (Ok(()), Report { threads: chunks.min(threads) as u64, thread_fallbacks: 0 }));
         assert_eq!(memory.resident(), 0);
     }
 
     // Of two chunks, but little.
-    let boundary = 2 * CHUNK as usize - memory.address as usize % CHUNK as usize;
+    let boundary = 2 * CHUNK_BYTES as usize - memory.address as usize % CHUNK_BYTES as usize;
     let report = discard::discard(&memory.part(boundary - MIB, 2 * MIB, DiscardMode::Private), 3);
     assert_eq!(report, (Ok(()), Report { threads: 1, thread_fallbacks: 0 }));
 }
 
 #[test]
 fn neighbours_keep_what_they_hold() {
-    let length = 3 * CHUNK as usize;
+    let length = 3 * CHUNK_BYTES as usize;
     let memory = Memory::anonymous(length);
     // The ends lie inside chunks, wherever the mapping begins.
     let (offset, bytes) = (5 * PAGE, length - 9 * PAGE);
@@ -149,7 +150,7 @@ fn neighbours_keep_what_they_hold() {
 
 #[test]
 fn a_file_of_memory_loses_its_pages_only_if_that_is_asked_for() {
-    let length = 2 * CHUNK as usize;
+    let length = 2 * CHUNK_BYTES as usize;
     let file = memfd(length);
     let held = || file.metadata().unwrap().blocks() * 512;
     let memory = Memory::new(length, libc::MAP_SHARED, file.as_raw_fd());
@@ -162,14 +163,14 @@ fn a_file_of_memory_loses_its_pages_only_if_that_is_asked_for() {
 
 #[test]
 fn what_the_kernel_refuses_is_told() {
-    let memory = Memory::anonymous(2 * CHUNK as usize);
-    let locked = memory.address.wrapping_byte_add(CHUNK as usize);
+    let memory = Memory::anonymous(2 * CHUNK_BYTES as usize);
+    let locked = memory.address.wrapping_byte_add(CHUNK_BYTES as usize);
     // By its number: ThreadSanitizer's mlock() does nothing.
     // SAFETY: the page is inside this mapping, and locking changes no byte of it.
     assert_eq!(unsafe { libc::syscall(libc::SYS_mlock, locked, PAGE) }, 0);
     let error = engine().discard(&memory.all(DiscardMode::Private)).unwrap_err();
     assert_eq!((error.op, error.errno, error.kind), (Op::Discard, Errno::EINVAL, ErrorKind::Kernel));
-    assert_eq!(memory.read(CHUNK as usize), FULL, "locked memory is nobody's to take");
+    assert_eq!(memory.read(CHUNK_BYTES as usize), FULL, "locked memory is nobody's to take");
     let error = engine().discard(&memory.all(DiscardMode::Shared)).unwrap_err();
     assert_eq!((error.op, error.errno), (Op::Discard, Errno::EINVAL), "it is no file");
 }

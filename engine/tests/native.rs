@@ -1,4 +1,4 @@
-//! Populating real memory: what the kernel of this machine makes of it.
+//! PopulateSession real memory: what the kernel of this machine makes of it.
 #![allow(unsafe_code, reason = "the memory these tests hand to the engine is mapped by hand")]
 
 use std::fs::{self, File};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use memfd::MemfdOptions;
 use vfio_fast_engine::host_va;
-use vfio_fast_engine::populate::{self, CHUNK, How, Piece, Report};
+use vfio_fast_engine::populate::{self, CHUNK_BYTES, HostRange, PopulateOptions, Report};
 
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
@@ -50,11 +50,11 @@ impl Memory {
     }
 
     /// `bytes` bytes from `offset` on.
-    fn piece(&self, offset: usize, bytes: usize, writable: bool) -> Piece {
+    fn piece(&self, offset: usize, bytes: usize, writable: bool) -> HostRange {
         piece(self.start() + offset as u64, bytes as u64, writable)
     }
 
-    fn whole(&self, writable: bool) -> Piece {
+    fn whole(&self, writable: bool) -> HostRange {
         self.piece(0, self.length, writable)
     }
 
@@ -112,10 +112,10 @@ impl Drop for Memory {
     }
 }
 
-fn piece(start: u64, bytes: u64, writable: bool) -> Piece {
+fn piece(start: u64, bytes: u64, writable: bool) -> HostRange {
     // SAFETY: no device is given this memory: it is only populated, while the mapping lives.
     let hva = unsafe { host_va(start) };
-    Piece { hva, bytes, writable }
+    HostRange { hva, bytes, writable }
 }
 
 fn memfd(length: usize) -> File {
@@ -137,14 +137,14 @@ fn as_mapped(expected: Report, report: &Report) -> Report {
     Report { huge_bytes, small_anonymous_bytes, small_file_bytes, ..expected }
 }
 
-fn populate(pieces: &[Piece], threads: usize) -> Report {
-    populate::populate(pieces, How { threads, huge_pages: false, chunk: CHUNK })
+fn populate(pieces: &[HostRange], threads: usize) -> Report {
+    populate::populate(pieces, PopulateOptions { threads, huge_pages: false, chunk: CHUNK_BYTES })
 }
 
 /// Multiples of the chunk size that begin inside the mapping, and one for its head.
 fn chunks(memory: &Memory) -> u64 {
     let last = memory.start() + memory.length as u64 - 1;
-    last / CHUNK - memory.start() / CHUNK + 1
+    last / CHUNK_BYTES - memory.start() / CHUNK_BYTES + 1
 }
 
 const READ: libc::c_int = libc::PROT_READ;
@@ -223,18 +223,22 @@ fn memory_without_the_permission_is_left_to_the_map() {
 #[test]
 fn a_hole_costs_its_chunk_and_no_other() {
     let _alone = alone();
-    let chunk = usize::try_from(CHUNK).unwrap();
+    let chunk = usize::try_from(CHUNK_BYTES).unwrap();
     let memory = Memory::anonymous(4 * chunk, READ_WRITE).small_pages();
     let head = 2 * PAGE;
-    let first = (memory.start() + head as u64).next_multiple_of(CHUNK);
+    let first = (memory.start() + head as u64).next_multiple_of(CHUNK_BYTES);
     let first = usize::try_from(first - memory.start()).unwrap();
     // One page into the first whole chunk there is no memory, and one page into the second it is forbidden.
     memory.punch(first + PAGE, PAGE);
     memory.protect(first + chunk + PAGE, PAGE, libc::PROT_NONE);
     let tail = 4 * PAGE;
     let report = populate(&[memory.piece(first - head, head + 2 * chunk + tail, false)], 1);
-    let holes =
-        Report { enomem: 1, einval: 1, skipped_bytes: 2 * CHUNK, ..all_well(4, head + tail, 1, &report) };
+    let holes = Report {
+        enomem: 1,
+        einval: 1,
+        skipped_bytes: 2 * CHUNK_BYTES,
+        ..all_well(4, head + tail, 1, &report)
+    };
     assert_eq!(report, holes);
 }
 
@@ -286,7 +290,7 @@ fn device_memory_is_recognised_once_and_left_alone() {
 #[test]
 fn calls_are_counted_and_shared_by_threads_that_end() {
     let _alone = alone();
-    let length = 5 * usize::try_from(CHUNK).unwrap() + PAGE;
+    let length = 5 * usize::try_from(CHUNK_BYTES).unwrap() + PAGE;
     for threads in [1, 3, 4, 8, 64] {
         // Zero pages only: this is about calls, not about memory.
         let memory = Memory::anonymous(length, READ);
@@ -325,7 +329,7 @@ fn huge_pages_are_asked_for_before_the_first_fault() {
     let knob = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap();
     for (huge_pages, granted) in [(false, knob.contains("[always]")), (true, !knob.contains("[never]"))] {
         let memory = Memory::anonymous(16 * MIB, READ_WRITE);
-        let how = How { threads: 1, huge_pages, chunk: CHUNK };
+        let how = PopulateOptions { threads: 1, huge_pages, chunk: CHUNK_BYTES };
         let report = populate::populate(&[memory.whole(true)], how);
         assert_eq!(report.huge_bytes + report.small_anonymous_bytes, 16 * MIB as u64);
         // The mapping's ends need not be aligned, and memory can be fragmented.
@@ -338,7 +342,7 @@ fn small_jobs_start_no_thread() {
     let _alone = alone();
     let memory = Memory::anonymous(4 * MIB, READ_WRITE);
     // A thousand pages, each a piece of its own.
-    let pieces: Vec<Piece> = (0..1000).map(|page| memory.piece(page * PAGE, PAGE, true)).collect();
+    let pieces: Vec<HostRange> = (0..1000).map(|page| memory.piece(page * PAGE, PAGE, true)).collect();
     let report = populate(&pieces, 8);
     assert_eq!(report, all_well(1000, 1000 * PAGE, 1, &report));
     assert_eq!(populate(&[], 8), Report::default());
@@ -360,7 +364,7 @@ fn refused_threads_are_counted_and_the_work_gets_done() {
         assert!(child.status.success() && said.contains("1 passed"), "{said}");
         return;
     }
-    let length = 3 * usize::try_from(CHUNK).unwrap();
+    let length = 3 * usize::try_from(CHUNK_BYTES).unwrap();
     let memory = Memory::anonymous(length, READ);
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();

@@ -8,7 +8,7 @@ use common::hva;
 use memfd::MemfdOptions;
 use vfio_fast_engine::addr::{Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
-use vfio_fast_engine::object::{Named, ObjectKind};
+use vfio_fast_engine::object::{ObjectKind, ObjectRef};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Errno};
 
@@ -49,8 +49,8 @@ impl Watched {
         self.0.as_raw_fd()
     }
 
-    fn memory(&self, offset: u64) -> Named {
-        Named { fd: self.fd(), kind: ObjectKind::Memory, offset }
+    fn memory(&self, offset: u64) -> ObjectRef {
+        ObjectRef { fd: self.fd(), kind: ObjectKind::Memory, offset }
     }
 
     fn opened(&self) -> usize {
@@ -144,7 +144,7 @@ fn a_bar_is_one_entry_and_always_mapped_anew() {
     let (engine, sim) = open(Rules::Iommufd, vec![]);
     let device = Watched::new();
     let bar = Region { kind: Kind::Device, ..ram(0, 16 * MIB) };
-    let named = Named { fd: device.fd(), kind: BAR, offset: 4 * MIB };
+    let named = ObjectRef { fd: device.fd(), kind: BAR, offset: 4 * MIB };
     engine.map_object(bar, &named).unwrap();
     assert_eq!(by_descriptor(&sim.calls()), [(4, 16, BAR)]);
     // The kernel may have taken it away when decoding was off, and says nothing of it.
@@ -162,7 +162,7 @@ fn a_bar_that_cannot_be_mapped_is_no_error() {
     let device = Watched::new();
     let bar = Region { kind: Kind::Device, ..ram(0, 16 * MIB) };
     engine.begin().unwrap();
-    engine.map_object(bar, &Named { fd: device.fd(), kind: BAR, offset: 0 }).unwrap();
+    engine.map_object(bar, &ObjectRef { fd: device.fd(), kind: BAR, offset: 0 }).unwrap();
     let outcome = engine.commit().unwrap();
     assert_eq!(outcome.executed.refusals.len(), 1);
     assert_eq!(device.opened(), 2, "it stays wanted");
@@ -175,7 +175,7 @@ fn who_has_no_use_for_descriptors_takes_none() {
     let (engine, sim) = open(Rules::Type1, vec![]);
     let file = Watched::new();
     // Not even looked at.
-    engine.map_object(ram(0, MIB), &Named { fd: -1, ..file.memory(1) }).unwrap();
+    engine.map_object(ram(0, MIB), &ObjectRef { fd: -1, ..file.memory(1) }).unwrap();
     engine.map_object(ram(MIB, MIB), &file.memory(0)).unwrap();
     assert_eq!(file.opened(), 1);
     assert!(sim.calls().iter().all(|call| matches!(call, Call::Map(_))));
@@ -186,7 +186,7 @@ fn what_contradicts_itself_is_refused_and_leaves_nothing() {
     let (engine, sim) = open(Rules::Iommufd, vec![]);
     let (file, device) = (Watched::new(), Watched::new());
     engine.map_object(ram(0, MIB), &file.memory(0)).unwrap();
-    let errno = |region, named: &Named| engine.map_object(region, named).unwrap_err().errno;
+    let errno = |region, named: &ObjectRef| engine.map_object(region, named).unwrap_err().errno;
     assert_eq!(
         errno(ram(2 * MIB, MIB), &file.memory(MIB)),
         Errno::EINVAL,
@@ -194,7 +194,7 @@ fn what_contradicts_itself_is_refused_and_leaves_nothing() {
     );
     let bar = Region { kind: Kind::Device, ..ram(2 * MIB, MIB) };
     assert_eq!(
-        errno(bar, &Named { fd: device.fd(), kind: BAR, offset: 2 * MIB }),
+        errno(bar, &ObjectRef { fd: device.fd(), kind: BAR, offset: 2 * MIB }),
         Errno::EINVAL,
         "memory before"
     );

@@ -4,7 +4,7 @@ use vfio_fast_engine::DiscardMode;
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange, Superpages};
 use vfio_fast_engine::limits::MemlockScope;
 use vfio_fast_engine::log::Level;
-use vfio_fast_engine::object::{Named, ObjectKind};
+use vfio_fast_engine::object::{ObjectKind, ObjectRef};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
 use vfio_fast_engine::{Info, Outcome};
@@ -38,14 +38,14 @@ pub(crate) fn region(region: &vfio_fast_region, hva: HostVa) -> Result<Region> {
 }
 
 /// What a caller says the region's memory is.
-pub(crate) fn object(region: &vfio_fast_region) -> Option<Named> {
+pub(crate) fn object(region: &vfio_fast_region) -> Option<ObjectRef> {
     let has = |flag| region.flags & flag != 0;
     let kind = if has(VFIO_FAST_REGION_DEVICE) {
         ObjectKind::Bar { region_index: region.region_index }
     } else {
         ObjectKind::Memory
     };
-    has(VFIO_FAST_REGION_FD).then_some(Named { fd: region.fd, kind, offset: region.fd_offset })
+    has(VFIO_FAST_REGION_FD).then_some(ObjectRef { fd: region.fd, kind, offset: region.fd_offset })
 }
 
 /// What becomes of the pages of memory that is given back.

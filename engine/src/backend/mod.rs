@@ -41,7 +41,7 @@ pub struct Capabilities {
 /// from its first page on, and was zero before; what is told once is not told again.
 pub trait DirtyTracking {
     /// Bytes of memory of which one call can tell.
-    fn most_bytes(&self) -> u64;
+    fn max_bytes(&self) -> u64;
 
     /// Begins to track, or ends to. Both may be the case already.
     fn track_dirty(&self, on: bool) -> KernelResult<()>;

@@ -28,7 +28,7 @@ pub struct Type1 {
     /// Whether it is iommufd's compatibility layer (the kernel's vfio_compat.c), with iommufd's locking and iommufd's errors.
     vfio_compat: bool,
     /// Bytes of memory whose dirty pages one call can tell; `None`: it cannot.
-    most_dirty: Option<u64>,
+    max_dirty_bytes: Option<u64>,
 }
 
 impl Type1 {
@@ -47,11 +47,12 @@ impl Type1 {
             _ => error,
         })?;
         let page = PageSizes::from_bitmap(info.page_sizes).smallest();
-        let most_dirty = info.migration.filter(|tracked| tracked.page_sizes & page != 0).map(|tracked| {
-            // A bit for each page.
-            tracked.most_bitmap_bytes.saturating_mul(8).saturating_mul(page)
-        });
-        Ok(Self { container, page, vfio_compat: is_vfio_compat(&info), most_dirty })
+        let max_dirty_bytes =
+            info.migration.filter(|tracked| tracked.page_sizes & page != 0).map(|tracked| {
+                // A bit for each page.
+                tracked.max_bitmap_bytes.saturating_mul(8).saturating_mul(page)
+            });
+        Ok(Self { container, page, vfio_compat: is_vfio_compat(&info), max_dirty_bytes })
     }
 }
 
@@ -101,7 +102,7 @@ impl Backend for Type1 {
     }
 
     fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
-        self.most_dirty.map(|_| self as &dyn DirtyTracking)
+        self.max_dirty_bytes.map(|_| self as &dyn DirtyTracking)
     }
 
     fn map(&self, mapping: &Mapping, _: Option<Object<'_>>) -> KernelResult<()> {
@@ -133,8 +134,8 @@ impl Backend for Type1 {
 }
 
 impl DirtyTracking for Type1 {
-    fn most_bytes(&self) -> u64 {
-        self.most_dirty.unwrap_or(0)
+    fn max_bytes(&self) -> u64 {
+        self.max_dirty_bytes.unwrap_or(0)
     }
 
     fn track_dirty(&self, on: bool) -> KernelResult<()> {
@@ -267,7 +268,7 @@ mod tests {
 
     #[test]
     fn two_marks_tell_iommufd_from_type1() {
-        let migration = Some(info::Migration { page_sizes: 0x1000, most_bitmap_bytes: 1 << 28 });
+        let migration = Some(info::Migration { page_sizes: 0x1000, max_bitmap_bytes: 1 << 28 });
         for (dma_avail, migration, vfio_compat) in [
             (Some(u32::MAX), None, true),
             (Some(u32::MAX), migration, false),

@@ -8,7 +8,7 @@ use crate::addr::{BASE_PAGE, IovaRange};
 use crate::backend::{Backend, Capabilities, PopulatePolicy};
 use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::object::Objects;
-use crate::populate::{self, How, Piece, Populating, Report};
+use crate::populate::{self, HostRange, PopulateOptions, PopulateSession, Report};
 use crate::reconcile::dirty_pages::{DirtyPages, words_for};
 use crate::reconcile::plan::{Plan, Unmap};
 use crate::reconcile::table::{Entry, MapTable};
@@ -74,15 +74,15 @@ impl Executor<'_> {
     ///
     /// A failed unmap does not stop the other unmaps, but no map follows it. The first map that fails for anything but device
     /// memory stops the run. The table then says how far it came.
-    pub fn run(&mut self, plan: &Plan, wanted: &WantedSet, fault_in: Option<How>) -> Result<()> {
+    pub fn run(&mut self, plan: &Plan, wanted: &WantedSet, fault_in: Option<PopulateOptions>) -> Result<()> {
         let Capabilities { populate: policy, parallel, .. } = self.backend.capabilities();
         let fault_in = fault_in.filter(|_| policy != PopulatePolicy::Never);
         let mut entries = plan.maps.clone();
         let mut meanwhile = fault_in;
         if policy == PopulatePolicy::Upfront || !plan.unmaps.is_empty() {
             // What is unmapped only to be cut anew is out of the device's reach for as short as can be.
-            if let Some(how) = meanwhile.take() {
-                let report = populate::populate(&pieces(&entries), how);
+            if let Some(options) = meanwhile.take() {
+                let report = populate::populate(&pieces(&entries), options);
                 for &index in &report.device_pieces {
                     self.found_device(&mut entries[index]);
                 }
@@ -93,11 +93,11 @@ impl Executor<'_> {
         if parallel {
             return self.map_in_parallel(entries, wanted, meanwhile);
         }
-        let Some(how) = meanwhile else { return self.map_in_order(entries, wanted, None) };
+        let Some(options) = meanwhile else { return self.map_in_order(entries, wanted, None) };
         let pieces = pieces(&entries);
-        let work = |populating: &Populating<'_>| populating.work();
-        let (mapped, report) = populate::with(&pieces, how, 1, work, |populating| {
-            self.map_in_order(entries, wanted, Some(populating))
+        let work = |session: &PopulateSession<'_>| session.work();
+        let (mapped, report) = populate::with(&pieces, options, 1, work, |session| {
+            self.map_in_order(entries, wanted, Some(session))
         });
         self.executed.populated = Some(report);
         mapped
@@ -108,18 +108,18 @@ impl Executor<'_> {
         &mut self,
         entries: Vec<Entry>,
         wanted: &WantedSet,
-        populating: Option<&Populating<'_>>,
+        session: Option<&PopulateSession<'_>>,
     ) -> Result<()> {
         let mut refused: Option<IovaRange> = None;
         for (index, mut entry) in entries.into_iter().enumerate() {
             if refused.is_some_and(|region| region.contains(entry.range)) {
                 continue;
             }
-            if populating.is_some_and(|populating| populating.settle(index)) {
+            if session.is_some_and(|session| session.wait_for(index)) {
                 self.found_device(&mut entry);
             }
             let start = Instant::now();
-            let answer = self.backend.map(&entry.mapping(), self.objects.behind(&entry));
+            let answer = self.backend.map(&entry.mapping(), self.objects.object_of(&entry));
             self.record_map(&entry, answer, start.elapsed());
             match (answer, entry.kind) {
                 (Ok(()), _) => {}
@@ -181,7 +181,7 @@ impl Executor<'_> {
     fn unmap(&mut self, range: IovaRange) -> Result<()> {
         let start = Instant::now();
         let answer = match (&mut self.dirty, self.backend.dirty_tracking()) {
-            (Some(dirty), Some(tracking)) if range.length() <= tracking.most_bytes() => {
+            (Some(dirty), Some(tracking)) if range.length() <= tracking.max_bytes() => {
                 let mut bitmap = vec![0; words_for(range, dirty.page()) as usize];
                 // Bits that came with an error are true as well.
                 let answer = tracking.unmap_dirty(range, &mut bitmap);
@@ -235,11 +235,11 @@ fn not_mapped(entry: &Entry, errno: Errno) -> Error {
 
 /// The memory behind each entry. Of device memory there is nothing to fault in, and a single page is the map call's: to look
 /// whether it is there would cost more.
-fn pieces(entries: &[Entry]) -> Vec<Piece> {
+fn pieces(entries: &[Entry]) -> Vec<HostRange> {
     let pieces = entries.iter().map(|entry| {
         let length = entry.range.length();
         let bytes = if entry.kind == Kind::Ram && length > BASE_PAGE { length } else { 0 };
-        Piece { hva: entry.hva, bytes, writable: entry.perm.is_writable() }
+        HostRange { hva: entry.hva, bytes, writable: entry.perm.is_writable() }
     });
     pieces.collect()
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::{Executor, not_mapped, pieces};
 use crate::addr::IovaRange;
 use crate::error::{Error, KernelResult, Result};
-use crate::populate::{self, ALONE_BELOW, How, Populating};
+use crate::populate::{self, MIN_PARALLEL_BYTES, PopulateOptions, PopulateSession};
 use crate::reconcile::plan::Unmap;
 use crate::reconcile::table::Entry;
 use crate::reconcile::wanted::WantedSet;
@@ -24,9 +24,9 @@ impl Executor<'_> {
         &mut self,
         mut entries: Vec<Entry>,
         wanted: &WantedSet,
-        fault_in: Option<How>,
+        fault_in: Option<PopulateOptions>,
     ) -> Result<()> {
-        let mapping = Mapping {
+        let queue = MapQueue {
             entries: &entries,
             next: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -34,24 +34,27 @@ impl Executor<'_> {
             first: Mutex::default(),
         };
         let ram: u64 = entries.iter().fold(0, |sum, entry| sum.saturating_add(entry.range.length()));
-        let jobs = if ram < ALONE_BELOW { 1 } else { entries.len() };
+        let jobs = if ram < MIN_PARALLEL_BYTES { 1 } else { entries.len() };
         let faulted = fault_in.is_some();
         let pieces = if faulted { pieces(&entries) } else { Vec::new() };
-        let how =
-            fault_in.unwrap_or(How { threads: self.threads, huge_pages: false, chunk: populate::CHUNK });
+        let options = fault_in.unwrap_or(PopulateOptions {
+            threads: self.threads,
+            huge_pages: false,
+            chunk: populate::CHUNK_BYTES,
+        });
         let (backend, objects) = (self.backend, self.objects);
         let noted = Mutex::new(&mut *self);
-        let work = |populating: &Populating<'_>| {
-            mapping.work(faulted.then_some(populating), |entry| {
+        let work = |session: &PopulateSession<'_>| {
+            queue.work(faulted.then_some(session), |entry| {
                 let start = Instant::now();
-                let answer = backend.map(&entry.mapping(), objects.behind(entry));
+                let answer = backend.map(&entry.mapping(), objects.object_of(entry));
                 let took = start.elapsed();
                 lock(&noted).record_map(entry, answer, took);
                 answer
             });
         };
-        let ((), report) = populate::with(&pieces, how, jobs, work, work);
-        let Mapping { devices, first, .. } = mapping;
+        let ((), report) = populate::with(&pieces, options, jobs, work, work);
+        let MapQueue { devices, first, .. } = queue;
         let devices = devices.into_inner().unwrap_or_else(PoisonError::into_inner);
         if faulted {
             self.executed.populated = Some(report);
@@ -72,7 +75,7 @@ impl Executor<'_> {
         let entries = unmaps.iter().flat_map(|unmap| self.table.overlapping(unmap.range));
         let calls: Vec<IovaRange> = entries.map(|entry| entry.range).collect();
         let bytes = calls.iter().fold(0u64, |sum, range| sum.saturating_add(range.length()));
-        let useful = if bytes < ALONE_BELOW { 1 } else { calls.len() };
+        let useful = if bytes < MIN_PARALLEL_BYTES { 1 } else { calls.len() };
         let threads = self.threads.min(useful);
         let backend = self.backend;
         let next = AtomicUsize::new(0);
@@ -96,7 +99,7 @@ impl Executor<'_> {
 }
 
 /// Entries that threads take one after the other.
-struct Mapping<'a> {
+struct MapQueue<'a> {
     entries: &'a [Entry],
     next: AtomicUsize,
     stop: AtomicBool,
@@ -105,31 +108,31 @@ struct Mapping<'a> {
     first: Mutex<Option<Error>>,
 }
 
-impl Mapping<'_> {
+impl MapQueue<'_> {
     /// Takes entries until none is left, or until a map call has failed or panicked in any thread.
-    fn work(&self, populating: Option<&Populating<'_>>, map: impl Fn(&Entry) -> KernelResult<()>) {
-        thread::on_panic(|| self.stop(populating), || self.take_entries(populating, map));
+    fn work(&self, session: Option<&PopulateSession<'_>>, map: impl Fn(&Entry) -> KernelResult<()>) {
+        thread::on_panic(|| self.stop(session), || self.take_entries(session, map));
         if self.stop.load(Ordering::Relaxed) {
-            self.stop(populating);
+            self.stop(session);
         }
     }
 
     /// Lets no thread take or map another entry, and none wait for memory.
-    fn stop(&self, populating: Option<&Populating<'_>>) {
+    fn stop(&self, session: Option<&PopulateSession<'_>>) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(populating) = populating {
-            populating.cancel();
+        if let Some(session) = session {
+            session.cancel();
         }
     }
 
-    fn take_entries(&self, populating: Option<&Populating<'_>>, map: impl Fn(&Entry) -> KernelResult<()>) {
+    fn take_entries(&self, session: Option<&PopulateSession<'_>>, map: impl Fn(&Entry) -> KernelResult<()>) {
         while !self.stop.load(Ordering::Relaxed) {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(entry) = self.entries.get(index) else {
                 // Others wait for memory that nobody has taken yet.
-                return populating.map_or((), Populating::work);
+                return session.map_or((), PopulateSession::work);
             };
-            if populating.is_some_and(|populating| populating.settle(index)) {
+            if session.is_some_and(|session| session.wait_for(index)) {
                 lock(&self.devices).push(index);
                 continue;
             }
@@ -169,7 +172,7 @@ mod tests {
     /// Makes two threads' turns after one another: in the first, call 2 has this outcome. Returns how many calls were made.
     fn calls_of_two_threads(second: impl Fn() -> KernelResult<()>) -> usize {
         let entries: Vec<Entry> = (0..10).map(entry).collect();
-        let mapping = Mapping {
+        let queue = MapQueue {
             entries: &entries,
             next: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -178,8 +181,8 @@ mod tests {
         };
         let calls = AtomicUsize::new(0);
         let map = |_: &Entry| if calls.fetch_add(1, Ordering::Relaxed) == 1 { second() } else { Ok(()) };
-        let _ = catch_unwind(AssertUnwindSafe(|| mapping.work(None, map)));
-        mapping.work(None, map);
+        let _ = catch_unwind(AssertUnwindSafe(|| queue.work(None, map)));
+        queue.work(None, map);
         calls.into_inner()
     }
 

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::{ALONE_BELOW, CHUNK};
+use super::{CHUNK_BYTES, MIN_PARALLEL_BYTES};
 use crate::error::Errno;
 use crate::sys::discard::DiscardRange;
 use crate::sys::thread;
@@ -27,8 +27,8 @@ pub struct Report {
 pub fn discard(memory: &DiscardRange, threads: usize) -> (Result<(), Errno>, Report) {
     let start = memory.hva().raw();
     // Chunks end on multiples of their size, so no huge page is shared by two threads.
-    let (first, last) = (start / CHUNK, (start + (memory.bytes() - 1)) / CHUNK);
-    let chunks = if memory.bytes() < ALONE_BELOW { 1 } else { last - first + 1 };
+    let (first, last) = (start / CHUNK_BYTES, (start + (memory.bytes() - 1)) / CHUNK_BYTES);
+    let chunks = if memory.bytes() < MIN_PARALLEL_BYTES { 1 } else { last - first + 1 };
     let extra = threads.min(usize::try_from(chunks).unwrap_or(usize::MAX)).saturating_sub(1);
     let next = AtomicU64::new(first);
     let (refused, threads) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -39,8 +39,8 @@ pub fn discard(memory: &DiscardRange, threads: usize) -> (Result<(), Errno>, Rep
             if number > last {
                 return;
             }
-            let from = (number * CHUNK).saturating_sub(start);
-            let to = (number - first + 1).saturating_mul(CHUNK) - start % CHUNK;
+            let from = (number * CHUNK_BYTES).saturating_sub(start);
+            let to = (number - first + 1).saturating_mul(CHUNK_BYTES) - start % CHUNK_BYTES;
             if memory.discard(from, to.min(memory.bytes()) - from).is_err() {
                 refused.store(true, Ordering::Relaxed);
             }

@@ -26,14 +26,14 @@ pub use report::Report;
 /// Bytes faulted in by one call. A multiple of every PMD, and chunks begin and end on multiples of it, so no huge page
 /// is ever shared by two threads; small enough that the last chunk does not keep one thread busy while the others wait.
 /// From a PMD to 32 MiB no difference can be measured (docs/PERFORMANCE.md).
-pub const CHUNK: u64 = 16 << 20;
+pub const CHUNK_BYTES: u64 = 16 << 20;
 
 /// Below so many bytes a thread costs more than it brings.
-pub const ALONE_BELOW: u64 = 4 << 20;
+pub const MIN_PARALLEL_BYTES: u64 = 4 << 20;
 
 /// A contiguous piece of host memory that is about to be mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Piece {
+pub struct HostRange {
     /// Its first byte; page aligned.
     pub hva: HostVa,
     /// Its length in bytes; a multiple of the page. Of an empty piece there is nothing to fault in.
@@ -42,14 +42,14 @@ pub struct Piece {
     pub writable: bool,
 }
 
-/// How to fault in.
+/// How memory is faulted in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct How {
+pub struct PopulateOptions {
     /// Most threads, the calling one included.
     pub threads: usize,
     /// Whether to ask for huge pages first, where there is something to fault in.
     pub huge_pages: bool,
-    /// Bytes per call and per turn of a thread; a power of two of at least a page. [`CHUNK`] unless measuring.
+    /// Bytes per call and per turn of a thread; a power of two of at least a page. [`CHUNK_BYTES`] unless measuring.
     pub chunk: u64,
 }
 
@@ -60,23 +60,23 @@ pub fn thread_limit(configured: usize) -> usize {
 }
 
 /// A populate that is under way, as one of its threads has it.
-pub struct Populating<'a> {
+pub struct PopulateSession<'a> {
     queue: &'a Queue<'a>,
     worker: RefCell<Worker<'a>>,
     /// Time in the methods below.
     spent: Cell<Duration>,
 }
 
-impl<'a> Populating<'a> {
+impl<'a> PopulateSession<'a> {
     fn new(queue: &'a Queue<'a>, worker: Worker<'a>) -> Self {
         Self { queue, worker: RefCell::new(worker), spent: Cell::default() }
     }
 
     /// Works until piece `index` is done or the work is cancelled, and returns whether it turned out to be device memory.
-    pub fn settle(&self, index: usize) -> bool {
-        if !self.queue.is_settled(index) {
+    pub fn wait_for(&self, index: usize) -> bool {
+        if !self.queue.is_done(index) {
             self.timed(|| {
-                while !self.queue.is_settled(index) && self.step() {}
+                while !self.queue.is_done(index) && self.step() {}
                 self.queue.wait(index);
             });
         }
@@ -104,42 +104,43 @@ impl<'a> Populating<'a> {
     }
 }
 
-/// Makes `pieces` present, in their order, on up to `how.threads` threads, the calling one included. That one runs `body`, the
+/// Makes `pieces` present, in their order, on up to `options.threads` threads, the calling one included. That one runs `body`, the
 /// others `work`: whoever settles a piece works along. `jobs` is how many threads have something to do beside that. A chunk that
 /// no thread has taken when `body` returns is left undone; what threads have taken is finished first.
 ///
 /// No other thread is left when this returns.
 pub fn with<R>(
-    pieces: &[Piece],
-    how: How,
+    pieces: &[HostRange],
+    options: PopulateOptions,
     jobs: usize,
-    work: impl Fn(&Populating<'_>) + Sync,
-    body: impl FnOnce(&Populating<'_>) -> R,
+    work: impl Fn(&PopulateSession<'_>) + Sync,
+    body: impl FnOnce(&PopulateSession<'_>) -> R,
 ) -> (R, Report) {
     let started = Instant::now();
-    let queue = Queue::new(pieces, how);
+    let queue = Queue::new(pieces, options);
     let total = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.bytes));
-    let chunks = if total < ALONE_BELOW { 1 } else { usize::try_from(queue.chunks()).unwrap_or(usize::MAX) };
-    let extra = how.threads.min(chunks.max(jobs)).saturating_sub(1);
+    let chunks =
+        if total < MIN_PARALLEL_BYTES { 1 } else { usize::try_from(queue.chunks()).unwrap_or(usize::MAX) };
+    let extra = options.threads.min(chunks.max(jobs)).saturating_sub(1);
     let report = Mutex::new(Report::default());
     let add = |done: &Report| report.lock().unwrap_or_else(PoisonError::into_inner).add(done);
     let started_workers = AtomicUsize::new(0);
     let work = || {
         let worker = queue.worker(started_workers.fetch_add(1, Ordering::Relaxed));
-        let populating = Populating::new(&queue, worker);
-        work(&populating);
-        add(&populating.worker.borrow().done);
+        let session = PopulateSession::new(&queue, worker);
+        work(&session);
+        add(&session.worker.borrow().done);
     };
     // What the calling thread did instead of faulting in.
     let mut elsewhere = Duration::ZERO;
     let (answer, refused) = thread::run(extra, work, || {
-        let populating = Populating::new(&queue, queue.caller());
+        let session = PopulateSession::new(&queue, queue.caller());
         let begun = Instant::now();
-        let answer = thread::on_panic(|| queue.cancel(), || body(&populating));
+        let answer = thread::on_panic(|| queue.cancel(), || body(&session));
         queue.close();
-        elsewhere = begun.elapsed().saturating_sub(populating.spent.get());
+        elsewhere = begun.elapsed().saturating_sub(session.spent.get());
         if queue.chunks() > 0 {
-            add(&populating.worker.borrow().done);
+            add(&session.worker.borrow().done);
         }
         answer
     });
@@ -153,9 +154,9 @@ pub fn with<R>(
 }
 
 /// Makes `pieces` present as far as that is possible, and does nothing else meanwhile; see [`with`].
-pub fn populate(pieces: &[Piece], how: How) -> Report {
-    let work = |populating: &Populating<'_>| populating.work();
-    with(pieces, how, 1, work, work).1
+pub fn populate(pieces: &[HostRange], options: PopulateOptions) -> Report {
+    let work = |session: &PopulateSession<'_>| session.work();
+    with(pieces, options, 1, work, work).1
 }
 
 #[cfg(test)]
@@ -169,12 +170,12 @@ mod tests {
 
     const PMD: u64 = crate::addr::HUGE_PAGE;
 
-    fn piece(start: u64, bytes: u64) -> Piece {
-        Piece { hva: HostVa::from_raw(start), bytes, writable: true }
+    fn piece(start: u64, bytes: u64) -> HostRange {
+        HostRange { hva: HostVa::from_raw(start), bytes, writable: true }
     }
 
-    fn how(threads: usize, chunk: u64) -> How {
-        How { threads, huge_pages: false, chunk }
+    fn how(threads: usize, chunk: u64) -> PopulateOptions {
+        PopulateOptions { threads, huge_pages: false, chunk }
     }
 
     #[test]
@@ -193,7 +194,7 @@ mod tests {
             maps.lines().find(|line| line.ends_with("[vvar]")).expect("a [vvar] mapping in this process");
         let (begin, end) = vvar.split(' ').next().unwrap().split_once('-').unwrap();
         let [begin, end] = [begin, end].map(|hex| u64::from_str_radix(hex, 16).unwrap());
-        let piece = Piece { writable: false, ..piece(begin, end - begin) };
+        let piece = HostRange { writable: false, ..piece(begin, end - begin) };
         assert!(piece.bytes > 0x1000);
         let report = populate(&[piece], how(1, 0x1000));
         let expected = Report { calls: 1, threads: 1, device_pieces: vec![0], ..Report::default() };
@@ -202,11 +203,11 @@ mod tests {
 
     #[test]
     fn threads_are_bounded_by_what_there_is_to_do() {
-        let threads = |pieces: &[Piece], threads| populate(pieces, how(threads, PMD)).threads;
+        let threads = |pieces: &[HostRange], threads| populate(pieces, how(threads, PMD)).threads;
         assert_eq!(threads(&[], 8), 0);
         assert_eq!(threads(&[piece(0, 0), piece(PMD, 0)], 8), 0);
-        assert_eq!(threads(&[piece(0, ALONE_BELOW - 0x1000)], 8), 1, "two chunks, but small");
-        assert_eq!(threads(&[piece(0, ALONE_BELOW)], 8), 2, "two chunks");
+        assert_eq!(threads(&[piece(0, MIN_PARALLEL_BYTES - 0x1000)], 8), 1, "two chunks, but small");
+        assert_eq!(threads(&[piece(0, MIN_PARALLEL_BYTES)], 8), 2, "two chunks");
         assert_eq!(threads(&[piece(0, 8 * PMD)], 3), 3);
         assert_eq!(threads(&[piece(0, 8 * PMD)], 0), 1, "the calling thread always works");
     }
@@ -229,7 +230,7 @@ mod tests {
                 how(threads, PMD),
                 1,
                 |p| p.work(),
-                |populating| (populating.settle(0), populating.settle(1), populating.queue.is_settled(2)),
+                |session| (session.wait_for(0), session.wait_for(1), session.queue.is_done(2)),
             );
             assert_eq!(settled, (false, false, false));
             assert!((3..1 << 19).contains(&report.calls), "{report:?}");
@@ -242,11 +243,11 @@ mod tests {
         let (sender, ended) = channel();
         std::thread::spawn(move || {
             let pieces = [piece(1 << 63, 1 << 44)];
-            let settle = |populating: &Populating<'_>| _ = populating.settle(0);
-            let ((), report) = with(&pieces, how(3, PMD), 1, settle, |populating| {
-                populating.step();
-                populating.cancel();
-                populating.settle(0);
+            let settle = |session: &PopulateSession<'_>| _ = session.wait_for(0);
+            let ((), report) = with(&pieces, how(3, PMD), 1, settle, |session| {
+                session.step();
+                session.cancel();
+                session.wait_for(0);
             });
             sender.send(report.calls)
         });
@@ -261,8 +262,8 @@ mod tests {
         let pieces = [piece(1 << 63, PMD), piece(1 << 63, PMD)];
         let (taken, done, workers) = (Barrier::new(3), AtomicBool::new(false), AtomicUsize::new(0));
         let (released_early, settled) = (AtomicBool::new(false), AtomicUsize::new(0));
-        let work = |populating: &Populating<'_>| {
-            let queue = populating.queue;
+        let work = |session: &PopulateSession<'_>| {
+            let queue = session.queue;
             if workers.fetch_add(1, Ordering::Relaxed) > 0 {
                 taken.wait();
                 // Not `settle`, which would take the other chunk: that one is untaken until the queue is closed.
@@ -289,8 +290,8 @@ mod tests {
     #[test]
     fn a_panic_ends_the_work() {
         let pieces = [piece(1 << 63, 1 << 44)];
-        let body = |populating: &Populating<'_>| {
-            populating.step();
+        let body = |session: &PopulateSession<'_>| {
+            session.step();
             panic!("enough");
         };
         let ended = catch_unwind(AssertUnwindSafe(|| with(&pieces, how(3, PMD), 1, |p| p.work(), body).0));

@@ -3,24 +3,24 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
-use super::{How, Piece, Report};
+use super::{HostRange, PopulateOptions, Report};
 use crate::addr::{HUGE_PAGE, HostVa};
 use crate::error::Errno;
 use crate::sys::madvise::{self, Access};
-use crate::sys::numa::{Nodes, Place};
+use crate::sys::numa::{NodeBinding, Nodes};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::vma;
 
 /// Bytes that are looked over for missing pages by one question: what is there already costs one call for so much, and
 /// enough calls remain to be shared out.
-const STRETCH: u64 = 256 << 20;
+const SCAN_BYTES: u64 = 256 << 20;
 
 /// Pieces cut into chunks that threads take one after the other: how long one takes is not known beforehand (what is present
-/// already costs nothing, huge pages cost less), so none is dealt out in advance. Whoever comes first into a [`STRETCH`] looks
+/// already costs nothing, huge pages cost less), so none is dealt out in advance. Whoever comes first into a [`SCAN_BYTES`] looks
 /// for all its chunks what is there.
 pub(super) struct Queue<'a> {
-    pieces: &'a [Piece],
-    how: How,
+    pieces: &'a [HostRange],
+    options: PopulateOptions,
     stretch: u64,
     /// For each piece, how many stretches come before its first.
     first_stretch: Vec<u64>,
@@ -56,21 +56,21 @@ struct Group {
 pub(super) struct Worker<'a> {
     group: usize,
     /// Where it is; `None`: it stays where it is.
-    place: Option<Place<'a>>,
+    binding: Option<NodeBinding<'a>>,
     /// What it did.
     pub done: Report,
 }
 
 impl<'a> Queue<'a> {
-    pub fn new(pieces: &'a [Piece], how: How) -> Self {
-        let stretch = STRETCH.max(how.chunk);
+    pub fn new(pieces: &'a [HostRange], options: PopulateOptions) -> Self {
+        let stretch = SCAN_BYTES.max(options.chunk);
         let (first_stretch, stretches) = numbered(pieces, stretch);
-        let (first_chunk, chunks) = numbered(pieces, how.chunk);
-        let nodes = if how.threads > 1 && chunks > 1 { Nodes::read() } else { None };
-        let groups = grouped(&first_chunk, chunks, |index| nodes.as_ref()?.of(pieces[index].hva));
+        let (first_chunk, chunks) = numbered(pieces, options.chunk);
+        let nodes = if options.threads > 1 && chunks > 1 { Nodes::read() } else { None };
+        let groups = grouped(&first_chunk, chunks, |index| nodes.as_ref()?.node_of(pieces[index].hva));
         Self {
             pieces,
-            how,
+            options,
             stretch,
             first_stretch,
             stretches: (0..stretches).map(|_| OnceLock::new()).collect(),
@@ -78,7 +78,7 @@ impl<'a> Queue<'a> {
             chunks,
             groups,
             nodes,
-            left: pieces.iter().map(|piece| AtomicU64::new(cells_of(piece, how.chunk))).collect(),
+            left: pieces.iter().map(|piece| AtomicU64::new(cells_of(piece, options.chunk))).collect(),
             cancelled: AtomicBool::new(false),
             settled: (Mutex::new(()), Condvar::new()),
             device: pieces.iter().map(|_| OnceLock::new()).collect(),
@@ -93,20 +93,24 @@ impl<'a> Queue<'a> {
 
     /// The calling thread, which began this: it works from the front, and stays where it is.
     pub fn caller(&self) -> Worker<'_> {
-        Worker { group: 0, place: None, done: Report::default() }
+        Worker { group: 0, binding: None, done: Report::default() }
     }
 
     /// Worker `number`, counted from 0. They begin in different groups and meet where there is most to do.
     pub fn worker(&self, number: usize) -> Worker<'_> {
         let group = number % self.groups.len().max(1);
-        Worker { group, place: self.nodes.as_ref().map(Place::of_this_thread), done: Report::default() }
+        Worker {
+            group,
+            binding: self.nodes.as_ref().map(NodeBinding::of_current_thread),
+            done: Report::default(),
+        }
     }
 
     /// Takes a chunk and deals with it; `false` if none is left to take.
     pub fn step(&self, worker: &mut Worker<'_>) -> bool {
         let Some(number) = self.take(&mut worker.group) else { return false };
-        if let Some(place) = &mut worker.place {
-            place.go(self.groups[worker.group].node);
+        if let Some(binding) = &mut worker.binding {
+            binding.move_to(self.groups[worker.group].node);
         }
         let index = holder(&self.first_chunk, number);
         let _finished = Finished { queue: self, index };
@@ -162,13 +166,13 @@ impl<'a> Queue<'a> {
     }
 
     /// Whether no chunk of piece `index` is left.
-    pub fn is_settled(&self, index: usize) -> bool {
+    pub fn is_done(&self, index: usize) -> bool {
         self.left[index].load(Ordering::Acquire) == 0
     }
 
     /// Whether a thread that needs piece `index` has to wait for other threads.
     pub fn is_awaited(&self, index: usize) -> bool {
-        !self.is_settled(index) && !self.cancelled.load(Ordering::Acquire)
+        !self.is_done(index) && !self.cancelled.load(Ordering::Acquire)
     }
 
     /// Waits until no chunk of piece `index` is left, or the queue is cancelled. Only a thread that can take no further chunk
@@ -210,7 +214,7 @@ impl<'a> Queue<'a> {
     /// Makes chunk `number`, which is of piece `index`, present from its first missing byte on.
     fn fault_in(&self, index: usize, number: u64, done: &mut Report) {
         let piece = &self.pieces[index];
-        let (hva, bytes) = cell_of(piece, self.how.chunk, number - self.first_chunk[index]);
+        let (hva, bytes) = cell_of(piece, self.options.chunk, number - self.first_chunk[index]);
         let end = hva.raw() + (bytes - 1);
         let ahead = hva.raw() / self.stretch - piece.hva.raw() / self.stretch;
         let (stretch, _) = cell_of(piece, self.stretch, ahead);
@@ -228,7 +232,7 @@ impl<'a> Queue<'a> {
             }
             hva.checked_add(present).unwrap_or(hva)
         };
-        if self.how.huge_pages {
+        if self.options.huge_pages {
             self.advised[index].get_or_init(|| prefer_huge_pages(piece));
         }
         let left = end - missing.raw() + 1;
@@ -269,12 +273,12 @@ impl Drop for Finished<'_> {
     }
 }
 
-fn access(piece: &Piece) -> Access {
+fn access(piece: &HostRange) -> Access {
     if piece.writable { Access::Write } else { Access::Read }
 }
 
 /// Asks for huge pages, if the piece could hold one. Whoever cannot give them says so and is left alone.
-fn prefer_huge_pages(piece: &Piece) {
+fn prefer_huge_pages(piece: &HostRange) {
     if piece.writable && piece.bytes >= HUGE_PAGE {
         // What came of it is seen in the pages, not in the answer: a host can accept the advice and never follow it.
         let _ = madvise::prefer_huge_pages(piece.hva, piece.bytes);
@@ -282,7 +286,7 @@ fn prefer_huge_pages(piece: &Piece) {
 }
 
 /// For each piece, how many cells of `size` come before its first; and how many there are in all.
-fn numbered(pieces: &[Piece], size: u64) -> (Vec<u64>, u64) {
+fn numbered(pieces: &[HostRange], size: u64) -> (Vec<u64>, u64) {
     let mut total = 0;
     let first = pieces.iter().map(|piece| {
         let before = total;
@@ -317,17 +321,17 @@ fn holder(first: &[u64], number: u64) -> usize {
 
 /// The last byte of a piece that is not empty. A piece that runs past the end of the address space ends there: no such
 /// memory exists and the kernel will say so.
-fn last_byte(piece: &Piece) -> Option<u64> {
+fn last_byte(piece: &HostRange) -> Option<u64> {
     piece.bytes.checked_sub(1).map(|more| piece.hva.raw().saturating_add(more))
 }
 
 /// How many multiples of `size` a piece has bytes between.
-fn cells_of(piece: &Piece, size: u64) -> u64 {
+fn cells_of(piece: &HostRange, size: u64) -> u64 {
     last_byte(piece).map_or(0, |last| last / size - piece.hva.raw() / size + 1)
 }
 
 /// Cell `number` of a piece: what lies between two neighbouring multiples of `size`.
-fn cell_of(piece: &Piece, size: u64, number: u64) -> (HostVa, u64) {
+fn cell_of(piece: &HostRange, size: u64, number: u64) -> (HostVa, u64) {
     let start = piece.hva.raw();
     let floor = (start / size + number) * size;
     let begin = floor.max(start);
@@ -340,16 +344,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::populate::CHUNK;
+    use crate::populate::CHUNK_BYTES;
 
     const PMD: u64 = HUGE_PAGE;
 
-    fn piece(start: u64, bytes: u64) -> Piece {
-        Piece { hva: HostVa::from_raw(start), bytes, writable: true }
+    fn piece(start: u64, bytes: u64) -> HostRange {
+        HostRange { hva: HostVa::from_raw(start), bytes, writable: true }
     }
 
     /// Every cell of `piece`, as (start, bytes).
-    fn cells(piece: &Piece, size: u64) -> Vec<(u64, u64)> {
+    fn cells(piece: &HostRange, size: u64) -> Vec<(u64, u64)> {
         (0..cells_of(piece, size))
             .map(|number| cell_of(piece, size, number))
             .map(|(hva, bytes)| (hva.raw(), bytes))
@@ -358,7 +362,7 @@ mod tests {
 
     #[test]
     fn cells_begin_and_end_on_multiples() {
-        assert_eq!((CHUNK % PMD, STRETCH % CHUNK), (0, 0));
+        assert_eq!((CHUNK_BYTES % PMD, SCAN_BYTES % CHUNK_BYTES), (0, 0));
         assert_eq!(cells(&piece(0, 0), PMD), []);
         assert_eq!(cells(&piece(PMD - 0x1000, 0x1000), PMD), [(PMD - 0x1000, 0x1000)]);
         assert_eq!(
@@ -381,7 +385,7 @@ mod tests {
             size_pmds in 1u64..40,
         ) {
             let size = size_pmds * PMD;
-            let pieces: Vec<Piece> =
+            let pieces: Vec<HostRange> =
                 sizes.iter().map(|&(start, pages)| piece(start & !0xfff, pages * 0x71000)).collect();
             let (first, all) = numbered(&pieces, size);
             let mut total = 0;
@@ -417,9 +421,9 @@ mod tests {
     #[test]
     fn what_is_cancelled_is_not_begun() {
         let pieces = [piece(0, 4 * PMD), piece(0, 0)];
-        let queue = Queue::new(&pieces, How { threads: 1, huge_pages: false, chunk: PMD });
+        let queue = Queue::new(&pieces, PopulateOptions { threads: 1, huge_pages: false, chunk: PMD });
         let mut worker = queue.caller();
-        assert!(queue.is_settled(1) && !queue.is_settled(0));
+        assert!(queue.is_done(1) && !queue.is_done(0));
         assert!(queue.step(&mut worker));
         queue.cancel();
         assert!(!queue.step(&mut worker));
@@ -430,9 +434,9 @@ mod tests {
     #[test]
     fn of_a_closed_queue_only_chunks_in_progress_are_awaited() {
         let pieces = [2, 0, 3, 1].map(|pmds| piece(0, pmds * PMD));
-        let how = How { threads: 1, huge_pages: false, chunk: PMD };
+        let options = PopulateOptions { threads: 1, huge_pages: false, chunk: PMD };
         for cancelled in [false, true] {
-            let queue = Queue::new(&pieces, how);
+            let queue = Queue::new(&pieces, options);
             assert_eq!([0, 1, 2, 3].map(|index| queue.is_awaited(index)), [true, false, true, true]);
             let chunk = queue.take_for_test();
             if cancelled {
@@ -444,18 +448,19 @@ mod tests {
             assert!(queue.is_closed());
             assert_eq!([0, 1, 2, 3].map(|index| queue.is_awaited(index)), [!cancelled, false, false, false]);
             drop(chunk);
-            assert!((0..4).all(|index| queue.is_settled(index)));
+            assert!((0..4).all(|index| queue.is_done(index)));
         }
     }
 
     #[test]
     fn workers_begin_apart_and_every_chunk_is_taken_once() {
-        let pieces: Vec<Piece> = [2, 0, 3, 1, 4].map(|pmds| piece(0, pmds * PMD)).into();
-        let how = How { threads: 1, huge_pages: false, chunk: PMD };
+        let pieces: Vec<HostRange> = [2, 0, 3, 1, 4].map(|pmds| piece(0, pmds * PMD)).into();
+        let options = PopulateOptions { threads: 1, huge_pages: false, chunk: PMD };
         let (first, chunks) = numbered(&pieces, PMD);
         // As if the pieces were on these nodes; the empty one's is never asked.
         let on = [Some(0), Some(9), Some(0), None, Some(1)];
-        let queue = Queue { groups: grouped(&first, chunks, |index| on[index]), ..Queue::new(&pieces, how) };
+        let queue =
+            Queue { groups: grouped(&first, chunks, |index| on[index]), ..Queue::new(&pieces, options) };
         let groups: Vec<_> = queue
             .groups
             .iter()

@@ -16,14 +16,14 @@ pub struct Grid {
 
 impl Grid {
     /// The least entry size: below a 2 MiB superpage a cut would cost page-table levels.
-    pub const LEAST_ENTRY: u64 = 2 * MIB;
+    pub const MIN_ENTRY: u64 = 2 * MIB;
     /// What is used when the caller has no wish: 65,535 such entries are 64 TiB.
     pub const DEFAULT_ENTRY: u64 = 1 << 30;
 
     /// A grid with cuts at 1 MiB and each multiple of `entry_size`; `None` unless that is a power of two of at least
-    /// [`Grid::LEAST_ENTRY`].
+    /// [`Grid::MIN_ENTRY`].
     pub fn new(entry_size: u64) -> Option<Self> {
-        (entry_size.is_power_of_two() && entry_size >= Self::LEAST_ENTRY).then_some(Self { entry_size })
+        (entry_size.is_power_of_two() && entry_size >= Self::MIN_ENTRY).then_some(Self { entry_size })
     }
 
     /// The entry size in bytes.

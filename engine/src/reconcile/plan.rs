@@ -101,28 +101,29 @@ pub fn plan(
     plan.scope = merged(touched.iter().copied().chain(gone.iter().map(|entry| entry.range)).collect());
     plan.unmaps = grouped(&gone, batch);
 
-    let runs = missing_runs(wanted, &plan.scope, &kept);
+    let stretches = missing_stretches(wanted, &plan.scope, &kept);
     let remaining = table.len() - gone.len() as u64;
     let mut grid = grid;
     loop {
-        plan.maps = runs.iter().flat_map(|run| run.entries(grid)).collect();
+        plan.maps = stretches.iter().flat_map(|stretch| stretch.entries(grid)).collect();
         let needed = plan.maps.len() as u64;
         let available = capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(remaining));
         if needed <= available {
             plan.remapped_bytes = remapped(&gone, &plan.maps);
             return Ok(plan);
         }
-        grid = grid.coarser().filter(|_| needed > runs.len() as u64).ok_or(NoRoom { needed, available })?;
+        grid =
+            grid.coarser().filter(|_| needed > stretches.len() as u64).ok_or(NoRoom { needed, available })?;
     }
 }
 
 /// A stretch of wanted memory that may lie in one entry, if the grid allows.
-struct Run {
+struct Stretch {
     entry: Entry,
     exact: bool,
 }
 
-impl Run {
+impl Stretch {
     fn new(wanted: &Wanted, part: Region) -> Self {
         Self { entry: Entry::of(&part, wanted.generation), exact: part.exact }
     }
@@ -136,8 +137,8 @@ impl Run {
 }
 
 /// What is wanted inside `scope` and not covered by a kept entry, neighbours joined.
-fn missing_runs(wanted: &WantedSet, scope: &[IovaRange], kept: &[IovaRange]) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
+fn missing_stretches(wanted: &WantedSet, scope: &[IovaRange], kept: &[IovaRange]) -> Vec<Stretch> {
+    let mut stretches: Vec<Stretch> = Vec::new();
     // The region whose end the last run reaches, if it reaches it.
     let mut open: Option<Wanted> = None;
     for range in scope {
@@ -150,20 +151,20 @@ fn missing_runs(wanted: &WantedSet, scope: &[IovaRange], kept: &[IovaRange]) -> 
                     .filter(|previous| {
                         part.range.start() == wanted.region.range.start() && previous.joins(wanted)
                     })
-                    .and_then(|_| runs.last_mut())
-                    .and_then(|run| {
-                        let range = IovaRange::from_bounds(run.entry.range.start(), part.range.last())?;
-                        run.entry.range = range;
+                    .and_then(|_| stretches.last_mut())
+                    .and_then(|stretch| {
+                        let range = IovaRange::from_bounds(stretch.entry.range.start(), part.range.last())?;
+                        stretch.entry.range = range;
                         Some(())
                     });
                 if joined.is_none() {
-                    runs.push(Run::new(wanted, part));
+                    stretches.push(Stretch::new(wanted, part));
                 }
                 open = (part.range.last() == wanted.region.range.last()).then_some(*wanted);
             }
         }
     }
-    runs
+    stretches
 }
 
 /// What of `range` no kept entry covers. `kept` is ascending and disjoint.

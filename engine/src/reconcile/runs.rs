@@ -4,7 +4,7 @@ use crate::addr::{HostVa, Iova};
 
 /// Pages that follow each other both for the device and in the host's memory: one entry is enough for them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Run {
+pub struct PageRun {
     /// Where the device sees the first page.
     pub iova: Iova,
     /// Where the host has it.
@@ -16,11 +16,11 @@ pub struct Run {
 /// Groups pages of `page` bytes, in their order: pages {1, 5, 6, 7, 9} are the runs {1}, {5, 6, 7}, {9}.
 ///
 /// A page that comes before its neighbour in memory begins a run of its own: whoever wants more to join sorts first.
-pub fn runs(pages: impl IntoIterator<Item = (Iova, HostVa)>, page: u64) -> impl Iterator<Item = Run> {
+pub fn runs(pages: impl IntoIterator<Item = (Iova, HostVa)>, page: u64) -> impl Iterator<Item = PageRun> {
     let mut pages = pages.into_iter().peekable();
     std::iter::from_fn(move || {
         let (iova, hva) = pages.next()?;
-        let mut run = Run { iova, hva, pages: 1 };
+        let mut run = PageRun { iova, hva, pages: 1 };
         let (mut next_iova, mut next_hva) = (iova.0.checked_add(page), hva.checked_add(page));
         while pages.next_if(|(iova, hva)| (Some(iova.0), Some(*hva)) == (next_iova, next_hva)).is_some() {
             run.pages += 1;

@@ -175,7 +175,7 @@ impl WantedSet {
     }
 
     /// Accepts the transaction: what it did can no longer be taken back.
-    pub fn accept(&mut self) {
+    pub fn commit(&mut self) {
         self.journal.clear();
         self.touched.clear();
         self.unmapped.clear();
@@ -187,12 +187,12 @@ impl WantedSet {
     }
 
     /// Takes back everything the transaction did.
-    pub fn revert(&mut self) {
-        self.revert_to(Mark::default());
+    pub fn roll_back(&mut self) {
+        self.roll_back_to(Mark::default());
     }
 
     /// Takes back what the transaction did since `mark`.
-    pub fn revert_to(&mut self, mark: Mark) {
+    pub fn roll_back_to(&mut self, mark: Mark) {
         for change in self.journal.split_off(mark.journal).into_iter().rev() {
             match change {
                 Change::Inserted(range) => {
@@ -211,15 +211,15 @@ impl WantedSet {
     }
 
     /// Takes back what the transaction added and keeps what it unmapped: what a failed commit leaves.
-    pub fn revert_additions(&mut self) {
+    pub fn roll_back_additions(&mut self) {
         let unmapped = std::mem::take(&mut self.unmapped);
-        self.revert();
+        self.roll_back();
         for range in unmapped {
             // Each of these succeeded on a superset of what is here now, so none can cut an exact region.
             let removed = self.remove(range);
             debug_assert!(removed.is_ok());
         }
-        self.accept();
+        self.commit();
     }
 
     fn put(&mut self, wanted: Wanted) {

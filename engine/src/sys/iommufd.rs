@@ -119,9 +119,9 @@ const _: () = {
 };
 
 /// How many ranges are asked for first. An IOMMU has one to four.
-const RANGES_FIRST: usize = 16;
+const FIRST_RANGES: usize = 16;
 /// The most ranges an IOAS may have: one that has more than this is not one.
-const RANGES_MOST: usize = 1 << 16;
+const MAX_RANGES: usize = 1 << 16;
 
 /// The length of an argument, as its first field says it.
 const fn size<T>() -> u32 {
@@ -225,13 +225,13 @@ pub(crate) fn space(iommufd: BorrowedFd<'_>, ioas_id: u32) -> Result<Space> {
 
 /// Asks with a buffer that grows until everything fits. Nothing of the answer is taken on trust.
 fn read_space(mut ask: impl FnMut(&mut [Range]) -> Result<IovaRanges>) -> Result<Space> {
-    let mut buffer = vec![Range::default(); RANGES_FIRST];
+    let mut buffer = vec![Range::default(); FIRST_RANGES];
     loop {
         let answer = ask(&mut buffer)?;
         let count = answer.num_iovas as usize;
         let Some(ranges) = buffer.get(..count) else {
             // Devices can come while we ask, but each round has more room than the one before.
-            if count > RANGES_MOST {
+            if count > MAX_RANGES {
                 return Err(Error::malformed("the IOAS says it has more than 65536 ranges of valid IOVAs"));
             }
             buffer = vec![Range::default(); count];
@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn ranges_are_read_however_many_there_are() {
-        for count in [1, 2, RANGES_FIRST, RANGES_FIRST + 1, RANGES_MOST] {
+        for count in [1, 2, FIRST_RANGES, FIRST_RANGES + 1, MAX_RANGES] {
             let all: Vec<(u64, u64)> =
                 (0..count as u64).map(|n| (n * 0x10_000, n * 0x10_000 + 0xfff)).collect();
             let space = read_space(kernel(&all, 0x1000)).unwrap();
@@ -357,7 +357,7 @@ mod tests {
             let all: Vec<(u64, u64)> = (0..count as u64).map(|n| (n, n)).collect();
             kernel(&all, 1)(buffer)
         });
-        assert_eq!((asked, space.unwrap().ranges.len()), (4, RANGES_FIRST + 3));
+        assert_eq!((asked, space.unwrap().ranges.len()), (4, FIRST_RANGES + 3));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::addr::HostVa;
 use crate::error::Errno;
 
 /// Nodes a policy can name here: the kernel's largest configuration.
-const MOST_NODES: usize = 1024;
+const MAX_NODES: usize = 1024;
 /// The policy of an address instead of the thread's.
 const MPOL_F_ADDR: libc::c_int = 2;
 const MPOL_PREFERRED: libc::c_int = 1;
@@ -39,28 +39,28 @@ impl Nodes {
     }
 
     /// The node whose memory the pages at `hva` shall come from, if its policy names one and that has CPUs.
-    pub fn of(&self, hva: HostVa) -> Option<usize> {
+    pub fn node_of(&self, hva: HostVa) -> Option<usize> {
         policy(hva).filter(|node| self.0.contains_key(node))
     }
 }
 
 /// Where a worker may run, and where it is.
-pub(crate) struct Place<'a> {
+pub(crate) struct NodeBinding<'a> {
     nodes: &'a Nodes,
     /// The CPUs the thread was given; `None` if the kernel would not say.
     allowed: Option<Cpus>,
     at: Option<usize>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> NodeBinding<'a> {
     /// Of the calling thread, which must be a worker: it will be moved, and not moved back.
-    pub fn of_this_thread(nodes: &'a Nodes) -> Self {
+    pub fn of_current_thread(nodes: &'a Nodes) -> Self {
         Self { nodes, allowed: Cpus::allowed().ok(), at: None }
     }
 
     /// Moves the thread to the CPUs of a node, or of none in particular, as far as it may run there. A sandbox may refuse
     /// that; then it stays where it is, which is only slower.
-    pub fn go(&mut self, node: Option<usize>) {
+    pub fn move_to(&mut self, node: Option<usize>) {
         if self.at == node {
             return;
         }
@@ -90,10 +90,10 @@ impl Cpus {
     fn only(&self, cpus: &[usize]) -> Option<Self> {
         // SAFETY: a plain set of bits, for which all zeroes is the empty set.
         let mut only = unsafe { MaybeUninit::<libc::cpu_set_t>::zeroed().assume_init() };
-        let most = libc::CPU_SETSIZE as usize;
+        let max = libc::CPU_SETSIZE as usize;
         let mut any = false;
         // SAFETY: the number is below what a set can hold.
-        for &cpu in cpus.iter().filter(|cpu| **cpu < most && unsafe { libc::CPU_ISSET(**cpu, &self.0) }) {
+        for &cpu in cpus.iter().filter(|cpu| **cpu < max && unsafe { libc::CPU_ISSET(**cpu, &self.0) }) {
             // SAFETY: as above.
             unsafe { libc::CPU_SET(cpu, &mut only) };
             any = true;
@@ -114,16 +114,16 @@ impl Cpus {
 /// The one node that the policy of the memory at `hva` names, if it names one.
 fn policy(hva: HostVa) -> Option<usize> {
     let mut mode: libc::c_int = 0;
-    let mut nodes = [0u64; MOST_NODES / 64];
+    let mut nodes = [0u64; MAX_NODES / 64];
     let address = hva.raw();
-    // SAFETY: the call writes one int and a mask of `MOST_NODES` bits, and looks up which mapping an address belongs to; an
+    // SAFETY: the call writes one int and a mask of `MAX_NODES` bits, and looks up which mapping an address belongs to; an
     // address without one is answered with an error.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_get_mempolicy,
             &raw mut mode,
             nodes.as_mut_ptr(),
-            MOST_NODES as libc::c_ulong,
+            MAX_NODES as libc::c_ulong,
             address,
             libc::c_ulong::from(MPOL_F_ADDR as u32),
         )
@@ -194,9 +194,9 @@ mod tests {
             let one = before[0];
             // A machine of two nodes, one of which this thread may not run on.
             let nodes = Nodes(BTreeMap::from([(0, vec![one]), (1, vec![1023])]));
-            let mut place = Place::of_this_thread(&nodes);
+            let mut binding = NodeBinding::of_current_thread(&nodes);
             for (node, expected) in [(Some(0), vec![one]), (Some(1), before.clone()), (None, before)] {
-                place.go(node);
+                binding.move_to(node);
                 assert_eq!(now(), expected);
             }
         });
@@ -212,9 +212,9 @@ mod tests {
             let nothing = Cpus(unsafe { MaybeUninit::<libc::cpu_set_t>::zeroed().assume_init() });
             assert_eq!(nothing.apply(), Err(Errno(libc::EINVAL)));
             let nodes = Nodes(BTreeMap::from([(0, before.clone()), (1, vec![1023])]));
-            let mut place = Place { nodes: &nodes, allowed: Some(nothing), at: None };
+            let mut binding = NodeBinding { nodes: &nodes, allowed: Some(nothing), at: None };
             for node in [Some(0), Some(1), None] {
-                place.go(node);
+                binding.move_to(node);
                 assert_eq!(now(), before);
             }
         });

@@ -49,7 +49,7 @@ impl Engine {
         let State { table, dirty, .. } = &mut *state;
         let Some(dirty) = dirty else { return Ok(()) };
         for call in calls(table.overlapping(range).map(|entry| entry.range), batch, self.page) {
-            if call.length() > tracking.most_bytes() {
+            if call.length() > tracking.max_bytes() {
                 // An entry too large for any bitmap.
                 dirty.add_all(call);
             } else {
@@ -74,19 +74,19 @@ impl Engine {
         self.tracking(Some(range))?;
         self.check_bitmap(&state, range, bitmap)?;
         let removed = self.remove(&mut state, range)?;
-        let settled = self.settle_with_dirty(&mut state);
+        let reconciled = self.reconcile_with_dirty(&mut state);
         if let Some(dirty) = &mut state.dirty {
             dirty.take(range, range, bitmap);
         }
         state.forget_dirty();
-        settled.map(|_| removed)
+        reconciled.map(|_| removed)
     }
 
     /// What one unmap call may take: while dirty pages are tracked no more than a bitmap can tell of.
     pub(super) fn batch(&self, state: &State) -> Batch {
         match (&state.dirty, self.backend.dirty_tracking()) {
             (Some(_), Some(tracking)) => {
-                Batch { bytes: self.batch.bytes.min(tracking.most_bytes()), ..self.batch }
+                Batch { bytes: self.batch.bytes.min(tracking.max_bytes()), ..self.batch }
             }
             _ => self.batch,
         }

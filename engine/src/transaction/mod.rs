@@ -17,7 +17,7 @@ use crate::execute::{Executed, Executor};
 use crate::limits::{Limits, Memlock};
 use crate::log::{Level, Log};
 use crate::object::Objects;
-use crate::populate::{self, How};
+use crate::populate::{self, PopulateOptions};
 use crate::preflight;
 use crate::reconcile::dirty_pages::DirtyPages;
 use crate::reconcile::grid::Grid;
@@ -164,14 +164,14 @@ impl Engine {
     pub fn commit(&self) -> Result<Outcome> {
         let mut state = self.in_transaction()?;
         state.in_transaction = false;
-        self.settle(&mut state)
+        self.reconcile(&mut state)
     }
 
     /// Forgets the open transaction.
     pub fn abort(&self) -> Result<()> {
         let mut state = self.in_transaction()?;
         state.in_transaction = false;
-        state.wanted.revert();
+        state.wanted.roll_back();
         state.forget_objects();
         Ok(())
     }
@@ -222,24 +222,24 @@ impl Engine {
     }
 
     /// Plans and executes what the open transaction touched.
-    fn settle(&self, state: &mut State) -> Result<Outcome> {
-        let settled = self.settle_with_dirty(state);
+    fn reconcile(&self, state: &mut State) -> Result<Outcome> {
+        let reconciled = self.reconcile_with_dirty(state);
         state.forget_dirty();
-        settled
+        reconciled
     }
 
     /// The same, and what is not wanted any more may still be among the dirty pages.
-    fn settle_with_dirty(&self, state: &mut State) -> Result<Outcome> {
+    fn reconcile_with_dirty(&self, state: &mut State) -> Result<Outcome> {
         let start = Instant::now();
         if state.wanted.touched().is_empty() {
-            state.wanted.accept();
+            state.wanted.commit();
             self.stats_mut().empty_commits += 1;
             return Ok(Outcome::default());
         }
         let mut scope = state.wanted.touched().to_vec();
         match self.attempt(state, &mut scope) {
             Ok(outcome) => {
-                state.wanted.accept();
+                state.wanted.commit();
                 state.forget_objects();
                 let outcome = Outcome { duration: start.elapsed(), ..outcome };
                 self.record_commit(&outcome);
@@ -248,7 +248,7 @@ impl Engine {
             }
             Err(error) => {
                 self.log.write(Level::Error, format_args!("{error}"));
-                self.take_back(state, &scope, &error);
+                self.roll_back(state, &scope, &error);
                 state.forget_objects();
                 self.stats_mut().failed_commits += 1;
                 self.record_state(state);
@@ -264,8 +264,8 @@ impl Engine {
         let State { table, wanted, objects, dirty, .. } = state;
         let mut executor = self.executor(table, objects, dirty.as_mut(), &plan);
         let threads = executor.threads;
-        let how = How { threads, huge_pages: self.huge_pages, chunk: populate::CHUNK };
-        let run = executor.run(&plan, wanted, Some(how));
+        let options = PopulateOptions { threads, huge_pages: self.huge_pages, chunk: populate::CHUNK_BYTES };
+        let run = executor.run(&plan, wanted, Some(options));
         let executed = executor.executed;
         self.record_executed(&executed);
         self.log_executed(state, &executed);
@@ -312,15 +312,15 @@ impl Engine {
     }
 
     /// After a failure: makes the kernel hold what was wanted before, less what the transaction unmapped.
-    fn take_back(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
-        state.wanted.revert_additions();
+    fn roll_back(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
+        state.wanted.roll_back_additions();
         self.stats_mut().undo_runs += 1;
-        self.reconcile(state, scope, error);
+        self.restore(state, scope, error);
     }
 
     /// Makes the kernel hold what is wanted, now that `error` took something in `scope` out of it. What cannot be taken back
     /// poisons.
-    fn reconcile(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
+    fn restore(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         let State { table, wanted, objects, dirty, .. } = state;
         let undone = plan::plan(wanted, table, scope, self.grid, self.batch, None).map(|plan| {
             let mut executor = self.executor(table, objects, dirty.as_mut(), &plan);
@@ -344,7 +344,7 @@ impl Engine {
         plan: &Plan,
     ) -> Executor<'a> {
         // To count the CPUs costs more than a small plan: affinity and cgroup are read anew.
-        let threads = if plan.bytes() < populate::ALONE_BELOW { 1 } else { self.threads() };
+        let threads = if plan.bytes() < populate::MIN_PARALLEL_BYTES { 1 } else { self.threads() };
         Executor { backend: &*self.backend, table, objects, dirty, threads, executed: Executed::default() }
     }
 

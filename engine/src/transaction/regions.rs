@@ -6,7 +6,7 @@ use super::{Engine, State};
 use crate::addr::{HostVa, Iova, IovaRange};
 use crate::error::{Errno, Error, ErrorKind, Op, Result};
 use crate::execute::Refusal;
-use crate::object::{Named, ObjectKind};
+use crate::object::{ObjectKind, ObjectRef};
 use crate::reconcile::runs::runs;
 use crate::region::{Backing, Kind, Perm, Region};
 
@@ -19,12 +19,12 @@ impl Engine {
     /// Wants a region that is a part of `object`, which some kernels can map where, or faster than, they map host addresses.
     /// All regions of one backing are parts of one object, and each byte of it has one host address. BARs are exact: the kernel
     /// may have taken away what is mapped of them.
-    pub fn map_object(&self, region: Region, object: &Named) -> Result<()> {
+    pub fn map_object(&self, region: Region, object: &ObjectRef) -> Result<()> {
         let is_bar = matches!(object.kind, ObjectKind::Bar { .. });
         self.map(Region { exact: region.exact || is_bar, ..region }, Some(object))
     }
 
-    fn map(&self, region: Region, object: Option<&Named>) -> Result<()> {
+    fn map(&self, region: Region, object: Option<&ObjectRef>) -> Result<()> {
         self.check(&region)?;
         let mut state = self.healthy()?;
         let object = object.filter(|_| self.backend.capabilities().objects);
@@ -33,7 +33,7 @@ impl Engine {
         if let Some(accepted) = accepted {
             state.objects.insert(accepted);
         }
-        self.settle_or_refuse(state)
+        self.reconcile_or_refuse(state)
     }
 
     /// Wants RAM in pages of the smallest IOMMU page, each at its IOVA: all of them, or none if this fails. Outside a
@@ -56,11 +56,11 @@ impl Engine {
                 insert(&mut state, region)
             });
             if let Err(error) = added {
-                state.wanted.revert_to(before);
+                state.wanted.roll_back_to(before);
                 return Err(error);
             }
         }
-        self.settle_or_refuse(state)
+        self.reconcile_or_refuse(state)
     }
 
     /// Does not want anything at `range` any more; answers how many wanted bytes that took away. Outside a transaction they
@@ -90,13 +90,13 @@ impl Engine {
             match range.and_then(|range| self.remove(&mut state, range)) {
                 Ok(removed) => bytes = bytes.saturating_add(removed),
                 Err(error) => {
-                    state.wanted.revert_to(before);
+                    state.wanted.roll_back_to(before);
                     return Err(error);
                 }
             }
         }
         if !state.in_transaction {
-            self.settle(&mut state)?;
+            self.reconcile(&mut state)?;
         }
         Ok(bytes)
     }
@@ -130,12 +130,12 @@ impl Engine {
 
     /// The end of a call that added to what is wanted. Inside a transaction there is nothing more to do; outside, with nobody to
     /// read an outcome, a refusal is the call's error, and nothing that it added is wanted.
-    fn settle_or_refuse(&self, mut state: MutexGuard<'_, State>) -> Result<()> {
+    fn reconcile_or_refuse(&self, mut state: MutexGuard<'_, State>) -> Result<()> {
         if state.in_transaction {
             return Ok(());
         }
         let added = state.wanted.touched().to_vec();
-        let outcome = self.settle(&mut state)?;
+        let outcome = self.reconcile(&mut state)?;
         let Some(refusal) = outcome.executed.refusals.first() else { return Ok(()) };
         let Refusal { entry, errno, .. } = refusal;
         let error = Error::kernel(Op::Map, *errno).at(entry.range).at_hva(entry.hva);
@@ -143,8 +143,8 @@ impl Engine {
             let removed = state.wanted.remove(*range);
             debug_assert!(removed.is_ok(), "what was inserted can be removed");
         }
-        state.wanted.accept();
-        self.reconcile(&mut state, &added, &error);
+        state.wanted.commit();
+        self.restore(&mut state, &added, &error);
         state.forget_objects();
         self.record_state(&state);
         Err(error)

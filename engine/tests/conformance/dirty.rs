@@ -17,7 +17,7 @@ fn pages(first: u64, count: u64) -> IovaRange {
 /// A device of vfio-pci does not tell what it writes to: every mapped page is dirty, each time.
 pub fn assert_told(backend: &dyn Backend, memory: Memory) {
     let tracking = backend.dirty_tracking().expect("type1 has tracked dirty pages since Linux 5.8");
-    assert!(tracking.most_bytes() >= 1 << 40, "{:#x}", tracking.most_bytes());
+    assert!(tracking.max_bytes() >= 1 << 40, "{:#x}", tracking.max_bytes());
     let read = |range, words: usize| {
         let mut bitmap = vec![0; words];
         tracking.read_dirty(range, &mut bitmap).map(|()| bitmap)

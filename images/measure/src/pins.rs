@@ -35,11 +35,11 @@ struct State {
     /// Rings with no buffer in them.
     free: Vec<Ring>,
     /// What is pinned, by first IOVA.
-    held: BTreeMap<u64, Held>,
+    held: BTreeMap<u64, Pinned>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct Pinned {
     range: IovaRange,
     rings: Vec<Ring>,
 }
@@ -131,7 +131,7 @@ impl Backend for PinStandIn {
             return Err(Errno::EEXIST);
         }
         let rings = state.pin(mapping.hva.raw(), mapping.range.length())?;
-        state.held.insert(mapping.range.start(), Held { range: mapping.range, rings });
+        state.held.insert(mapping.range.start(), Pinned { range: mapping.range, rings });
         Ok(())
     }
 

@@ -1,14 +1,14 @@
 //! type1's rules of dirty pages (6.12 and 7.2).
 
 use super::SimConfig;
-use super::rules::Held;
+use super::rules::KernelState;
 use crate::addr::{Iova, IovaRange};
 use crate::error::Errno;
 
-impl Held {
+impl KernelState {
     // vfio_iommu_type1_dirty_pages: to start what has started, and to stop what has stopped, is fine.
     pub(super) fn track(&mut self, config: &SimConfig, on: bool) -> Result<(), Errno> {
-        if config.most_bitmap_bytes == 0 {
+        if config.max_bitmap_bytes == 0 {
             return Err(Errno::ENOTTY);
         }
         if on != self.tracking {
@@ -62,7 +62,7 @@ impl Held {
         let bytes = size_of_val(bitmap) as u64;
         let enough = (length / page).div_ceil(64) * 8;
         let odd = length == 0 || (iova | length) & (page - 1) != 0;
-        if !self.tracking || odd || bytes < enough || bytes > config.most_bitmap_bytes {
+        if !self.tracking || odd || bytes < enough || bytes > config.max_bitmap_bytes {
             return Err(Errno::EINVAL);
         }
         IovaRange::new(Iova(iova), length).ok_or(Errno::EINVAL)

@@ -14,7 +14,7 @@ use crate::error::{Errno, KernelResult, Result};
 use crate::limits::{Limits, Memlock, MemlockScope};
 use crate::object::{Object, ObjectKind};
 use crate::region::Perm;
-use rules::{Held, Request};
+use rules::{KernelState, Request};
 
 /// Whose rules the model keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub struct SimConfig {
     /// The call of map or unmap that panics, counted from 1.
     pub panic_nth: Option<u64>,
     /// Bytes of the largest bitmap of dirty pages that type1 takes; 0: it tracks none.
-    pub most_bitmap_bytes: u64,
+    pub max_bitmap_bytes: u64,
     /// Whether every mapped page counts as dirty, as the kernel has it for devices that do not tell what they write to: those
     /// of vfio-pci. If not, only what [`Sim::write`] says.
     pub all_dirty: bool,
@@ -77,7 +77,7 @@ impl Default for SimConfig {
             busy: Vec::new(),
             failures: Vec::new(),
             panic_nth: None,
-            most_bitmap_bytes: 256 << 20,
+            max_bitmap_bytes: 256 << 20,
             all_dirty: true,
             populate: PopulatePolicy::Never,
         }
@@ -101,7 +101,7 @@ pub enum Call {
 
 #[derive(Debug, Default)]
 struct State {
-    held: Held,
+    held: KernelState,
     calls: Vec<Call>,
 }
 
@@ -267,7 +267,7 @@ impl Backend for Sim {
 
     fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
         let config = self.config();
-        let tracks = config.rules == Rules::Type1 && config.most_bitmap_bytes > 0;
+        let tracks = config.rules == Rules::Type1 && config.max_bitmap_bytes > 0;
         tracks.then_some(self)
     }
 
@@ -302,9 +302,9 @@ impl Backend for Sim {
 }
 
 impl DirtyTracking for Sim {
-    fn most_bytes(&self) -> u64 {
+    fn max_bytes(&self) -> u64 {
         let config = self.config();
-        config.most_bitmap_bytes.saturating_mul(8).saturating_mul(config.page_sizes.smallest())
+        config.max_bitmap_bytes.saturating_mul(8).saturating_mul(config.page_sizes.smallest())
     }
 
     fn track_dirty(&self, on: bool) -> KernelResult<()> {

@@ -29,7 +29,7 @@ impl From<&Mapping> for Request {
 
 /// What the kernel holds.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct KernelState {
     /// By IOVA.
     pub(super) mappings: BTreeMap<u64, Mapping>,
     /// Bytes counted against memlock.
@@ -40,7 +40,7 @@ pub(super) struct Held {
     pub(super) written: BTreeSet<u64>,
 }
 
-impl Held {
+impl KernelState {
     pub(super) fn map(&mut self, config: &SimConfig, request: Request) -> KernelResult<()> {
         let mapping = match config.rules {
             Rules::Type1 => self.type1_may_map(config, request)?,

@@ -46,7 +46,7 @@ pub(crate) struct Migration {
     /// Bitmap of the page sizes it can track.
     pub(crate) page_sizes: u64,
     /// The largest bitmap it takes, in bytes.
-    pub(crate) most_bitmap_bytes: u64,
+    pub(crate) max_bitmap_bytes: u64,
 }
 
 /// Why a description cannot be read.
@@ -126,7 +126,7 @@ impl Type1Info {
             uapi::VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION => {
                 self.migration = Some(Migration {
                     page_sizes: u64_at(bytes, offset_of!(CapMigration, pgsize_bitmap))?,
-                    most_bitmap_bytes: u64_at(bytes, offset_of!(CapMigration, max_dirty_bitmap_size))?,
+                    max_bitmap_bytes: u64_at(bytes, offset_of!(CapMigration, max_dirty_bitmap_size))?,
                 });
             }
             uapi::VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL => {
@@ -212,7 +212,7 @@ mod tests {
             page_sizes: 0x4020_1000,
             iova_ranges: vec![range(0, 0xfedf_ffff), range(0xfef0_0000, 0x7f_ffff_ffff)],
             dma_avail: Some(65535),
-            migration: Some(Migration { page_sizes: 0x1000, most_bitmap_bytes: 1 << 28 }),
+            migration: Some(Migration { page_sizes: 0x1000, max_bitmap_bytes: 1 << 28 }),
         }
     }
 

@@ -45,7 +45,7 @@ const _: () = {
 
 /// The most GET_INFO may ask for, in bytes. The kernel's answer is a few hundred; a container that wants more than this
 /// is not one.
-const INFO_MOST: usize = 1 << 20;
+const MAX_INFO_BYTES: usize = 1 << 20;
 
 /// The version of the VFIO interface behind `container`.
 pub(crate) fn api_version(container: BorrowedFd<'_>) -> KernelResult<libc::c_int> {
@@ -120,7 +120,7 @@ pub(crate) fn info(container: BorrowedFd<'_>) -> Result<Vec<u8>> {
         }
         // The capabilities did not fit and were left out. They can have grown again by the time of the next call, but
         // each round is longer than the one before.
-        if wanted > INFO_MOST {
+        if wanted > MAX_INFO_BYTES {
             return Err(Error::malformed("the container asks for more than a mebibyte to describe itself"));
         }
         length = wanted;

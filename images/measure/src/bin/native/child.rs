@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::{Backend, Mapping, PopulatePolicy};
-use vfio_fast_engine::object::{Named, ObjectKind};
-use vfio_fast_engine::populate::{self, How, Piece};
+use vfio_fast_engine::object::{ObjectKind, ObjectRef};
+use vfio_fast_engine::populate::{self, HostRange, PopulateOptions};
 use vfio_fast_engine::region::{Backing as Object, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
 use vfio_fast_engine::{Config, Engine};
@@ -100,7 +100,7 @@ fn engine(job: &Job, memory: &Memory, populates: PopulatePolicy) -> Result<()> {
         for region in regions(memory, job.bytes) {
             let offset = region.hva.raw() - memory.hva().raw();
             match memory.file() {
-                Some(fd) => engine.map_object(region, &Named { fd, kind: ObjectKind::Memory, offset })?,
+                Some(fd) => engine.map_object(region, &ObjectRef { fd, kind: ObjectKind::Memory, offset })?,
                 None => engine.map_region(region)?,
             }
         }
@@ -132,10 +132,10 @@ fn parts(stats: &Stats, sample: Sample) -> Sample {
 /// Cold, with the engine's own fault-in but calls of another size.
 fn batch(job: &Job, memory: &Memory) -> Result<()> {
     let pins = job.mapper()?;
-    let piece = Piece { hva: memory.hva(), bytes: job.bytes, writable: true };
+    let piece = HostRange { hva: memory.hva(), bytes: job.bytes, writable: true };
     let start = Instant::now();
     let (threads, huge_pages) = (job.threads, huge_pages(job.backing));
-    let how = How { threads, huge_pages, chunk: job.pages_per_call * PAGE };
+    let how = PopulateOptions { threads, huge_pages, chunk: job.pages_per_call * PAGE };
     let report = populate::populate(&[piece], how);
     let populated = start.elapsed();
     for region in regions(memory, job.bytes) {
