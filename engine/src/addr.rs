@@ -1,4 +1,5 @@
-//! Addresses and ranges: what a device sees ([`Iova`]), what the host sees ([`HostVa`]), and the page sizes between them.
+//! Addresses and ranges: what a device sees ([`Iova`]), what the host sees ([`HostVa`]), and the page sizes between
+//! them.
 //!
 //! The two address spaces are separate types without arithmetic operators: the only ways to move inside one are the
 //! checked methods below, so an IOVA can never be used where a host address is meant and no sum can wrap unnoticed.
@@ -163,7 +164,7 @@ impl PageSizes {
 /// In which steps an IOMMU's page sizes grow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Superpages {
-    /// One size is all that is known. iommufd tells no more.
+    /// Only one size is known. iommufd reports no more.
     #[default]
     Unknown,
     /// A few sizes, each the page-table level above the last: VT-d's 4 KiB, 2 MiB, 1 GiB. What is not aligned to one of

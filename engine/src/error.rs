@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::addr::{HostVa, IovaRange};
 
-/// A kernel error number, kept as it came: the kernel may answer values this crate has no name for.
+/// A kernel error number, unchanged: the kernel may return values this crate has no name for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(pub i32);
 
@@ -59,14 +59,14 @@ pub enum Op {
     Info,
     /// Asking which pages devices have written to.
     Dirty,
-    /// Giving memory back.
+    /// Discarding memory.
     Discard,
 }
 
 /// What kind of failure it is, with the numbers a person needs to act on it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ErrorKind {
-    /// The kernel said so and there is nothing to add.
+    /// The kernel returned the error, and there is nothing to add.
     Kernel,
     /// An address or length is not a multiple of the smallest IOMMU page.
     Misaligned {
@@ -89,7 +89,7 @@ pub enum ErrorKind {
     },
     /// More memory would be pinned than RLIMIT_MEMLOCK allows. Bytes.
     Memlock {
-        /// What this transaction pins on top of what is locked.
+        /// Bytes this transaction pins on top of those that are locked.
         needed: u64,
         /// VmLck before it.
         locked: u64,
@@ -108,11 +108,11 @@ pub enum ErrorKind {
         /// The valid ranges.
         valid: Vec<IovaRange>,
     },
-    /// The kernel unmapped another number of bytes than the table holds: somebody else changed the container.
+    /// The kernel unmapped another number of bytes than the table holds: something else changed the container.
     ByteCount {
         /// Bytes the table held.
         expected: u64,
-        /// Bytes the kernel answered.
+        /// Bytes the kernel reported.
         got: u64,
     },
     /// A transaction is open already, or none is.
@@ -120,9 +120,9 @@ pub enum ErrorKind {
         /// Whether one is open.
         open: bool,
     },
-    /// The handle does not know any more what the kernel holds.
+    /// The handle no longer knows what the kernel holds.
     Poisoned {
-        /// What went wrong then.
+        /// The failure that caused it.
         cause: String,
     },
     /// Any other broken rule, in words.
@@ -132,13 +132,13 @@ pub enum ErrorKind {
 /// A failed operation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Error {
-    /// What was tried.
+    /// The operation that failed.
     pub op: Op,
-    /// What the kernel answered, or what it would have answered.
+    /// What the kernel returned, or would have returned.
     pub errno: Errno,
-    /// On which IOVAs, if on any.
+    /// The IOVAs concerned, if any.
     pub range: Option<IovaRange>,
-    /// At which host address, if at any.
+    /// The host address concerned, if any.
     pub hva: Option<HostVa>,
     /// The rest.
     pub kind: ErrorKind,
@@ -147,7 +147,7 @@ pub struct Error {
 /// What this crate's fallible functions return.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What a kernel call returns, or what stands for one: who made the call knows what it was for.
+/// What a kernel call returns. The caller knows the operation.
 pub type KernelResult<T> = std::result::Result<T, Errno>;
 
 impl Error {
@@ -156,7 +156,7 @@ impl Error {
         Self { op, errno, range: None, hva: None, kind: ErrorKind::Kernel }
     }
 
-    /// A description by the kernel that makes no sense.
+    /// A malformed description by the kernel.
     pub fn malformed(text: &'static str) -> Self {
         Self { kind: ErrorKind::Other(text), ..Self::kernel(Op::Info, Errno::EIO) }
     }
@@ -166,17 +166,17 @@ impl Error {
         Self { kind, ..Self::kernel(Op::Check, errno) }
     }
 
-    /// The same error, of these IOVAs.
+    /// The same error, with the IOVAs concerned.
     pub fn at(self, range: IovaRange) -> Self {
         Self { range: Some(range), ..self }
     }
 
-    /// The same error, of memory at this host address.
+    /// The same error, with the host address concerned.
     pub fn at_hva(self, hva: HostVa) -> Self {
         Self { hva: Some(hva), ..self }
     }
 
-    /// The same error, of another operation.
+    /// The same error, for another operation.
     pub fn of(self, op: Op) -> Self {
         Self { op, ..self }
     }

@@ -1,7 +1,8 @@
 //! Keeps the DMA mappings of a container in agreement with the regions that a caller declares.
 //!
-//! The caller declares the regions that devices may access. The engine keeps a table of the entries that the kernel holds, and
-//! each commit makes only the map and unmap calls that are needed. A module imports only from the floors below its own:
+//! The caller declares the regions that devices may access. The engine keeps a table of the entries that the kernel
+//! holds, and each commit makes only the map and unmap calls that are needed. A module imports only from the floors
+//! below its own:
 //!
 //! | floor | modules | what they do |
 //! |---|---|---|

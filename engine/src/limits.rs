@@ -13,7 +13,7 @@ pub struct Limits {
     pub entries: Option<u64>,
 }
 
-/// Whose pinned memory the kernel compares with RLIMIT_MEMLOCK.
+/// The pinned memory that the kernel compares with RLIMIT_MEMLOCK.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MemlockScope {
     /// That of this process, which VmLck shows.

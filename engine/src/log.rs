@@ -1,4 +1,4 @@
-//! What the library has to say to its user, on the thread that called it.
+//! Messages for the user of the library, on the thread that called it.
 
 use std::fmt;
 

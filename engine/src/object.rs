@@ -1,5 +1,5 @@
-//! The memory objects behind regions, as descriptors: what a kernel can map without going through the addresses of this
-//! process.
+//! The memory objects that regions are parts of, as descriptors: a kernel can map these without going through the
+//! addresses of this process.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -44,7 +44,8 @@ pub struct Object<'a> {
 /// An object as a caller names it: where the region that comes with it begins in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ObjectRef {
-    /// The file or the device, borrowed. A bare number because it comes from a C caller: a closed or negative one is EBADF.
+    /// The file or the device, borrowed. A bare number because it comes from a C caller: a closed or negative one is
+    /// EBADF.
     pub fd: RawFd,
     /// Which of them.
     pub kind: ObjectKind,
@@ -75,8 +76,8 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Checks what is said of the region's object, and duplicates its descriptor if it is a new one. `page` is the smallest IOMMU
-    /// page.
+    /// Checks the object that the caller names for the region, and duplicates its descriptor if it is a new one. `page`
+    /// is the smallest IOMMU page.
     pub fn check(&self, region: &Region, object: &ObjectRef, page: u64) -> Result<PendingObject> {
         let &ObjectRef { fd: raw, kind, offset } = object;
         let refused = |errno, kind| Err(Error::check(errno, kind).at(region.range).at_hva(region.hva));

@@ -21,15 +21,16 @@ impl Perm {
 /// What kind of memory a region is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Ordinary memory with struct pages: faulted in before the map, counted against memlock, fatal if it cannot be mapped.
+    /// Ordinary memory with struct pages: faulted in before the map, counted against memlock, fatal if it cannot be
+    /// mapped.
     Ram,
     /// Another device's memory (a BAR): never touched, not counted, and "no peer-to-peer" if it cannot be mapped.
     Device,
 }
 
-/// The identity of the memory object behind a region (in QEMU: its RAMBlock). Two regions can be joined into one kernel
-/// entry only if both name the same object: host addresses of different objects can be adjacent by accident, and what is
-/// joined by accident would have to be cut when one of them goes away.
+/// The identity of the memory object that a region is a part of (in QEMU: its RAMBlock). Two regions can be joined into
+/// one kernel entry only if both name the same object: host addresses of different objects can be adjacent by accident,
+/// and what is joined by accident would have to be cut when one of them goes away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
 pub struct Backing(pub u64);
 
@@ -38,7 +39,7 @@ impl Backing {
     pub const UNKNOWN: Self = Self(0);
 }
 
-/// A contiguous piece of memory that a device shall reach.
+/// A contiguous range of memory that devices may access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Region {
     /// Where the device sees it.
@@ -49,7 +50,7 @@ pub struct Region {
     pub perm: Perm,
     /// RAM or device memory.
     pub kind: Kind,
-    /// Whose memory it is.
+    /// The memory object it is a part of.
     pub backing: Backing,
     /// One kernel entry, neither joined with a neighbour nor cut: for what the caller will take away in exactly these
     /// pieces (virtio-mem blocks, vIOMMU mappings).

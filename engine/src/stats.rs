@@ -5,7 +5,7 @@ use crate::addr::Superpages;
 /// Declares [`Stats`], and the macro that hands the names of its fields to another macro.
 macro_rules! stats {
     (($dollar:tt) $($(#[$doc:meta])* $name:ident: $type:ty,)+) => {
-        /// Totals since open; fields that say "now" are the state after the last commit. Bytes, nanoseconds and counts.
+        /// Totals since open; fields marked "now" are the state after the last commit. Bytes, nanoseconds and counts.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
         pub struct Stats {
             $($(#[$doc])* pub $name: $type,)+
@@ -49,7 +49,7 @@ stats! {
     kept_bytes: u64,
     /// Time spent comparing.
     plan_ns: u64,
-    /// Time commits gave to faulting memory in, whatever the number of threads. Map calls made meanwhile are not in it.
+    /// Time commits gave to faulting memory in, whatever the number of threads. Concurrent map calls are not included.
     populate_ns: u64,
     /// Time spent in map calls; of calls made at the same time, each counts.
     map_ns: u64,
@@ -67,15 +67,15 @@ stats! {
     populate_small: u64,
     /// Bytes left to the map call because faulting in did not work.
     populate_skipped: u64,
-    /// Chunks that answered EINVAL: a kernel before 5.14, or a special mapping.
+    /// Chunks that failed with EINVAL: a kernel before 5.14, or a special mapping.
     populate_einval: u64,
-    /// Chunks that answered EFAULT.
+    /// Chunks that failed with EFAULT.
     populate_efault: u64,
-    /// Chunks that answered ENOMEM.
+    /// Chunks that failed with ENOMEM.
     populate_enomem: u64,
-    /// Chunks that answered EHWPOISON.
+    /// Chunks that failed with EHWPOISON.
     populate_ehwpoison: u64,
-    /// Chunks that answered anything else.
+    /// Chunks that failed with any other errno.
     populate_other: u64,
     /// Worker threads that could not be started.
     thread_fallbacks: u64,
@@ -91,8 +91,8 @@ stats! {
     congruent_2m_bytes: u64,
     /// Bytes now mapped whose IOVA and host address agree modulo 1 GiB.
     congruent_1g_bytes: u64,
-    /// Bytes that commits unmapped and mapped again just so, because their entry held something that had to go: for a moment
-    /// no device could reach them.
+    /// Bytes that commits unmapped and mapped again just so, because their entry held something that had to go: for a
+    /// moment no device could reach them.
     remapped_bytes: u64,
     /// The longest unmap call: about as long as others had to wait for the container.
     unmap_longest_ns: u64,

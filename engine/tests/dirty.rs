@@ -1,4 +1,5 @@
-//! Which pages devices have written to: nothing is left out, nothing is told twice, and no call cuts an entry, on the model.
+//! Which pages devices have written to: nothing is left out, nothing is told twice, and no call cuts an entry, on the
+//! model.
 #![allow(unsafe_code, reason = "the common part names host addresses")]
 
 use std::collections::BTreeSet;

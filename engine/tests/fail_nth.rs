@@ -1,5 +1,5 @@
-//! Every single failing call, and pairs of them: the table stays true to the kernel, a failed commit leaves what it says it
-//! leaves, the first errno is kept, and what cannot be taken back poisons.
+//! Every single failing call, and pairs of them: the table stays true to the kernel, a failed commit leaves what it
+//! says it leaves, the first errno is kept, and what cannot be taken back poisons.
 
 use std::fs;
 use vfio_fast_testing as common;

@@ -121,7 +121,8 @@ fn a_descriptor_is_held_as_long_as_it_is_wanted() {
 
 #[test]
 fn what_fails_is_taken_back_and_put_back_by_file() {
-    // Two entries are mapped by calls 1 and 2. The next commit unmaps one, maps what is left of it and fails at the rest.
+    // Two entries are mapped by calls 1 and 2. The next commit unmaps one, maps what is left of it and fails at the
+    // rest.
     for failing in 4..=5 {
         let (engine, sim) = open(Rules::Iommufd, vec![(failing, Errno::ENOMEM)]);
         let (file, other) = (Watched::new(), Watched::new());

@@ -1,5 +1,5 @@
-//! The promises of the engine, one by one, on the model: limits, device memory, exact regions, the grid, and what a PC's
-//! firmware does to memory.
+//! The promises of the engine, one by one, on the model: limits, device memory, exact regions, the grid, and what a
+//! PC's firmware does to memory.
 
 use common::{RAM, hva, ram, range};
 use vfio_fast_engine::addr::IovaRange;
@@ -173,7 +173,8 @@ fn too_little_memlock_is_told_with_numbers_and_touches_nothing() {
 fn what_a_refused_transaction_unmaps_is_unmapped() {
     let (engine, sim) = open(SimConfig { memlock_limit: Some(2 * GIB), ..SimConfig::default() });
     transact(&engine, &[], &[ram(GIB, GIB), ram(4 * GIB, GIB)]).unwrap();
-    // The preflight refuses the map, and still the device must not reach what was given up; half of an entry is mapped anew.
+    // The preflight refuses the map, and still the device must not reach what was given up; half of an entry is mapped
+    // anew.
     let error = transact(&engine, &[range(GIB, GIB / 2)], &[ram(8 * GIB, 2 * GIB)]).unwrap_err();
     assert_eq!((error.op, error.errno), (Op::Check, Errno::ENOMEM));
     assert_eq!(held(&sim), [(3 * GIB / 2, GIB / 2), (4 * GIB, GIB)]);

@@ -1,4 +1,5 @@
-//! Many threads at once. `cargo xtask test` runs this under ThreadSanitizer as well, with every other test that starts threads.
+//! Many threads at once. `cargo xtask test` runs this under ThreadSanitizer as well, with every other test that starts
+//! threads.
 
 #![allow(unsafe_code, reason = "a data race is planted, for ThreadSanitizer to find")]
 
@@ -44,8 +45,8 @@ fn exact(start: u64, object: u64, offset: u64, units: u64) -> Region {
     Region { range, hva, perm: Perm::ReadWrite, kind: Kind::Ram, backing: Backing(object), exact: true }
 }
 
-/// Small entries, and a large one whose memory begins shortly before a chunk boundary of populate: the thread that maps it
-/// populates the small chunk, and waits for another thread to populate the large one.
+/// Small entries, and a large one whose memory begins shortly before a chunk boundary of populate: the thread that maps
+/// it populates the small chunk, and waits for another thread to populate the large one.
 fn small_and_large() -> impl Iterator<Item = Region> {
     let small = (0..16).map(move |number| exact(number * 2 * UNIT, 2, number * 2, 1));
     small.chain([exact(1 << 32, 1, UNITS - 1, UNITS)])

@@ -16,8 +16,8 @@ use crate::sys::{dma_buf, fd, iommufd, memlock, procmap};
 ///
 /// The duplicate keeps the iommufd, and with it every mapping, alive until this is dropped.
 ///
-/// With no device attached a map call only notes what is to be mapped: nothing is looked at, pinned or counted before the
-/// first device comes, and then all of it at once on one thread. So the device comes first.
+/// Without an attached device a map call only records the mapping: nothing is checked, pinned or counted until the
+/// first device is attached, and then all of it on one thread. So attach the device first.
 #[derive(Debug)]
 pub struct Iommufd {
     fd: OwnedFd,
@@ -42,7 +42,7 @@ impl Iommufd {
             }
             _ => error.of(Op::Open),
         })?;
-        // Fixed since the IOAS was made. If it cannot be asked, what the kernel does unless told otherwise is the best guess.
+        // Fixed since the IOAS was made. If the kernel does not report it, its default is the best guess.
         let per_process = iommufd::counts_per_process(fd.as_fd()).unwrap_or(false);
         let scope = if per_process { MemlockScope::Process } else { MemlockScope::User };
         let (mapped, bars, no_files) = Default::default();
@@ -54,8 +54,8 @@ impl Iommufd {
         iommufd::map(self.fd.as_fd(), self.ioas_id, mapping)
     }
 
-    /// By file: without page tables or the lock of the address space, a huge page at a time. Of a private mapping these would be
-    /// the wrong pages, so what the caller says is not taken on trust.
+    /// By file: without page tables or the lock of the address space, a huge page at a time. Of a private mapping these
+    /// would be the wrong pages, so the caller's word is checked.
     fn map_file(&self, mapping: &Mapping, file: Object<'_>) -> KernelResult<()> {
         let Object { fd, offset, .. } = file;
         let known = !self.no_files.load(Ordering::Relaxed);
@@ -80,7 +80,7 @@ impl Iommufd {
         Ok(())
     }
 
-    /// Answers how many bytes of BARs were mapped in `range`.
+    /// Returns how many bytes of BARs were mapped in `range`.
     fn forget_bars(&self, range: IovaRange) -> u64 {
         let mut bars = self.bars();
         let gone: Vec<u64> = bars.range(range.start()..=range.last()).map(|(iova, _)| *iova).collect();
@@ -99,7 +99,7 @@ impl Backend for Iommufd {
 
     fn limits(&self) -> Result<Limits> {
         let space = iommufd::space(self.fd.as_fd(), self.ioas_id)?;
-        // All that is told of page sizes is the alignment.
+        // The alignment is all that is known of page sizes.
         Ok(Limits {
             page_sizes: PageSizes::from_bitmap(space.alignment),
             iova_ranges: space.ranges,
@@ -120,7 +120,8 @@ impl Backend for Iommufd {
     }
 
     fn capabilities(&self) -> Capabilities {
-        // One map call clears pages on one thread only, and asks for no huge pages: that is done where memory is faulted in.
+        // One map call clears pages on one thread only, and asks for no huge pages: that is done where memory is
+        // faulted in.
         Capabilities { populate: PopulatePolicy::Overlapped, parallel: true, objects: true, exclusive: false }
     }
 
@@ -136,8 +137,9 @@ impl Backend for Iommufd {
         Ok(())
     }
 
-    // EBUSY is told as it is. It means that somebody else maps or unmaps in this range at this moment, or uses what is mapped
-    // there: neither is ours to wait for, and entries before the busy one may be gone, so that no later answer would add up.
+    // EBUSY is returned as it is. It means that another thread maps or unmaps in this range, or that something uses an
+    // entry of it. Neither can be waited for, and the entries before the busy one may be gone, so that no later byte
+    // count would match.
     fn unmap(&self, range: IovaRange) -> KernelResult<u64> {
         let bytes = enoent_as_zero(iommufd::unmap(self.fd.as_fd(), self.ioas_id, range))?;
         let counted = bytes.saturating_sub(self.forget_bars(range));

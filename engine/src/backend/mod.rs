@@ -28,8 +28,8 @@ pub enum PopulatePolicy {
 pub struct Capabilities {
     /// Whether and when faulting memory in before it is mapped pays.
     pub populate: PopulatePolicy,
-    /// Whether map and unmap calls of disjoint ranges run concurrently if several threads make them. Where not, they are still
-    /// allowed and wait for each other.
+    /// Whether map and unmap calls of disjoint ranges run concurrently if several threads make them. Where not, they
+    /// are still allowed and wait for each other.
     pub parallel: bool,
     /// Whether it uses the objects behind entries.
     pub objects: bool,
@@ -37,27 +37,28 @@ pub struct Capabilities {
     pub exclusive: bool,
 }
 
-/// A backend that knows which pages devices have written to. A bitmap has a bit for each of the smallest IOMMU pages of a range,
-/// from its first page on, and was zero before; what is told once is not told again.
+/// A backend that tracks which pages devices have written to. A bitmap has a bit for each of the smallest IOMMU pages
+/// of a range, from its first page on, and was zero before; a page that was reported is clean again.
 pub trait DirtyTracking {
-    /// Bytes of memory of which one call can tell.
+    /// Maximum number of bytes one call can report.
     fn max_bytes(&self) -> u64;
 
-    /// Begins to track, or ends to. Both may be the case already.
+    /// Starts or stops tracking. It may be in that state already.
     fn track_dirty(&self, on: bool) -> KernelResult<()>;
 
-    /// Tells of the entries in `range`, which cuts none.
+    /// Reports the dirty pages of the entries in `range`, which cuts none.
     fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> KernelResult<()>;
 
-    /// [`Backend::unmap`], and tells of what it unmapped.
+    /// [`Backend::unmap`], and reports the dirty pages of what it unmapped.
     fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> KernelResult<u64>;
 }
 
-/// Turns the ENOENT of an unmap call into "0 bytes". iommufd returns it when no entry lies in the range, when the range cuts an
-/// entry, and when the IOAS is gone.
+/// Turns the ENOENT of an unmap call into "0 bytes". iommufd returns it when no entry lies in the range, when the range
+/// cuts an entry, and when the IOAS is gone.
 ///
-/// A caller would mistake the errno for success ("already unmapped"), and leave a mapping behind if the range cut an entry. The
-/// number of bytes meets the check that every caller of [`Backend::unmap`] has to make, and is right where nothing was mapped.
+/// A caller would mistake the errno for success ("already unmapped"), and leave a mapping behind if the range cut an
+/// entry. The number of bytes meets the check that every caller of [`Backend::unmap`] has to make, and is right where
+/// nothing was mapped.
 fn enoent_as_zero(answer: KernelResult<u64>) -> KernelResult<u64> {
     match answer {
         Err(Errno::ENOENT) => Ok(0),
@@ -65,8 +66,8 @@ fn enoent_as_zero(answer: KernelResult<u64>) -> KernelResult<u64> {
     }
 }
 
-/// Unmaps everything in two calls, for type1 before 5.12, which has no single call for it. An entry across the middle makes both
-/// of them fail, and then nothing is unmapped.
+/// Unmaps everything in two calls, for type1 before 5.12, which has no single call for it. An entry across the middle
+/// makes both of them fail, and then nothing is unmapped.
 fn unmap_halves(mut unmap: impl FnMut(IovaRange) -> KernelResult<u64>) -> KernelResult<u64> {
     let halves = [IovaRange::from_bounds(0, u64::MAX >> 1), IovaRange::from_bounds(1 << 63, u64::MAX)];
     let mut total = Ok(0u64);
@@ -92,22 +93,23 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// What it can do. Does not change.
     fn capabilities(&self) -> Capabilities;
 
-    /// What knows of dirty pages, where the backend does.
+    /// Its dirty tracking, if it has any.
     fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
         None
     }
 
-    /// Maps one entry, or nothing. `object` is what the caller says is behind it, if it says anything.
+    /// Maps one entry, or nothing. `object` is the object that it is a part of, if the caller named one.
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()>;
 
     /// Unmaps every entry inside `range`, which is not the whole space, and returns how many bytes those were.
     ///
-    /// A range must not cut an entry: type1 then answers an error and unmaps nothing, iommufd counts nothing but may have
-    /// unmapped the entries before the one that is cut. So the caller must know how many bytes it expects, and a number
-    /// that is not that one means that it does not know what is mapped.
+    /// A range must not cut an entry: type1 then returns an error and unmaps nothing, iommufd reports 0 bytes but may
+    /// have unmapped the entries before the one that is cut. So the caller must know how many bytes it expects. Any
+    /// other number means that it does not know what is mapped.
     fn unmap(&self, range: IovaRange) -> KernelResult<u64>;
 
-    /// Unmaps every entry of the container, whoever mapped it, and returns how many bytes those were.
+    /// Unmaps every entry of the container, including those that something else mapped, and returns how many bytes
+    /// those were.
     fn unmap_all(&self) -> KernelResult<u64>;
 }
 

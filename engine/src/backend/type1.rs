@@ -1,4 +1,4 @@
-//! The kernel's type1 driver, behind a VFIO container.
+//! The kernel's type1 driver, through a VFIO container.
 
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
@@ -13,21 +13,22 @@ use crate::sys::type1::info::{self, Type1Info};
 use crate::sys::type1::{self, Extent, dirty};
 use crate::sys::{fd, memlock};
 
-/// What VFIO_GET_API_VERSION answers, and always has.
+/// What VFIO_GET_API_VERSION has always returned.
 const API_VERSION: i32 = 0;
 
 /// A container with VFIO_TYPE1v2_IOMMU set, through a descriptor of its own.
 ///
-/// The duplicate keeps the container, and with it every mapping, alive until this is dropped: whoever wants the kernel
-/// to let go by closing the container has to drop this first.
+/// The duplicate keeps the container, and with it every mapping, alive until this is dropped. To
+/// make the kernel release them by closing the container, drop this first.
 #[derive(Debug)]
 pub struct Type1 {
     container: OwnedFd,
     /// The smallest IOMMU page in bytes.
     page: u64,
-    /// Whether it is iommufd's compatibility layer (the kernel's vfio_compat.c), with iommufd's locking and iommufd's errors.
+    /// Whether it is iommufd's compatibility layer (the kernel's vfio_compat.c), with iommufd's locking and iommufd's
+    /// errors.
     vfio_compat: bool,
-    /// Bytes of memory whose dirty pages one call can tell; `None`: it cannot.
+    /// Maximum number of bytes for which one call reports dirty pages; `None`: there is no tracking.
     max_dirty_bytes: Option<u64>,
 }
 
@@ -42,7 +43,7 @@ impl Type1 {
             return Err(refused("the container speaks an unknown version of VFIO"));
         }
         let info = read_info(&container).map_err(|error| match error.errno {
-            // All that a container without an IOMMU type ever answers.
+            // Every request to a container without an IOMMU type fails like this.
             Errno::EINVAL => refused("the container has no group or no IOMMU type set"),
             _ => error,
         })?;
@@ -64,7 +65,7 @@ fn read_info(container: &OwnedFd) -> Result<Type1Info> {
 
 /// Whether iommufd serves this container (an opened `/dev/iommu`, or `/dev/vfio/vfio` of a kernel built so).
 ///
-/// It has no limit on entries and says so with the largest number there is. An administrator can set type1's limit to that
+/// It has no limit on entries, and reports the largest number there is. An administrator can set type1's limit to that
 /// number too, but type1 always has dirty tracking, and iommufd never has it here.
 fn is_vfio_compat(info: &Type1Info) -> bool {
     info.dma_avail == Some(u32::MAX) && info.migration.is_none()
@@ -90,8 +91,9 @@ impl Backend for Type1 {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            // The driver pins under one lock, one thread at a time, and four fifths of that time go into clearing pages. To count
-            // what it pinned it takes the lock of the address space for writing, which holds up faults: so not overlapped.
+            // The driver pins under one lock, one thread at a time, and four fifths of that time go into clearing
+            // pages. To count what it pinned it takes the lock of the address space for writing, which holds up faults:
+            // so not overlapped.
             populate: PopulatePolicy::Upfront,
             // The driver holds its one lock from the first page pinned to the last.
             parallel: self.vfio_compat,
@@ -151,18 +153,18 @@ impl DirtyTracking for Type1 {
     }
 }
 
-/// Maps; if the kernel answers EBUSY, unmaps what is there and tries exactly once more.
+/// Maps; on EBUSY, unmaps what is there and tries exactly once more.
 ///
-/// Old drivers said EBUSY where the range was mapped already (a mapping this process has lost track of), and QEMU
-/// has always answered it like this. EEXIST, which is what type1 says today, is never retried: the table would be wrong,
-/// and that is an error to be told.
+/// Old drivers returned EBUSY where the range was mapped already (a mapping this process has lost track of), and QEMU
+/// has always handled it like this. EEXIST, which type1 returns today, is never retried: the table would be wrong, and
+/// that is an error to report.
 fn map_or_replace(
     mut map: impl FnMut() -> KernelResult<()>,
     unmap: impl FnOnce() -> KernelResult<u64>,
 ) -> KernelResult<()> {
     match map() {
         Err(Errno::EBUSY) => {
-            // The first errno is the one that tells what is wrong.
+            // The first errno describes the problem.
             unmap().map_err(|_| Errno::EBUSY)?;
             map()
         }
@@ -172,9 +174,9 @@ fn map_or_replace(
 
 /// Unmaps `range`, which may reach the end of the 64-bit space.
 ///
-/// Kernels before 5.0 refuse an unmap of exactly the last page with EINVAL (their overflow check is off by one); the page is then
-/// left out, as QEMU does. They could not have mapped it either, so nothing stays mapped, and if something did, the byte count
-/// shows it.
+/// Kernels before 5.0 refuse an unmap of exactly the last page with EINVAL (their overflow check is off by one); the
+/// page is then left out, as QEMU does. They could not have mapped it either, so nothing stays mapped, and if something
+/// did, the byte count shows it.
 fn unmap_to_the_top(
     range: IovaRange,
     page: u64,

@@ -22,11 +22,11 @@ pub struct Refusal {
     pub region: IovaRange,
     /// The entry of it that failed.
     pub entry: Entry,
-    /// What the kernel answered.
+    /// The kernel's error.
     pub errno: Errno,
 }
 
-/// What was done: filled in as it happens, so that it is true after a failure as well.
+/// What was executed. It is filled in call by call, so it is also true after a failure.
 #[derive(Clone, Debug, Default)]
 pub struct Executed {
     /// Map calls that succeeded.
@@ -58,29 +58,29 @@ pub struct Executor<'a> {
     pub backend: &'a dyn Backend,
     /// What it holds.
     pub table: &'a mut MapTable,
-    /// What is behind the entries.
+    /// The objects that entries are parts of.
     pub objects: &'a Objects,
-    /// Where it is kept which pages of unmapped entries were dirty, while that is tracked.
+    /// Receives the dirty pages of unmapped entries, while they are tracked.
     pub dirty: Option<&'a mut DirtyPages>,
-    /// Most threads to call a parallel backend from, the calling one included.
+    /// Maximum number of threads to call a parallel backend from, the calling one included.
     pub threads: usize,
-    /// What was done so far.
+    /// What was executed so far.
     pub executed: Executed,
 }
 
 impl Executor<'_> {
-    /// All unmaps, then all maps: what is wanted at an IOVA now may overlap what was mapped there before. Memory is faulted in
-    /// ahead of its map as `fault_in` says, if it says anything and the backend has use for it.
+    /// Makes all unmap calls, then all map calls: a new entry may overlap an old one. With `fault_in`, memory is
+    /// faulted in before it is mapped, if that pays on this backend.
     ///
-    /// A failed unmap does not stop the other unmaps, but no map follows it. The first map that fails for anything but device
-    /// memory stops the run. The table then says how far it came.
+    /// A failed unmap does not stop the other unmaps, but no map follows it. The first map that fails for anything but
+    /// device memory stops the run. The table then shows how far it came.
     pub fn run(&mut self, plan: &Plan, wanted: &WantedSet, fault_in: Option<PopulateOptions>) -> Result<()> {
         let Capabilities { populate: policy, parallel, .. } = self.backend.capabilities();
         let fault_in = fault_in.filter(|_| policy != PopulatePolicy::Never);
         let mut entries = plan.maps.clone();
         let mut meanwhile = fault_in;
         if policy == PopulatePolicy::Upfront || !plan.unmaps.is_empty() {
-            // What is unmapped only to be cut anew is out of the device's reach for as short as can be.
+            // If an entry is unmapped only to be cut, the device must get the rest of it back as soon as possible.
             if let Some(options) = meanwhile.take() {
                 let report = populate::populate(&pieces(&entries), options);
                 for &index in &report.device_pieces {
@@ -130,7 +130,7 @@ impl Executor<'_> {
         Ok(())
     }
 
-    /// Takes entries away; answers the first failure but does not stop at it.
+    /// Unmaps entries; returns the first failure, but goes on after it.
     pub fn clear(&mut self, unmaps: &[Unmap]) -> Result<()> {
         if self.backend.capabilities().parallel {
             return self.clear_in_parallel(unmaps);
@@ -142,8 +142,8 @@ impl Executor<'_> {
         first
     }
 
-    /// Unmaps all entries at once, where nothing else maps in the container and the kernel does not refuse it; `false`: nothing was
-    /// done.
+    /// Unmaps all entries at once, where nothing else maps in the container and the kernel does not refuse it; `false`:
+    /// nothing was done.
     pub fn clear_all(&mut self) -> Result<bool> {
         if !self.backend.capabilities().exclusive {
             return Ok(false);
@@ -160,8 +160,8 @@ impl Executor<'_> {
         noted.map(|()| true)
     }
 
-    /// A region is mapped whole or not at all: takes back what of it is mapped. It stays wanted, and since plans look only
-    /// where something was touched, it is not tried again until the caller maps it anew.
+    /// A region is mapped whole or not at all: unmaps what is mapped of it. It stays wanted, but since a plan covers
+    /// only what a transaction touched, it is not tried again until the caller maps it again.
     fn refuse(&mut self, entry: &Entry, errno: Errno, wanted: &WantedSet) -> Result<IovaRange> {
         let region = wanted.overlapping(entry.range).next().map_or(entry.range, |wanted| wanted.region.range);
         let mapped: Vec<IovaRange> = self.table.overlapping(region).map(|entry| entry.range).collect();
@@ -233,8 +233,8 @@ fn not_mapped(entry: &Entry, errno: Errno) -> Error {
     Error::kernel(Op::Map, errno).at(entry.range).at_hva(entry.hva)
 }
 
-/// The memory behind each entry. Of device memory there is nothing to fault in, and a single page is the map call's: to look
-/// whether it is there would cost more.
+/// The memory of each entry. Device memory is not faulted in, and neither is a single page: to check whether it is
+/// present would cost more than the map call.
 fn pieces(entries: &[Entry]) -> Vec<HostRange> {
     let pieces = entries.iter().map(|entry| {
         let length = entry.range.length();

@@ -1,7 +1,7 @@
-//! Map and unmap calls from many threads at once, on a backend that runs them so.
+//! Concurrent map and unmap calls, on a backend that runs them concurrently.
 //!
-//! Entries of one plan are disjoint, and so are its unmaps: no call depends on another one of the same kind. Which of several
-//! failures is told is the one that came first.
+//! Entries of one plan are disjoint, and so are its unmaps: no call depends on another one of the same kind. Of several
+//! failures the first is reported.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -18,8 +18,8 @@ use crate::region::Kind;
 use crate::sys::thread;
 
 impl Executor<'_> {
-    /// Maps the entries on as many threads as there are, each once its memory is there. Device memory comes last and in order:
-    /// a refusal takes back what of its region is mapped.
+    /// Maps the entries on all threads, each entry once its memory is present. Device memory is mapped last and in
+    /// order: if the kernel refuses an entry, what is mapped of its region is unmapped.
     pub(super) fn map_in_parallel(
         &mut self,
         mut entries: Vec<Entry>,
@@ -69,9 +69,10 @@ impl Executor<'_> {
         self.map_in_order(entries, wanted, None)
     }
 
-    /// Takes entries away from as many threads as there are; answers the first failure but does not stop at it.
+    /// Unmaps entries on all threads; returns the first failure, but goes on after it.
     pub(super) fn clear_in_parallel(&mut self, unmaps: &[Unmap]) -> Result<()> {
-        // One entry a call: threads can share the work, and a call that fails leaves no entry half of its range unmapped.
+        // One entry a call: threads can share the work, and a call that fails leaves no entry half of its range
+        // unmapped.
         let entries = unmaps.iter().flat_map(|unmap| self.table.overlapping(unmap.range));
         let calls: Vec<IovaRange> = entries.map(|entry| entry.range).collect();
         let bytes = calls.iter().fold(0u64, |sum, range| sum.saturating_add(range.length()));
@@ -129,7 +130,7 @@ impl MapQueue<'_> {
         while !self.stop.load(Ordering::Relaxed) {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(entry) = self.entries.get(index) else {
-                // Others wait for memory that nobody has taken yet.
+                // Other threads wait for memory that no thread has taken yet.
                 return session.map_or((), PopulateSession::work);
             };
             if session.is_some_and(|session| session.wait_for(index)) {
@@ -149,7 +150,7 @@ impl MapQueue<'_> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // Whoever panicked with it is passed on when the threads are joined.
+    // The panic of a thread that held it goes on when the threads are joined.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -169,7 +170,8 @@ mod tests {
         Entry { range, hva, perm, kind, backing: Backing(1), generation: Generation::SHARED }
     }
 
-    /// Makes two threads' turns after one another: in the first, call 2 has this outcome. Returns how many calls were made.
+    /// Makes two threads' turns after one another: in the first, call 2 has this outcome. Returns how many calls were
+    /// made.
     fn calls_of_two_threads(second: impl Fn() -> KernelResult<()>) -> usize {
         let entries: Vec<Entry> = (0..10).map(entry).collect();
         let queue = MapQueue {

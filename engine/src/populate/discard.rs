@@ -1,8 +1,8 @@
-//! Giving memory back on many threads.
+//! Discarding memory on many threads.
 //!
-//! Taking pages out of the page tables and freeing them is a second per few GiB of base pages, and a process that ends, or
-//! frees at once what it had, does all of it on one thread. In pieces it runs on every CPU: madvise needs the address space's
-//! lock only for reading.
+//! Taking pages out of the page tables and freeing them is a second per few GiB of base pages, and a process that ends,
+//! or frees at once what it had, does all of it on one thread. In pieces it runs on every CPU: madvise needs the
+//! address space's lock only for reading.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -11,7 +11,7 @@ use crate::error::Errno;
 use crate::sys::discard::DiscardRange;
 use crate::sys::thread;
 
-/// What giving memory back took.
+/// What it took to discard memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Report {
     /// Threads that worked, the calling one included.
@@ -20,8 +20,8 @@ pub struct Report {
     pub thread_fallbacks: u64,
 }
 
-/// Gives all of `memory` back, on at most `threads` threads, the calling one included. After an error nobody knows how much
-/// of it was.
+/// Discards all of `memory`, on at most `threads` threads, the calling one included. After an error any part of it may
+/// be discarded.
 ///
 /// No other thread is left when this returns.
 pub fn discard(memory: &DiscardRange, threads: usize) -> (Result<(), Errno>, Report) {

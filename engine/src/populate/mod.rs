@@ -1,8 +1,8 @@
-//! Faulting memory in on many threads before it is mapped.
+//! Faults memory in on many threads before it is mapped.
 //!
-//! A type1 container pins on one thread, under one lock, and most of that time goes into finding and clearing pages that
-//! were never touched. Made present beforehand, on every CPU at once, they are only pinned. This is an optimisation and
-//! nothing else: whatever goes wrong here is counted and left to the map call, which does the same work slower or knows
+//! A type1 container pins on one thread, under one lock, and most of that time goes into finding and clearing pages
+//! that were never touched. If they are made present beforehand, on all CPUs, the map call only pins them. This is only
+//! an optimisation: every failure is counted and left to the map call, which does the same work more slowly or returns
 //! the right error.
 
 pub mod discard;
@@ -28,15 +28,15 @@ pub use report::Report;
 /// From a PMD to 32 MiB no difference can be measured (docs/PERFORMANCE.md).
 pub const CHUNK_BYTES: u64 = 16 << 20;
 
-/// Below so many bytes a thread costs more than it brings.
+/// Minimum number of bytes for more than one thread: below it, a thread costs more than it gains.
 pub const MIN_PARALLEL_BYTES: u64 = 4 << 20;
 
-/// A contiguous piece of host memory that is about to be mapped.
+/// A contiguous range of host memory that is about to be mapped: a piece of the work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostRange {
     /// Its first byte; page aligned.
     pub hva: HostVa,
-    /// Its length in bytes; a multiple of the page. Of an empty piece there is nothing to fault in.
+    /// Its length in bytes; a multiple of the page. 0: there is nothing to fault in.
     pub bytes: u64,
     /// Whether the device may write: then pages are made writable now and not at the pin.
     pub writable: bool,
@@ -45,7 +45,7 @@ pub struct HostRange {
 /// How memory is faulted in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PopulateOptions {
-    /// Most threads, the calling one included.
+    /// Maximum number of threads, the calling one included.
     pub threads: usize,
     /// Whether to ask for huge pages first, where there is something to fault in.
     pub huge_pages: bool,
@@ -53,13 +53,13 @@ pub struct PopulateOptions {
     pub chunk: u64,
 }
 
-/// How many threads may work at once: `configured`, or if that is 0 one per CPU that the calling thread may run on (affinity
-/// mask) and is given time on (cgroup quota).
+/// How many threads may work at once: `configured`, or if that is 0 one per CPU that the calling thread may run on
+/// (affinity mask) and is given time on (cgroup quota).
 pub fn thread_limit(configured: usize) -> usize {
     if configured == 0 { available_parallelism().map_or(1, NonZeroUsize::get) } else { configured }
 }
 
-/// A populate that is under way, as one of its threads has it.
+/// A populate in progress, as one of its threads sees it.
 pub struct PopulateSession<'a> {
     queue: &'a Queue<'a>,
     worker: RefCell<Worker<'a>>,
@@ -72,7 +72,8 @@ impl<'a> PopulateSession<'a> {
         Self { queue, worker: RefCell::new(worker), spent: Cell::default() }
     }
 
-    /// Works until piece `index` is done or the work is cancelled, and returns whether it turned out to be device memory.
+    /// Works until piece `index` is done or the work is cancelled, and returns whether it turned out to be device
+    /// memory.
     pub fn wait_for(&self, index: usize) -> bool {
         if !self.queue.is_done(index) {
             self.timed(|| {
@@ -83,7 +84,7 @@ impl<'a> PopulateSession<'a> {
         self.queue.found_device(index)
     }
 
-    /// Works until nothing is left to take. Others may not be done with what they took.
+    /// Works until no chunk is left to take. Other threads may still work on theirs.
     pub fn work(&self) {
         self.timed(|| while self.step() {});
     }
@@ -104,9 +105,10 @@ impl<'a> PopulateSession<'a> {
     }
 }
 
-/// Makes `pieces` present, in their order, on up to `options.threads` threads, the calling one included. That one runs `body`, the
-/// others `work`: whoever settles a piece works along. `jobs` is how many threads have something to do beside that. A chunk that
-/// no thread has taken when `body` returns is left undone; what threads have taken is finished first.
+/// Makes `pieces` present, in their order, on up to `options.threads` threads, the calling one included. The calling
+/// thread runs `body`, the others run `work`: a thread that waits for a piece takes chunks itself. `jobs` is how many
+/// threads have other work to do. A chunk that no thread has taken when `body` returns is left undone; what threads
+/// have taken is finished first.
 ///
 /// No other thread is left when this returns.
 pub fn with<R>(
@@ -153,7 +155,7 @@ pub fn with<R>(
     (answer, report)
 }
 
-/// Makes `pieces` present as far as that is possible, and does nothing else meanwhile; see [`with`].
+/// Makes `pieces` present as far as that is possible, and does nothing else; see [`with`].
 pub fn populate(pieces: &[HostRange], options: PopulateOptions) -> Report {
     let work = |session: &PopulateSession<'_>| session.work();
     with(pieces, options, 1, work, work).1
@@ -255,8 +257,8 @@ mod tests {
         assert!(calls > 0 && calls < 1 << 23);
     }
 
-    /// The order is forced: one worker takes the only chunk of piece 0, the calling thread returns, and only then the worker
-    /// finishes the chunk. A second worker waits for the piece all the time.
+    /// The order is forced: one worker takes the only chunk of piece 0, the calling thread returns, and only then the
+    /// worker finishes the chunk. A second worker waits for the piece all the time.
     #[test]
     fn a_waiter_stays_until_its_piece_is_done_after_the_calling_thread_has_returned() {
         let pieces = [piece(1 << 63, PMD), piece(1 << 63, PMD)];

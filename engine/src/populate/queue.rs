@@ -11,13 +11,13 @@ use crate::sys::numa::{NodeBinding, Nodes};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::vma;
 
-/// Bytes that are looked over for missing pages by one question: what is there already costs one call for so much, and
-/// enough calls remain to be shared out.
+/// Bytes that one call scans for missing pages: present memory costs one call for each of these ranges, and enough
+/// ranges remain to be shared among the threads.
 const SCAN_BYTES: u64 = 256 << 20;
 
-/// Pieces cut into chunks that threads take one after the other: how long one takes is not known beforehand (what is present
-/// already costs nothing, huge pages cost less), so none is dealt out in advance. Whoever comes first into a [`SCAN_BYTES`] looks
-/// for all its chunks what is there.
+/// Pieces cut into chunks. Threads take one chunk after the other: how long a chunk takes is not known beforehand
+/// (present memory costs nothing, huge pages cost less), so no chunk is assigned in advance. The first thread in a scan
+/// range of [`SCAN_BYTES`] finds the missing pages for all chunks of it.
 pub(super) struct Queue<'a> {
     pieces: &'a [HostRange],
     options: PopulateOptions,
@@ -55,9 +55,9 @@ struct Group {
 /// A thread that works, and which group it took its last chunk from.
 pub(super) struct Worker<'a> {
     group: usize,
-    /// Where it is; `None`: it stays where it is.
+    /// The node it is bound to; `None`: it stays on its CPUs.
     binding: Option<NodeBinding<'a>>,
-    /// What it did.
+    /// The work it has done.
     pub done: Report,
 }
 
@@ -91,7 +91,7 @@ impl<'a> Queue<'a> {
         self.chunks
     }
 
-    /// The calling thread, which began this: it works from the front, and stays where it is.
+    /// The calling thread: it works from the front, and stays on its CPUs.
     pub fn caller(&self) -> Worker<'_> {
         Worker { group: 0, binding: None, done: Report::default() }
     }
@@ -114,7 +114,7 @@ impl<'a> Queue<'a> {
         }
         let index = holder(&self.first_chunk, number);
         let _finished = Finished { queue: self, index };
-        // Chunks of a piece that is known to be device memory would all be answered alike.
+        // Every chunk of device memory fails in the same way.
         if self.device[index].get() != Some(&true) {
             self.fault_in(index, number, &mut worker.done);
         }
@@ -134,8 +134,9 @@ impl<'a> Queue<'a> {
         None
     }
 
-    /// Closes the queue: no further chunk is taken. A chunk that a thread has taken stays in progress, and those who wait for
-    /// its piece go on waiting. A chunk that no thread has taken stays undone, and nothing waits for it any more.
+    /// Closes the queue: no further chunk is taken. A chunk that a thread has taken stays in progress, and those who
+    /// wait for its piece go on waiting. A chunk that no thread has taken stays undone, and nothing waits for it any
+    /// more.
     pub fn close(&self) {
         for group in &self.groups {
             let untaken = group.next.swap(group.end, Ordering::AcqRel).min(group.end)..group.end;
@@ -175,8 +176,8 @@ impl<'a> Queue<'a> {
         !self.is_done(index) && !self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Waits until no chunk of piece `index` is left, or the queue is cancelled. Only a thread that can take no further chunk
-    /// may wait.
+    /// Waits until no chunk of piece `index` is left, or the queue is cancelled. Only a thread that can take no further
+    /// chunk may wait.
     pub fn wait(&self, index: usize) {
         let (lock, settled) = &self.settled;
         let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -190,7 +191,8 @@ impl<'a> Queue<'a> {
         self.device[index].get() == Some(&true)
     }
 
-    /// How many bytes are present from the beginning of stretch `number` on. Whoever asks first looks, others wait.
+    /// How many bytes are present from the beginning of stretch `number` on. The first caller scans, others wait for
+    /// it.
     fn present_in(&self, index: usize, number: u64, done: &mut Report) -> u64 {
         let slot = usize::try_from(number).map(|number| &self.stretches[number]);
         let Ok(slot) = slot else { return 0 };
@@ -200,8 +202,8 @@ impl<'a> Queue<'a> {
         })
     }
 
-    /// How many bytes from `hva` on are present; counts them. What cannot be looked at is taken for missing: faulting in
-    /// what is there is slower and does no harm.
+    /// How many bytes from `hva` on are present; counts them. What cannot be scanned counts as missing: to fault in
+    /// present memory is slower and does no harm.
     fn look(&self, index: usize, hva: HostVa, bytes: u64, done: &mut Report) -> u64 {
         let asked =
             self.pagemap.as_ref().map(|pagemap| pagemap.present(hva, bytes, access(&self.pieces[index])));
@@ -258,7 +260,7 @@ impl<'a> Queue<'a> {
     }
 }
 
-/// One chunk of piece `index` is done when this is dropped, even by a panic: nobody shall wait for it forever.
+/// One chunk of piece `index` is done when this is dropped, even by a panic: no thread may wait for it forever.
 struct Finished<'a> {
     queue: &'a Queue<'a>,
     index: usize,
@@ -277,10 +279,10 @@ fn access(piece: &HostRange) -> Access {
     if piece.writable { Access::Write } else { Access::Read }
 }
 
-/// Asks for huge pages, if the piece could hold one. Whoever cannot give them says so and is left alone.
+/// Asks for huge pages, if the piece could hold one. A kernel that cannot provide them refuses, which is no error.
 fn prefer_huge_pages(piece: &HostRange) {
     if piece.writable && piece.bytes >= HUGE_PAGE {
-        // What came of it is seen in the pages, not in the answer: a host can accept the advice and never follow it.
+        // The pages show the effect, not the result of the call: a kernel can accept the advice and never follow it.
         let _ = madvise::prefer_huge_pages(piece.hva, piece.bytes);
     }
 }
@@ -314,13 +316,14 @@ fn grouped(first: &[u64], chunks: u64, node: impl Fn(usize) -> Option<usize>) ->
     groups
 }
 
-/// The piece that cell `number` is of: the last that starts at or before it. Empty pieces start where their successor does.
+/// The piece that cell `number` is of: the last that starts at or before it. Empty pieces start where their successor
+/// does.
 fn holder(first: &[u64], number: u64) -> usize {
     first.partition_point(|&first| first <= number) - 1
 }
 
 /// The last byte of a piece that is not empty. A piece that runs past the end of the address space ends there: no such
-/// memory exists and the kernel will say so.
+/// memory exists, and the kernel returns an error.
 fn last_byte(piece: &HostRange) -> Option<u64> {
     piece.bytes.checked_sub(1).map(|more| piece.hva.raw().saturating_add(more))
 }

@@ -8,7 +8,7 @@ use crate::sys::pagemap::Mapped;
 /// What a populate did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Report {
-    /// Calls that fault in, whatever they answered.
+    /// Calls that fault in, failed ones included.
     pub calls: u64,
     /// Bytes made present by them.
     pub bytes: u64,
@@ -22,22 +22,22 @@ pub struct Report {
     pub small_file_bytes: u64,
     /// Bytes in chunks that were left to the map call, for one of the five reasons below.
     pub skipped_bytes: u64,
-    /// Chunks that answered EINVAL: a kernel before 5.14, a special mapping, or one without the permission.
+    /// Chunks that failed with EINVAL: a kernel before 5.14, a special mapping, or one without the permission.
     pub einval: u64,
-    /// Chunks that answered EFAULT: an access would raise SIGBUS, as behind the end of a file.
+    /// Chunks that failed with EFAULT: an access would raise SIGBUS, as after the end of a file.
     pub efault: u64,
-    /// Chunks that answered ENOMEM: not mapped, or no memory left.
+    /// Chunks that failed with ENOMEM: not mapped, or no memory left.
     pub enomem: u64,
-    /// Chunks that answered EHWPOISON: a broken page.
+    /// Chunks that failed with EHWPOISON: a page with a hardware error.
     pub ehwpoison: u64,
-    /// Chunks that answered anything else.
+    /// Chunks that failed with any other errno.
     pub other: u64,
     /// Threads that worked, the calling one included.
     pub threads: u64,
     /// Threads that could not be started.
     pub thread_fallbacks: u64,
-    /// Indices, ascending, of the pieces that turned out to be device memory. Nothing is wrong with them: of the numbers
-    /// above they are in `calls` only.
+    /// Indices, ascending, of the pieces that turned out to be device memory. Nothing is wrong with them: of the
+    /// numbers above they are in `calls` only.
     pub device_pieces: Vec<usize>,
     /// Wall time the calling thread gave to it, threads and waiting included, without what it did in between.
     pub duration: Duration,

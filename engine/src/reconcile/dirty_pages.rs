@@ -12,7 +12,7 @@ pub fn words_for(range: IovaRange, page: u64) -> u64 {
     (range.length() / page).div_ceil(BITS)
 }
 
-/// Pages that were written to and that nobody has been told of, in pages of one size.
+/// Pages that were written to and not reported yet, in pages of one size.
 #[derive(Clone, Debug)]
 pub struct DirtyPages {
     page: u64,
@@ -45,7 +45,7 @@ impl DirtyPages {
         }
     }
 
-    /// Adds what `bitmap`, which begins at the first page of `range`, says of it.
+    /// Adds the pages of `bitmap`, which begins at the first page of `range`.
     pub fn add(&mut self, range: IovaRange, bitmap: &[u64]) {
         let (first, last) = self.pages(range);
         for (start, word) in (first..=last).step_by(BITS as usize).zip(bitmap) {
@@ -54,8 +54,8 @@ impl DirtyPages {
         }
     }
 
-    /// Moves those inside `part` to `bitmap`, which begins at the first page of `whole`, and keeps what is set there. `part` lies
-    /// in `whole`, for which `bitmap` has words enough.
+    /// Moves those inside `part` to `bitmap`, which begins at the first page of `whole`, and keeps what is set there.
+    /// `part` lies in `whole`, for which `bitmap` has words enough.
     pub fn take(&mut self, part: IovaRange, whole: IovaRange, bitmap: &mut [u64]) {
         let (first, _) = self.pages(whole);
         self.remove(part, |start, word| {
@@ -96,7 +96,7 @@ impl DirtyPages {
         (range.start() / self.page, range.last() / self.page)
     }
 
-    /// Sets the bits of `word`, whose first is the page `start`.
+    /// Sets the bits of `word`; its first bit is the page `start`.
     fn or(&mut self, start: u64, word: u64) {
         let (base, shift) = (start & !(BITS - 1), start % BITS);
         let mut set = |base, bits| {
@@ -111,7 +111,8 @@ impl DirtyPages {
     }
 }
 
-/// What of a word, whose first bit is the page `start`, is not before `first` nor after `last`, and the page of its first bit.
+/// The part of a word, whose first bit is the page `start`, is not before `first` nor after `last`, and the page of its
+/// first bit.
 fn clip(start: u64, word: u64, first: u64, last: u64) -> (u64, u64) {
     let before = first.saturating_sub(start);
     let (start, word) = (start + before, if before < BITS { word >> before } else { 0 });
@@ -178,7 +179,7 @@ mod tests {
                         set.extend(first..first + pages);
                     }
                     Step::Add(first, pages, written) => {
-                        // What a bitmap says behind the end of its range is nothing.
+                        // Bits after the end of the range mean nothing.
                         let mut words = bitmap(first, pages, &written);
                         if pages % BITS != 0 {
                             *words.last_mut().unwrap() |= u64::MAX << (pages % BITS);

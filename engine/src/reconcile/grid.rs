@@ -1,8 +1,8 @@
 //! Where kernel entries may begin and end.
 //!
-//! Entries are cut at 1 MiB and at every multiple of the entry size. The first cut is there because a PC's firmware opens
-//! and closes the shadow memory below 1 MiB again and again, and each time the flat view joins or parts with all of the RAM
-//! above it; the others bound how long one ioctl holds the container's lock and keep superpages whole.
+//! Entries are cut at 1 MiB and at every multiple of the entry size. The first cut is there because a PC's firmware
+//! opens and closes the shadow memory below 1 MiB again and again, and each time the flat view joins or parts with all
+//! of the RAM above it; the others bound how long one ioctl holds the container's lock and keep superpages whole.
 
 use crate::addr::IovaRange;
 

@@ -6,8 +6,8 @@ use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::{Wanted, WantedSet};
 use crate::region::{Kind, Region};
 
-/// What one unmap call takes away at most, but always a whole entry: enough to save calls, little enough to bound how long one
-/// call holds the container's lock.
+/// The maximum that one call unmaps, but always at least one entry: large enough to save calls, small enough to bound
+/// how long a call holds the container's lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Batch {
     /// Adjacent entries.
@@ -36,15 +36,15 @@ pub struct Unmap {
 /// What to do, in the order of the lists: first all unmaps, then all maps.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
-    /// Entries to take away.
+    /// Unmap calls.
     pub unmaps: Vec<Unmap>,
-    /// Entries to put in.
+    /// Entries to map.
     pub maps: Vec<Entry>,
     /// Entries the transaction touched that stay as they are.
     pub kept_entries: u64,
     /// Their bytes.
     pub kept_bytes: u64,
-    /// Bytes that are unmapped only to be mapped again just so.
+    /// Bytes that are unmapped only to be mapped again in the same way.
     pub remapped_bytes: u64,
     /// Everything the plan may change: what was touched, and every entry it unmaps.
     pub scope: Vec<IovaRange>,
@@ -67,10 +67,10 @@ pub struct NoRoom {
     pub available: u64,
 }
 
-/// Computes what makes `table` hold `wanted`, looking only where `touched` says something may have changed.
+/// Computes the calls that make `table` hold `wanted`. Only the ranges in `touched` may have changed.
 ///
-/// An entry that is still wholly wanted is kept wherever it begins and ends: what is kept needs no new pin and leaves no gap
-/// in which a device cannot reach its memory. The grid decides only where new entries are cut, and is made coarser only if
+/// An entry that is still wanted as a whole is kept, wherever it begins and ends: it needs no new pin, and devices can
+/// access its memory all the time. The grid decides only where new entries are cut, and is made coarser only if
 /// `capacity`, the number of entries the container can hold in all, would not suffice.
 pub fn plan(
     wanted: &WantedSet,
@@ -117,7 +117,7 @@ pub fn plan(
     }
 }
 
-/// A stretch of wanted memory that may lie in one entry, if the grid allows.
+/// Wanted memory that may become one entry, if the grid allows it.
 struct Stretch {
     entry: Entry,
     exact: bool,
@@ -139,7 +139,7 @@ impl Stretch {
 /// What is wanted inside `scope` and not covered by a kept entry, neighbours joined.
 fn missing_stretches(wanted: &WantedSet, scope: &[IovaRange], kept: &[IovaRange]) -> Vec<Stretch> {
     let mut stretches: Vec<Stretch> = Vec::new();
-    // The region whose end the last run reaches, if it reaches it.
+    // The region at whose end the last stretch ends, if it does.
     let mut open: Option<Wanted> = None;
     for range in scope {
         for wanted in wanted.overlapping(*range) {
@@ -182,7 +182,7 @@ fn holes(range: IovaRange, kept: &[IovaRange]) -> Vec<IovaRange> {
     holes
 }
 
-/// Entries to take away, adjacent ones in one call up to the bound.
+/// Unmap calls for entries, adjacent ones in one call up to the bound.
 fn grouped(gone: &[&Entry], batch: Batch) -> Vec<Unmap> {
     let mut unmaps: Vec<Unmap> = Vec::new();
     for entry in gone {

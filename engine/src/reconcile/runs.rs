@@ -15,7 +15,7 @@ pub struct PageRun {
 
 /// Groups pages of `page` bytes, in their order: pages {1, 5, 6, 7, 9} are the runs {1}, {5, 6, 7}, {9}.
 ///
-/// A page that comes before its neighbour in memory begins a run of its own: whoever wants more to join sorts first.
+/// A page that comes before its neighbour in memory begins a run of its own: sort the pages to join more of them.
 pub fn runs(pages: impl IntoIterator<Item = (Iova, HostVa)>, page: u64) -> impl Iterator<Item = PageRun> {
     let mut pages = pages.into_iter().peekable();
     std::iter::from_fn(move || {

@@ -24,7 +24,7 @@ pub struct Entry {
     pub perm: Perm,
     /// RAM or device memory.
     pub kind: Kind,
-    /// Whose memory it is.
+    /// The memory object it is a part of.
     pub backing: Backing,
     /// Exact entries carry the generation of their region.
     pub generation: Generation,
@@ -64,7 +64,8 @@ impl Entry {
             && self.hva_at(shared.start()) == other.hva_at(shared.start())
     }
 
-    /// Whether the IOVA and the host address agree modulo `page`, a power of two: only then can a superpage of that size map it.
+    /// Whether the IOVA and the host address agree modulo `page`, a power of two: only then can a superpage of that
+    /// size map it.
     fn congruent(&self, page: u64) -> bool {
         (self.range.start() ^ self.hva.raw()) & (page - 1) == 0
     }

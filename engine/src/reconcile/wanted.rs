@@ -1,4 +1,4 @@
-//! What the caller wants mapped, with a journal so that a transaction can be taken back.
+//! What the caller wants mapped, with a journal so that a transaction can be rolled back.
 
 use std::collections::BTreeMap;
 
@@ -49,7 +49,7 @@ enum Change {
     Removed(Wanted),
 }
 
-/// A moment of a transaction, to come back to. The default is its beginning.
+/// A point in a transaction to roll back to. The default is its beginning.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mark {
     journal: usize,
@@ -121,7 +121,7 @@ impl WantedSet {
         previous.is_some_and(|last| last.region.range.last() >= entry.range.last())
     }
 
-    /// Adds a region; answers the range it overlaps if it does.
+    /// Adds a region; returns the range it overlaps, if it does.
     pub fn insert(&mut self, region: Region) -> Result<(), IovaRange> {
         if let Some(other) = self.overlapping(region.range).next() {
             return Err(other.region.range);
@@ -137,7 +137,7 @@ impl WantedSet {
         Ok(())
     }
 
-    /// Takes `range` out; answers how many bytes that were, or the exact region the range would cut.
+    /// Removes `range`; returns how many bytes were wanted there, or the exact region that the range would cut.
     pub fn remove(&mut self, range: IovaRange) -> Result<u64, IovaRange> {
         let affected: Vec<Wanted> = self.overlapping(range).copied().collect();
         if let Some(cut) = affected.iter().find(|w| w.region.exact && !range.contains(w.region.range)) {
@@ -174,24 +174,24 @@ impl WantedSet {
         &self.touched
     }
 
-    /// Accepts the transaction: what it did can no longer be taken back.
+    /// Commits the transaction: it can no longer be rolled back.
     pub fn commit(&mut self) {
         self.journal.clear();
         self.touched.clear();
         self.unmapped.clear();
     }
 
-    /// This moment of the transaction.
+    /// This point in the transaction.
     pub fn mark(&self) -> Mark {
         Mark { journal: self.journal.len(), touched: self.touched.len(), unmapped: self.unmapped.len() }
     }
 
-    /// Takes back everything the transaction did.
+    /// Rolls back everything the transaction did.
     pub fn roll_back(&mut self) {
         self.roll_back_to(Mark::default());
     }
 
-    /// Takes back what the transaction did since `mark`.
+    /// Rolls back what the transaction did since `mark`.
     pub fn roll_back_to(&mut self, mark: Mark) {
         for change in self.journal.split_off(mark.journal).into_iter().rev() {
             match change {
@@ -210,7 +210,7 @@ impl WantedSet {
         self.unmapped.truncate(mark.unmapped);
     }
 
-    /// Takes back what the transaction added and keeps what it unmapped: what a failed commit leaves.
+    /// Rolls back what the transaction added and keeps what it unmapped: the state after a failed commit.
     pub fn roll_back_additions(&mut self) {
         let unmapped = std::mem::take(&mut self.unmapped);
         self.roll_back();

@@ -1,4 +1,4 @@
-//! Memory whose contents nobody needs any more, and giving it back to the system.
+//! Memory with contents that are no longer needed, and how it is returned to the system.
 #![allow(unsafe_code)]
 
 use crate::addr::HostVa;
@@ -7,13 +7,14 @@ use crate::error::Errno;
 /// What happens to the pages of a [`DiscardRange`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DiscardMode {
-    /// This process's own pages are freed: the next access finds zeros, or what the file has of which it is a private mapping.
+    /// This process's own pages are freed: the next access finds zeros, or what the file has of which it is a private
+    /// mapping.
     Private,
     /// The pages are taken out of the file of memory (shmem, a memfd, hugetlbfs) that is mapped there, for everybody.
     Shared,
 }
 
-/// A piece of host memory whose owner has declared its contents lost. Made by [`discard_range`].
+/// A range of host memory with contents that its owner no longer needs. Made by [`discard_range`].
 #[derive(Clone, Copy, Debug)]
 pub struct DiscardRange {
     hva: HostVa,
@@ -21,18 +22,18 @@ pub struct DiscardRange {
     mode: DiscardMode,
 }
 
-/// Declares that what `bytes` bytes from `address` on hold is not needed any more. They are whole pages; `None` if not, if
-/// there are none, or if they run past the end of the address space.
+/// Declares that the contents of `bytes` bytes from `address` on are no longer needed. Returns `None` if these are not
+/// whole pages, if there are none, or if they run past the end of the address space.
 ///
-/// Nothing is done to the memory by this call.
+/// This call does nothing to the memory.
 ///
 /// # Safety
 ///
 /// From this call until the value is gone:
 ///
-/// - **Nobody counts on what the memory holds**: not this program, not the guest whose memory it was, and with
-///   [`DiscardMode::Shared`] no other process and nobody who opens the file later.
-/// - **The range is not part of any Rust allocation, stack or static**, and nobody holds a Rust reference to a byte of it.
+/// - **Nothing depends on the contents**: not this program, not the guest that used the memory, and with
+///   [`DiscardMode::Shared`] no other process, and no program that opens the file later.
+/// - **The range is not part of any Rust allocation, stack or static**, and there is no Rust reference to a byte of it.
 /// - **It stays mapped in this process as it is**, or not mapped at all: what else is put there would be emptied.
 pub unsafe fn discard_range(address: u64, bytes: u64, mode: DiscardMode) -> Option<DiscardRange> {
     let page = page_size();
@@ -53,7 +54,7 @@ impl DiscardRange {
         self.bytes
     }
 
-    /// Gives `bytes` bytes from `offset` on back, in one call. They lie in this memory and are whole pages.
+    /// Discards `bytes` bytes from `offset` on, in one call. They lie in this memory and are whole pages.
     pub(crate) fn discard(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
         let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
         // The kernel would round the length up, beyond what the owner named.
@@ -68,8 +69,8 @@ impl DiscardRange {
         let address = usize::try_from(start.raw()).map_err(|_| Errno::EINVAL)?;
         let length = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
         let address = std::ptr::with_exposed_provenance_mut(address);
-        // SAFETY: the range lies in what `discard_range`'s caller vouched for: nobody counts on what it holds, and no reference
-        // or Rust allocation is in it. What is not mapped, or cannot be given back, is answered with an error.
+        // SAFETY: the range lies in what `discard_range`'s caller vouched for: nothing depends on its contents, and no
+        // reference or Rust allocation is in it. What is not mapped, or cannot be given back, fails with an error.
         match unsafe { libc::madvise(address, length, advice) } {
             0 => Ok(()),
             _ => Err(Errno::last()),

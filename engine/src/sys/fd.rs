@@ -12,12 +12,12 @@ const LOWEST_FD: libc::c_int = 3;
 ///
 /// Takes a bare number because it comes from a C caller: a closed or negative one is EBADF.
 pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: F_DUPFD_CLOEXEC reads and writes no memory, and a number that is no open file is answered with EBADF.
+    // SAFETY: F_DUPFD_CLOEXEC reads and writes no memory, and a number that is no open file fails with EBADF.
     let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, LOWEST_FD) };
     if copy < 0 {
         return Err(Errno::last());
     }
-    // SAFETY: the kernel has just made this descriptor for us (it is not negative), so nobody else owns it.
+    // SAFETY: the kernel has just made this descriptor for us (it is not negative), so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 

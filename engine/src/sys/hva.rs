@@ -5,10 +5,10 @@ use crate::addr::HostVa;
 
 /// Vouches for the memory from `address` on, so that it may be handed to a device.
 ///
-/// This is the engine's whole memory-safety contract. An IOMMU lets a device read and write the pages behind a mapping
-/// at any moment, from outside the program, with no regard to what any language believes about them; no check at run
-/// time can tell whether that is welcome. So whoever names a host address vouches for it, once, here, and everything
-/// built on the resulting [`HostVa`] is safe code.
+/// This is the engine's whole memory-safety contract. An IOMMU lets a device read and write the pages of a mapping at
+/// any moment, from outside the program, with no regard to what any language believes about them; no check at run time
+/// can find out whether that is acceptable. So the code that names a host address vouches for it, once, here, and
+/// everything built on the resulting [`HostVa`] is safe code.
 ///
 /// The address itself is not touched by this call, and need not be mapped at all if no region is ever declared with it.
 ///
@@ -21,15 +21,15 @@ use crate::addr::HostVa;
 /// - **The whole range stays mapped in this process**, to the same memory: it is not unmapped, not replaced by another
 ///   mmap or mremap, not given back (MADV_DONTNEED, MADV_REMOVE, a truncated or punched file). The kernel pins pages,
 ///   not addresses: replace the memory and the device goes on using the old pages while the program sees new ones.
-/// - **Nobody holds a Rust reference to any byte of it** (`&`, `&mut`, a slice, a `Box`): a device that writes what a
+/// - **There is no Rust reference to any byte of it** (`&`, `&mut`, a slice, a `Box`): a device that writes what a
 ///   reference points to breaks what the compiler takes for granted, whether or not the reference is used. Raw pointers
 ///   with volatile or atomic accesses, foreign code, and the guest that owns the memory are fine. For a region that is
-///   not writable for the device, shared references are fine as long as nobody else writes.
-/// - **The range is not part of any Rust allocation, stack or static** of which the above cannot be said.
+///   not writable for the device, shared references are fine as long as nothing else writes.
+/// - **The range is not part of any Rust allocation, stack or static** for which the above does not hold.
 /// - **The device may see all of it.** Every byte of the range, up to the page edges, can be read by the device (and
-///   overwritten, if the region is writable), and by whoever controls the device.
+///   overwritten, if the region is writable), and by anyone who controls the device.
 ///
-/// If a commit or close answers an error, or the engine is poisoned, the device may still reach the memory: then the
+/// If a commit or close returns an error, or the engine is poisoned, the device may still reach the memory: then the
 /// contract holds until the container itself is closed.
 ///
 /// Faulting the memory in (which commits do before they map) adds nothing to these duties: it changes no byte.

@@ -7,8 +7,8 @@ use crate::error::{Errno, KernelResult};
 
 /// Every ioctl of the engine is made here.
 ///
-/// An interrupted call is not repeated: the kernel answers EINTR only to a thread that is being killed, which would never get
-/// out of a loop, and whose mappings the kernel takes back when it is gone.
+/// An interrupted call is not repeated: the kernel returns EINTR only to a thread that is being killed. The thread
+/// would never leave a loop, and the kernel removes its mappings when it is gone.
 ///
 /// # Safety
 ///
@@ -21,8 +21,8 @@ pub(super) unsafe fn submit(
     request: libc::c_ulong,
     argument: *mut libc::c_void,
 ) -> KernelResult<libc::c_int> {
-    // SAFETY: the descriptor is open, as it is borrowed; what the kernel may read and write behind `argument` is the
-    // caller's promise. A descriptor of something else than the request is for answers ENOTTY.
+    // SAFETY: the descriptor is open, as it is borrowed. The caller promises that the kernel may read and write the
+    // memory at `argument`. A request to a descriptor of another kind fails with ENOTTY.
     let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) };
     if answer < 0 {
         return Err(Errno::last());

@@ -123,7 +123,7 @@ const FIRST_RANGES: usize = 16;
 /// The most ranges an IOAS may have: one that has more than this is not one.
 const MAX_RANGES: usize = 1 << 16;
 
-/// The length of an argument, as its first field says it.
+/// The length of an argument, as its first field states it.
 const fn size<T>() -> u32 {
     size_of::<T>() as u32
 }
@@ -139,7 +139,7 @@ pub(crate) fn map(iommufd: BorrowedFd<'_>, ioas_id: u32, mapping: &Mapping) -> K
         iova: mapping.range.start(),
         ..Map::default()
     };
-    // SAFETY: `argument` is as long as its first field says and lives through the call. Whoever made the `HostVa`
+    // SAFETY: `argument` is as long as its first field states and lives through the call. The creator of the `HostVa`
     // vouched for the memory.
     unsafe { submit(iommufd, IOAS_MAP, (&raw mut argument).cast()) }.map(drop)
 }
@@ -161,8 +161,9 @@ pub(crate) fn map_file(
         length: mapping.range.length(),
         iova: mapping.range.start(),
     };
-    // SAFETY: `argument` is as long as its first field says and lives through the call. What is mapped is a file's, or a
-    // device's, and only what this process has a shared mapping of: whoever made the `HostVa` of that vouched for it.
+    // SAFETY: `argument` is as long as its first field states and lives through the call. What is mapped is a file's,
+    // or a device's, and only what this process has a shared mapping of: the creator of the `HostVa` of that vouched
+    // for it.
     unsafe { submit(iommufd, IOAS_MAP_FILE, (&raw mut argument).cast()) }.map(drop)
 }
 
@@ -170,12 +171,12 @@ fn map_flags(perm: Perm) -> u32 {
     MAP_FIXED_IOVA | MAP_READABLE | if perm.is_writable() { MAP_WRITEABLE } else { 0 }
 }
 
-/// Takes away every entry inside `range`, and answers how many bytes those were.
+/// Unmaps every entry inside `range`, and returns how many bytes those were.
 pub(crate) fn unmap(iommufd: BorrowedFd<'_>, ioas_id: u32, range: IovaRange) -> KernelResult<u64> {
     // The length of the whole space does not fit; the kernel takes the largest number for it.
     let (iova, length) = (range.start(), range.length());
     let mut argument = Unmap { size: size::<Unmap>(), ioas_id, iova, length };
-    // SAFETY: `argument` is as long as its first field says and lives through the call.
+    // SAFETY: `argument` is as long as its first field states and lives through the call.
     unsafe { submit(iommufd, IOAS_UNMAP, (&raw mut argument).cast()) }?;
     Ok(argument.length)
 }
@@ -188,7 +189,7 @@ pub(crate) fn counts_per_process(iommufd: BorrowedFd<'_>) -> KernelResult<bool> 
         op: OPTION_GET,
         ..GetOption::default()
     };
-    // SAFETY: `argument` is as long as its first field says and lives through the call.
+    // SAFETY: `argument` is as long as its first field states and lives through the call.
     unsafe { submit(iommufd, OPTION, (&raw mut argument).cast()) }?;
     Ok(argument.val64 == 1)
 }
@@ -212,8 +213,8 @@ pub(crate) fn space(iommufd: BorrowedFd<'_>, ioas_id: u32) -> Result<Space> {
             allowed_iovas: buffer.as_mut_ptr() as u64,
             ..IovaRanges::default()
         };
-        // SAFETY: `argument` is as long as its first field says, the array it names holds as many ranges as it says, and
-        // both live through the call.
+        // SAFETY: `argument` is as long as its first field states, the array it names holds as many ranges as it says,
+        // and both live through the call.
         let asked = unsafe { submit(iommufd, IOAS_IOVA_RANGES, (&raw mut argument).cast()) };
         match asked {
             // The kernel has filled the struct all the same.
@@ -223,7 +224,7 @@ pub(crate) fn space(iommufd: BorrowedFd<'_>, ioas_id: u32) -> Result<Space> {
     })
 }
 
-/// Asks with a buffer that grows until everything fits. Nothing of the answer is taken on trust.
+/// Reads with a buffer that grows until everything fits. Every value of the result is checked.
 fn read_space(mut ask: impl FnMut(&mut [Range]) -> Result<IovaRanges>) -> Result<Space> {
     let mut buffer = vec![Range::default(); FIRST_RANGES];
     loop {

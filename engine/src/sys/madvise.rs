@@ -25,8 +25,8 @@ pub(crate) fn populate(hva: HostVa, bytes: u64, access: Access) -> Result<(), Er
     let address = usize::try_from(hva.raw()).map_err(|_| Errno::EINVAL)?;
     let address = std::ptr::with_exposed_provenance_mut(address);
     // SAFETY: the two populate advices only fault pages in. They change no byte of memory and no mapping, for any
-    // address: what is not mapped, or may not be accessed so, is answered with an error and not with a signal. So there
-    // is no obligation on the range, and whoever else uses this memory cannot tell that the call was made.
+    // address: what is not mapped, or may not be accessed so, fails with an error and not with a signal. So there
+    // is no obligation on the range, and other users of this memory cannot see that the call was made.
     match unsafe { libc::madvise(address, length, advice) } {
         0 => Ok(()),
         _ => Err(Errno::last()),
@@ -35,13 +35,13 @@ pub(crate) fn populate(hva: HostVa, bytes: u64, access: Access) -> Result<(), Er
 
 /// Asks for huge pages where `bytes` bytes at `hva` are faulted in from now on.
 ///
-/// An error is as good as an answer: the kernel has no huge pages, or this memory cannot have them.
+/// An error only means that the kernel has no huge pages, or that this memory cannot have them.
 pub(crate) fn prefer_huge_pages(hva: HostVa, bytes: u64) -> Result<(), Errno> {
     let length = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
     let address = usize::try_from(hva.raw()).map_err(|_| Errno::EINVAL)?;
     let address = std::ptr::with_exposed_provenance_mut(address);
-    // SAFETY: the advice changes how faults to come are served and no byte of memory, for any address: what is not mapped
-    // is answered with an error. So there is no obligation on the range.
+    // SAFETY: the advice changes how faults to come are served and no byte of memory, for any address: what is not
+    // mapped fails with an error. So there is no obligation on the range.
     match unsafe { libc::madvise(address, length, libc::MADV_HUGEPAGE) } {
         0 => Ok(()),
         _ => Err(Errno::last()),

@@ -1,6 +1,6 @@
 //! The kernel: every system call of the engine, and all of its unsafe code.
 //!
-//! One noun, one file; each module that needs unsafe says so itself, and nothing above this module may.
+//! Each module that needs unsafe code allows it for itself; no module above this one may.
 
 pub mod discard;
 pub(crate) mod dma_buf;

@@ -1,4 +1,4 @@
-//! On which NUMA node memory will be, where its owner has said so, and how a worker gets there.
+//! The NUMA node that memory will be on, if its policy names one, and how a worker moves there.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ const MODE: libc::c_int = 0x1fff;
 pub(crate) struct Nodes(BTreeMap<usize, Vec<usize>>);
 
 impl Nodes {
-    /// `None` where there is nothing to choose: one node, or no way to tell.
+    /// `None` where there is nothing to choose: one node, or none is known.
     pub fn read() -> Option<Self> {
         let mut nodes = BTreeMap::new();
         for entry in fs::read_dir("/sys/devices/system/node").ok()?.flatten() {
@@ -38,7 +38,7 @@ impl Nodes {
         (nodes.len() > 1).then_some(Self(nodes))
     }
 
-    /// The node whose memory the pages at `hva` shall come from, if its policy names one and that has CPUs.
+    /// The node that the pages at `hva` will be on, if their policy names one and it has CPUs.
     pub fn node_of(&self, hva: HostVa) -> Option<usize> {
         policy(hva).filter(|node| self.0.contains_key(node))
     }
@@ -47,7 +47,7 @@ impl Nodes {
 /// Where a worker may run, and where it is.
 pub(crate) struct NodeBinding<'a> {
     nodes: &'a Nodes,
-    /// The CPUs the thread was given; `None` if the kernel would not say.
+    /// The CPUs the thread was given; `None` if the kernel does not report them.
     allowed: Option<Cpus>,
     at: Option<usize>,
 }
@@ -58,8 +58,8 @@ impl<'a> NodeBinding<'a> {
         Self { nodes, allowed: Cpus::allowed().ok(), at: None }
     }
 
-    /// Moves the thread to the CPUs of a node, or of none in particular, as far as it may run there. A sandbox may refuse
-    /// that; then it stays where it is, which is only slower.
+    /// Moves the thread to the CPUs of a node, or of none in particular, as far as it may run there. A sandbox may
+    /// refuse that; then it stays where it is, which is only slower.
     pub fn move_to(&mut self, node: Option<usize>) {
         if self.at == node {
             return;
@@ -116,8 +116,8 @@ fn policy(hva: HostVa) -> Option<usize> {
     let mut mode: libc::c_int = 0;
     let mut nodes = [0u64; MAX_NODES / 64];
     let address = hva.raw();
-    // SAFETY: the call writes one int and a mask of `MAX_NODES` bits, and looks up which mapping an address belongs to; an
-    // address without one is answered with an error.
+    // SAFETY: the call writes one int and a mask of `MAX_NODES` bits, and looks up which mapping an address belongs to;
+    // an address without one fails with an error.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_get_mempolicy,
@@ -175,7 +175,7 @@ mod tests {
             assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
             assert_eq!(policy(hva), expected, "mode {mode}");
         }
-        // SAFETY: the range is the mapping's, and nobody holds a reference into it.
+        // SAFETY: the range is the mapping's, and no reference exists into it.
         unsafe { libc::munmap(memory, BYTES) };
         assert_eq!(policy(HostVa::from_raw(1 << 63)), None, "no mapping");
     }

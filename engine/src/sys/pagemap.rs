@@ -1,7 +1,7 @@
-//! What is behind a host range already: PAGEMAP_SCAN on /proc/self/pagemap (Linux 6.7).
+//! Which pages of a host range are present: PAGEMAP_SCAN on /proc/self/pagemap (Linux 6.7).
 //!
-//! A look takes two or three nanoseconds per page-table entry, less than a hundredth of what faulting a page in takes, and
-//! no lock that faults of other threads wait for.
+//! A look takes two or three nanoseconds per page-table entry, less than a hundredth of what faulting a page in takes,
+//! and no lock that faults of other threads wait for.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -77,22 +77,22 @@ impl Pagemap {
     /// `None` where there is no /proc, or the kernel is older: then nothing is known of any page.
     pub fn open() -> Option<Self> {
         let pagemap = Self { file: File::open("/proc/self/pagemap").ok()? };
-        // An empty range is a question every kernel that knows the request answers.
+        // Every kernel that has the request accepts an empty range.
         pagemap.scan(&mut PmScanArg::default(), &mut []).ok().map(|_| pagemap)
     }
 
     /// How many bytes from `hva` on can be accessed without a fault, at most `bytes`, and what maps them.
     ///
-    /// What a write would have to copy (after a fork) is taken for present: the pin will see to it. So is a shared zero page
-    /// that a write would replace, unless it is met where a huge page could begin: memory that was only read is so all over.
-    /// Memory without pages of its own (device memory) is never present.
+    /// What a write would have to copy (after a fork) is taken for present: the pin will see to it. So is a shared zero
+    /// page that a write would replace, unless it is met where a huge page could begin: memory that was only read is so
+    /// all over. Memory without pages of its own (device memory) is never present.
     pub fn present(&self, hva: HostVa, bytes: u64, access: Access) -> Result<Mapped, Errno> {
         // What the kernel passes over, device memory and holes, has no missing page either: one has to be seen.
         match self.page(hva)? {
             Some(categories) if !faults(categories, access) => {}
             _ => return Ok(Mapped::default()),
         }
-        // Asking for the first page that is not there is several times faster than being told of all that are.
+        // To ask for the first missing page is several times faster than to list all present ones.
         let mut question = PmScanArg {
             start: hva.raw(),
             end: hva.raw().saturating_add(bytes),
@@ -108,9 +108,10 @@ impl Pagemap {
         self.kinds(hva, present, access)
     }
 
-    /// What kinds of pages map `bytes` bytes of present memory at `hva`, up to the first page seen that `access` would fault.
+    /// What kinds of pages map `bytes` bytes of present memory at `hva`, up to the first page seen that `access` would
+    /// fault.
     ///
-    /// Huge pages are counted exactly; what the others belong to is told by the first page.
+    /// Huge pages are counted exactly; the kind of the others is that of the first page.
     pub fn kinds(&self, hva: HostVa, bytes: u64, access: Access) -> Result<Mapped, Errno> {
         let first = self.page(hva)?.unwrap_or(0);
         if first & PAGE_IS_HUGE != 0 && self.all_huge(hva, bytes)? {
@@ -163,7 +164,7 @@ impl Pagemap {
         Ok(found > 0 && run[0].start == question.start && run[0].end >= question.end)
     }
 
-    /// Asks; answers how many of `found` were written.
+    /// Makes the call; returns how many of `found` were written.
     fn scan(&self, question: &mut PmScanArg, found: &mut [PageRegion]) -> Result<usize, Errno> {
         question.size = size_of::<PmScanArg>() as u64;
         question.vec = found.as_mut_ptr() as u64;

@@ -1,4 +1,4 @@
-//! Whether host memory is a shared mapping of a certain part of a certain file, as the kernel tells it.
+//! Whether host memory is a shared mapping of a certain part of a certain file, according to the kernel.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -22,7 +22,7 @@ struct Query {
     query_flags: u64,
     query_addr: u64,
     vma_start: u64,
-    /// The first byte behind it.
+    /// The first byte after it.
     vma_end: u64,
     vma_flags: u64,
     vma_page_size: u64,
@@ -43,7 +43,7 @@ const _: () = {
     assert!(offset_of!(Query, vma_name_size) == 80 && offset_of!(Query, build_id_addr) == 96);
 };
 
-/// What tells one file from all others.
+/// What distinguishes a file from all others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Identity {
     inode: u64,
@@ -51,8 +51,8 @@ struct Identity {
     minor: u32,
 }
 
-/// Whether all of the `bytes` bytes at `hva` are a shared mapping of `file` from `offset` on, and the file is one of memory
-/// (shmem or hugetlbfs, a memfd included). What cannot be found out is a no.
+/// Whether all of the `bytes` bytes at `hva` are a shared mapping of `file` from `offset` on, and the file is one of
+/// memory (shmem or hugetlbfs, a memfd included). What cannot be found out is a no.
 ///
 /// A private mapping is of other pages than the file as soon as it is written to.
 pub(crate) fn is_shared_memory(hva: HostVa, bytes: u64, file: BorrowedFd<'_>, offset: u64) -> bool {
@@ -76,7 +76,7 @@ pub(crate) fn is_shared_memory(hva: HostVa, bytes: u64, file: BorrowedFd<'_>, of
 
 fn query(maps: &File, address: u64) -> KernelResult<Query> {
     let mut argument = Query { size: size_of::<Query>() as u64, query_addr: address, ..Query::default() };
-    // SAFETY: `argument` is as long as its first field says and lives through the call; it asks for no name.
+    // SAFETY: `argument` is as long as its first field states and lives through the call; it asks for no name.
     unsafe { submit(maps.as_fd(), QUERY, (&raw mut argument).cast()) }?;
     Ok(argument)
 }
@@ -134,7 +134,8 @@ mod tests {
             let address = self.start.wrapping_byte_add(at);
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             let offset = i64::try_from(page * PAGE).unwrap();
-            // SAFETY: without MAP_FIXED a mapping replaces nothing, and with it only what this struct has mapped itself.
+            // SAFETY: without MAP_FIXED a mapping replaces nothing, and with it only what this struct has mapped
+            // itself.
             let got = unsafe { libc::mmap(address, bytes, protection, flags, file.as_raw_fd(), offset) };
             assert_ne!(got, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
             got
@@ -147,7 +148,7 @@ mod tests {
 
     impl Drop for Mapped {
         fn drop(&mut self) {
-            // SAFETY: the mapping is this struct's, and nobody has a reference into it.
+            // SAFETY: the mapping is this struct's, and no reference into it exists.
             assert_eq!(unsafe { libc::munmap(self.start, BYTES) }, 0);
         }
     }

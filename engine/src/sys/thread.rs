@@ -13,11 +13,11 @@ use crate::error::Errno;
 /// deepest call is a read of /proc.
 const STACK: usize = 256 * 1024;
 
-/// Runs `body` on the calling thread while up to `extra` workers run `work`, returns when all of them are done, and answers
-/// what `body` answered and how many workers could not be started.
+/// Runs `body` on the calling thread while up to `extra` workers run `work`, and waits until all of them are done.
+/// Returns what `body` returned, and how many workers could not be started.
 ///
-/// `body` must be able to do without the workers. They inherit the calling thread's CPU affinity and memory policy, take no
-/// signal, and none is left when this returns; a panic in one of them is passed on.
+/// `body` must be able to do without the workers. They inherit the calling thread's CPU affinity and memory policy,
+/// take no signal, and none is left when this returns; a panic in one of them is passed on.
 pub fn run<R>(extra: usize, work: impl Fn() + Sync, body: impl FnOnce() -> R) -> (R, usize) {
     let mut refused = 0;
     // A new thread's stack is an mmap, which has to wait for page faults that are being served: were the first worker
@@ -37,7 +37,7 @@ pub fn run<R>(extra: usize, work: impl Fn() + Sync, body: impl FnOnce() -> R) ->
                 let builder = thread::Builder::new().name(format!("vfio-fast-{number}")).stack_size(STACK);
                 match blocked.as_ref().map(|_| builder.spawn_scoped(scope, worker)) {
                     Ok(Ok(handle)) => workers.push(handle),
-                    // A refusal will not be different for the next one: a sandbox or RLIMIT_NPROC stands behind it.
+                    // The next one would be refused, too: the cause is a sandbox or RLIMIT_NPROC.
                     Ok(Err(_)) | Err(_) => {
                         refused = extra - workers.len();
                         break;
@@ -137,7 +137,8 @@ mod tests {
         let own = seen.iter().position(|(name, _)| *name == caller).expect("the calling thread works too");
         assert_eq!(seen.remove(own).1, mask, "the calling thread works with its own mask");
         assert_eq!(own_status("SigBlk:"), mask);
-        // All 64 but SIGKILL (9), SIGSTOP (19) and the two the C library keeps for itself (32, 33): bit n is signal n+1.
+        // All 64 but SIGKILL (9), SIGSTOP (19) and the two the C library keeps for itself (32, 33): bit n is signal
+        // n+1.
         let every = format!("{:016x}", !(1u64 << 8 | 1 << 18 | 0b11 << 31));
         for (number, (name, blocked)) in (1..).zip(&seen) {
             assert_eq!((name, blocked), (&format!("vfio-fast-{number}"), &every));

@@ -1,8 +1,8 @@
-//! Whether host memory is device memory, as the kernel's own mapping flags tell.
+//! Whether host memory is device memory, according to the kernel's mapping flags.
 //!
 //! The flags are only to be had from /proc/self/smaps, which the kernel writes while it walks the page tables of every
 //! mapping it lists: that costs milliseconds per GiB of memory in front of the one that is asked about. So this is
-//! consulted only after populating has answered EINVAL (which it always does for device memory), and reading stops at
+//! read only after a populate call has failed with EINVAL (as it always does for device memory), and reading stops at
 //! the first mapping that settles the question.
 
 use std::fs::File;
@@ -10,7 +10,7 @@ use std::io::{self, BufRead, BufReader};
 
 use crate::addr::HostVa;
 
-/// One page: reading ahead any further would make the kernel walk mappings nobody asked about.
+/// One page: reading ahead any further would make the kernel walk mappings that do not matter here.
 const READ_AHEAD: usize = 4096;
 
 /// Whether all of the `bytes` bytes at `hva` are mapped to device memory.
@@ -38,7 +38,7 @@ fn all_device(mut smaps: impl BufRead, start: u64, last: u64) -> io::Result<bool
             return Ok(false);
         }
         if let Some((begin, end)) = header(&line) {
-            // Mappings come in address order, so this byte lies in a hole, or in a mapping whose flags were not told.
+            // Mappings come in address order, so this byte lies in a hole, or in a mapping without reported flags.
             if begin > next {
                 return Ok(false);
             }
@@ -70,7 +70,8 @@ mod tests {
     use super::*;
 
     /// Two ordinary mappings, a BAR of two VMAs in one piece, a hole, a mapping of I/O memory without page frames,
-    /// directly followed by ordinary memory, and a mapping whose flags the kernel does not tell, directly followed by a BAR.
+    /// directly followed by ordinary memory, and a mapping whose flags the kernel does not tell, directly followed by a
+    /// BAR.
     const SMAPS: &str = "\
 00400000-00401000 r--p 00000000 fe:00 1234                       /opt/a-b c/VmFlags: io
 Size:                  4 kB

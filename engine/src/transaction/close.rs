@@ -1,4 +1,4 @@
-//! The end: nothing stays mapped.
+//! Closing: nothing stays mapped.
 
 use super::{Engine, State};
 use crate::addr::IovaRange;
@@ -9,7 +9,8 @@ use crate::reconcile::table::MapTable;
 use crate::reconcile::wanted::WantedSet;
 
 impl Engine {
-    /// Unmaps whatever is still mapped. A poisoned engine does not know what that is and empties the whole container.
+    /// Unmaps everything that is still mapped. A poisoned engine does not know what that is, and empties the whole
+    /// container.
     pub fn close(self) -> Result<()> {
         self.empty()
     }
@@ -29,7 +30,8 @@ impl Engine {
         };
         let State { table, wanted, objects, .. } = &mut *state;
         let mut executor = self.executor(table, objects, None, &plan);
-        // Little memory in many entries, as arrays of pages leave it, is one call, no longer than others are.
+        // Little memory in many entries, such as arrays of pages, takes a single call, which lasts no longer than other
+        // calls.
         let at_once = plan.unmaps.len() > 1 && plan.bytes() <= self.batch.bytes;
         let emptied = match at_once.then(|| executor.clear_all()) {
             None | Some(Ok(false)) => executor.run(&plan, wanted, None),

@@ -34,7 +34,7 @@ impl Engine {
         stats.threads_peak = stats.threads_peak.max(report.threads);
     }
 
-    /// A commit that succeeded, beside its calls.
+    /// Counts a commit that succeeded. Its calls are counted already.
     pub(super) fn record_commit(&self, outcome: &Outcome) {
         let mut stats = self.stats_mut();
         stats.commits += 1;

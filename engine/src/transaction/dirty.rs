@@ -1,4 +1,4 @@
-//! Which pages devices have written to, asked for by whole entries.
+//! Dirty pages: which pages devices have written to. The kernel reports them by whole entries.
 
 use super::{Engine, State};
 use crate::addr::IovaRange;
@@ -23,8 +23,8 @@ impl State {
 }
 
 impl Engine {
-    /// Begins to track which pages devices write to, or ends to. Both may be the case already. From its beginning on the answers
-    /// of [`Engine::read_dirty`] and [`Engine::unmap_dirty`] leave out nothing.
+    /// Starts or stops tracking which pages devices write to. It may be in that state already. Once it has started,
+    /// [`Engine::read_dirty`] and [`Engine::unmap_dirty`] report every such page.
     pub fn track_dirty(&self, on: bool) -> Result<()> {
         let mut state = self.healthy()?;
         let tracking = self.tracking(None)?;
@@ -37,10 +37,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Sets the bits of the pages in `range` that were written to since they were last told; other bits stay as they are. The
-    /// first bit is that of the first page, in pages of the smallest IOMMU page.
+    /// Sets the bits of the pages in `range` that were written to since the last report; other bits stay as they are.
+    /// The first bit is that of the first page, in pages of the smallest IOMMU page.
     ///
-    /// The kernel tells of whole entries only. What it tells of pages outside `range` is kept until they are asked for.
+    /// The kernel reports whole entries only. What it reports of pages outside `range` is kept until a call covers
+    /// them.
     pub fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<()> {
         let mut state = self.healthy()?;
         let tracking = self.tracking(Some(range))?;
@@ -64,8 +65,9 @@ impl Engine {
         Ok(())
     }
 
-    /// [`Engine::unmap`], and sets the bits of the pages in `range` that were written to, as [`Engine::read_dirty`] does. Not in
-    /// a transaction, since what is unmapped then is not asked for any more. If it fails, the bits of what was unmapped are set.
+    /// [`Engine::unmap`], and sets the bits of the pages in `range` that were written to, as [`Engine::read_dirty`]
+    /// does. Not in a transaction, since what is unmapped then is not asked for any more. If it fails, the bits of what
+    /// was unmapped are set.
     pub fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<u64> {
         let mut state = self.healthy()?;
         if state.in_transaction {
@@ -82,7 +84,7 @@ impl Engine {
         reconciled.map(|_| removed)
     }
 
-    /// What one unmap call may take: while dirty pages are tracked no more than a bitmap can tell of.
+    /// The maximum that one call unmaps: while dirty pages are tracked, no more than one bitmap covers.
     pub(super) fn batch(&self, state: &State) -> Batch {
         match (&state.dirty, self.backend.dirty_tracking()) {
             (Some(_), Some(tracking)) => {
@@ -116,8 +118,8 @@ impl Engine {
     }
 }
 
-/// Adjacent entries in one call, up to the bounds. An entry in it begins with a word of the bitmap: of one that does not, type1
-/// (6.12, 7.2) shifts the bits and forgets to clear those behind its end, which from then on are set as well.
+/// Adjacent entries in one call, up to the bounds. An entry in it begins with a word of the bitmap: of one that does
+/// not, type1 (6.12, 7.2) shifts the bits and forgets to clear those after its end, which from then on are set as well.
 fn calls(entries: impl Iterator<Item = IovaRange>, batch: Batch, page: u64) -> Vec<IovaRange> {
     let mut calls: Vec<IovaRange> = Vec::new();
     for entry in entries {

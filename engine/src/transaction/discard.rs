@@ -1,4 +1,4 @@
-//! Giving memory back that was mapped.
+//! Discarding memory that was mapped.
 
 use std::time::Instant;
 
@@ -9,13 +9,13 @@ use crate::populate::discard;
 use crate::sys::discard::DiscardRange;
 
 impl Engine {
-    /// Gives `memory` back to the system, on as many threads as commits use. Refused where a device may reach any of it
-    /// through this engine, or shall: the kernel pins pages, not addresses, and the device would keep the old ones.
+    /// Discards `memory`, on as many threads as commits use. Refused if any of it is mapped for devices or wanted: the
+    /// kernel pins pages, not addresses, and the device would keep the old pages.
     ///
-    /// The memory stays mapped in this process and is empty. After an error a part of it may be.
+    /// The memory stays mapped in this process and reads as zero. After an error a part of it may.
     pub fn discard(&self, memory: &DiscardRange) -> Result<()> {
         let start = Instant::now();
-        // Kept to the end, so that nobody maps it meanwhile.
+        // Locked to the end, so that no other thread maps it.
         let state = self.healthy()?;
         let wanted = state.wanted.iter().map(|wanted| (wanted.region.range, wanted.region.hva));
         let held = state.table.iter().map(|entry| (entry.range, entry.hva));

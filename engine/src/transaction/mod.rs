@@ -1,4 +1,4 @@
-//! Transactions: what a caller wants, committed as a difference, taken back as a whole.
+//! Transactions: a caller's changes, committed as a difference and rolled back as a whole.
 
 mod close;
 mod counters;
@@ -36,7 +36,7 @@ pub struct Config {
     pub threads: usize,
     /// Whether to ask for huge pages before memory is faulted in.
     pub huge_pages: bool,
-    /// Entries that one unmap call takes away at most, at least 1; see [`Batch`].
+    /// Maximum number of entries that one call unmaps, at least 1; see [`Batch`].
     pub unmap_entries: u64,
     /// Where messages go.
     pub log: Log,
@@ -78,11 +78,11 @@ pub struct Info {
     pub memlock: Memlock,
     /// Bytes of the largest entry.
     pub entry_size: u64,
-    /// What one unmap call takes away at most.
+    /// The maximum that one call unmaps.
     pub batch: Batch,
-    /// Most threads a commit may work with.
+    /// Maximum number of threads a commit works with.
     pub threads: usize,
-    /// Whether they map and unmap at the same time, or only fault memory in.
+    /// Whether these threads map and unmap concurrently, or only fault memory in.
     pub parallel: bool,
     /// Whether a transaction is open.
     pub in_transaction: bool,
@@ -97,7 +97,7 @@ struct State {
     wanted: WantedSet,
     objects: Objects,
     table: MapTable,
-    /// Dirty pages nobody was told of, while they are tracked.
+    /// Dirty pages that were not reported yet, while they are tracked.
     dirty: Option<DirtyPages>,
     in_transaction: bool,
     logged_base_pages: bool,
@@ -112,7 +112,7 @@ impl State {
     }
 }
 
-/// Owns what is mapped in one container. Any thread may call any method; calls serialise.
+/// Owns the mappings of one container. Any thread may call any method; calls are serialised.
 #[derive(Debug)]
 pub struct Engine {
     backend: Box<dyn Backend>,
@@ -149,7 +149,7 @@ impl Engine {
         Ok(Self { backend, page, grid, batch, threads, huge_pages, log, state, stats })
     }
 
-    /// Opens a transaction: until [`Engine::commit`], regions are only noted.
+    /// Opens a transaction: until [`Engine::commit`], changes are only recorded.
     pub fn begin(&self) -> Result<()> {
         let mut state = self.healthy()?;
         if state.in_transaction {
@@ -159,15 +159,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the kernel hold what is wanted, or, if that fails, what was wanted before less what the transaction unmapped.
-    /// The transaction is over either way.
+    /// Makes the kernel hold what is wanted. If that fails, it holds what was wanted before, except what the
+    /// transaction unmapped. The transaction is closed in both cases.
     pub fn commit(&self) -> Result<Outcome> {
         let mut state = self.in_transaction()?;
         state.in_transaction = false;
         self.reconcile(&mut state)
     }
 
-    /// Forgets the open transaction.
+    /// Rolls the open transaction back.
     pub fn abort(&self) -> Result<()> {
         let mut state = self.in_transaction()?;
         state.in_transaction = false;
@@ -228,7 +228,7 @@ impl Engine {
         reconciled
     }
 
-    /// The same, and what is not wanted any more may still be among the dirty pages.
+    /// The same, but dirty pages that are no longer wanted are kept.
     fn reconcile_with_dirty(&self, state: &mut State) -> Result<Outcome> {
         let start = Instant::now();
         if state.wanted.touched().is_empty() {
@@ -311,15 +311,15 @@ impl Engine {
         }
     }
 
-    /// After a failure: makes the kernel hold what was wanted before, less what the transaction unmapped.
+    /// After a failure: makes the kernel hold what was wanted before the transaction, except what the transaction
+    /// unmapped.
     fn roll_back(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         state.wanted.roll_back_additions();
         self.stats_mut().undo_runs += 1;
         self.restore(state, scope, error);
     }
 
-    /// Makes the kernel hold what is wanted, now that `error` took something in `scope` out of it. What cannot be taken back
-    /// poisons.
+    /// Makes the kernel hold what is wanted in `scope` again, after `error`. If that fails, the engine is poisoned.
     fn restore(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         let State { table, wanted, objects, dirty, .. } = state;
         let undone = plan::plan(wanted, table, scope, self.grid, self.batch, None).map(|plan| {
@@ -360,8 +360,8 @@ impl Engine {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| {
-            // A call panicked while it changed the state. Whoever catches the panic says so through `poison`, but by then
-            // other threads, waiting for this lock, would have gone on with what it left.
+            // A call panicked while it changed the state. The code that catches the panic calls `poison`, but until
+            // then other threads that wait for this lock would go on with the broken state.
             self.state.clear_poison();
             let mut state = poisoned.into_inner();
             self.set_poison(&mut state, "a panic".to_owned());

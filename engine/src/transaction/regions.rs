@@ -1,4 +1,4 @@
-//! What a caller wants and does not want any more: regions, and arrays of pages.
+//! Mapping and unmapping of regions, and of arrays of pages.
 
 use std::sync::MutexGuard;
 
@@ -11,14 +11,14 @@ use crate::reconcile::runs::runs;
 use crate::region::{Backing, Kind, Perm, Region};
 
 impl Engine {
-    /// Wants a region. Outside a transaction it is mapped when this returns.
+    /// Maps a region: at once outside a transaction, at the commit inside one.
     pub fn map_region(&self, region: Region) -> Result<()> {
         self.map(region, None)
     }
 
-    /// Wants a region that is a part of `object`, which some kernels can map where, or faster than, they map host addresses.
-    /// All regions of one backing are parts of one object, and each byte of it has one host address. BARs are exact: the kernel
-    /// may have taken away what is mapped of them.
+    /// Maps a region that is a part of `object`. Some kernels can map an object where they refuse its host addresses,
+    /// or map it faster. All regions of one backing are parts of one object, and each byte of it has one host address.
+    /// BARs are exact: the kernel may have unmapped them.
     pub fn map_object(&self, region: Region, object: &ObjectRef) -> Result<()> {
         let is_bar = matches!(object.kind, ObjectKind::Bar { .. });
         self.map(Region { exact: region.exact || is_bar, ..region }, Some(object))
@@ -36,11 +36,12 @@ impl Engine {
         self.reconcile_or_refuse(state)
     }
 
-    /// Wants RAM in pages of the smallest IOMMU page, each at its IOVA: all of them, or none if this fails. Outside a
-    /// transaction they are mapped when this returns.
+    /// Maps RAM in pages of the smallest IOMMU page, each at its IOVA: all of them, or none if this fails. They are
+    /// mapped at once outside a transaction, at the commit inside one.
     ///
-    /// Pages that follow each other in the array, for the device and in the host's memory are one region, and so one entry
-    /// and one map call: {1, 5, 6, 7, 9} are three. Those of a known backing also join what follows them anyhow, as regions do.
+    /// Pages that follow each other in the array, for the device and in the host's memory are one region, and so one
+    /// entry and one map call: {1, 5, 6, 7, 9} are three. Those of a known backing also join what follows them anyhow,
+    /// as regions do.
     pub fn map_pages(
         &self,
         pages: impl IntoIterator<Item = (Iova, HostVa)>,
@@ -63,19 +64,21 @@ impl Engine {
         self.reconcile_or_refuse(state)
     }
 
-    /// Does not want anything at `range` any more; answers how many wanted bytes that took away. Outside a transaction they
-    /// are unmapped when this returns.
+    /// Unmaps everything in `range`, and returns how many bytes were wanted there: at once outside a transaction, at
+    /// the commit inside one.
     pub fn unmap(&self, range: IovaRange) -> Result<u64> {
         self.unmap_each([Ok(range)])
     }
 
-    /// Does not want these pages of the smallest IOMMU page any more; answers how many bytes that took away. All or nothing,
-    /// but for pages where nothing is wanted. Outside a transaction they are unmapped when this returns.
+    /// Unmaps these pages of the smallest IOMMU page, and returns how many bytes were wanted there: all or none of
+    /// them. Pages where nothing is wanted are ignored. They are unmapped at once outside a transaction, at the commit
+    /// inside one.
     ///
-    /// A page out of the middle of an entry takes the entry away and maps the rest of it again: a device that uses the rest
-    /// at that moment sees an error. [`Stats::remapped_bytes`](crate::stats::Stats::remapped_bytes) counts the rest.
+    /// To unmap a page in the middle of an entry, the whole entry is unmapped and the rest of it is mapped again: for a
+    /// short time devices cannot access the rest. [`Stats::remapped_bytes`](crate::stats::Stats::remapped_bytes) counts
+    /// the rest.
     pub fn unmap_pages(&self, iovas: impl IntoIterator<Item = Iova>) -> Result<u64> {
-        // Where the host has them does not matter: as if each were at the address it has for the device.
+        // The host address does not matter here, so each page gets that of its IOVA.
         let pages = iovas.into_iter().map(|iova| (iova, HostVa::from_raw(iova.0)));
         self.unmap_each(
             runs(pages, self.page).map(|run| range(run.iova.0, run.pages.saturating_mul(self.page))),
@@ -128,8 +131,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The end of a call that added to what is wanted. Inside a transaction there is nothing more to do; outside, with nobody to
-    /// read an outcome, a refusal is the call's error, and nothing that it added is wanted.
+    /// The end of a call that added regions. Inside a transaction there is nothing more to do. Outside, where no
+    /// outcome is returned, a refusal is the error of the call, and the regions that it added are removed.
     fn reconcile_or_refuse(&self, mut state: MutexGuard<'_, State>) -> Result<()> {
         if state.in_transaction {
             return Ok(());

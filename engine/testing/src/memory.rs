@@ -15,8 +15,8 @@ pub fn resident(start: u64, bytes: u64) -> u64 {
     pages.iter().filter(|&&page| page & 1 == 1).count() as u64 * 4096
 }
 
-/// Base pages in the page tables that need no memory. The kernel walks them when it lists the mappings of a process, so that
-/// to recognise device memory takes a while.
+/// Base pages in the page tables that need no memory. The kernel walks them when it lists the mappings of a process, so
+/// that to recognise device memory takes a while.
 pub struct ZeroPages {
     address: *mut libc::c_void,
 }
@@ -36,8 +36,8 @@ impl ZeroPages {
         let address = unsafe { libc::mmap(std::ptr::null_mut(), Self::BYTES, libc::PROT_READ, flags, -1, 0) };
         assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         for advice in [libc::MADV_NOHUGEPAGE, libc::MADV_POPULATE_READ] {
-            // SAFETY: the range is this mapping's, and neither advice changes a byte of it. Where it is refused the pages are
-            // missing, which changes how long the kernel walks.
+            // SAFETY: the range is this mapping's, and neither advice changes a byte of it. Where it is refused the
+            // pages are missing, which changes how long the kernel walks.
             let _ = unsafe { libc::madvise(address, Self::BYTES, advice) };
         }
         Self { address }

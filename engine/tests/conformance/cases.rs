@@ -1,4 +1,5 @@
-//! What type1 and iommufd answer, as their sources say (Linux 6.12 and 7.2): one table for the model and for real kernels.
+//! What type1 and iommufd answer, as their sources say (Linux 6.12 and 7.2): one table for the model and for real
+//! kernels.
 //!
 //! Nothing in here may be written down from what the model does.
 

@@ -49,8 +49,8 @@ pub fn assert_told(backend: &dyn Backend, memory: Memory) {
     assert_eq!(unmap(pages(0, 2)), Ok((2 * PAGE, 0b11)));
     assert_eq!(unmap(pages(0, 2)), Ok((0, 0)));
     assert_eq!(read(pages(0, 66), 2), Ok(vec![0, 0b11]));
-    // An entry that does not begin with a word of the bitmap: bits behind its end get set, from the second time on. No page
-    // is left out, but the engine does not ask so.
+    // An entry that does not begin with a word of the bitmap: bits behind its end get set, from the second time on. No
+    // page is left out, but the engine does not ask so.
     for _ in 0..2 {
         assert_eq!(read(pages(60, 6), 1).map(|bitmap| bitmap[0] & 0b11_1111), Ok(0b11_0000));
     }

@@ -1,5 +1,5 @@
-//! The model and the kernel answer the same: one table of cases, run on the model everywhere and on real kernels where there
-//! is a device for it.
+//! The model and the kernel answer the same: one table of cases, run on the model everywhere and on real kernels where
+//! there is a device for it.
 #![allow(unsafe_code, reason = "naming host addresses is unsafe")]
 
 mod cases;

@@ -28,8 +28,8 @@ const BEFORE: &[Step] = &[
     map(48, 3, 1, Perm::ReadWrite, true),
 ];
 
-/// Takes away whole entries and parts of them, puts other memory there, and adds some: eight maps after five unmaps (fewer where
-/// neighbours are joined), both of more memory than one thread is left alone with.
+/// Takes away whole entries and parts of them, puts other memory there, and adds some: eight maps after five unmaps
+/// (fewer where neighbours are joined), both of more memory than one thread is left alone with.
 const TRANSACTION: &[Step] = &[
     Step::Unmap { start: 4, units: 16 },
     map(4, 16, 3, Perm::Read, false),

@@ -1,4 +1,5 @@
-//! The IOMMU's own page tables, as VT-d's driver shows them in debugfs: what a device can reach, whatever anybody believes.
+//! The IOMMU's own page tables, as VT-d's driver shows them in debugfs: what a device can reach, whatever anybody
+//! believes.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -46,8 +47,8 @@ impl PageTables {
     }
 }
 
-/// Reads a dump: a line of the device, one of titles, and one for each entry that is no table. Such a line has the number of the
-/// page and the entries on the way to it, from the fifth level down.
+/// Reads a dump: a line of the device, one of titles, and one for each entry that is no table. Such a line has the
+/// number of the page and the entries on the way to it, from the fifth level down.
 fn parse(text: &str) -> Result<Translations, String> {
     let mut lines = text.lines();
     // A dump without a device, and so without tables, is no empty table.

@@ -68,7 +68,7 @@ impl KernelState {
         IovaRange::new(Iova(iova), length).ok_or(Errno::EINVAL)
     }
 
-    // update_user_bitmap: what is told is forgotten.
+    // update_user_bitmap: a page that was reported is clean again.
     fn tell(&mut self, config: &SimConfig, entry: IovaRange, range: IovaRange, bitmap: &mut [u64]) {
         let page = config.page_sizes.smallest();
         for number in entry.start() / page..=entry.last() / page {

@@ -1,7 +1,7 @@
 //! An executable specification of the kernel's type1v2 container and of iommufd's IOAS, for tests.
 //!
-//! It must not use `sys` or `execute`: what it does is written down from the kernel's rules alone, so that it can be held
-//! to the kernel by conformance cases. It never looks at the memory behind a host address.
+//! It must not use `sys` or `execute`: what it does is written down from the kernel's rules alone, so that it can be
+//! held to the kernel by conformance cases. It never accesses the memory at a host address.
 
 mod dirty;
 mod rules;
@@ -16,7 +16,7 @@ use crate::object::{Object, ObjectKind};
 use crate::region::Perm;
 use rules::{KernelState, Request};
 
-/// Whose rules the model keeps.
+/// The driver that the model follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rules {
     /// A container with VFIO_TYPE1v2_IOMMU.
@@ -25,12 +25,12 @@ pub enum Rules {
     Iommufd,
 }
 
-/// What the modelled container offers, and which of its calls shall fail.
+/// What the modelled container offers, and which of its calls fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SimConfig {
-    /// Whose rules it keeps.
+    /// The driver it follows.
     pub rules: Rules,
-    /// Whether the IOMMU of a device is behind it. Without one nothing is pinned, and an IOAS does not know yet what can be
+    /// Whether a device is attached. Without one nothing is pinned, and an IOAS does not know yet which IOVAs can be
     /// translated; see [`Sim::attach`].
     pub attached: bool,
     /// IOMMU page sizes.
@@ -41,13 +41,13 @@ pub struct SimConfig {
     pub dma_avail: u64,
     /// RLIMIT_MEMLOCK in bytes; `None`: not enforced.
     pub memlock_limit: Option<u64>,
-    /// Whether [`Backend::memlock`] tells the limit, so that preflight sees it before the map call does.
+    /// Whether [`Backend::memlock`] reports the limit, so that preflight fails before the map call does.
     pub memlock_told: bool,
     /// Host addresses the kernel refuses to map (EFAULT), as `start..=last`.
     pub unmappable: Vec<(u64, u64)>,
     /// Host addresses it refuses to map writable (EFAULT), as `start..=last`.
     pub read_only: Vec<(u64, u64)>,
-    /// IOVAs of mappings that iommufd answers EBUSY for: somebody else is at them.
+    /// IOVAs of mappings that iommufd cannot unmap (EBUSY): something else uses them.
     pub busy: Vec<u64>,
     /// The calls of map and unmap that fail, counted from 1, with what errno.
     pub failures: Vec<(u64, Errno)>,
@@ -55,10 +55,10 @@ pub struct SimConfig {
     pub panic_nth: Option<u64>,
     /// Bytes of the largest bitmap of dirty pages that type1 takes; 0: it tracks none.
     pub max_bitmap_bytes: u64,
-    /// Whether every mapped page counts as dirty, as the kernel has it for devices that do not tell what they write to: those
-    /// of vfio-pci. If not, only what [`Sim::write`] says.
+    /// Whether every mapped page counts as dirty, as the kernel has it for devices that do not report their writes,
+    /// such as those of vfio-pci. If not, only the pages of [`Sim::write`] are dirty.
     pub all_dirty: bool,
-    /// When the engine shall fault memory in: other than never only if the tests hand over real memory.
+    /// When the engine faults memory in. Anything but never requires real memory.
     pub populate: PopulatePolicy,
 }
 
@@ -93,7 +93,7 @@ pub enum Call {
     MapFile(Mapping, ObjectKind, u64),
     /// VFIO_IOMMU_UNMAP_DMA, with a bitmap or without, or IOMMU_IOAS_UNMAP.
     Unmap(IovaRange),
-    /// Either of the latter for everything there is.
+    /// The unmap call for everything.
     UnmapAll,
     /// VFIO_IOMMU_DIRTY_PAGES for a bitmap.
     ReadDirty(IovaRange),
@@ -139,7 +139,7 @@ impl Sim {
         change(&mut lock(&self.config));
     }
 
-    /// Takes a mapping away behind the engine's back, as another user of the container could.
+    /// Removes a mapping without the engine's knowledge, as another user of the container could.
     pub fn steal(&self, iova: u64) -> bool {
         let mut state = self.state();
         let stolen = state.held.mappings.get(&iova).map(|mapping| mapping.range);
@@ -162,13 +162,13 @@ impl Sim {
         Ok(())
     }
 
-    /// The map ioctl, with any numbers, answered as the kernel would. Not among [`Sim::calls`].
+    /// The map ioctl, with any numbers, with the kernel's result. Not among [`Sim::calls`].
     pub fn ask_to_map(&self, iova: u64, length: u64, hva: HostVa, perm: Perm) -> KernelResult<()> {
         let mut state = self.state();
         state.held.map(&self.config(), Request { iova, length, hva, perm })
     }
 
-    /// IOMMU_IOAS_MAP_FILE of a file of so many bytes, with any numbers, answered as the kernel would. Not among
+    /// IOMMU_IOAS_MAP_FILE of a file of so many bytes, with any numbers, with the kernel's result. Not among
     /// [`Sim::calls`].
     pub fn ask_to_map_file(
         &self,
@@ -183,13 +183,13 @@ impl Sim {
         state.held.map_file(&self.config(), Request { iova, length, hva, perm }, file_bytes)
     }
 
-    /// The unmap ioctl, with any numbers, answered as the kernel would. Not among [`Sim::calls`].
+    /// The unmap ioctl, with any numbers, with the kernel's result. Not among [`Sim::calls`].
     pub fn ask_to_unmap(&self, iova: u64, length: u64) -> KernelResult<u64> {
         let mut state = self.state();
         state.held.unmap(&self.config(), iova, length)
     }
 
-    /// The unmap ioctl for everything, answered as the kernel would. Not among [`Sim::calls`].
+    /// The unmap ioctl for everything, with the kernel's result. Not among [`Sim::calls`].
     pub fn ask_to_unmap_all(&self) -> KernelResult<u64> {
         let mut state = self.state();
         state.held.unmap_all(&self.config())
@@ -203,7 +203,7 @@ impl Sim {
         lock(&self.config).clone()
     }
 
-    /// Counts the call; answers the failure that was asked for.
+    /// Counts the call; returns the failure that was configured for it.
     fn record(&self, state: &mut State, call: Call) -> KernelResult<SimConfig> {
         state.calls.push(call);
         let nth = state.calls.len() as u64;
@@ -221,7 +221,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-// What the real backends make of the kernel's answers, this one makes of the model's.
+// What the real backends do with the kernel's results, this one does with the model's.
 impl Backend for Sim {
     fn name(&self) -> &'static str {
         "sim"

@@ -1,4 +1,4 @@
-//! The kernel's rules, from its sources (6.12 and 7.2): what a call answers and what it leaves, check by check in the
+//! The kernel's rules, from its sources (6.12 and 7.2): what a call returns and what it changes, check by check in the
 //! kernel's order.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,7 +36,7 @@ pub(super) struct KernelState {
     pub(super) locked: u64,
     /// Whether dirty pages are tracked.
     pub(super) tracking: bool,
-    /// The numbers of the pages that a device wrote to since that was last told.
+    /// The numbers of the pages that a device wrote to since the last report.
     pub(super) written: BTreeSet<u64>,
 }
 
@@ -49,8 +49,8 @@ impl KernelState {
         self.hold(config, mapping)
     }
 
-    // iommufd_ioas_map_file, memfd_pin_folios. The request's host address is the offset in the file: what an IOAS asks of one
-    // it asks of the other.
+    // iommufd_ioas_map_file, memfd_pin_folios. The request's host address is the offset in the file: what an IOAS asks
+    // of one it asks of the other.
     pub(super) fn map_file(
         &mut self,
         config: &SimConfig,
@@ -110,7 +110,7 @@ impl KernelState {
         Ok(())
     }
 
-    /// Takes one mapping away; answers its bytes.
+    /// Removes one mapping; returns its bytes.
     pub(super) fn remove(&mut self, config: &SimConfig, range: IovaRange) -> u64 {
         self.mappings.remove(&range.start());
         let page = config.page_sizes.smallest();
@@ -131,7 +131,7 @@ impl KernelState {
         found.collect::<Vec<_>>().into_iter()
     }
 
-    // vfio_dma_do_map. 7.2 answers EOVERFLOW where 6.12 answers EINVAL to what wraps.
+    // vfio_dma_do_map. If the range wraps, 7.2 returns EOVERFLOW and 6.12 EINVAL.
     fn type1_may_map(&self, config: &SimConfig, request: Request) -> KernelResult<Mapping> {
         let Request { iova, length, hva, perm } = request;
         let page = config.page_sizes.smallest();

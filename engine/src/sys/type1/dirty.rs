@@ -1,4 +1,4 @@
-//! The ioctls with which a VFIO container tells which pages devices have written to (Linux 5.8).
+//! The ioctls with which a VFIO container reports which pages devices have written to (Linux 5.8).
 #![allow(unsafe_code)]
 
 use std::mem::{offset_of, size_of};
@@ -23,7 +23,7 @@ struct Get {
     get: vfio_iommu_type1_dirty_bitmap_get,
 }
 
-/// An unmap whose answer includes a bitmap.
+/// An unmap that returns a bitmap.
 #[repr(C)]
 struct Unmap {
     head: vfio_iommu_type1_dma_unmap,
@@ -36,7 +36,7 @@ const _: () = {
     assert!(size_of::<Unmap>() == 48 && offset_of!(Unmap, bitmap) == 24);
 };
 
-/// Begins to track, or ends to. Both may be the case already.
+/// Starts or stops tracking. It may be in that state already.
 pub(crate) fn track(container: BorrowedFd<'_>, on: bool) -> KernelResult<()> {
     let flags =
         if on { uapi::VFIO_IOMMU_DIRTY_PAGES_FLAG_START } else { uapi::VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP };
@@ -45,7 +45,7 @@ pub(crate) fn track(container: BorrowedFd<'_>, on: bool) -> KernelResult<()> {
         flags,
         ..Default::default()
     };
-    // SAFETY: `argument` is as long as its first field says and lives through the call.
+    // SAFETY: `argument` is as long as its first field states and lives through the call.
     unsafe { submit(container, IOMMU_DIRTY_PAGES, (&raw mut argument).cast()) }.map(drop)
 }
 
@@ -68,13 +68,13 @@ pub(crate) fn read(
             bitmap: named(page, bitmap),
         },
     };
-    // SAFETY: `argument` is as long as its first field says; the array it names is as long as is said next to it, and both
-    // live through the call.
+    // SAFETY: `argument` is as long as its first field states; the array it names is as long as is said next to it, and
+    // both live through the call.
     unsafe { submit(container, IOMMU_DIRTY_PAGES, (&raw mut argument).cast()) }.map(drop)
 }
 
-/// Takes away every entry inside `range` and answers how many bytes those were; `bitmap` receives what [`read`] would have told
-/// of them.
+/// Unmaps every entry inside `range` and returns how many bytes those were; `bitmap` receives what [`read`] would have
+/// reported of them.
 pub(crate) fn unmap(
     container: BorrowedFd<'_>,
     range: IovaRange,

@@ -1,4 +1,4 @@
-//! What a type1 container says of itself: `struct vfio_iommu_type1_info` and the chain of capabilities behind it.
+//! The description of a type1 container: `struct vfio_iommu_type1_info` and the chain of capabilities after it.
 
 use std::mem::{offset_of, size_of};
 
@@ -24,15 +24,15 @@ const _: () = {
     assert!(size_of::<CapDmaAvail>() == 12 && offset_of!(CapDmaAvail, avail) == 8);
 };
 
-/// The only version of each capability there is. Another one would be laid out in a way nobody knows yet.
+/// The only version of each capability there is. The layout of another one is not known.
 const KNOWN_VERSION: u16 = 1;
 
 /// A container's description, as far as the kernel gave one.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Type1Info {
-    /// Bitmap of IOMMU page sizes; 0 if it was not told.
+    /// Bitmap of IOMMU page sizes; 0 if the kernel does not report them.
     pub(crate) page_sizes: u64,
-    /// IOVAs that can be mapped, ascending; empty if it was not told.
+    /// IOVAs that can be mapped, ascending; empty if the kernel does not report them.
     pub(crate) iova_ranges: Vec<IovaRange>,
     /// How many more entries fit.
     pub(crate) dma_avail: Option<u32>,
@@ -104,7 +104,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Type1Info, Malformed> {
 }
 
 impl Type1Info {
-    /// Takes in the capability that `bytes` starts with. Unknown ones are for somebody else.
+    /// Takes in the capability that `bytes` starts with. Unknown ones are ignored.
     fn add(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
         let id = u32::from(u16_at(bytes, offset_of!(Header, id))?);
         if u16_at(bytes, offset_of!(Header, version))? != KNOWN_VERSION {

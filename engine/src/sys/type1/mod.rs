@@ -43,11 +43,11 @@ const _: () = {
     assert!(offset_of!(unmap, iova) == 8 && offset_of!(unmap, size) == 16);
 };
 
-/// The most GET_INFO may ask for, in bytes. The kernel's answer is a few hundred; a container that wants more than this
-/// is not one.
+/// Maximum length of the description in bytes. The kernel's takes a few hundred; if more than this is needed, it is not
+/// a container.
 const MAX_INFO_BYTES: usize = 1 << 20;
 
-/// The version of the VFIO interface behind `container`.
+/// The version of the VFIO interface of `container`.
 pub(crate) fn api_version(container: BorrowedFd<'_>) -> KernelResult<libc::c_int> {
     // SAFETY: this request takes no argument.
     unsafe { submit(container, GET_API_VERSION, std::ptr::null_mut()) }
@@ -69,7 +69,7 @@ pub(crate) fn map(
         iova: iova.0,
         size,
     };
-    // SAFETY: `argument` is as long as its first field says and lives through the call. Whoever made the `HostVa`
+    // SAFETY: `argument` is as long as its first field states and lives through the call. The creator of the `HostVa`
     // vouched for the memory.
     unsafe { submit(container, IOMMU_MAP_DMA, (&raw mut argument).cast()) }.map(drop)
 }
@@ -79,11 +79,11 @@ pub(crate) fn map(
 pub(crate) enum Extent {
     /// So many bytes from here on.
     Bytes(Iova, u64),
-    /// The whole 64-bit space, whose size no 64-bit number can say (VFIO_UNMAP_ALL, Linux 5.12).
+    /// The whole 64-bit space, which has no size in 64 bits (VFIO_UNMAP_ALL, Linux 5.12).
     All,
 }
 
-/// Takes away every entry inside `extent`, and answers how many bytes those were.
+/// Unmaps every entry inside `extent`, and returns how many bytes those were.
 pub(crate) fn unmap(container: BorrowedFd<'_>, extent: Extent) -> KernelResult<u64> {
     let (flags, iova, size) = match extent {
         Extent::Bytes(iova, size) => (0, iova.0, size),
@@ -96,13 +96,13 @@ pub(crate) fn unmap(container: BorrowedFd<'_>, extent: Extent) -> KernelResult<u
         size,
         ..Default::default()
     };
-    // SAFETY: `argument` is as long as its first field says (the dirty bitmap that may follow it is not asked for) and
-    // lives through the call.
+    // SAFETY: `argument` is as long as its first field states (the dirty bitmap that may follow it is not asked for)
+    // and lives through the call.
     unsafe { submit(container, IOMMU_UNMAP_DMA, (&raw mut argument).cast()) }?;
     Ok(argument.size)
 }
 
-/// What the container says of itself: a `vfio_iommu_type1_info` and the capabilities behind it, as bytes.
+/// The description of the container: a `vfio_iommu_type1_info` and the capabilities after it, as bytes.
 pub(crate) fn info(container: BorrowedFd<'_>) -> Result<Vec<u8>> {
     let mut length = size_of::<vfio_iommu_type1_info>();
     loop {
