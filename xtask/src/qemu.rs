@@ -17,7 +17,7 @@ pub enum Args {
         #[arg(long)]
         force: bool,
     },
-    /// Build the binaries that are not in the cache, and print where they are
+    /// Build the binaries that are not in the cache, and print their paths: of one, the path alone
     Build {
         /// Only these; all four by default
         #[arg(value_enum)]
@@ -48,7 +48,12 @@ pub fn run(args: &Args) -> Result<()> {
             let all = [Kind::Stock, Kind::Off, Kind::On, Kind::Emulator];
             let kinds = if kinds.is_empty() { &all } else { kinds.as_slice() };
             for kind in kinds {
-                println!("{}: {}", kind.name(), qemu::build(&cache, *kind, *keep)?.display());
+                let binary = qemu::build(&cache, *kind, *keep)?;
+                // The path alone is what a script can use.
+                if kinds.len() > 1 {
+                    print!("{}: ", kind.name());
+                }
+                println!("{}", binary.display());
             }
             Ok(())
         }
