@@ -129,7 +129,7 @@ impl Stretch {
     }
 
     fn entries(&self, grid: Grid) -> impl Iterator<Item = Entry> {
-        // One piece for an exact run: a cell that spans the whole space.
+        // An exact stretch is one entry.
         let whole = self.exact.then_some(self.entry.range);
         let pieces = whole.into_iter().chain(grid.pieces(self.entry.range).filter(move |_| whole.is_none()));
         pieces.map(|range| Entry { range, hva: self.entry.hva_at(range.start()), ..self.entry })
@@ -146,18 +146,14 @@ fn missing_stretches(wanted: &WantedSet, scope: &[IovaRange], kept: &[IovaRange]
             let Some(inside) = wanted.region.range.intersection(*range) else { continue };
             for hole in holes(inside, kept) {
                 let Some(part) = wanted.region.clip(hole) else { continue };
-                let joined = open
-                    .take()
-                    .filter(|previous| {
-                        part.range.start() == wanted.region.range.start() && previous.joins(wanted)
-                    })
-                    .and_then(|_| stretches.last_mut())
-                    .and_then(|stretch| {
-                        let range = IovaRange::from_bounds(stretch.entry.range.start(), part.range.last())?;
-                        stretch.entry.range = range;
-                        Some(())
-                    });
-                if joined.is_none() {
+                if let Some(previous) = open.take()
+                    && part.range.start() == wanted.region.range.start()
+                    && previous.joins(wanted)
+                    && let Some(last) = stretches.last_mut()
+                    && let Some(range) = IovaRange::from_bounds(last.entry.range.start(), part.range.last())
+                {
+                    last.entry.range = range;
+                } else {
                     stretches.push(Stretch::new(wanted, part));
                 }
                 open = (part.range.last() == wanted.region.range.last()).then_some(*wanted);
@@ -167,7 +163,7 @@ fn missing_stretches(wanted: &WantedSet, scope: &[IovaRange], kept: &[IovaRange]
     stretches
 }
 
-/// What of `range` no kept entry covers. `kept` is ascending and disjoint.
+/// The parts of `range` that no kept entry covers. `kept` is ascending and disjoint.
 fn holes(range: IovaRange, kept: &[IovaRange]) -> Vec<IovaRange> {
     let mut holes = Vec::new();
     let mut rest = Some(range);
