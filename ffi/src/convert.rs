@@ -18,7 +18,6 @@ use crate::abi::{
     vfio_fast_pages, vfio_fast_range, vfio_fast_region, vfio_fast_stats,
 };
 use crate::failure::{Failure, Result};
-use crate::handle::vfio_fast;
 
 const REGION_FLAGS: u32 =
     VFIO_FAST_REGION_WRITE | VFIO_FAST_REGION_DEVICE | VFIO_FAST_REGION_EXACT | VFIO_FAST_REGION_FD;
@@ -80,10 +79,9 @@ pub(crate) fn range(range: &vfio_fast_range) -> Result<IovaRange> {
     iova_range(range.iova, range.length)
 }
 
-/// The range whose dirty pages a caller asks for.
-pub(crate) fn dirty_range(dirty: &vfio_fast_dirty, handle: &vfio_fast) -> Result<IovaRange> {
+/// The range of a dirty bitmap; `page` is the size of the smallest IOMMU page.
+pub(crate) fn dirty_range(dirty: &vfio_fast_dirty, page: u64) -> Result<IovaRange> {
     known("struct vfio_fast_dirty: flags", dirty.flags, 0)?;
-    let page = handle.engine.page();
     if dirty.page_size != page {
         let asked = dirty.page_size;
         let text = format!(

@@ -6,16 +6,12 @@
 
 #![allow(unsafe_code)] // borrows the handle a caller names
 
-use std::any::Any;
 use std::ffi::{c_char, c_int};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::failure::{Failure, Result, remember};
 use crate::handle::vfio_fast;
 use crate::log::refuse_inside;
-
-#[cfg(panic = "abort")]
-compile_error!("a panic must not kill the program that loaded this library: build it with panic=unwind");
+use crate::panic::caught;
 
 /// Runs the body of an exported function that works on no handle: 0, or a remembered failure's negative errno.
 pub(crate) fn guard(body: impl FnOnce() -> Result<()>) -> c_int {
@@ -51,33 +47,12 @@ pub(crate) fn guard_text(body: impl FnOnce() -> *const c_char) -> *const c_char 
     caught(body).unwrap_or(c"".as_ptr())
 }
 
-/// Runs `body` and answers the message of its panic if it panics.
-pub(crate) fn caught<R>(body: impl FnOnce() -> R) -> std::result::Result<R, String> {
-    // What a panic may have left half done is never looked at again: the callers poison the handle or drop it.
-    catch_unwind(AssertUnwindSafe(body)).map_err(|payload| {
-        let text = message(payload.as_ref());
-        // Dropping a payload runs foreign code, which may panic again; the second payload is not worth a third try.
-        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-            std::mem::forget(again);
-        }
-        text
-    })
-}
-
 /// The failure that a panic is to the caller.
 pub(crate) fn bug(panic: &str) -> Failure {
     Failure::check(
         libc::ENOTRECOVERABLE,
         format!("A bug in libvfio_fast: {panic}; a handle this call worked on can only be closed now"),
     )
-}
-
-fn message(payload: &(dyn Any + Send)) -> String {
-    match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
-        (Some(text), _) => (*text).to_owned(),
-        (_, Some(text)) => text.clone(),
-        _ => "a panic without a message".to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ use crate::abi::{
 };
 use crate::convert;
 use crate::failure::{Failure, Result};
-use crate::guard::caught;
 use crate::log::Sink;
+use crate::panic::caught;
 use crate::sized;
 
 /// A handle. What is inside is none of the caller's business.

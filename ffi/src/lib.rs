@@ -21,4 +21,5 @@ mod failure;
 mod guard;
 mod handle;
 mod log;
+mod panic;
 mod sized;
