@@ -568,6 +568,40 @@ struct vfio_fast_outcome {
 };
 
 /**
+ * A range of device addresses, and a bitmap of its pages.
+ */
+struct vfio_fast_dirty {
+    /**
+     * sizeof(struct vfio_fast_dirty)
+     */
+    uint32_t size;
+    /**
+     * Must be 0. Anything else is -EOPNOTSUPP.
+     */
+    uint32_t flags;
+    /**
+     * First device address, a multiple of page_size.
+     */
+    uint64_t iova;
+    /**
+     * Bytes, a multiple of page_size.
+     */
+    uint64_t length;
+    /**
+     * Bytes of a page: the smallest of the IOMMU (see iova_pgsizes in struct vfio_fast_info).
+     */
+    uint64_t page_size;
+    /**
+     * A bit for each page. That of page n is bit n % 64 of word n / 64.
+     */
+    uint64_t *bits;
+    /**
+     * How many words there are.
+     */
+    uint64_t words;
+};
+
+/**
  * Memory of this process.
  */
 struct vfio_fast_memory {
@@ -881,40 +915,6 @@ struct vfio_fast_failure {
     uint64_t available;
 };
 
-/**
- * A range of device addresses, and a bitmap of its pages.
- */
-struct vfio_fast_dirty {
-    /**
-     * sizeof(struct vfio_fast_dirty)
-     */
-    uint32_t size;
-    /**
-     * Must be 0. Anything else is -EOPNOTSUPP.
-     */
-    uint32_t flags;
-    /**
-     * First device address, a multiple of page_size.
-     */
-    uint64_t iova;
-    /**
-     * Bytes, a multiple of page_size.
-     */
-    uint64_t length;
-    /**
-     * Bytes of a page: the smallest of the IOMMU (see iova_pgsizes in struct vfio_fast_info).
-     */
-    uint64_t page_size;
-    /**
-     * A bit for each page. That of page n is bit n % 64 of word n / 64.
-     */
-    uint64_t *bits;
-    /**
-     * How many words there are.
-     */
-    uint64_t words;
-};
-
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -966,27 +966,6 @@ int vfio_fast_open(const struct vfio_fast_config *config,
  * vf is NULL or points to a pointer that is NULL or came from vfio_fast_open() and was not closed.
  */
 int vfio_fast_close(struct vfio_fast **vf);
-
-/**
- * Opens a transaction. Until vfio_fast_commit() or vfio_fast_abort(), vfio_fast_map_region() and vfio_fast_unmap() only
- * change what is wanted and answer errors of their arguments; nothing reaches the kernel. The transaction belongs to
- * the handle, not to the thread.
- *
- * - vf: the handle.
- *
- * # Returns
- * 0, or
- * - -EINVAL: vf is NULL
- * - -EBUSY: a transaction is open already
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
- *
- * # Threads
- * Any; waits for a running call on the same handle.
- *
- * # Safety
- * vf is NULL or came from vfio_fast_open() and is not closed before this call has returned.
- */
-int vfio_fast_begin(struct vfio_fast *vf);
 
 /**
  * Wants a region: the device may reach it from when this returns (outside a transaction) or from the commit on. All or
@@ -1114,6 +1093,27 @@ int vfio_fast_unmap_pages(struct vfio_fast *vf,
                           uint64_t *unmapped);
 
 /**
+ * Opens a transaction. Until vfio_fast_commit() or vfio_fast_abort(), vfio_fast_map_region() and vfio_fast_unmap() only
+ * change what is wanted and answer errors of their arguments; nothing reaches the kernel. The transaction belongs to
+ * the handle, not to the thread.
+ *
+ * - vf: the handle.
+ *
+ * # Returns
+ * 0, or
+ * - -EINVAL: vf is NULL
+ * - -EBUSY: a transaction is open already
+ * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ *
+ * # Threads
+ * Any; waits for a running call on the same handle.
+ *
+ * # Safety
+ * vf is NULL or came from vfio_fast_open() and is not closed before this call has returned.
+ */
+int vfio_fast_begin(struct vfio_fast *vf);
+
+/**
  * Makes the kernel hold what is wanted: checks the limits, faults memory in, unmaps, maps, and leaves alone what is
  * right already. When it has returned 0, no device can reach memory that is not wanted.
  *
@@ -1166,6 +1166,81 @@ int vfio_fast_commit(struct vfio_fast *vf,
  * vf as for vfio_fast_begin().
  */
 int vfio_fast_abort(struct vfio_fast *vf);
+
+/**
+ * Begins to track which pages devices write to, or ends to, as a migration needs it. Both may be the case already. Where the
+ * kernel does not know what a device writes to, everything the device can reach counts as written to.
+ *
+ * - vf: the handle.
+ * - on: 1 to begin, 0 to end.
+ *
+ * # Returns
+ * 0, or
+ * - -EINVAL: vf is NULL
+ * - -EOPNOTSUPP: on is neither; this container does not track dirty pages (no container of iommufd does, nor one of type1
+ *   before Linux 5.8)
+ * - another negative errno the kernel gave
+ * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ *
+ * # Threads
+ * Any; waits for a running call on the same handle.
+ *
+ * # Safety
+ * vf as for vfio_fast_begin().
+ */
+int vfio_fast_track_dirty(struct vfio_fast *vf,
+                          uint32_t on);
+
+/**
+ * Tells which pages of a range were written to since they were last told, or since tracking began. The range need not be
+ * that of a region: the kernel is asked for whole entries, in as many calls as its largest bitmap demands, and what it tells
+ * of other pages is kept until they are asked for.
+ *
+ * - vf: the handle.
+ * - dirty: the range, and the bitmap. Bits of pages that were written to are set, others are left as they are; a call that
+ *   fails may have set some, which are not told again.
+ *
+ * # Returns
+ * 0, or
+ * - -EINVAL: a pointer is NULL; the struct is too short; dirty pages are not tracked; page_size is not the smallest IOMMU
+ *   page; iova or length is not a multiple of it; length is 0; bits is not aligned, or has less than a bit for each page
+ * - -E2BIG: the struct is too long (the size rule)
+ * - -EOPNOTSUPP: unknown flags; this container does not track dirty pages
+ * - another negative errno the kernel gave
+ * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ *
+ * # Threads
+ * Any; waits for a running call on the same handle.
+ *
+ * # Safety
+ * vf as for vfio_fast_begin(); dirty is NULL or points to as many bytes as its size says, and its bits is NULL or points to
+ * so many words, which nobody else uses during the call.
+ */
+int vfio_fast_read_dirty(struct vfio_fast *vf,
+                         const struct vfio_fast_dirty *dirty);
+
+/**
+ * Does what vfio_fast_unmap() does, and tells what vfio_fast_read_dirty() would have told of it. Not in a transaction: it
+ * would be executed later.
+ *
+ * - vf: the handle.
+ * - dirty: the range, and the bitmap. If the call fails, the bits of what was unmapped all the same are set.
+ * - unmapped: receives how many bytes were taken out of what was wanted. May be NULL. Written only on success.
+ *
+ * # Returns
+ * 0, or
+ * - -EBUSY: a transaction is open
+ * - every errno of vfio_fast_read_dirty(), and of vfio_fast_unmap() outside a transaction
+ *
+ * # Threads
+ * Any; waits for a running call on the same handle.
+ *
+ * # Safety
+ * As for vfio_fast_read_dirty(); unmapped is NULL or points to a uint64_t.
+ */
+int vfio_fast_unmap_dirty(struct vfio_fast *vf,
+                          const struct vfio_fast_dirty *dirty,
+                          uint64_t *unmapped);
 
 /**
  * Gives memory that no device reaches any more back to the system, on as many threads as a commit uses: what it held is
@@ -1292,81 +1367,6 @@ const char *vfio_fast_version(void);
  * Any.
  */
 uint32_t vfio_fast_abi_version(void);
-
-/**
- * Begins to track which pages devices write to, or ends to, as a migration needs it. Both may be the case already. Where the
- * kernel does not know what a device writes to, everything the device can reach counts as written to.
- *
- * - vf: the handle.
- * - on: 1 to begin, 0 to end.
- *
- * # Returns
- * 0, or
- * - -EINVAL: vf is NULL
- * - -EOPNOTSUPP: on is neither; this container does not track dirty pages (no container of iommufd does, nor one of type1
- *   before Linux 5.8)
- * - another negative errno the kernel gave
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
- *
- * # Threads
- * Any; waits for a running call on the same handle.
- *
- * # Safety
- * vf as for vfio_fast_begin().
- */
-int vfio_fast_track_dirty(struct vfio_fast *vf,
-                          uint32_t on);
-
-/**
- * Tells which pages of a range were written to since they were last told, or since tracking began. The range need not be
- * that of a region: the kernel is asked for whole entries, in as many calls as its largest bitmap demands, and what it tells
- * of other pages is kept until they are asked for.
- *
- * - vf: the handle.
- * - dirty: the range, and the bitmap. Bits of pages that were written to are set, others are left as they are; a call that
- *   fails may have set some, which are not told again.
- *
- * # Returns
- * 0, or
- * - -EINVAL: a pointer is NULL; the struct is too short; dirty pages are not tracked; page_size is not the smallest IOMMU
- *   page; iova or length is not a multiple of it; length is 0; bits is not aligned, or has less than a bit for each page
- * - -E2BIG: the struct is too long (the size rule)
- * - -EOPNOTSUPP: unknown flags; this container does not track dirty pages
- * - another negative errno the kernel gave
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
- *
- * # Threads
- * Any; waits for a running call on the same handle.
- *
- * # Safety
- * vf as for vfio_fast_begin(); dirty is NULL or points to as many bytes as its size says, and its bits is NULL or points to
- * so many words, which nobody else uses during the call.
- */
-int vfio_fast_read_dirty(struct vfio_fast *vf,
-                         const struct vfio_fast_dirty *dirty);
-
-/**
- * Does what vfio_fast_unmap() does, and tells what vfio_fast_read_dirty() would have told of it. Not in a transaction: it
- * would be executed later.
- *
- * - vf: the handle.
- * - dirty: the range, and the bitmap. If the call fails, the bits of what was unmapped all the same are set.
- * - unmapped: receives how many bytes were taken out of what was wanted. May be NULL. Written only on success.
- *
- * # Returns
- * 0, or
- * - -EBUSY: a transaction is open
- * - every errno of vfio_fast_read_dirty(), and of vfio_fast_unmap() outside a transaction
- *
- * # Threads
- * Any; waits for a running call on the same handle.
- *
- * # Safety
- * As for vfio_fast_read_dirty(); unmapped is NULL or points to a uint64_t.
- */
-int vfio_fast_unmap_dirty(struct vfio_fast *vf,
-                          const struct vfio_fast_dirty *dirty,
-                          uint64_t *unmapped);
 
 #ifdef __cplusplus
 }  // extern "C"

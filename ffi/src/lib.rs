@@ -7,9 +7,9 @@
 //! |---|---|
 //! | [`abi`] | what C sees: structs and constants |
 //! | [`exports`] | what C calls: every function, each one call of `guard` |
-//! | `guard` | the only way in: errno, panics, poison |
+//! | `guard`, `panic` | the only way in: errno, panics, poison |
 //! | `sized` | structs that begin with their size |
-//! | `array` | arrays of numbers |
+//! | `array`, `out` | arrays of numbers, and single values to return |
 //! | `failure` | the last failure of each thread |
 //! | `handle`, `convert`, `log` | C values to engine values and back |
 
@@ -21,5 +21,6 @@ mod failure;
 mod guard;
 mod handle;
 mod log;
+mod out;
 mod panic;
 mod sized;

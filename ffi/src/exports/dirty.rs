@@ -3,11 +3,9 @@
 use std::ffi::c_int;
 
 use crate::abi::vfio_fast_dirty;
-use crate::array;
-use crate::convert;
 use crate::guard::guard_handle;
 use crate::handle::vfio_fast;
-use crate::sized;
+use crate::{array, convert, out, sized};
 
 /// Begins to track which pages devices write to, or ends to, as a migration needs it. Both may be the case already. Where the
 /// kernel does not know what a device writes to, everything the device can reach counts as written to.
@@ -105,10 +103,8 @@ pub unsafe extern "C" fn vfio_fast_unmap_dirty(
         // SAFETY: so is its bitmap.
         let bits = unsafe { array::words(dirty.bits, dirty.words, "struct vfio_fast_dirty: bits") }?;
         let bytes = handle.engine.unmap_dirty(range, bits)?;
-        if !unmapped.is_null() {
-            // SAFETY: unmapped is not NULL, so it points to one uint64_t of the caller, writable during this call.
-            unsafe { unmapped.write(bytes) };
-        }
+        // SAFETY: unmapped is as this function's contract says.
+        unsafe { out::write_optional(unmapped, bytes) };
         Ok(())
     };
     // SAFETY: vf is as this function's contract says.
