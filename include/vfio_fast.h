@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
 /*
- * libvfio_fast: what is mapped for DMA in a VFIO container, and how it gets there. What is said of a container holds for
- * an IOAS of iommufd as well.
+ * libvfio_fast: DMA mappings of VFIO containers.
  *
- * The caller declares the regions of memory that a device shall reach. The library compares that with what the kernel
- * holds and executes only the difference: memory is faulted in on many CPUs, equal pieces are not touched, and what
- * could not be finished is taken back.
+ * The program declares the regions of memory that a device may access. The library compares them with what is mapped in
+ * the container and makes only the map and unmap calls that are needed. It faults memory in on several threads, leaves
+ * mappings that are already right in place, and rolls back if a call fails. What this file says about a container also
+ * holds for an IOAS of iommufd.
  *
  *     struct vfio_fast_config config = {
  *         .size = sizeof(config),
  *         .backend = VFIO_FAST_BACKEND_TYPE1,
- *         .container_fd = container,           // VFIO_SET_IOMMU has been done
- *     };                                       // (or BACKEND_IOMMUFD, .iommufd_fd and .ioas_id)
+ *         .container_fd = container,           // VFIO_SET_IOMMU has succeeded
+ *     };                                       // or BACKEND_IOMMUFD, .iommufd_fd, .ioas_id
  *     struct vfio_fast_region ram = {
  *         .size = sizeof(ram),
  *         .flags = VFIO_FAST_REGION_WRITE,
@@ -25,190 +25,234 @@
  *         ret = vfio_fast_begin(vf);
  *     }
  *     if (ret == 0) {
- *         ret = vfio_fast_map_region(vf, &ram);   // as many as there are
+ *         ret = vfio_fast_map_region(vf, &ram);   // once for each region
  *     }
  *     if (ret == 0) {
- *         ret = vfio_fast_commit(vf, NULL);       // now the device reaches them
+ *         ret = vfio_fast_commit(vf, NULL);       // now the device can access them
  *     }
  *     if (ret < 0) {
  *         fprintf(stderr, "%s\n", vfio_fast_last_error());
  *     }
  *     vfio_fast_close(&vf);
  *
- * Link with `pkg-config --cflags --libs vfio_fast`. docs/ABI.md says what stays stable.
+ * Link with `pkg-config --cflags --libs vfio_fast`. docs/ABI.md says which parts of the interface are stable.
  *
  *
  * CONVENTIONS
  *
- * Returns. Functions that can fail return 0 or a negative errno. Those documented for a function keep their meaning; the
- * texts of vfio_fast_last_error() may change.
+ * Terms. A device address (IOVA) is an address that the device uses. A kernel entry is one mapping in the container. A
+ * region is wanted from the call that maps it until the call that unmaps it, even before the transaction that contains
+ * the call is committed.
  *
- * Outputs. What a pointer receives is written only if the function returns 0. There are no partial successes.
+ * Returns. Functions that can fail return 0 or a negative errno. The errnos documented for a function keep their
+ * meaning; the messages of vfio_fast_last_error() may change.
  *
- * NULL. A NULL pointer is -EINVAL and never a crash, unless the function says what it means.
+ * Outputs. The memory that an output pointer points to is written only if the function returns 0; the bitmaps of dirty
+ * pages are the exception. There are no partial successes.
  *
- * Ownership. The library owns handles and the texts it returns, the caller everything else. Structs are only used during
- * the call they are passed to. File descriptors are borrowed and duplicated. Mapped memory stays the caller's; see
- * vfio_fast_map_region() for how long it has to stay where it is.
+ * Pointers. NULL returns -EINVAL unless the function allows it. Any other pointer must be valid until the call returns:
+ * a handle comes from vfio_fast_open() and is not closed yet, a struct has as many bytes as its size field says, an
+ * array as many numbers as its count says. Other threads do not change or use them during the call.
  *
- * The size rule. Every struct begins with its size, set by the caller to sizeof of the struct it was compiled with, and
- * otherwise zeroed before use. Structs only ever grow at the end, and zero always means the default.
- *   - Shorter than in the first release that had the struct: -EINVAL.
- *   - Longer than this library knows: fine if the unknown bytes of an input are all zero, else -E2BIG (the program uses
- *     a field this library does not have). Unknown bytes of an output are set to zero.
- *   - Over 4096: -E2BIG; it was not set.
- * Unknown bits in flags and unknown values of known fields are -EOPNOTSUPP.
+ * Ownership. The library owns handles and the strings that it returns; the caller owns everything else. Structs are
+ * used only during the call. File descriptors are duplicated. Mapped memory belongs to the caller;
+ * vfio_fast_map_region() says how long it must stay in place.
  *
- * Threads. Any function may be called from any thread. Calls on one handle wait for each other, except
- * vfio_fast_get_stats(), which never waits; handles do not affect each other. vfio_fast_close() must be the last call on
- * its handle. The library has no thread of its own before the first commit, nor after a commit has returned, and
- * installs no signal handlers.
+ * The size rule. Every struct begins with its size. The caller zeroes the struct and sets size to its sizeof. Later
+ * versions add fields only at the end, and zero always selects the default.
+ *   - Smaller than in the first release that had the struct: -EINVAL.
+ *   - Larger than this library's struct: accepted for an input if all unknown bytes are zero, otherwise -E2BIG (the
+ *     program uses a field that this library does not have). Unknown bytes of an output are set to zero.
+ *   - Over 4096: -E2BIG; size was not set.
+ * Unknown flag bits and unknown values of known fields are -EOPNOTSUPP.
  *
- * Poison. If a failed commit cannot be taken back, or the library itself fails, nobody knows what is mapped any more.
- * The call answers an error, and from then on every function that works on the handle answers -ENOTRECOVERABLE, except
- * vfio_fast_get_stats(), vfio_fast_get_info() and vfio_fast_close(). A bug in the library never unwinds into the
- * caller or ends the program; the call it hit answers -ENOTRECOVERABLE itself.
+ * Common errors. A function that takes a handle may return -EINVAL if it is NULL, -EDEADLK if a log function calls it,
+ * and -ENOTRECOVERABLE. A function that takes a struct may return -EINVAL, -E2BIG or -EOPNOTSUPP by the size rule. "A
+ * common error" in the description of a function means these.
  *
- * Units. Addresses and lengths are bytes, times nanoseconds, errors in structs negative errnos.
+ * Threads. Any thread may call any function. Calls on one handle are serialised, except vfio_fast_get_stats(), which
+ * never waits. Handles do not affect each other. vfio_fast_close() must be the last call on its handle. The library has
+ * threads of its own only during a commit or a discard, and installs no signal handlers.
+ *
+ * Poison. If the roll-back of a failed commit fails, or a bug in the library is hit, what is mapped is no longer known.
+ * The call fails and poisons the handle: from then on every function that takes the handle returns -ENOTRECOVERABLE,
+ * except vfio_fast_get_stats(), vfio_fast_get_info() and vfio_fast_close(). A bug in the library neither unwinds into
+ * the caller nor ends the program: the call that hits it returns -ENOTRECOVERABLE.
+ *
+ * Units. Addresses and lengths are in bytes, times in nanoseconds. Errors in structs are negative errnos.
  *
  * Errnos.
- *   EINVAL           an argument is NULL, misaligned, empty, out of range, or wrong in this state
- *   E2BIG            a struct is longer than this library knows and uses what it does not know
- *   EOPNOTSUPP       a flag bit or value this library does not know
- *   EBUSY            a transaction is open already; from an unmap call of iommufd, somebody else uses what is mapped
- *   EEXIST           a region overlaps a wanted one
- *   ENOMEM           the locked-memory limit (RLIMIT_MEMLOCK) or memory itself does not suffice
- *   ENOSPC           the IOMMU driver has too few entries left (dma_avail)
- *   EIO              the kernel did not unmap what was mapped: somebody else changed the container
- *   EDEADLK          a log function called into the library
- *   ENOTRECOVERABLE  the handle is poisoned, or this call has just hit a bug in the library
- *   others           the kernel's own answer, see vfio_fast_failure.op for what it was asked
+ *   EINVAL           an argument is NULL, misaligned, empty or out of range, or the state does not allow the call
+ *   E2BIG            a struct is larger than this library's and uses a field that this library does not have
+ *   EOPNOTSUPP       a flag or value is unknown to this library, or the container does not support the operation
+ *   EBUSY            a transaction is open; memory to discard is mapped; on iommufd, something else uses a mapping
+ *   EEXIST           a region overlaps a wanted region
+ *   ENOMEM           the locked-memory limit (RLIMIT_MEMLOCK) is too low, or memory ran out
+ *   ENOSPC           the container has too few kernel entries left (dma_avail)
+ *   EIO              the kernel did not unmap what was mapped: something else changed the container
+ *   EDEADLK          a log function called a function that takes a handle
+ *   ENOTRECOVERABLE  the handle is poisoned, or this call hit a bug in the library
+ *   others           the errno from the kernel; see vfio_fast_failure.op for the operation that failed
  */
 
 
 #ifndef VFIO_FAST_H
 #define VFIO_FAST_H
 
-/* Generated by `cargo xtask header` from the comments and code in ffi/src: change them there. */
+/* Generated by `cargo xtask header` from ffi/src and ffi/cbindgen.toml. Do not edit. */
 
 #include <stddef.h>
 #include <stdint.h>
 
 /**
- * Version of this header, first number. Compare it with vfio_fast_version().
+ * Major version of this header. Compare it with vfio_fast_version().
  */
 #define VFIO_FAST_VERSION_MAJOR 0
 
 /**
- * Version of this header, second number.
+ * Minor version of this header.
  */
 #define VFIO_FAST_VERSION_MINOR 1
 
 /**
- * Version of this header, third number.
+ * Patch version of this header.
  */
 #define VFIO_FAST_VERSION_PATCH 0
 
 /**
- * Version of the binary interface: the exported functions, the layout of the released fields, the meaning of the
- * constants. Compare it with vfio_fast_abi_version() when the library is loaded at run time.
+ * Version of the binary interface: the exported functions, the layout of the released fields and the meaning of the
+ * constants. A program that loads the library at run time compares it with vfio_fast_abi_version().
  */
 #define VFIO_FAST_ABI_VERSION 1u
 
 /**
- * Backend: a VFIO container file descriptor on which VFIO_SET_IOMMU(VFIO_TYPE1v2_IOMMU) has succeeded.
+ * Backend: a VFIO container. VFIO_SET_IOMMU(VFIO_TYPE1v2_IOMMU) has succeeded on its file descriptor.
  */
 #define VFIO_FAST_BACKEND_TYPE1 1u
 
 /**
- * Backend: an IOAS of an iommufd, to which the device, or a hardware page table made from the IOAS, is attached. The
- * device comes first: while none is attached, the kernel only notes what is mapped, and pins all of it on one thread
- * when the first one comes. Device regions (VFIO_FAST_REGION_DEVICE) can be mapped only with VFIO_FAST_REGION_FD.
+ * Backend: an IOAS of an iommufd. Attach the device, or a hardware page table made from the IOAS, first: without one
+ * the kernel only records mappings, and pins all of them on one thread when the first device is attached. Device
+ * regions (VFIO_FAST_REGION_DEVICE) can be mapped only with VFIO_FAST_REGION_FD.
  */
 #define VFIO_FAST_BACKEND_IOMMUFD 2u
 
 /**
- * Backend FOR TESTS ONLY: an executable model of the type1v2 driver, or of iommufd. It maps nothing, needs no file
- * descriptor and no privilege, and can be told to fail or to panic (struct vfio_fast_sim_config). The value is
+ * Backend FOR TESTS ONLY: an executable model of the type1v2 driver or of iommufd. It maps nothing, needs no file
+ * descriptor and no privilege, and can be made to fail or to panic (struct vfio_fast_sim_config). The value is
  * 0x7e570001.
  */
 #define VFIO_FAST_BACKEND_SIM 2119630849u
 
 /**
- * Config flag: do not ask for huge pages (madvise(MADV_HUGEPAGE)) where RAM is faulted in. Without it the library does,
- * for writable regions of 2 MiB and more of which something is missing.
+ * Config flag: do not request huge pages (madvise(MADV_HUGEPAGE)) before RAM is faulted in. By default the library
+ * requests them for writable regions of at least 2 MiB that are not completely present.
  */
 #define VFIO_FAST_CONFIG_NO_HUGEPAGE (1u << 0)
 
 /**
- * Superpages: only one page size of the IOMMU is known. iommufd tells no more.
- */
-#define VFIO_FAST_SUPERPAGES_UNKNOWN 0u
-
-/**
- * Superpages: a few sizes, each a level of the page table above the last, like VT-d's 4 KiB, 2 MiB and 1 GiB. Memory that is
- * not contiguous, or not congruent (congruent_2m_bytes in struct vfio_fast_stats), over a whole one falls to the next.
- */
-#define VFIO_FAST_SUPERPAGES_COARSE 1u
-
-/**
- * Superpages: every power of two, like AMD-Vi's first page-table format. Any aligned and contiguous piece is one page.
- */
-#define VFIO_FAST_SUPERPAGES_FINE 2u
-
-/**
- * Log level: something is broken and stays broken; the call that met it fails.
+ * Log level: a permanent failure. The call that encounters it fails as well.
  */
 #define VFIO_FAST_LOG_ERROR 1u
 
 /**
- * Log level: the call succeeds, but something does not work that one may have counted on (peer-to-peer with a BAR).
+ * Log level: the call succeeds, but something that the program may rely on does not work (peer-to-peer access to a
+ * BAR).
  */
 #define VFIO_FAST_LOG_WARN 2u
 
 /**
- * Log level: what an administrator may want to know once.
+ * Log level: information that an administrator may need once.
  */
 #define VFIO_FAST_LOG_INFO 3u
 
 /**
- * Log level: for the people who work on this library.
+ * Log level: details for developers of this library.
  */
 #define VFIO_FAST_LOG_DEBUG 4u
 
 /**
- * Region flag: the device may write to it. Reading is always granted.
+ * Region flag: the device may write to the region. It may always read it.
  */
 #define VFIO_FAST_REGION_WRITE (1u << 0)
 
 /**
- * Region flag: device memory (the BAR of another device), not RAM. Never populated, never counted against the
- * locked-memory limit; that it cannot be mapped is reported in struct vfio_fast_outcome and is no error.
+ * Region flag: device memory (a BAR of another device), not RAM. It is not faulted in and does not count against the
+ * locked-memory limit. If it cannot be mapped, a commit reports this in struct vfio_fast_outcome and does not fail.
  */
 #define VFIO_FAST_REGION_DEVICE (1u << 1)
 
 /**
- * Region flag: exactly one kernel entry, never joined with a neighbour and never cut. It can only be unmapped
- * whole; unmapping and mapping it again in one transaction always reaches the kernel.
+ * Region flag: the region is exactly one kernel entry, never joined with a neighbour and never split. It can only be
+ * unmapped as a whole. Unmapping and mapping it again in one transaction always reaches the kernel.
  */
 #define VFIO_FAST_REGION_EXACT (1u << 2)
 
 /**
- * Region flag: fd, fd_offset and, for device memory, region_index say what the memory is besides an address. iommufd can
- * map files of memory faster that way, and device memory no other way; type1 has no use for it. Needs a backing: all
- * regions with one backing are parts of one file or BAR, and each byte of it has one host virtual address.
+ * Region flag: fd, fd_offset and, for device memory, region_index identify the memory in addition to its address.
+ * With them, iommufd can map files faster; it cannot map device memory without them. type1 ignores them. The region
+ * needs a backing: all regions with one backing are parts of one file or BAR, and each byte of it has one host
+ * virtual address.
  *
- * RAM must be a shared mapping of the file, which may be a memfd or any file on tmpfs or hugetlbfs. The library asks the
- * kernel whether it is (Linux 6.11) and maps by address if not, as it does where the kernel maps no files (before 6.13).
+ * RAM must be a shared mapping of the file, which may be a memfd or any file on tmpfs or hugetlbfs. The library asks
+ * the kernel whether it is (Linux 6.11). If it is not, or if the kernel cannot map files (before 6.13), the library
+ * maps the region by its address.
  *
  * Device memory is exported by the VFIO device as a dma-buf (Linux 6.19) and becomes one kernel entry, as if
- * VFIO_FAST_REGION_EXACT were set. While the device does not decode its memory it cannot be mapped, and what is mapped of
- * it is taken away by the kernel: unmap the region when decoding is turned off, and map it when it is on again.
+ * VFIO_FAST_REGION_EXACT were set. It cannot be mapped while the device does not decode its memory, and the kernel
+ * removes the mapping when decoding is turned off. Unmap the region when decoding is turned off, and map it again
+ * when decoding is turned on.
  */
 #define VFIO_FAST_REGION_FD (1u << 3)
 
 /**
- * Failed operation: none, no call of this thread has failed yet.
+ * Memory flag: the memory is a shared mapping of a file (a memfd, tmpfs, hugetlbfs). Its pages are removed from the
+ * file, for all of its users. Without this flag, the file keeps its contents.
+ */
+#define VFIO_FAST_MEMORY_SHARED (1u << 0)
+
+/**
+ * Info flag: the handle is poisoned. Functions that would change something return -ENOTRECOVERABLE (see Poison).
+ */
+#define VFIO_FAST_INFO_POISONED (1u << 0)
+
+/**
+ * Info flag: a transaction is open.
+ */
+#define VFIO_FAST_INFO_IN_TRANSACTION (1u << 1)
+
+/**
+ * Info flag: the threads of a commit map and unmap concurrently. Otherwise they only fault memory in, because the
+ * kernel would serialise the calls.
+ */
+#define VFIO_FAST_INFO_PARALLEL (1u << 2)
+
+/**
+ * Info flag: the kernel charges the pinned memory of all processes of this user against RLIMIT_MEMLOCK. User space
+ * cannot read that sum: memlock_used is only what this handle has mapped, and a commit that seems to fit may still
+ * return -ENOMEM. Without this flag, memlock_used is the locked memory of this process (VmLck).
+ */
+#define VFIO_FAST_INFO_MEMLOCK_OF_USER (1u << 3)
+
+/**
+ * Superpages: only one page size of the IOMMU is known. iommufd reports no more.
+ */
+#define VFIO_FAST_SUPERPAGES_UNKNOWN 0u
+
+/**
+ * Superpages: a few sizes, one for each level of the page table, such as VT-d's 4 KiB, 2 MiB and 1 GiB. Memory that
+ * is not contiguous over a whole large page, or not congruent to it (see congruent_2m_bytes in struct
+ * vfio_fast_stats), is mapped with the next smaller size.
+ */
+#define VFIO_FAST_SUPERPAGES_COARSE 1u
+
+/**
+ * Superpages: every power of two, as in AMD-Vi's first page-table format. Any aligned, contiguous block is one page.
+ */
+#define VFIO_FAST_SUPERPAGES_FINE 2u
+
+/**
+ * Failed operation: none. No call of this thread has failed.
  */
 #define VFIO_FAST_OP_NONE 0u
 
@@ -234,71 +278,41 @@
 #define VFIO_FAST_OP_UNMAP 4u
 
 /**
- * Failed operation: asking the kernel what it supports and how much of it is left.
+ * Failed operation: querying what the kernel supports and how much of it is left.
  */
 #define VFIO_FAST_OP_INFO 5u
 
 /**
- * Failed operation: tracking dirty pages, or asking which they are.
+ * Failed operation: tracking or reading dirty pages.
  */
 #define VFIO_FAST_OP_DIRTY 6u
 
 /**
- * Failed operation: giving memory back.
+ * Failed operation: returning memory to the system.
  */
 #define VFIO_FAST_OP_DISCARD 7u
 
 /**
- * Memory flag: the memory is a shared mapping of a file of memory (a memfd, tmpfs, hugetlbfs), and its pages go from the
- * file, for everybody who has it. Without the flag what the file has stays.
- */
-#define VFIO_FAST_MEMORY_SHARED (1u << 0)
-
-/**
- * Info flag: the handle is poisoned. The library no longer knows what is mapped (an undo failed, or the library
- * itself did); every function that would change something answers -ENOTRECOVERABLE.
- */
-#define VFIO_FAST_INFO_POISONED (1u << 0)
-
-/**
- * Info flag: a transaction is open, vfio_fast_begin() was called and neither commit nor abort yet.
- */
-#define VFIO_FAST_INFO_IN_TRANSACTION (1u << 1)
-
-/**
- * Info flag: the threads of a commit map and unmap at the same time. Otherwise they only fault memory in, because the
- * kernel would let one call wait for the other.
- */
-#define VFIO_FAST_INFO_PARALLEL (1u << 2)
-
-/**
- * Info flag: the kernel adds up the pinned memory of all processes of this user and holds the sum against
- * RLIMIT_MEMLOCK. Nothing shows that sum: memlock_used is the part of it that this handle has mapped, and a commit that
- * looks as if it would fit may still answer -ENOMEM. Otherwise it is this process's locked memory (VmLck).
- */
-#define VFIO_FAST_INFO_MEMLOCK_OF_USER (1u << 3)
-
-/**
- * A handle. What is inside is none of the caller's business.
+ * A handle. Its contents are private to the library.
  */
 struct vfio_fast;
 
 /**
- * Receives the messages of one handle.
+ * Receives the log messages of one handle.
  *
- * opaque:  the log_opaque of the configuration
- * level:   VFIO_FAST_LOG_*
- * message: one line without a newline, valid only during the call; the text may change in any release
+ * - opaque: log_opaque of the configuration
+ * - level: VFIO_FAST_LOG_*
+ * - message: one line without a newline, valid only during the call. The wording may change in any release.
  *
- * It is called only on the thread that is inside a vfio_fast_* function of this handle, never on a thread of the
- * library. It must return normally (no longjmp, no C++ exception) and must not call a function that takes a handle:
- * such a call answers -EDEADLK, whichever handle it is. The other functions are allowed.
+ * It is called only on a thread that is inside a vfio_fast_* function with this handle, never on a thread of the
+ * library. It must return normally (no longjmp, no C++ exception). It must not call a function that takes a handle:
+ * such a call returns -EDEADLK, whichever handle it names. It may call the other functions.
  */
 typedef void (*vfio_fast_log_fn)(void *opaque, uint32_t level, const char *message);
 
 /**
- * Settings of VFIO_FAST_BACKEND_SIM, for tests. In every field but size, zero asks for the default.
- * "Calls" are the map and unmap calls the model receives, counted together from 1 since open.
+ * Settings of VFIO_FAST_BACKEND_SIM, for tests. In every field except size, zero selects the default. Map and unmap
+ * calls to the model are numbered together, from 1 on, since the handle was opened.
  */
 struct vfio_fast_sim_config {
     /**
@@ -306,38 +320,38 @@ struct vfio_fast_sim_config {
      */
     uint32_t size;
     /**
-     * The errno (a positive number) that the call chosen by fail_nth answers. Default: EIO.
+     * The errno, a positive number, that the call selected by fail_nth returns. Default: EIO.
      */
     uint32_t fail_errno;
     /**
-     * Which call fails. Default: none.
+     * Number of the call that fails. Default: none.
      */
     uint64_t fail_nth;
     /**
-     * Which call panics inside the library. Default: none.
+     * Number of the call that panics inside the library. Default: none.
      */
     uint64_t panic_nth;
     /**
-     * How many entries the model holds at most. Default: 65535, like the kernel.
+     * Maximum number of kernel entries in the model. Default: 65535, as in the kernel.
      */
     uint64_t dma_avail;
     /**
-     * Bytes the process may lock, as if set with RLIMIT_MEMLOCK. Default: no limit.
+     * Bytes that the process may lock, as if set with RLIMIT_MEMLOCK. Default: no limit.
      */
     uint64_t memlock_limit;
     /**
-     * Whose rules the model keeps: VFIO_FAST_BACKEND_TYPE1 or VFIO_FAST_BACKEND_IOMMUFD. Anything else is -EOPNOTSUPP.
-     * Default: those of type1.
+     * The driver that the model imitates: VFIO_FAST_BACKEND_TYPE1 or VFIO_FAST_BACKEND_IOMMUFD. Any other value is
+     * -EOPNOTSUPP. Default: type1.
      */
     uint32_t backend;
     /**
-     * Must be 0. Anything else is -EOPNOTSUPP.
+     * Must be 0. Any other value is -EOPNOTSUPP.
      */
     uint32_t reserved;
 };
 
 /**
- * How to open a handle. Set it to zero, then fill in size, backend and what the backend needs.
+ * How to open a handle. Set it to zero, then set size, backend and the fields that the backend needs.
  */
 struct vfio_fast_config {
     /**
@@ -345,69 +359,69 @@ struct vfio_fast_config {
      */
     uint32_t size;
     /**
-     * VFIO_FAST_CONFIG_*, or 0. Anything else is -EOPNOTSUPP.
+     * VFIO_FAST_CONFIG_*, or 0. Unknown bits are -EOPNOTSUPP.
      */
     uint32_t flags;
     /**
-     * VFIO_FAST_BACKEND_*. Anything else is -EOPNOTSUPP.
+     * VFIO_FAST_BACKEND_*. Any other value is -EOPNOTSUPP.
      */
     uint32_t backend;
     /**
-     * VFIO_FAST_BACKEND_TYPE1: the container, borrowed. The library duplicates it, the caller may close its own as
-     * soon as vfio_fast_open() has returned. Other backends ignore it.
+     * VFIO_FAST_BACKEND_TYPE1: the container. The library duplicates the descriptor; the caller may close its own
+     * once vfio_fast_open() has returned. Other backends ignore this field.
      */
     int32_t container_fd;
     /**
-     * Bytes of the largest kernel entry: a power of two, at least 2 MiB. 0: 1 GiB. It is enlarged when the IOMMU has
-     * too few entries left for it.
+     * Maximum size of a kernel entry in bytes: a power of two, at least 2 MiB. 0: 1 GiB. The library increases it if
+     * the container has too few entries left.
      */
     uint64_t entry_size;
     /**
-     * The most threads that work during a commit: they fault in memory and, with VFIO_FAST_INFO_PARALLEL, map and unmap.
-     * Not limited by the number of CPUs. 0: one for each CPU this process may use.
+     * Maximum number of threads that work during a commit. They fault memory in and, with VFIO_FAST_INFO_PARALLEL,
+     * map and unmap. The number of CPUs does not limit it. 0: one for each CPU that this process may use.
      */
     uint32_t threads;
     /**
-     * The most verbose level delivered to log, VFIO_FAST_LOG_*. 0: none. Anything else is -EOPNOTSUPP.
+     * The most verbose level that is passed to log, VFIO_FAST_LOG_*. 0: none. Any other value is -EOPNOTSUPP.
      */
     uint32_t log_level;
     /**
-     * Receives messages. NULL: none are made.
+     * Receives log messages. NULL: no messages.
      */
     vfio_fast_log_fn log;
     /**
-     * Handed to log as it is. It must stay usable until vfio_fast_close() has returned. May be NULL.
+     * Passed to log unchanged. It must stay usable until vfio_fast_close() has returned. May be NULL.
      */
     void *log_opaque;
     /**
-     * VFIO_FAST_BACKEND_SIM: its settings, read before vfio_fast_open() returns. NULL: the defaults. With another
-     * backend it must be NULL.
+     * VFIO_FAST_BACKEND_SIM: its settings, read only during vfio_fast_open(). NULL: the defaults. Must be NULL with
+     * other backends.
      */
     const struct vfio_fast_sim_config *sim;
     /**
-     * VFIO_FAST_BACKEND_IOMMUFD: the iommufd, an opened /dev/iommu, borrowed. The library duplicates it, the caller may
-     * close its own as soon as vfio_fast_open() has returned. Other backends ignore it.
+     * VFIO_FAST_BACKEND_IOMMUFD: an open file descriptor of /dev/iommu. The library duplicates it; the caller may
+     * close its own once vfio_fast_open() has returned. Other backends ignore this field.
      */
     int32_t iommufd_fd;
     /**
-     * VFIO_FAST_BACKEND_IOMMUFD: the IOAS in it to map in, as IOMMU_IOAS_ALLOC named it. The caller destroys it, after
-     * vfio_fast_close(). Other backends ignore it.
+     * VFIO_FAST_BACKEND_IOMMUFD: the IOAS to map in, as returned by IOMMU_IOAS_ALLOC. The caller destroys it after
+     * vfio_fast_close(). Other backends ignore this field.
      */
     uint32_t ioas_id;
     /**
-     * The most kernel entries that one unmap call takes away. 0: 64. It never takes more than 4 GiB in more than one entry
-     * either: others wait for the container as long as a call lasts, and each page is unpinned. With
-     * VFIO_FAST_INFO_PARALLEL every call takes one entry.
+     * Maximum number of kernel entries that one unmap call removes. 0: 64. A call that removes more than one entry
+     * also removes at most 4 GiB: the kernel unpins every page, and other users of the container wait until the call
+     * ends. With VFIO_FAST_INFO_PARALLEL every call removes one entry.
      */
     uint32_t unmap_entries;
     /**
-     * Must be 0. Anything else is -EOPNOTSUPP.
+     * Must be 0. Any other value is -EOPNOTSUPP.
      */
     uint32_t reserved;
 };
 
 /**
- * Memory the device shall reach.
+ * A region of memory that the device may access.
  */
 struct vfio_fast_region {
     /**
@@ -419,44 +433,44 @@ struct vfio_fast_region {
      */
     uint32_t flags;
     /**
-     * First address as the device sees it. A multiple of the smallest IOMMU page (see iova_pgsizes in struct
-     * vfio_fast_info).
+     * First device address, a multiple of the smallest IOMMU page (see iova_pgsizes in struct vfio_fast_info).
      */
     uint64_t iova;
     /**
-     * Bytes, a multiple of the smallest IOMMU page, not 0. iova + length may be exactly 2^64 (that is 0 in a
-     * uint64_t) but not more.
+     * Length in bytes, a multiple of the smallest IOMMU page, not 0. iova + length may be exactly 2^64, which is 0
+     * in a uint64_t, but not more.
      */
     uint64_t length;
     /**
      * Host virtual address of the first byte, a multiple of the smallest IOMMU page. The memory must stay mapped at
-     * this address until the region is unmapped; the library never frees it.
+     * this address until the region is unmapped. The library never frees it.
      */
     uint64_t hva;
     /**
-     * Identity of the memory object behind the region, a number the caller chooses: neighbouring regions share
-     * kernel entries only if it is equal and not 0.
+     * Identifies the memory object that the region is a part of, by a number that the caller chooses. Adjacent
+     * regions share kernel entries only if their backing is equal and not 0.
      */
     uint64_t backing;
     /**
-     * VFIO_FAST_REGION_FD: what the memory is, borrowed until this call returns; a file of memory, or with
-     * VFIO_FAST_REGION_DEVICE the VFIO device whose BAR it is. Ignored without the flag.
+     * VFIO_FAST_REGION_FD: the file that the region maps or, with VFIO_FAST_REGION_DEVICE, the VFIO device that the
+     * BAR belongs to. The library duplicates it; the caller may close its own once the call has returned. Ignored
+     * without the flag.
      */
     int32_t fd;
     /**
-     * VFIO_FAST_REGION_FD and VFIO_FAST_REGION_DEVICE: VFIO's number of the BAR (VFIO_PCI_BAR0_REGION_INDEX and so
+     * VFIO_FAST_REGION_FD and VFIO_FAST_REGION_DEVICE: VFIO's index of the BAR (VFIO_PCI_BAR0_REGION_INDEX and so
      * on). Ignored otherwise.
      */
     uint32_t region_index;
     /**
-     * VFIO_FAST_REGION_FD: where in the file or the BAR the region begins, in bytes, a multiple of the smallest IOMMU
+     * VFIO_FAST_REGION_FD: offset of the region in the file or the BAR, in bytes, a multiple of the smallest IOMMU
      * page. Ignored without the flag.
      */
     uint64_t fd_offset;
 };
 
 /**
- * Device addresses.
+ * A range of device addresses.
  */
 struct vfio_fast_range {
     /**
@@ -464,21 +478,21 @@ struct vfio_fast_range {
      */
     uint32_t size;
     /**
-     * No flags exist yet: 0. Anything else is -EOPNOTSUPP.
+     * Must be 0. Any other value is -EOPNOTSUPP.
      */
     uint32_t flags;
     /**
-     * First address, a multiple of the smallest IOMMU page.
+     * First device address, a multiple of the smallest IOMMU page.
      */
     uint64_t iova;
     /**
-     * Bytes, a multiple of the smallest IOMMU page, not 0. iova + length may be exactly 2^64 but not more.
+     * Length in bytes, a multiple of the smallest IOMMU page, not 0. iova + length may be exactly 2^64 but not more.
      */
     uint64_t length;
 };
 
 /**
- * Pages of memory the device shall reach, or no longer: an array of device addresses and one of host addresses.
+ * Pages to map or to unmap: an array of device addresses and an array of host addresses.
  */
 struct vfio_fast_pages {
     /**
@@ -486,67 +500,68 @@ struct vfio_fast_pages {
      */
     uint32_t size;
     /**
-     * VFIO_FAST_REGION_WRITE, or 0. Anything else is -EOPNOTSUPP.
+     * VFIO_FAST_REGION_WRITE, or 0. Unknown bits are -EOPNOTSUPP.
      */
     uint32_t flags;
     /**
-     * How many pages. 0 is allowed and nothing to do; the arrays may then be NULL.
+     * Number of pages. If it is 0, the call has no effect and the arrays may be NULL.
      */
     uint64_t count;
     /**
-     * Where the device sees each page: multiples of the smallest IOMMU page (see iova_pgsizes in struct
-     * vfio_fast_info), which is also the size of each.
+     * Device address of each page, a multiple of the smallest IOMMU page (see iova_pgsizes in struct
+     * vfio_fast_info), which is also the size of each page.
      */
     const uint64_t *iovas;
     /**
-     * Host virtual address of each page, a multiple of the same. Mapping reads as many as count says, unmapping none.
+     * Host virtual address of each page, a multiple of the smallest IOMMU page. Ignored when unmapping.
      */
     const uint64_t *hvas;
     /**
-     * Identity of the memory object behind the pages, as in struct vfio_fast_region. Unmapping does not look at it.
+     * Identifies the memory object that the pages are a part of, as in struct vfio_fast_region. Ignored when
+     * unmapping.
      */
     uint64_t backing;
 };
 
 /**
- * What one commit did. Written only if the commit succeeded.
+ * What one commit did.
  */
 struct vfio_fast_outcome {
     /**
-     * sizeof(struct vfio_fast_outcome), set by the caller and left as it is
+     * sizeof(struct vfio_fast_outcome), set by the caller and not changed
      */
     uint32_t size;
     /**
-     * Device regions (VFIO_FAST_REGION_DEVICE) that could not be mapped in this commit: no peer-to-peer to them.
-     * They are not tried again until the caller unmaps and maps them.
+     * Number of device regions (VFIO_FAST_REGION_DEVICE) that could not be mapped. Peer-to-peer access to them does
+     * not work. They are not tried again until the caller unmaps and maps them.
      */
     uint32_t device_failures;
     /**
-     * The first of them: its first device address. 0 if there is none.
+     * First device address of the first such region. 0 if there is none.
      */
     uint64_t device_iova;
     /**
-     * The first of them: its bytes. 0 if there is none.
+     * Length of the first such region in bytes. 0 if there is none.
      */
     uint64_t device_length;
     /**
-     * The first of them: its host virtual address. 0 if there is none.
+     * Host virtual address of the first such region. 0 if there is none.
      */
     uint64_t device_hva;
     /**
-     * The first of them: why, a negative errno. 0 if there is none.
+     * Negative errno of the map call for the first such region. 0 if there is none.
      */
     int32_t device_error;
     /**
-     * Map calls that succeeded.
+     * Number of map calls that succeeded.
      */
     uint32_t map_calls;
     /**
-     * Unmap calls that succeeded.
+     * Number of unmap calls that succeeded.
      */
     uint32_t unmap_calls;
     /**
-     * Kernel entries the transaction touched and that were left in place, because they were right already.
+     * Number of kernel entries that the transaction touched but left in place because they were already right.
      */
     uint32_t kept_entries;
     /**
@@ -558,7 +573,7 @@ struct vfio_fast_outcome {
      */
     uint64_t unmap_bytes;
     /**
-     * Bytes of the entries left in place.
+     * Bytes in the entries left in place.
      */
     uint64_t kept_bytes;
     /**
@@ -568,7 +583,7 @@ struct vfio_fast_outcome {
 };
 
 /**
- * A range of device addresses, and a bitmap of its pages.
+ * A range of device addresses and a bitmap of its pages.
  */
 struct vfio_fast_dirty {
     /**
@@ -576,7 +591,7 @@ struct vfio_fast_dirty {
      */
     uint32_t size;
     /**
-     * Must be 0. Anything else is -EOPNOTSUPP.
+     * Must be 0. Any other value is -EOPNOTSUPP.
      */
     uint32_t flags;
     /**
@@ -584,25 +599,25 @@ struct vfio_fast_dirty {
      */
     uint64_t iova;
     /**
-     * Bytes, a multiple of page_size.
+     * Length in bytes, a multiple of page_size, not 0.
      */
     uint64_t length;
     /**
-     * Bytes of a page: the smallest of the IOMMU (see iova_pgsizes in struct vfio_fast_info).
+     * Bytes in a page, which must be the smallest IOMMU page (see iova_pgsizes in struct vfio_fast_info).
      */
     uint64_t page_size;
     /**
-     * A bit for each page. That of page n is bit n % 64 of word n / 64.
+     * The bitmap, one bit for each page: page n is bit n % 64 of word n / 64.
      */
     uint64_t *bits;
     /**
-     * How many words there are.
+     * Number of words in bits.
      */
     uint64_t words;
 };
 
 /**
- * Memory of this process.
+ * A range of memory of this process.
  */
 struct vfio_fast_memory {
     /**
@@ -614,21 +629,22 @@ struct vfio_fast_memory {
      */
     uint32_t flags;
     /**
-     * Host virtual address of the first byte, a multiple of the system's page.
+     * Host virtual address of the first byte, a multiple of the system's page size.
      */
     uint64_t hva;
     /**
-     * Bytes, a multiple of the system's page, not 0.
+     * Length in bytes, a multiple of the system's page size, not 0.
      */
     uint64_t length;
 };
 
 /**
- * Totals since open, in calls, bytes and nanoseconds; "now" marks what describes this moment instead.
+ * Totals since the handle was opened: calls, bytes and nanoseconds. Fields described with "now" hold the present
+ * state instead.
  */
 struct vfio_fast_stats {
     /**
-     * sizeof(struct vfio_fast_stats), set by the caller and left as it is
+     * sizeof(struct vfio_fast_stats), set by the caller and not changed
      */
     uint32_t size;
     /**
@@ -636,7 +652,7 @@ struct vfio_fast_stats {
      */
     uint32_t reserved;
     /**
-     * Commits of transactions that touched something, single calls outside a transaction included.
+     * Commits of transactions that touched something, including single calls outside a transaction.
      */
     uint64_t commits;
     /**
@@ -656,7 +672,7 @@ struct vfio_fast_stats {
      */
     uint64_t wanted_bytes;
     /**
-     * Entries held by the kernel now.
+     * Kernel entries now.
      */
     uint64_t entries;
     /**
@@ -668,7 +684,7 @@ struct vfio_fast_stats {
      */
     uint64_t map_calls;
     /**
-     * Bytes mapped by them.
+     * Bytes that these calls mapped.
      */
     uint64_t map_bytes;
     /**
@@ -676,35 +692,35 @@ struct vfio_fast_stats {
      */
     uint64_t unmap_calls;
     /**
-     * Bytes unmapped by them.
+     * Bytes that these calls unmapped.
      */
     uint64_t unmap_bytes;
     /**
-     * Entries that transactions touched and left in place.
+     * Kernel entries that transactions touched but left in place.
      */
     uint64_t kept_entries;
     /**
-     * Bytes of them.
+     * Bytes in these entries.
      */
     uint64_t kept_bytes;
     /**
-     * Nanoseconds spent on finding the difference between what is wanted and what is mapped.
+     * Nanoseconds spent comparing what is wanted with what is mapped.
      */
     uint64_t plan_ns;
     /**
-     * Nanoseconds of wall time that the threads which called commits gave to faulting memory in, whatever the number of
-     * other threads. Map calls they made meanwhile are not in it. Without VFIO_FAST_INFO_PARALLEL the sum with map_ns is
-     * what mapping took.
+     * Nanoseconds of wall time that the threads that called commits spent faulting memory in, whatever the number of
+     * other threads. This excludes map calls that they made in between. Without VFIO_FAST_INFO_PARALLEL, the sum of
+     * populate_ns and map_ns is the time that mapping took.
      */
     uint64_t populate_ns;
     /**
-     * Nanoseconds spent in map calls. Of calls made at the same time each counts, so this can be more than the commits
-     * took.
+     * Nanoseconds spent in map calls. Concurrent calls count separately, so the sum can exceed the duration of the
+     * commits.
      */
     uint64_t map_ns;
     /**
-     * Nanoseconds spent in unmap calls. Of calls made at the same time each counts, so this can be more than the commits
-     * took.
+     * Nanoseconds spent in unmap calls. Concurrent calls count separately, so the sum can exceed the duration of the
+     * commits.
      */
     uint64_t unmap_ns;
     /**
@@ -712,29 +728,30 @@ struct vfio_fast_stats {
      */
     uint64_t populate_calls;
     /**
-     * Bytes they faulted in.
+     * Bytes that these calls faulted in.
      */
     uint64_t populate_bytes;
     /**
-     * Bytes that were present before, found so and passed over.
+     * Bytes that were already present and therefore skipped.
      */
     uint64_t populate_present;
     /**
-     * Of the memory that was faulted in or found present, bytes in huge pages (transparent or of hugetlbfs).
+     * Bytes of the memory that was faulted in or found present that are in huge pages (transparent or hugetlbfs).
      */
     uint64_t populate_huge;
     /**
-     * Of the same, bytes in base pages. Mapping them takes about ten times as long; the log says what on the host
-     * forbids huge pages, if that is why. Both are 0 where the kernel cannot be asked (before Linux 6.7).
+     * Bytes of the same memory that are in base pages. Mapping them takes about ten times as long. If the
+     * configuration of the host prevents huge pages, the log says so. populate_huge and populate_small are 0 if the
+     * kernel cannot report them (before Linux 6.7).
      */
     uint64_t populate_small;
     /**
-     * Bytes that were left to the map call because faulting them in did not work. The next five count the chunks this
-     * happened to, by what the kernel answered.
+     * Bytes left to the map call because faulting them in did not work. The next five fields count the chunks that
+     * failed, by errno.
      */
     uint64_t populate_skipped;
     /**
-     * EINVAL: a kernel before 5.14, or memory that cannot be faulted in.
+     * EINVAL: the kernel is older than 5.14, or the memory cannot be faulted in.
      */
     uint64_t populate_einval;
     /**
@@ -750,66 +767,66 @@ struct vfio_fast_stats {
      */
     uint64_t populate_ehwpoison;
     /**
-     * Anything else.
+     * Any other errno.
      */
     uint64_t populate_other;
     /**
-     * Worker threads that could not be started; their work was done by those that could.
+     * Worker threads that could not be started. The other threads did their work.
      */
     uint64_t thread_fallbacks;
     /**
-     * The most threads a commit faulted memory in with, the caller's included.
+     * Maximum number of threads that faulted memory in for one commit, including the caller's.
      */
     uint64_t threads_peak;
     /**
-     * Device regions the kernel refused.
+     * Device regions that the kernel refused to map.
      */
     uint64_t device_failures;
     /**
-     * Failed commits that were taken back.
+     * Failed commits that were rolled back.
      */
     uint64_t undo_runs;
     /**
-     * Commits refused before any map or unmap call, because a limit would not have sufficed.
+     * Commits refused before any map or unmap call because a limit was too low.
      */
     uint64_t preflight_refusals;
     /**
-     * Bytes mapped now whose device address and host address agree modulo 2 MiB, so that a 2 MiB page can serve them.
+     * Bytes mapped now with device and host addresses equal modulo 2 MiB, so that 2 MiB pages can map them.
      */
     uint64_t congruent_2m_bytes;
     /**
-     * Bytes mapped now whose device address and host address agree modulo 1 GiB, so that a 1 GiB page can serve them.
+     * Bytes mapped now with device and host addresses equal modulo 1 GiB, so that 1 GiB pages can map them.
      */
     uint64_t congruent_1g_bytes;
     /**
-     * Bytes that were unmapped and mapped again just so, because a part of their kernel entry had to go: for a moment no
-     * device could reach them.
+     * Bytes that were unmapped and mapped again unchanged because another part of their kernel entry had to be
+     * removed. No device could access them in between.
      */
     uint64_t remapped_bytes;
     /**
-     * Nanoseconds of the longest unmap call: about as long as others may have had to wait for the container.
+     * Nanoseconds of the longest unmap call: about the longest time that other users of the container had to wait.
      */
     uint64_t unmap_longest_ns;
     /**
-     * What large pages the IOMMU has now, VFIO_FAST_SUPERPAGES_*.
+     * Large pages of the IOMMU now, VFIO_FAST_SUPERPAGES_*.
      */
     uint64_t superpages;
     /**
-     * Bytes given back with vfio_fast_discard().
+     * Bytes returned to the system by vfio_fast_discard().
      */
     uint64_t discard_bytes;
     /**
-     * Nanoseconds of wall time spent in it.
+     * Nanoseconds of wall time spent in vfio_fast_discard().
      */
     uint64_t discard_ns;
 };
 
 /**
- * What the handle is and what its IOMMU can do.
+ * The state of a handle and the properties of its IOMMU.
  */
 struct vfio_fast_info {
     /**
-     * sizeof(struct vfio_fast_info), set by the caller and left as it is
+     * sizeof(struct vfio_fast_info), set by the caller and not changed
      */
     uint32_t size;
     /**
@@ -817,75 +834,75 @@ struct vfio_fast_info {
      */
     uint32_t flags;
     /**
-     * VFIO_FAST_BACKEND_* of the configuration.
+     * VFIO_FAST_BACKEND_*, from the configuration.
      */
     uint32_t backend;
     /**
-     * The most threads that work during a commit.
+     * Maximum number of threads that work during a commit.
      */
     uint32_t threads;
     /**
-     * Page sizes of the IOMMU: bit n set means pages of 2^n bytes. The lowest bit is the alignment of every address
-     * and length.
+     * Page sizes of the IOMMU: bit n is set if it has pages of 2^n bytes. The lowest set bit is the smallest IOMMU
+     * page, the alignment of every address and length.
      */
     uint64_t iova_pgsizes;
     /**
-     * Bytes of the largest kernel entry, as in the configuration or enlarged.
+     * Maximum size of a kernel entry in bytes, from the configuration or increased.
      */
     uint64_t entry_size;
     /**
-     * Entries the kernel would still accept. UINT64_MAX: no limit.
+     * Number of entries that the kernel would still accept. UINT64_MAX: no limit.
      */
     uint64_t dma_avail;
     /**
-     * The lowest valid device address.
+     * Lowest valid device address.
      */
     uint64_t iova_first;
     /**
-     * The highest valid device address (inclusive).
+     * Highest valid device address (inclusive).
      */
     uint64_t iova_last;
     /**
-     * How many ranges of valid device addresses lie between iova_first and iova_last. 0: the kernel does not say, and
-     * all are taken to be valid.
+     * Number of ranges of valid device addresses between iova_first and iova_last. 0: the kernel does not report
+     * them, and all addresses are assumed to be valid.
      */
     uint64_t iova_ranges;
     /**
-     * Bytes this process may lock. UINT64_MAX: no limit.
+     * Bytes that this process may lock. UINT64_MAX: no limit.
      */
     uint64_t memlock_limit;
     /**
-     * Bytes locked now: this process's, or with VFIO_FAST_INFO_MEMLOCK_OF_USER what this handle has mapped.
+     * Bytes locked now by this process or, with VFIO_FAST_INFO_MEMLOCK_OF_USER, mapped by this handle.
      */
     uint64_t memlock_used;
     /**
-     * Bytes that one unmap call takes away at most, unless a single entry is larger.
+     * Maximum number of bytes that one unmap call removes, unless a single entry is larger.
      */
     uint64_t unmap_bytes;
     /**
-     * Entries that one unmap call takes away at most, as in the configuration.
+     * Maximum number of entries that one unmap call removes, from the configuration.
      */
     uint32_t unmap_entries;
     /**
-     * What large pages the IOMMU has now, VFIO_FAST_SUPERPAGES_*.
+     * Large pages of the IOMMU now, VFIO_FAST_SUPERPAGES_*.
      */
     uint32_t superpages;
 };
 
 /**
- * The last failure on the calling thread, in numbers. The words for it are vfio_fast_last_error().
+ * The last failure of the calling thread, in numbers. vfio_fast_last_error() describes it in words.
  */
 struct vfio_fast_failure {
     /**
-     * sizeof(struct vfio_fast_failure), set by the caller and left as it is
+     * sizeof(struct vfio_fast_failure), set by the caller and not changed
      */
     uint32_t size;
     /**
-     * What failed, VFIO_FAST_OP_*.
+     * The operation that failed, VFIO_FAST_OP_*.
      */
     uint32_t op;
     /**
-     * The negative errno that was returned. 0: no call of this thread has failed yet.
+     * The negative errno that the call returned. 0: no call of this thread has failed.
      */
     int32_t error;
     /**
@@ -893,11 +910,11 @@ struct vfio_fast_failure {
      */
     uint32_t reserved;
     /**
-     * First device address of the region or kernel entry concerned. 0 with length 0: none.
+     * First device address of the region or kernel entry that the failure is about. 0 with length 0: none.
      */
     uint64_t iova;
     /**
-     * Bytes of it. 0: none is concerned, or it is the whole address space of 2^64 bytes.
+     * Its length in bytes. 0: the failure is about none, or about the whole address space of 2^64 bytes.
      */
     uint64_t length;
     /**
@@ -905,12 +922,12 @@ struct vfio_fast_failure {
      */
     uint64_t hva;
     /**
-     * What a limit would have had to allow: bytes locked in all (RLIMIT_MEMLOCK), or entries to add (dma_avail). 0: the
-     * failure was not one of a limit.
+     * The value that a limit would have to allow: the total of locked bytes (RLIMIT_MEMLOCK), or the number of
+     * entries to add (dma_avail). 0: no limit was exceeded.
      */
     uint64_t needed;
     /**
-     * What that limit allows, in the same unit.
+     * The value that this limit allows, in the same unit.
      */
     uint64_t available;
 };
@@ -920,451 +937,443 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * Opens a handle on a container in which nothing is mapped yet. No thread is started.
+ * Opens a handle on a container in which nothing is mapped yet. Starts no thread.
  *
- * - config: what to open. Only read during the call.
- * - out: receives the handle, to be given back with vfio_fast_close(). Written only on success.
+ * - config: how to open it; read only during the call
+ * - out: receives the handle. Close it with vfio_fast_close().
  *
  * # Returns
  * 0, or
- * - -EINVAL: config or out is NULL; a struct is too short; entry_size is no power of two or below 2 MiB; sim is set for
- *   a backend that has none; the container has no IOMMU type set
- * - -E2BIG: a struct is too long (the size rule)
- * - -EOPNOTSUPP: unknown backend, flags or log_level
- * - -ENOENT: the iommufd has no IOAS with ioas_id
- * - -EBADF, -ENOTTY, -EMFILE or another errno the kernel gave: container_fd or iommufd_fd is not open, is not what the
- *   backend needs, or cannot be duplicated
+ * - -EINVAL: config or out is NULL; a struct is too short; entry_size is not a power of two or is below 2 MiB; sim
+ *   is set and the backend is not VFIO_FAST_BACKEND_SIM; the container has no IOMMU type
+ * - -E2BIG: a struct is too long
+ * - -EOPNOTSUPP: unknown backend, flags or log_level; a reserved field is not 0
+ * - -ENOENT: the iommufd has no IOAS with this ioas_id
+ * - -EBADF, -ENOTTY, -EMFILE or another errno from the kernel: container_fd or iommufd_fd is not open, is not what
+ *   the backend needs, or cannot be duplicated
  *
  * # Threads
- * Any.
+ * Any thread.
  *
  * # Safety
- * config and config->sim are NULL or point to as many bytes as the sizes in them say; out is NULL or points to a pointer.
- * Until vfio_fast_close() has returned, config->log can be called with log_opaque on any thread that calls into the
- * handle.
+ * See Pointers; out points to a pointer. Until vfio_fast_close() has returned, config->log may be called with
+ * log_opaque on any thread that calls into the handle.
  */
 int vfio_fast_open(const struct vfio_fast_config *config,
                    struct vfio_fast **out);
 
 /**
- * Closes a handle: unmaps whatever is still mapped, frees the handle and sets *vf to NULL, in every case but the one of
- * -EDEADLK. An open transaction is forgotten. A poisoned handle unmaps everything in its container.
+ * Closes a handle: unmaps everything that is still mapped, frees the handle and sets *vf to NULL.
  *
- * - vf: the handle. NULL and a pointer to NULL are allowed and do nothing.
+ * An open transaction is discarded. Closing a poisoned handle unmaps everything in its container. The handle is gone
+ * even if the call fails, except with -EDEADLK.
+ *
+ * - vf: points to the handle. NULL, or a pointer to NULL, is allowed and has no effect.
  *
  * # Returns
  * 0, or
- * - a negative errno of the first unmap call that failed: the handle is gone all the same, but a device may still
- *   reach memory until the container itself is closed
- * - -ENOTRECOVERABLE: a bug in the library; the same holds
+ * - a negative errno, that of the first unmap call that failed: the handle is gone, but a device may still access
+ *   memory until the container itself is closed
+ * - -ENOTRECOVERABLE: a bug in the library, with the same consequences
  * - -EDEADLK: called from a log function; nothing was done
  *
  * # Threads
- * Any, but no other call on this handle may be running or follow.
+ * Any thread, but no other call on the handle may be running or follow.
  *
  * # Safety
- * vf is NULL or points to a pointer that is NULL or came from vfio_fast_open() and was not closed.
+ * vf is NULL or points to a pointer that is NULL or a handle that is not closed yet.
  */
 int vfio_fast_close(struct vfio_fast **vf);
 
 /**
- * Wants a region: the device may reach it from when this returns (outside a transaction) or from the commit on. All or
- * nothing: if it fails, nothing of the region is mapped or wanted.
+ * Maps a region for DMA.
  *
- * - vf: the handle.
- * - region: what to map. Only read during the call.
+ * Outside a transaction the device can access the region once this call returns; inside one, once vfio_fast_commit()
+ * succeeds. If the call fails, no part of the region is mapped or wanted.
+ *
+ * - vf: the handle
+ * - region: the region to map; read only during the call
  *
  * # Returns
- * 0, or
- * - -EINVAL: a pointer is NULL; the struct is too short; iova, length or hva is not a multiple of the smallest IOMMU
- *   page; length is 0; the region reaches past the end of an address space; with VFIO_FAST_REGION_FD and a backend that
- *   has use for it also: fd_offset is no such multiple, backing is 0, or other regions with this backing have another
- *   file or BAR, or other offsets in it
- * - -EBADF, -EMFILE: fd is not open, or cannot be duplicated
- * - -E2BIG: the struct is too long (the size rule)
- * - -EOPNOTSUPP: unknown flags
- * - -EEXIST: a wanted region overlaps it
- * - outside a transaction also every errno of vfio_fast_commit(), and for a device region the kernel's refusal
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ * 0, a common error, or
+ * - -EINVAL: iova, length or hva is not a multiple of the smallest IOMMU page; length is 0; the region extends past
+ *   the end of an address space
+ * - -EINVAL, with VFIO_FAST_REGION_FD on a backend that uses it: fd_offset is not a multiple of the smallest IOMMU
+ *   page; backing is 0; other regions with this backing have a different file or BAR, or different offsets in it
+ * - -EBADF, -EMFILE: fd is not open or cannot be duplicated
+ * - -EEXIST: the region overlaps a wanted region
+ * - outside a transaction: any error of vfio_fast_commit(), and for device memory the errno from the kernel
  *
  * # Threads
- * Any; waits for a running call on the same handle.
+ * Any thread; waits for other calls on the same handle.
  *
  * # Safety
- * vf as for vfio_fast_begin(); region is NULL or points to as many bytes as its size says. From this call until the
- * region is unmapped, or closing has succeeded, the memory at region->hva stays mapped to the same pages and may be
- * read, and with VFIO_FAST_REGION_WRITE written, by the device at any time.
+ * See Pointers. From this call until the region is unmapped, or until vfio_fast_close() has returned 0, the memory
+ * at region->hva stays mapped to the same pages, and the device may read it, and with VFIO_FAST_REGION_WRITE write
+ * it, at any time.
  */
 int vfio_fast_map_region(struct vfio_fast *vf,
                          const struct vfio_fast_region *region);
 
 /**
- * Does not want anything in a range any more: no device can reach it from when this returns (outside a transaction) or
- * from the commit on. Regions that only partly lie in the range keep the rest; where a cut falls inside a kernel entry,
- * that rest is unmapped and mapped again, and a device using it meanwhile sees an error. Nothing there to unmap is a
- * success.
+ * Unmaps everything in a range of device addresses.
  *
- * - vf: the handle.
- * - range: what to unmap. Only read during the call.
- * - unmapped: receives how many bytes were taken out of what was wanted. May be NULL. Written only on success.
+ * Outside a transaction no device can access the range once this call returns; inside one, once vfio_fast_commit()
+ * succeeds. It is not an error if nothing is mapped in the range.
+ *
+ * Regions that lie only partly in the range keep the rest. If the range ends inside a kernel entry, the library
+ * unmaps the whole entry and maps the rest again; a device that accesses the rest in between gets an error.
+ *
+ * - vf: the handle
+ * - range: the range to unmap; read only during the call
+ * - unmapped: receives the number of bytes in the range that were wanted. May be NULL.
  *
  * # Returns
- * 0, or
- * - -EINVAL: vf or range is NULL; the struct is too short; iova or length is not a multiple of the smallest IOMMU page;
- *   length is 0; the range reaches past 2^64; it cuts a region with VFIO_FAST_REGION_EXACT
- * - -E2BIG: the struct is too long (the size rule)
- * - -EOPNOTSUPP: unknown flags
- * - outside a transaction also every errno of vfio_fast_commit()
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ * 0, a common error, or
+ * - -EINVAL: iova or length is not a multiple of the smallest IOMMU page; length is 0; the range extends past 2^64;
+ *   the range covers only a part of a region with VFIO_FAST_REGION_EXACT
+ * - outside a transaction: any error of vfio_fast_commit()
  *
  * # Threads
- * Any; waits for a running call on the same handle.
+ * Any thread; waits for other calls on the same handle.
  *
  * # Safety
- * vf as for vfio_fast_begin(); range is NULL or points to as many bytes as its size says; unmapped is NULL or points to
- * a uint64_t.
+ * See Pointers.
  */
 int vfio_fast_unmap(struct vfio_fast *vf,
                     const struct vfio_fast_range *range,
                     uint64_t *unmapped);
 
 /**
- * Wants an array of pages, each of the smallest IOMMU page: the device may reach them from when this returns (outside a
- * transaction) or from the commit on. All or nothing: if it fails, no page of the array is mapped or wanted.
+ * Maps an array of pages of RAM for DMA, each as large as the smallest IOMMU page.
  *
- * Pages that follow each other in the array, for the device and in host memory take one map call and one kernel entry:
- * device pages {1, 5, 6, 7, 9} at such host addresses are three. With a backing that is not 0, entries join whatever order
- * the array has. The memory is ordinary RAM.
+ * Outside a transaction the device can access the pages once this call returns; inside one, once vfio_fast_commit()
+ * succeeds. If the call fails, no page of the array is mapped or wanted.
  *
- * - vf: the handle.
- * - pages: what to map. It and its arrays are only read during the call.
+ * Pages that are consecutive in the array, in device addresses and in host memory take one map call and one kernel
+ * entry: device pages {1, 5, 6, 7, 9} at corresponding host addresses take three. With a backing other than 0,
+ * adjacent pages share entries whatever their order in the array.
+ *
+ * - vf: the handle
+ * - pages: the pages to map; read, with its arrays, only during the call
  *
  * # Returns
- * 0, or
- * - -EINVAL: a pointer is NULL; the struct is too short; an address is not a multiple of the smallest IOMMU page; an
- *   array is not aligned, or longer than memory can be
- * - -E2BIG: the struct is too long (the size rule)
- * - -EOPNOTSUPP: unknown flags
- * - -EEXIST: a page overlaps a wanted region, or is twice in the array
- * - outside a transaction also every errno of vfio_fast_commit()
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ * 0, a common error, or
+ * - -EINVAL: an array is NULL, misaligned, or larger than the address space; an address is not a multiple of the
+ *   smallest IOMMU page
+ * - -EEXIST: a page overlaps a wanted region or is in the array twice
+ * - outside a transaction: any error of vfio_fast_commit()
  *
  * # Threads
- * Any; waits for a running call on the same handle.
+ * Any thread; waits for other calls on the same handle.
  *
  * # Safety
- * vf as for vfio_fast_begin(); pages is NULL or points to as many bytes as its size says, and its arrays are NULL or hold
- * count numbers, which nobody changes during the call. The memory of the pages is as vfio_fast_map_region() demands of a
- * region's.
+ * See Pointers; the arrays are NULL or hold count numbers. The memory of each page is subject to the rules of
+ * vfio_fast_map_region().
  */
 int vfio_fast_map_pages(struct vfio_fast *vf,
                         const struct vfio_fast_pages *pages);
 
 /**
- * Does not want the pages of an array any more, wherever they came from: no device can reach them from when this returns
- * (outside a transaction) or from the commit on. All or nothing. A page where nothing is wanted is no error.
+ * Unmaps an array of pages, each as large as the smallest IOMMU page, whichever call mapped them.
  *
- * Adjacent kernel entries go in one call. Where a page is a part of an entry, the entry is unmapped and the rest of it
- * mapped again; a device using the rest meanwhile sees an error. remapped_bytes in struct vfio_fast_stats counts the
- * rest.
+ * Outside a transaction no device can access the pages once this call returns; inside one, once vfio_fast_commit()
+ * succeeds. An invalid page makes the call fail before any page is unmapped. A page that is not wanted is not an
+ * error.
  *
- * - vf: the handle.
- * - pages: what to unmap. It and its array of device addresses are only read during the call.
- * - unmapped: receives how many bytes were taken out of what was wanted. May be NULL. Written only on success.
+ * Adjacent kernel entries are unmapped in one call. If a page is only a part of a kernel entry, the library unmaps
+ * the whole entry and maps the rest again; a device that accesses the rest in between gets an error. remapped_bytes
+ * in struct vfio_fast_stats counts the rest.
+ *
+ * - vf: the handle
+ * - pages: the pages to unmap; read, with its array iovas, only during the call
+ * - unmapped: receives the number of bytes in the pages that were wanted. May be NULL.
  *
  * # Returns
- * 0, or
- * - -EINVAL: vf, pages or the array is NULL; the struct is too short; an address is not a multiple of the smallest IOMMU
- *   page; a page cuts a region with VFIO_FAST_REGION_EXACT; the array is not aligned, or longer than memory can be
- * - -E2BIG: the struct is too long (the size rule)
- * - -EOPNOTSUPP: unknown flags
- * - outside a transaction also every errno of vfio_fast_commit()
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ * 0, a common error, or
+ * - -EINVAL: the array is NULL, misaligned, or larger than the address space; an address is not a multiple of the
+ *   smallest IOMMU page; a page is only a part of a region with VFIO_FAST_REGION_EXACT
+ * - outside a transaction: any error of vfio_fast_commit()
  *
  * # Threads
- * Any; waits for a running call on the same handle.
+ * Any thread; waits for other calls on the same handle.
  *
  * # Safety
- * vf as for vfio_fast_begin(); pages is NULL or points to as many bytes as its size says, and its iovas is NULL or holds
- * count numbers, which nobody changes during the call; unmapped is NULL or points to a uint64_t.
+ * See Pointers; the array iovas is NULL or holds count numbers.
  */
 int vfio_fast_unmap_pages(struct vfio_fast *vf,
                           const struct vfio_fast_pages *pages,
                           uint64_t *unmapped);
 
 /**
- * Opens a transaction. Until vfio_fast_commit() or vfio_fast_abort(), vfio_fast_map_region() and vfio_fast_unmap() only
- * change what is wanted and answer errors of their arguments; nothing reaches the kernel. The transaction belongs to
- * the handle, not to the thread.
+ * Opens a transaction.
  *
- * - vf: the handle.
+ * Until vfio_fast_commit() or vfio_fast_abort(), the functions that map and unmap only check their arguments and
+ * change which regions are wanted; they make no map or unmap call. The transaction belongs to the handle, not to the
+ * thread.
+ *
+ * - vf: the handle
  *
  * # Returns
- * 0, or
- * - -EINVAL: vf is NULL
- * - -EBUSY: a transaction is open already
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ * 0, a common error, or
+ * - -EBUSY: a transaction is already open
  *
  * # Threads
- * Any; waits for a running call on the same handle.
+ * Any thread; waits for other calls on the same handle.
  *
  * # Safety
- * vf is NULL or came from vfio_fast_open() and is not closed before this call has returned.
+ * See Pointers.
  */
 int vfio_fast_begin(struct vfio_fast *vf);
 
 /**
- * Makes the kernel hold what is wanted: checks the limits, faults memory in, unmaps, maps, and leaves alone what is
- * right already. When it has returned 0, no device can reach memory that is not wanted.
+ * Executes the open transaction: makes the mappings in the kernel match the wanted regions.
  *
- * If it fails, everything the transaction added is taken back and is no longer wanted, what the transaction unmapped
- * stays unmapped, what was wanted before and was not unmapped stays mapped; the errno is that of the first failure.
- * The transaction is closed either way, unless outcome itself was refused (-EINVAL, -E2BIG): then nothing was done and
- * it is still open. If taking back fails too, the handle is poisoned.
+ * It checks the limits, faults memory in, unmaps and maps. It leaves kernel entries that are already right in place.
+ * After it has returned 0, no device can access memory that is not wanted.
  *
- * A device region that cannot be mapped is no failure: outcome tells, and a message at VFIO_FAST_LOG_WARN.
+ * On failure, the commit is rolled back. What the transaction added is unmapped and no longer wanted, what it
+ * unmapped stays unmapped, and everything else stays mapped. The call returns the errno of the first failure, and
+ * the transaction is closed. If outcome is not valid (-EINVAL, -E2BIG), nothing is done and the transaction stays
+ * open. If the roll-back fails too, the handle is poisoned.
  *
- * - vf: the handle.
- * - outcome: receives what was done. May be NULL. Written only on success.
+ * A device region that cannot be mapped does not make the commit fail. It is reported in outcome and by a message at
+ * VFIO_FAST_LOG_WARN.
+ *
+ * - vf: the handle
+ * - outcome: receives what the commit did. May be NULL.
  *
  * # Returns
- * 0, or
- * - -EINVAL: vf is NULL; no transaction is open; outcome is too short; RAM lies outside the device addresses the IOMMU
- *   can translate
- * - -E2BIG: outcome is too long (the size rule)
- * - -ENOMEM: the locked-memory limit does not suffice; vfio_fast_last_error() names what is needed, what is allowed and
- *   what to raise; or the kernel ran out of memory
- * - -ENOSPC: the IOMMU has too few entries left (dma_avail)
- * - -EIO: the kernel unmapped another number of bytes than were mapped: somebody else changed the container
- * - another errno the kernel's map or unmap call gave, such as -EFAULT
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ * 0, a common error, or
+ * - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
+ * - -ENOMEM: the locked-memory limit is too low (vfio_fast_last_error() says what is needed, what is allowed and
+ *   what to raise), or the kernel ran out of memory
+ * - -ENOSPC: the container has too few kernel entries left (dma_avail)
+ * - -EIO: the kernel did not unmap as many bytes as were mapped: something else changed the container
+ * - another errno from a map or unmap call of the kernel, such as -EFAULT
  *
  * # Threads
- * Any; waits for a running call on the same handle. It may start threads that end before it returns; they block all
- * signals.
+ * Any thread; waits for other calls on the same handle. The call may start threads, which block all signals and end
+ * before it returns.
  *
  * # Safety
- * vf as for vfio_fast_begin(); outcome is NULL or points to as many bytes as its size says.
+ * See Pointers.
  */
 int vfio_fast_commit(struct vfio_fast *vf,
                      struct vfio_fast_outcome *outcome);
 
 /**
- * Forgets the open transaction: what is wanted is what was wanted before vfio_fast_begin(). The kernel is not called.
+ * Discards the open transaction: the wanted regions are again those from before vfio_fast_begin(). Makes no map or
+ * unmap call.
  *
- * - vf: the handle.
+ * - vf: the handle
  *
  * # Returns
- * 0, or
- * - -EINVAL: vf is NULL; no transaction is open
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ * 0, a common error, or
+ * - -EINVAL: no transaction is open
  *
  * # Threads
- * Any; waits for a running call on the same handle.
+ * Any thread; waits for other calls on the same handle.
  *
  * # Safety
- * vf as for vfio_fast_begin().
+ * See Pointers.
  */
 int vfio_fast_abort(struct vfio_fast *vf);
 
 /**
- * Begins to track which pages devices write to, or ends to, as a migration needs it. Both may be the case already. Where the
- * kernel does not know what a device writes to, everything the device can reach counts as written to.
+ * Starts or stops tracking the pages that devices write to, as migration needs it.
  *
- * - vf: the handle.
- * - on: 1 to begin, 0 to end.
+ * Starting or stopping twice is not an error. If the kernel cannot know what a device writes to, all memory that the
+ * device can access counts as written to.
+ *
+ * - vf: the handle
+ * - on: 1 to start, 0 to stop
  *
  * # Returns
- * 0, or
- * - -EINVAL: vf is NULL
- * - -EOPNOTSUPP: on is neither; this container does not track dirty pages (no container of iommufd does, nor one of type1
- *   before Linux 5.8)
- * - another negative errno the kernel gave
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ * 0, a common error, or
+ * - -EOPNOTSUPP: on is neither 0 nor 1; the container does not track dirty pages (no IOAS does, type1 only since Linux
+ *   5.8)
+ * - another errno from the kernel
  *
  * # Threads
- * Any; waits for a running call on the same handle.
+ * Any thread; waits for other calls on the same handle.
  *
  * # Safety
- * vf as for vfio_fast_begin().
+ * See Pointers.
  */
 int vfio_fast_track_dirty(struct vfio_fast *vf,
                           uint32_t on);
 
 /**
- * Tells which pages of a range were written to since they were last told, or since tracking began. The range need not be
- * that of a region: the kernel is asked for whole entries, in as many calls as its largest bitmap demands, and what it tells
- * of other pages is kept until they are asked for.
+ * Reports which pages of a range were written to since they were last reported, or since tracking started.
  *
- * - vf: the handle.
- * - dirty: the range, and the bitmap. Bits of pages that were written to are set, others are left as they are; a call that
- *   fails may have set some, which are not told again.
+ * The call sets the bits of these pages and leaves all other bits unchanged. A call that fails may have set some
+ * bits; their pages are not reported again.
+ *
+ * The range does not have to match a region. The kernel is asked about whole kernel entries, in as many calls as its
+ * largest bitmap requires. What it reports for pages outside the range is kept until those pages are read.
+ *
+ * - vf: the handle
+ * - dirty: the range and the bitmap
  *
  * # Returns
- * 0, or
- * - -EINVAL: a pointer is NULL; the struct is too short; dirty pages are not tracked; page_size is not the smallest IOMMU
- *   page; iova or length is not a multiple of it; length is 0; bits is not aligned, or has less than a bit for each page
- * - -E2BIG: the struct is too long (the size rule)
- * - -EOPNOTSUPP: unknown flags; this container does not track dirty pages
- * - another negative errno the kernel gave
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ * 0, a common error, or
+ * - -EINVAL: dirty pages are not tracked; page_size is not the smallest IOMMU page; iova or length is not a multiple
+ *   of it; length is 0; the range extends past 2^64; bits is NULL, misaligned, larger than the address space, or has
+ *   less than one bit for each page
+ * - -EOPNOTSUPP: the container does not track dirty pages
+ * - another errno from the kernel
  *
  * # Threads
- * Any; waits for a running call on the same handle.
+ * Any thread; waits for other calls on the same handle.
  *
  * # Safety
- * vf as for vfio_fast_begin(); dirty is NULL or points to as many bytes as its size says, and its bits is NULL or points to
- * so many words, which nobody else uses during the call.
+ * See Pointers; the array bits is NULL or holds that many words, which nothing else uses during the call.
  */
 int vfio_fast_read_dirty(struct vfio_fast *vf,
                          const struct vfio_fast_dirty *dirty);
 
 /**
- * Does what vfio_fast_unmap() does, and tells what vfio_fast_read_dirty() would have told of it. Not in a transaction: it
- * would be executed later.
+ * Unmaps a range as vfio_fast_unmap() does, and reports its dirty pages as vfio_fast_read_dirty() does.
  *
- * - vf: the handle.
- * - dirty: the range, and the bitmap. If the call fails, the bits of what was unmapped all the same are set.
- * - unmapped: receives how many bytes were taken out of what was wanted. May be NULL. Written only on success.
+ * This cannot be done in a transaction, where the range would be unmapped only later.
+ *
+ * - vf: the handle
+ * - dirty: the range and the bitmap. If the call fails, the bits of pages that it has unmapped are set.
+ * - unmapped: receives the number of bytes in the range that were wanted. May be NULL.
  *
  * # Returns
  * 0, or
  * - -EBUSY: a transaction is open
- * - every errno of vfio_fast_read_dirty(), and of vfio_fast_unmap() outside a transaction
+ * - any error of vfio_fast_read_dirty(), or of vfio_fast_unmap() outside a transaction
  *
  * # Threads
- * Any; waits for a running call on the same handle.
+ * Any thread; waits for other calls on the same handle.
  *
  * # Safety
- * As for vfio_fast_read_dirty(); unmapped is NULL or points to a uint64_t.
+ * As for vfio_fast_read_dirty().
  */
 int vfio_fast_unmap_dirty(struct vfio_fast *vf,
                           const struct vfio_fast_dirty *dirty,
                           uint64_t *unmapped);
 
 /**
- * Gives memory that no device reaches any more back to the system, on as many threads as a commit uses: what it held is
- * lost. It stays mapped in this process, and is empty. For a program that ends, or that is done with a guest: the system
- * frees memory on one thread.
+ * Returns memory to the system that no device can access any more, on as many threads as a commit uses.
  *
- * - vf: a handle.
- * - memory: what to give back. Only read during the call.
+ * The contents of the memory are lost. The range stays mapped in this process. This is for a program that is about
+ * to exit, or that has ended a guest: the system frees memory on a single thread.
+ *
+ * - vf: a handle
+ * - memory: the memory to return; read only during the call
  *
  * # Returns
- * 0, or
- * - -EINVAL: a pointer is NULL; the struct is too short; hva or length is not a multiple of the system's page; length is
- *   0; the memory reaches past the end of the address space; or the kernel does not take such memory back (locked
- *   memory, a part of a huge page, a file that has none of it)
- * - -E2BIG: the struct is too long (the size rule)
- * - -EOPNOTSUPP: unknown flags; or the file cannot give a part of it back
- * - -EBUSY: a part of the memory is wanted or mapped through this handle, at this host address. What other handles map, or
- *   this one at another host address of the same memory, is not seen
+ * 0, a common error, or
+ * - -EINVAL: hva or length is not a multiple of the system's page size; length is 0; the range extends past the end
+ *   of the address space; or the kernel cannot discard such memory (locked memory, a part of a huge page, or with
+ *   VFIO_FAST_MEMORY_SHARED a mapping that is not of a file)
+ * - -EOPNOTSUPP: the file system cannot free a part of a file
+ * - -EBUSY: a part of the range is wanted or mapped through this handle at this host address. Mappings through other
+ *   handles, or at other host addresses of the same memory, are not detected.
  * - -ENOMEM: a part of the range is not mapped in this process
- * - another errno the kernel gave. After any but those of arguments and -EBUSY, a part of the memory may be empty
- * - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+ * - another errno from the kernel
+ *
+ * After an error from the kernel, a part of the memory may have been discarded.
  *
  * # Threads
- * Any; waits for a running call on the same handle. It may start threads that end before it returns; they block all
- * signals.
+ * Any thread; waits for other calls on the same handle. The call may start threads, which block all signals and end
+ * before it returns.
  *
  * # Safety
- * vf as for vfio_fast_begin(); memory is NULL or points to as many bytes as its size says. Nothing needs what the memory
- * it names holds, and nothing else is mapped there meanwhile.
+ * See Pointers. Nothing needs the contents of the memory, and nothing else is mapped in the range during the call.
  */
 int vfio_fast_discard(struct vfio_fast *vf,
                       const struct vfio_fast_memory *memory);
 
 /**
- * Tells what was done since open. Works on a poisoned handle.
+ * Returns the statistics of a handle. Works on a poisoned handle.
  *
- * - vf: the handle.
- * - stats: receives the totals. Written only on success.
+ * - vf: the handle
+ * - stats: receives the statistics
  *
  * # Returns
- * 0, or
- * - -EINVAL: a pointer is NULL; the struct is too short
- * - -E2BIG: the struct is too long (the size rule)
- * - -EDEADLK: see the top of this file
+ * 0, or a common error
  *
  * # Threads
- * Any; never waits. While a commit runs, what it does may be counted in part.
+ * Any thread; never waits. While a commit is running, it may be counted in part.
  *
  * # Safety
- * vf as for vfio_fast_begin(); stats is NULL or points to as many bytes as its size says.
+ * See Pointers.
  */
 int vfio_fast_get_stats(struct vfio_fast *vf, struct vfio_fast_stats *stats);
 
 /**
- * Tells what the handle is and what its IOMMU can do. Works on a poisoned handle.
+ * Returns the state of a handle and the properties of its IOMMU. Works on a poisoned handle.
  *
- * - vf: the handle.
- * - info: receives it. Written only on success.
+ * - vf: the handle
+ * - info: receives the properties
  *
  * # Returns
- * 0, or
- * - -EINVAL: a pointer is NULL; the struct is too short
- * - -E2BIG: the struct is too long (the size rule)
- * - -EDEADLK: see the top of this file
+ * 0, or a common error
  *
  * # Threads
- * Any; waits for a running call on the same handle.
+ * Any thread; waits for other calls on the same handle.
  *
  * # Safety
- * vf as for vfio_fast_begin(); info is NULL or points to as many bytes as its size says.
+ * See Pointers.
  */
 int vfio_fast_get_info(struct vfio_fast *vf, struct vfio_fast_info *info);
 
 /**
- * Tells the last failure on the calling thread, in numbers. A call that succeeds does not change it.
+ * Returns the last failure of the calling thread, in numbers. A call that succeeds does not change it.
  *
- * - failure: receives it; error is 0 if no call of this thread has failed yet. Written only on success.
+ * - failure: receives the failure; its error is 0 if no call of this thread has failed
  *
  * # Returns
- * 0, or (and this then is the last failure)
+ * 0, or one of the following, which then is the last failure:
  * - -EINVAL: failure is NULL; the struct is too short
- * - -E2BIG: the struct is too long (the size rule)
+ * - -E2BIG: the struct is too long
  *
  * # Threads
- * Any; each thread has its own.
+ * Any thread; each has its own last failure.
  *
  * # Safety
- * failure is NULL or points to as many bytes as its size says.
+ * See Pointers.
  */
 int vfio_fast_last_failure(struct vfio_fast_failure *failure);
 
 /**
- * Tells the last failure on the calling thread, in words for people: what failed, what was needed, what there was, and
- * what to change. A call that succeeds does not change it. The text may change in any release; programs read
- * vfio_fast_last_failure().
+ * Returns a message that describes the last failure of the calling thread: what failed, what was needed, what was
+ * available and what to change. A call that succeeds does not change it. The wording may change in any release;
+ * programs use vfio_fast_last_failure().
  *
  * # Returns
- * The text, never NULL, empty if no call of this thread has failed yet. It is the library's, and valid until the next
- * call of this thread into the library.
+ * The message, never NULL, and empty if no call of this thread has failed. It belongs to the library and is valid
+ * until the thread calls the library again.
  *
  * # Threads
- * Any; each thread has its own.
+ * Any thread; each has its own last failure.
  */
 const char *vfio_fast_last_error(void);
 
 /**
- * Tells the version of the library that was loaded, as "MAJOR.MINOR.PATCH".
+ * Returns the version of the loaded library.
  *
  * # Returns
- * The text, never NULL, valid as long as the library is loaded.
+ * "MAJOR.MINOR.PATCH", never NULL, valid as long as the library is loaded.
  *
  * # Threads
- * Any.
+ * Any thread.
  */
 const char *vfio_fast_version(void);
 
 /**
- * Tells the version of the binary interface of the library that was loaded; compare it with VFIO_FAST_ABI_VERSION.
+ * Returns the version of the binary interface of the loaded library. Compare it with VFIO_FAST_ABI_VERSION.
  *
  * # Returns
  * The number.
  *
  * # Threads
- * Any.
+ * Any thread.
  */
 uint32_t vfio_fast_abi_version(void);
 

@@ -19,7 +19,7 @@ use crate::log::Sink;
 use crate::panic::caught;
 use crate::sized;
 
-/// A handle. What is inside is none of the caller's business.
+/// A handle. Its contents are private to the library.
 #[expect(non_camel_case_types, reason = "the C name")]
 pub struct vfio_fast {
     pub(crate) engine: Engine,

@@ -1,4 +1,4 @@
-//! What a handle is opened with.
+//! The configuration of a handle.
 
 use std::ffi::{c_char, c_void};
 
@@ -6,84 +6,84 @@ use std::mem::size_of;
 
 use crate::sized::{Sized32, sized32};
 
-/// Receives the messages of one handle.
+/// Receives the log messages of one handle.
 ///
-/// opaque:  the log_opaque of the configuration
-/// level:   VFIO_FAST_LOG_*
-/// message: one line without a newline, valid only during the call; the text may change in any release
+/// - opaque: log_opaque of the configuration
+/// - level: VFIO_FAST_LOG_*
+/// - message: one line without a newline, valid only during the call. The wording may change in any release.
 ///
-/// It is called only on the thread that is inside a vfio_fast_* function of this handle, never on a thread of the
-/// library. It must return normally (no longjmp, no C++ exception) and must not call a function that takes a handle:
-/// such a call answers -EDEADLK, whichever handle it is. The other functions are allowed.
+/// It is called only on a thread that is inside a vfio_fast_* function with this handle, never on a thread of the
+/// library. It must return normally (no longjmp, no C++ exception). It must not call a function that takes a handle:
+/// such a call returns -EDEADLK, whichever handle it names. It may call the other functions.
 pub type vfio_fast_log_fn =
     Option<unsafe extern "C" fn(opaque: *mut c_void, level: u32, message: *const c_char)>;
 
-/// Settings of VFIO_FAST_BACKEND_SIM, for tests. In every field but size, zero asks for the default.
-/// "Calls" are the map and unmap calls the model receives, counted together from 1 since open.
+/// Settings of VFIO_FAST_BACKEND_SIM, for tests. In every field except size, zero selects the default. Map and unmap
+/// calls to the model are numbered together, from 1 on, since the handle was opened.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct vfio_fast_sim_config {
     /// sizeof(struct vfio_fast_sim_config)
     pub size: u32,
-    /// The errno (a positive number) that the call chosen by fail_nth answers. Default: EIO.
+    /// The errno, a positive number, that the call selected by fail_nth returns. Default: EIO.
     pub fail_errno: u32,
-    /// Which call fails. Default: none.
+    /// Number of the call that fails. Default: none.
     pub fail_nth: u64,
-    /// Which call panics inside the library. Default: none.
+    /// Number of the call that panics inside the library. Default: none.
     pub panic_nth: u64,
-    /// How many entries the model holds at most. Default: 65535, like the kernel.
+    /// Maximum number of kernel entries in the model. Default: 65535, as in the kernel.
     pub dma_avail: u64,
-    /// Bytes the process may lock, as if set with RLIMIT_MEMLOCK. Default: no limit.
+    /// Bytes that the process may lock, as if set with RLIMIT_MEMLOCK. Default: no limit.
     pub memlock_limit: u64,
-    /// Whose rules the model keeps: VFIO_FAST_BACKEND_TYPE1 or VFIO_FAST_BACKEND_IOMMUFD. Anything else is -EOPNOTSUPP.
-    /// Default: those of type1.
+    /// The driver that the model imitates: VFIO_FAST_BACKEND_TYPE1 or VFIO_FAST_BACKEND_IOMMUFD. Any other value is
+    /// -EOPNOTSUPP. Default: type1.
     pub backend: u32,
-    /// Must be 0. Anything else is -EOPNOTSUPP.
+    /// Must be 0. Any other value is -EOPNOTSUPP.
     pub reserved: u32,
 }
 
-/// How to open a handle. Set it to zero, then fill in size, backend and what the backend needs.
+/// How to open a handle. Set it to zero, then set size, backend and the fields that the backend needs.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct vfio_fast_config {
     /// sizeof(struct vfio_fast_config)
     pub size: u32,
-    /// VFIO_FAST_CONFIG_*, or 0. Anything else is -EOPNOTSUPP.
+    /// VFIO_FAST_CONFIG_*, or 0. Unknown bits are -EOPNOTSUPP.
     pub flags: u32,
-    /// VFIO_FAST_BACKEND_*. Anything else is -EOPNOTSUPP.
+    /// VFIO_FAST_BACKEND_*. Any other value is -EOPNOTSUPP.
     pub backend: u32,
-    /// VFIO_FAST_BACKEND_TYPE1: the container, borrowed. The library duplicates it, the caller may close its own as
-    /// soon as vfio_fast_open() has returned. Other backends ignore it.
+    /// VFIO_FAST_BACKEND_TYPE1: the container. The library duplicates the descriptor; the caller may close its own
+    /// once vfio_fast_open() has returned. Other backends ignore this field.
     pub container_fd: i32,
-    /// Bytes of the largest kernel entry: a power of two, at least 2 MiB. 0: 1 GiB. It is enlarged when the IOMMU has
-    /// too few entries left for it.
+    /// Maximum size of a kernel entry in bytes: a power of two, at least 2 MiB. 0: 1 GiB. The library increases it if
+    /// the container has too few entries left.
     pub entry_size: u64,
-    /// The most threads that work during a commit: they fault in memory and, with VFIO_FAST_INFO_PARALLEL, map and unmap.
-    /// Not limited by the number of CPUs. 0: one for each CPU this process may use.
+    /// Maximum number of threads that work during a commit. They fault memory in and, with VFIO_FAST_INFO_PARALLEL,
+    /// map and unmap. The number of CPUs does not limit it. 0: one for each CPU that this process may use.
     pub threads: u32,
-    /// The most verbose level delivered to log, VFIO_FAST_LOG_*. 0: none. Anything else is -EOPNOTSUPP.
+    /// The most verbose level that is passed to log, VFIO_FAST_LOG_*. 0: none. Any other value is -EOPNOTSUPP.
     pub log_level: u32,
-    /// Receives messages. NULL: none are made.
+    /// Receives log messages. NULL: no messages.
     pub log: vfio_fast_log_fn,
-    /// Handed to log as it is. It must stay usable until vfio_fast_close() has returned. May be NULL.
+    /// Passed to log unchanged. It must stay usable until vfio_fast_close() has returned. May be NULL.
     pub log_opaque: *mut c_void,
-    /// VFIO_FAST_BACKEND_SIM: its settings, read before vfio_fast_open() returns. NULL: the defaults. With another
-    /// backend it must be NULL.
+    /// VFIO_FAST_BACKEND_SIM: its settings, read only during vfio_fast_open(). NULL: the defaults. Must be NULL with
+    /// other backends.
     pub sim: *const vfio_fast_sim_config,
-    /// VFIO_FAST_BACKEND_IOMMUFD: the iommufd, an opened /dev/iommu, borrowed. The library duplicates it, the caller may
-    /// close its own as soon as vfio_fast_open() has returned. Other backends ignore it.
+    /// VFIO_FAST_BACKEND_IOMMUFD: an open file descriptor of /dev/iommu. The library duplicates it; the caller may
+    /// close its own once vfio_fast_open() has returned. Other backends ignore this field.
     pub iommufd_fd: i32,
-    /// VFIO_FAST_BACKEND_IOMMUFD: the IOAS in it to map in, as IOMMU_IOAS_ALLOC named it. The caller destroys it, after
-    /// vfio_fast_close(). Other backends ignore it.
+    /// VFIO_FAST_BACKEND_IOMMUFD: the IOAS to map in, as returned by IOMMU_IOAS_ALLOC. The caller destroys it after
+    /// vfio_fast_close(). Other backends ignore this field.
     pub ioas_id: u32,
-    /// The most kernel entries that one unmap call takes away. 0: 64. It never takes more than 4 GiB in more than one entry
-    /// either: others wait for the container as long as a call lasts, and each page is unpinned. With
-    /// VFIO_FAST_INFO_PARALLEL every call takes one entry.
+    /// Maximum number of kernel entries that one unmap call removes. 0: 64. A call that removes more than one entry
+    /// also removes at most 4 GiB: the kernel unpins every page, and other users of the container wait until the call
+    /// ends. With VFIO_FAST_INFO_PARALLEL every call removes one entry.
     pub unmap_entries: u32,
-    /// Must be 0. Anything else is -EOPNOTSUPP.
+    /// Must be 0. Any other value is -EOPNOTSUPP.
     pub reserved: u32,
 }
 
-// Offset of the last field of the first release, and its size: what a caller must at least have.
+// The end of the last field of the first release: the minimum size of a caller's struct.
 sized32!(vfio_fast_sim_config, 40);
 sized32!(vfio_fast_config, 56);

@@ -1,16 +1,16 @@
-//! The numbers of the C interface. Literals carry `u32` where the header shall have its `u`; the version is plain, so that
-//! programs can paste it into a text.
+//! The constants of the C interface. A literal with the suffix `u32` gets the suffix `u` in the header. The version numbers
+//! have none, so that the C preprocessor can paste them into a string.
 
-/// Version of this header, first number. Compare it with vfio_fast_version().
+/// Major version of this header. Compare it with vfio_fast_version().
 pub const VFIO_FAST_VERSION_MAJOR: u32 = 0;
 
-/// Version of this header, second number.
+/// Minor version of this header.
 pub const VFIO_FAST_VERSION_MINOR: u32 = 1;
 
-/// Version of this header, third number.
+/// Patch version of this header.
 pub const VFIO_FAST_VERSION_PATCH: u32 = 0;
 
-// cbindgen does not evaluate env!(), so the numbers stand here; but Cargo.toml decides what they are.
+// cbindgen does not evaluate env!(), so the numbers are repeated here and checked against Cargo.toml.
 const _: () = {
     assert!(is(VFIO_FAST_VERSION_MAJOR, env!("CARGO_PKG_VERSION_MAJOR")), "take the number of Cargo.toml");
     assert!(is(VFIO_FAST_VERSION_MINOR, env!("CARGO_PKG_VERSION_MINOR")), "take the number of Cargo.toml");
@@ -21,73 +21,97 @@ const fn is(number: u32, text: &str) -> bool {
     matches!(u32::from_str_radix(text, 10), Ok(parsed) if parsed == number)
 }
 
-/// Version of the binary interface: the exported functions, the layout of the released fields, the meaning of the
-/// constants. Compare it with vfio_fast_abi_version() when the library is loaded at run time.
+/// Version of the binary interface: the exported functions, the layout of the released fields and the meaning of the
+/// constants. A program that loads the library at run time compares it with vfio_fast_abi_version().
 pub const VFIO_FAST_ABI_VERSION: u32 = 1u32;
 
-/// Backend: a VFIO container file descriptor on which VFIO_SET_IOMMU(VFIO_TYPE1v2_IOMMU) has succeeded.
+/// Backend: a VFIO container. VFIO_SET_IOMMU(VFIO_TYPE1v2_IOMMU) has succeeded on its file descriptor.
 pub const VFIO_FAST_BACKEND_TYPE1: u32 = 1u32;
 
-/// Backend: an IOAS of an iommufd, to which the device, or a hardware page table made from the IOAS, is attached. The
-/// device comes first: while none is attached, the kernel only notes what is mapped, and pins all of it on one thread
-/// when the first one comes. Device regions (VFIO_FAST_REGION_DEVICE) can be mapped only with VFIO_FAST_REGION_FD.
+/// Backend: an IOAS of an iommufd. Attach the device, or a hardware page table made from the IOAS, first: without one
+/// the kernel only records mappings, and pins all of them on one thread when the first device is attached. Device
+/// regions (VFIO_FAST_REGION_DEVICE) can be mapped only with VFIO_FAST_REGION_FD.
 pub const VFIO_FAST_BACKEND_IOMMUFD: u32 = 2u32;
 
-/// Backend FOR TESTS ONLY: an executable model of the type1v2 driver, or of iommufd. It maps nothing, needs no file
-/// descriptor and no privilege, and can be told to fail or to panic (struct vfio_fast_sim_config). The value is
+/// Backend FOR TESTS ONLY: an executable model of the type1v2 driver or of iommufd. It maps nothing, needs no file
+/// descriptor and no privilege, and can be made to fail or to panic (struct vfio_fast_sim_config). The value is
 /// 0x7e570001.
 pub const VFIO_FAST_BACKEND_SIM: u32 = 0x7e57_0001u32;
 
-/// Config flag: do not ask for huge pages (madvise(MADV_HUGEPAGE)) where RAM is faulted in. Without it the library does,
-/// for writable regions of 2 MiB and more of which something is missing.
+/// Config flag: do not request huge pages (madvise(MADV_HUGEPAGE)) before RAM is faulted in. By default the library
+/// requests them for writable regions of at least 2 MiB that are not completely present.
 pub const VFIO_FAST_CONFIG_NO_HUGEPAGE: u32 = 1u32 << 0;
 
-/// Superpages: only one page size of the IOMMU is known. iommufd tells no more.
-pub const VFIO_FAST_SUPERPAGES_UNKNOWN: u32 = 0u32;
-
-/// Superpages: a few sizes, each a level of the page table above the last, like VT-d's 4 KiB, 2 MiB and 1 GiB. Memory that is
-/// not contiguous, or not congruent (congruent_2m_bytes in struct vfio_fast_stats), over a whole one falls to the next.
-pub const VFIO_FAST_SUPERPAGES_COARSE: u32 = 1u32;
-
-/// Superpages: every power of two, like AMD-Vi's first page-table format. Any aligned and contiguous piece is one page.
-pub const VFIO_FAST_SUPERPAGES_FINE: u32 = 2u32;
-
-/// Log level: something is broken and stays broken; the call that met it fails.
+/// Log level: a permanent failure. The call that encounters it fails as well.
 pub const VFIO_FAST_LOG_ERROR: u32 = 1u32;
 
-/// Log level: the call succeeds, but something does not work that one may have counted on (peer-to-peer with a BAR).
+/// Log level: the call succeeds, but something that the program may rely on does not work (peer-to-peer access to a
+/// BAR).
 pub const VFIO_FAST_LOG_WARN: u32 = 2u32;
 
-/// Log level: what an administrator may want to know once.
+/// Log level: information that an administrator may need once.
 pub const VFIO_FAST_LOG_INFO: u32 = 3u32;
 
-/// Log level: for the people who work on this library.
+/// Log level: details for developers of this library.
 pub const VFIO_FAST_LOG_DEBUG: u32 = 4u32;
 
-/// Region flag: the device may write to it. Reading is always granted.
+/// Region flag: the device may write to the region. It may always read it.
 pub const VFIO_FAST_REGION_WRITE: u32 = 1u32 << 0;
 
-/// Region flag: device memory (the BAR of another device), not RAM. Never populated, never counted against the
-/// locked-memory limit; that it cannot be mapped is reported in struct vfio_fast_outcome and is no error.
+/// Region flag: device memory (a BAR of another device), not RAM. It is not faulted in and does not count against the
+/// locked-memory limit. If it cannot be mapped, a commit reports this in struct vfio_fast_outcome and does not fail.
 pub const VFIO_FAST_REGION_DEVICE: u32 = 1u32 << 1;
 
-/// Region flag: exactly one kernel entry, never joined with a neighbour and never cut. It can only be unmapped
-/// whole; unmapping and mapping it again in one transaction always reaches the kernel.
+/// Region flag: the region is exactly one kernel entry, never joined with a neighbour and never split. It can only be
+/// unmapped as a whole. Unmapping and mapping it again in one transaction always reaches the kernel.
 pub const VFIO_FAST_REGION_EXACT: u32 = 1u32 << 2;
 
-/// Region flag: fd, fd_offset and, for device memory, region_index say what the memory is besides an address. iommufd can
-/// map files of memory faster that way, and device memory no other way; type1 has no use for it. Needs a backing: all
-/// regions with one backing are parts of one file or BAR, and each byte of it has one host virtual address.
+/// Region flag: fd, fd_offset and, for device memory, region_index identify the memory in addition to its address.
+/// With them, iommufd can map files faster; it cannot map device memory without them. type1 ignores them. The region
+/// needs a backing: all regions with one backing are parts of one file or BAR, and each byte of it has one host
+/// virtual address.
 ///
-/// RAM must be a shared mapping of the file, which may be a memfd or any file on tmpfs or hugetlbfs. The library asks the
-/// kernel whether it is (Linux 6.11) and maps by address if not, as it does where the kernel maps no files (before 6.13).
+/// RAM must be a shared mapping of the file, which may be a memfd or any file on tmpfs or hugetlbfs. The library asks
+/// the kernel whether it is (Linux 6.11). If it is not, or if the kernel cannot map files (before 6.13), the library
+/// maps the region by its address.
 ///
 /// Device memory is exported by the VFIO device as a dma-buf (Linux 6.19) and becomes one kernel entry, as if
-/// VFIO_FAST_REGION_EXACT were set. While the device does not decode its memory it cannot be mapped, and what is mapped of
-/// it is taken away by the kernel: unmap the region when decoding is turned off, and map it when it is on again.
+/// VFIO_FAST_REGION_EXACT were set. It cannot be mapped while the device does not decode its memory, and the kernel
+/// removes the mapping when decoding is turned off. Unmap the region when decoding is turned off, and map it again
+/// when decoding is turned on.
 pub const VFIO_FAST_REGION_FD: u32 = 1u32 << 3;
 
-/// Failed operation: none, no call of this thread has failed yet.
+/// Memory flag: the memory is a shared mapping of a file (a memfd, tmpfs, hugetlbfs). Its pages are removed from the
+/// file, for all of its users. Without this flag, the file keeps its contents.
+pub const VFIO_FAST_MEMORY_SHARED: u32 = 1u32 << 0;
+
+/// Info flag: the handle is poisoned. Functions that would change something return -ENOTRECOVERABLE (see Poison).
+pub const VFIO_FAST_INFO_POISONED: u32 = 1u32 << 0;
+
+/// Info flag: a transaction is open.
+pub const VFIO_FAST_INFO_IN_TRANSACTION: u32 = 1u32 << 1;
+
+/// Info flag: the threads of a commit map and unmap concurrently. Otherwise they only fault memory in, because the
+/// kernel would serialise the calls.
+pub const VFIO_FAST_INFO_PARALLEL: u32 = 1u32 << 2;
+
+/// Info flag: the kernel charges the pinned memory of all processes of this user against RLIMIT_MEMLOCK. User space
+/// cannot read that sum: memlock_used is only what this handle has mapped, and a commit that seems to fit may still
+/// return -ENOMEM. Without this flag, memlock_used is the locked memory of this process (VmLck).
+pub const VFIO_FAST_INFO_MEMLOCK_OF_USER: u32 = 1u32 << 3;
+
+/// Superpages: only one page size of the IOMMU is known. iommufd reports no more.
+pub const VFIO_FAST_SUPERPAGES_UNKNOWN: u32 = 0u32;
+
+/// Superpages: a few sizes, one for each level of the page table, such as VT-d's 4 KiB, 2 MiB and 1 GiB. Memory that
+/// is not contiguous over a whole large page, or not congruent to it (see congruent_2m_bytes in struct
+/// vfio_fast_stats), is mapped with the next smaller size.
+pub const VFIO_FAST_SUPERPAGES_COARSE: u32 = 1u32;
+
+/// Superpages: every power of two, as in AMD-Vi's first page-table format. Any aligned, contiguous block is one page.
+pub const VFIO_FAST_SUPERPAGES_FINE: u32 = 2u32;
+
+/// Failed operation: none. No call of this thread has failed.
 pub const VFIO_FAST_OP_NONE: u32 = 0u32;
 
 /// Failed operation: opening or closing the handle.
@@ -103,31 +127,11 @@ pub const VFIO_FAST_OP_MAP: u32 = 3u32;
 /// Failed operation: unmapping.
 pub const VFIO_FAST_OP_UNMAP: u32 = 4u32;
 
-/// Failed operation: asking the kernel what it supports and how much of it is left.
+/// Failed operation: querying what the kernel supports and how much of it is left.
 pub const VFIO_FAST_OP_INFO: u32 = 5u32;
 
-/// Failed operation: tracking dirty pages, or asking which they are.
+/// Failed operation: tracking or reading dirty pages.
 pub const VFIO_FAST_OP_DIRTY: u32 = 6u32;
 
-/// Failed operation: giving memory back.
+/// Failed operation: returning memory to the system.
 pub const VFIO_FAST_OP_DISCARD: u32 = 7u32;
-
-/// Memory flag: the memory is a shared mapping of a file of memory (a memfd, tmpfs, hugetlbfs), and its pages go from the
-/// file, for everybody who has it. Without the flag what the file has stays.
-pub const VFIO_FAST_MEMORY_SHARED: u32 = 1u32 << 0;
-
-/// Info flag: the handle is poisoned. The library no longer knows what is mapped (an undo failed, or the library
-/// itself did); every function that would change something answers -ENOTRECOVERABLE.
-pub const VFIO_FAST_INFO_POISONED: u32 = 1u32 << 0;
-
-/// Info flag: a transaction is open, vfio_fast_begin() was called and neither commit nor abort yet.
-pub const VFIO_FAST_INFO_IN_TRANSACTION: u32 = 1u32 << 1;
-
-/// Info flag: the threads of a commit map and unmap at the same time. Otherwise they only fault memory in, because the
-/// kernel would let one call wait for the other.
-pub const VFIO_FAST_INFO_PARALLEL: u32 = 1u32 << 2;
-
-/// Info flag: the kernel adds up the pinned memory of all processes of this user and holds the sum against
-/// RLIMIT_MEMLOCK. Nothing shows that sum: memlock_used is the part of it that this handle has mapped, and a commit that
-/// looks as if it would fit may still answer -ENOMEM. Otherwise it is this process's locked memory (VmLck).
-pub const VFIO_FAST_INFO_MEMLOCK_OF_USER: u32 = 1u32 << 3;

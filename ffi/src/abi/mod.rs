@@ -1,6 +1,6 @@
-//! What C sees: structs and constants, named as in the header.
+//! The structs and constants of the C interface, named as in the header.
 //!
-//! The doc comments are copied into the header, so they speak to a C programmer: errno names, no Rust types.
+//! The doc comments are copied into the header, so they are written for C programmers: errno names, no Rust types.
 
 #![allow(non_camel_case_types)] // these names are the C names
 

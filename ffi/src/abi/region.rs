@@ -1,10 +1,10 @@
-//! What the device shall reach, and what a commit made of it.
+//! Memory to map, to unmap or to discard, and the outcome of a commit.
 
 use std::mem::size_of;
 
 use crate::sized::{Sized32, sized32};
 
-/// Memory the device shall reach.
+/// A region of memory that the device may access.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct vfio_fast_region {
@@ -12,83 +12,84 @@ pub struct vfio_fast_region {
     pub size: u32,
     /// VFIO_FAST_REGION_*, or 0. Unknown bits are -EOPNOTSUPP.
     pub flags: u32,
-    /// First address as the device sees it. A multiple of the smallest IOMMU page (see iova_pgsizes in struct
-    /// vfio_fast_info).
+    /// First device address, a multiple of the smallest IOMMU page (see iova_pgsizes in struct vfio_fast_info).
     pub iova: u64,
-    /// Bytes, a multiple of the smallest IOMMU page, not 0. iova + length may be exactly 2^64 (that is 0 in a
-    /// uint64_t) but not more.
+    /// Length in bytes, a multiple of the smallest IOMMU page, not 0. iova + length may be exactly 2^64, which is 0
+    /// in a uint64_t, but not more.
     pub length: u64,
     /// Host virtual address of the first byte, a multiple of the smallest IOMMU page. The memory must stay mapped at
-    /// this address until the region is unmapped; the library never frees it.
+    /// this address until the region is unmapped. The library never frees it.
     pub hva: u64,
-    /// Identity of the memory object behind the region, a number the caller chooses: neighbouring regions share
-    /// kernel entries only if it is equal and not 0.
+    /// Identifies the memory object that the region is a part of, by a number that the caller chooses. Adjacent
+    /// regions share kernel entries only if their backing is equal and not 0.
     pub backing: u64,
-    /// VFIO_FAST_REGION_FD: what the memory is, borrowed until this call returns; a file of memory, or with
-    /// VFIO_FAST_REGION_DEVICE the VFIO device whose BAR it is. Ignored without the flag.
+    /// VFIO_FAST_REGION_FD: the file that the region maps or, with VFIO_FAST_REGION_DEVICE, the VFIO device that the
+    /// BAR belongs to. The library duplicates it; the caller may close its own once the call has returned. Ignored
+    /// without the flag.
     pub fd: i32,
-    /// VFIO_FAST_REGION_FD and VFIO_FAST_REGION_DEVICE: VFIO's number of the BAR (VFIO_PCI_BAR0_REGION_INDEX and so
+    /// VFIO_FAST_REGION_FD and VFIO_FAST_REGION_DEVICE: VFIO's index of the BAR (VFIO_PCI_BAR0_REGION_INDEX and so
     /// on). Ignored otherwise.
     pub region_index: u32,
-    /// VFIO_FAST_REGION_FD: where in the file or the BAR the region begins, in bytes, a multiple of the smallest IOMMU
+    /// VFIO_FAST_REGION_FD: offset of the region in the file or the BAR, in bytes, a multiple of the smallest IOMMU
     /// page. Ignored without the flag.
     pub fd_offset: u64,
 }
 
-/// Device addresses.
+/// A range of device addresses.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct vfio_fast_range {
     /// sizeof(struct vfio_fast_range)
     pub size: u32,
-    /// No flags exist yet: 0. Anything else is -EOPNOTSUPP.
+    /// Must be 0. Any other value is -EOPNOTSUPP.
     pub flags: u32,
-    /// First address, a multiple of the smallest IOMMU page.
+    /// First device address, a multiple of the smallest IOMMU page.
     pub iova: u64,
-    /// Bytes, a multiple of the smallest IOMMU page, not 0. iova + length may be exactly 2^64 but not more.
+    /// Length in bytes, a multiple of the smallest IOMMU page, not 0. iova + length may be exactly 2^64 but not more.
     pub length: u64,
 }
 
-/// Pages of memory the device shall reach, or no longer: an array of device addresses and one of host addresses.
+/// Pages to map or to unmap: an array of device addresses and an array of host addresses.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct vfio_fast_pages {
     /// sizeof(struct vfio_fast_pages)
     pub size: u32,
-    /// VFIO_FAST_REGION_WRITE, or 0. Anything else is -EOPNOTSUPP.
+    /// VFIO_FAST_REGION_WRITE, or 0. Unknown bits are -EOPNOTSUPP.
     pub flags: u32,
-    /// How many pages. 0 is allowed and nothing to do; the arrays may then be NULL.
+    /// Number of pages. If it is 0, the call has no effect and the arrays may be NULL.
     pub count: u64,
-    /// Where the device sees each page: multiples of the smallest IOMMU page (see iova_pgsizes in struct
-    /// vfio_fast_info), which is also the size of each.
+    /// Device address of each page, a multiple of the smallest IOMMU page (see iova_pgsizes in struct
+    /// vfio_fast_info), which is also the size of each page.
     pub iovas: *const u64,
-    /// Host virtual address of each page, a multiple of the same. Mapping reads as many as count says, unmapping none.
+    /// Host virtual address of each page, a multiple of the smallest IOMMU page. Ignored when unmapping.
     pub hvas: *const u64,
-    /// Identity of the memory object behind the pages, as in struct vfio_fast_region. Unmapping does not look at it.
+    /// Identifies the memory object that the pages are a part of, as in struct vfio_fast_region. Ignored when
+    /// unmapping.
     pub backing: u64,
 }
 
-/// A range of device addresses, and a bitmap of its pages.
+/// A range of device addresses and a bitmap of its pages.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct vfio_fast_dirty {
     /// sizeof(struct vfio_fast_dirty)
     pub size: u32,
-    /// Must be 0. Anything else is -EOPNOTSUPP.
+    /// Must be 0. Any other value is -EOPNOTSUPP.
     pub flags: u32,
     /// First device address, a multiple of page_size.
     pub iova: u64,
-    /// Bytes, a multiple of page_size.
+    /// Length in bytes, a multiple of page_size, not 0.
     pub length: u64,
-    /// Bytes of a page: the smallest of the IOMMU (see iova_pgsizes in struct vfio_fast_info).
+    /// Bytes in a page, which must be the smallest IOMMU page (see iova_pgsizes in struct vfio_fast_info).
     pub page_size: u64,
-    /// A bit for each page. That of page n is bit n % 64 of word n / 64.
+    /// The bitmap, one bit for each page: page n is bit n % 64 of word n / 64.
     pub bits: *mut u64,
-    /// How many words there are.
+    /// Number of words in bits.
     pub words: u64,
 }
 
-/// Memory of this process.
+/// A range of memory of this process.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct vfio_fast_memory {
@@ -96,40 +97,40 @@ pub struct vfio_fast_memory {
     pub size: u32,
     /// VFIO_FAST_MEMORY_*, or 0. Unknown bits are -EOPNOTSUPP.
     pub flags: u32,
-    /// Host virtual address of the first byte, a multiple of the system's page.
+    /// Host virtual address of the first byte, a multiple of the system's page size.
     pub hva: u64,
-    /// Bytes, a multiple of the system's page, not 0.
+    /// Length in bytes, a multiple of the system's page size, not 0.
     pub length: u64,
 }
 
-/// What one commit did. Written only if the commit succeeded.
+/// What one commit did.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct vfio_fast_outcome {
-    /// sizeof(struct vfio_fast_outcome), set by the caller and left as it is
+    /// sizeof(struct vfio_fast_outcome), set by the caller and not changed
     pub size: u32,
-    /// Device regions (VFIO_FAST_REGION_DEVICE) that could not be mapped in this commit: no peer-to-peer to them.
-    /// They are not tried again until the caller unmaps and maps them.
+    /// Number of device regions (VFIO_FAST_REGION_DEVICE) that could not be mapped. Peer-to-peer access to them does
+    /// not work. They are not tried again until the caller unmaps and maps them.
     pub device_failures: u32,
-    /// The first of them: its first device address. 0 if there is none.
+    /// First device address of the first such region. 0 if there is none.
     pub device_iova: u64,
-    /// The first of them: its bytes. 0 if there is none.
+    /// Length of the first such region in bytes. 0 if there is none.
     pub device_length: u64,
-    /// The first of them: its host virtual address. 0 if there is none.
+    /// Host virtual address of the first such region. 0 if there is none.
     pub device_hva: u64,
-    /// The first of them: why, a negative errno. 0 if there is none.
+    /// Negative errno of the map call for the first such region. 0 if there is none.
     pub device_error: i32,
-    /// Map calls that succeeded.
+    /// Number of map calls that succeeded.
     pub map_calls: u32,
-    /// Unmap calls that succeeded.
+    /// Number of unmap calls that succeeded.
     pub unmap_calls: u32,
-    /// Kernel entries the transaction touched and that were left in place, because they were right already.
+    /// Number of kernel entries that the transaction touched but left in place because they were already right.
     pub kept_entries: u32,
     /// Bytes mapped by the map calls.
     pub map_bytes: u64,
     /// Bytes unmapped by the unmap calls.
     pub unmap_bytes: u64,
-    /// Bytes of the entries left in place.
+    /// Bytes in the entries left in place.
     pub kept_bytes: u64,
     /// Duration of the commit in nanoseconds of wall time.
     pub ns: u64,

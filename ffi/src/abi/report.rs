@@ -1,43 +1,44 @@
-//! What the library tells about itself.
+//! Failures, statistics and properties of a handle.
 
 use std::mem::size_of;
 
 use crate::sized::{Sized32, sized32};
 
-/// The last failure on the calling thread, in numbers. The words for it are vfio_fast_last_error().
+/// The last failure of the calling thread, in numbers. vfio_fast_last_error() describes it in words.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct vfio_fast_failure {
-    /// sizeof(struct vfio_fast_failure), set by the caller and left as it is
+    /// sizeof(struct vfio_fast_failure), set by the caller and not changed
     pub size: u32,
-    /// What failed, VFIO_FAST_OP_*.
+    /// The operation that failed, VFIO_FAST_OP_*.
     pub op: u32,
-    /// The negative errno that was returned. 0: no call of this thread has failed yet.
+    /// The negative errno that the call returned. 0: no call of this thread has failed.
     pub error: i32,
     /// Always 0.
     pub reserved: u32,
-    /// First device address of the region or kernel entry concerned. 0 with length 0: none.
+    /// First device address of the region or kernel entry that the failure is about. 0 with length 0: none.
     pub iova: u64,
-    /// Bytes of it. 0: none is concerned, or it is the whole address space of 2^64 bytes.
+    /// Its length in bytes. 0: the failure is about none, or about the whole address space of 2^64 bytes.
     pub length: u64,
     /// Host virtual address of its first byte. 0: none or unknown.
     pub hva: u64,
-    /// What a limit would have had to allow: bytes locked in all (RLIMIT_MEMLOCK), or entries to add (dma_avail). 0: the
-    /// failure was not one of a limit.
+    /// The value that a limit would have to allow: the total of locked bytes (RLIMIT_MEMLOCK), or the number of
+    /// entries to add (dma_avail). 0: no limit was exceeded.
     pub needed: u64,
-    /// What that limit allows, in the same unit.
+    /// The value that this limit allows, in the same unit.
     pub available: u64,
 }
 
-/// Totals since open, in calls, bytes and nanoseconds; "now" marks what describes this moment instead.
+/// Totals since the handle was opened: calls, bytes and nanoseconds. Fields described with "now" hold the present
+/// state instead.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct vfio_fast_stats {
-    /// sizeof(struct vfio_fast_stats), set by the caller and left as it is
+    /// sizeof(struct vfio_fast_stats), set by the caller and not changed
     pub size: u32,
     /// Always 0.
     pub reserved: u32,
-    /// Commits of transactions that touched something, single calls outside a transaction included.
+    /// Commits of transactions that touched something, including single calls outside a transaction.
     pub commits: u64,
     /// Commits of transactions that touched nothing.
     pub empty_commits: u64,
@@ -47,49 +48,50 @@ pub struct vfio_fast_stats {
     pub regions: u64,
     /// Bytes wanted now.
     pub wanted_bytes: u64,
-    /// Entries held by the kernel now.
+    /// Kernel entries now.
     pub entries: u64,
     /// Bytes mapped now.
     pub mapped_bytes: u64,
     /// Map calls that succeeded.
     pub map_calls: u64,
-    /// Bytes mapped by them.
+    /// Bytes that these calls mapped.
     pub map_bytes: u64,
     /// Unmap calls that succeeded.
     pub unmap_calls: u64,
-    /// Bytes unmapped by them.
+    /// Bytes that these calls unmapped.
     pub unmap_bytes: u64,
-    /// Entries that transactions touched and left in place.
+    /// Kernel entries that transactions touched but left in place.
     pub kept_entries: u64,
-    /// Bytes of them.
+    /// Bytes in these entries.
     pub kept_bytes: u64,
-    /// Nanoseconds spent on finding the difference between what is wanted and what is mapped.
+    /// Nanoseconds spent comparing what is wanted with what is mapped.
     pub plan_ns: u64,
-    /// Nanoseconds of wall time that the threads which called commits gave to faulting memory in, whatever the number of
-    /// other threads. Map calls they made meanwhile are not in it. Without VFIO_FAST_INFO_PARALLEL the sum with map_ns is
-    /// what mapping took.
+    /// Nanoseconds of wall time that the threads that called commits spent faulting memory in, whatever the number of
+    /// other threads. This excludes map calls that they made in between. Without VFIO_FAST_INFO_PARALLEL, the sum of
+    /// populate_ns and map_ns is the time that mapping took.
     pub populate_ns: u64,
-    /// Nanoseconds spent in map calls. Of calls made at the same time each counts, so this can be more than the commits
-    /// took.
+    /// Nanoseconds spent in map calls. Concurrent calls count separately, so the sum can exceed the duration of the
+    /// commits.
     pub map_ns: u64,
-    /// Nanoseconds spent in unmap calls. Of calls made at the same time each counts, so this can be more than the commits
-    /// took.
+    /// Nanoseconds spent in unmap calls. Concurrent calls count separately, so the sum can exceed the duration of the
+    /// commits.
     pub unmap_ns: u64,
     /// madvise calls that faulted memory in.
     pub populate_calls: u64,
-    /// Bytes they faulted in.
+    /// Bytes that these calls faulted in.
     pub populate_bytes: u64,
-    /// Bytes that were present before, found so and passed over.
+    /// Bytes that were already present and therefore skipped.
     pub populate_present: u64,
-    /// Of the memory that was faulted in or found present, bytes in huge pages (transparent or of hugetlbfs).
+    /// Bytes of the memory that was faulted in or found present that are in huge pages (transparent or hugetlbfs).
     pub populate_huge: u64,
-    /// Of the same, bytes in base pages. Mapping them takes about ten times as long; the log says what on the host
-    /// forbids huge pages, if that is why. Both are 0 where the kernel cannot be asked (before Linux 6.7).
+    /// Bytes of the same memory that are in base pages. Mapping them takes about ten times as long. If the
+    /// configuration of the host prevents huge pages, the log says so. populate_huge and populate_small are 0 if the
+    /// kernel cannot report them (before Linux 6.7).
     pub populate_small: u64,
-    /// Bytes that were left to the map call because faulting them in did not work. The next five count the chunks this
-    /// happened to, by what the kernel answered.
+    /// Bytes left to the map call because faulting them in did not work. The next five fields count the chunks that
+    /// failed, by errno.
     pub populate_skipped: u64,
-    /// EINVAL: a kernel before 5.14, or memory that cannot be faulted in.
+    /// EINVAL: the kernel is older than 5.14, or the memory cannot be faulted in.
     pub populate_einval: u64,
     /// EFAULT
     pub populate_efault: u64,
@@ -97,70 +99,70 @@ pub struct vfio_fast_stats {
     pub populate_enomem: u64,
     /// EHWPOISON
     pub populate_ehwpoison: u64,
-    /// Anything else.
+    /// Any other errno.
     pub populate_other: u64,
-    /// Worker threads that could not be started; their work was done by those that could.
+    /// Worker threads that could not be started. The other threads did their work.
     pub thread_fallbacks: u64,
-    /// The most threads a commit faulted memory in with, the caller's included.
+    /// Maximum number of threads that faulted memory in for one commit, including the caller's.
     pub threads_peak: u64,
-    /// Device regions the kernel refused.
+    /// Device regions that the kernel refused to map.
     pub device_failures: u64,
-    /// Failed commits that were taken back.
+    /// Failed commits that were rolled back.
     pub undo_runs: u64,
-    /// Commits refused before any map or unmap call, because a limit would not have sufficed.
+    /// Commits refused before any map or unmap call because a limit was too low.
     pub preflight_refusals: u64,
-    /// Bytes mapped now whose device address and host address agree modulo 2 MiB, so that a 2 MiB page can serve them.
+    /// Bytes mapped now with device and host addresses equal modulo 2 MiB, so that 2 MiB pages can map them.
     pub congruent_2m_bytes: u64,
-    /// Bytes mapped now whose device address and host address agree modulo 1 GiB, so that a 1 GiB page can serve them.
+    /// Bytes mapped now with device and host addresses equal modulo 1 GiB, so that 1 GiB pages can map them.
     pub congruent_1g_bytes: u64,
-    /// Bytes that were unmapped and mapped again just so, because a part of their kernel entry had to go: for a moment no
-    /// device could reach them.
+    /// Bytes that were unmapped and mapped again unchanged because another part of their kernel entry had to be
+    /// removed. No device could access them in between.
     pub remapped_bytes: u64,
-    /// Nanoseconds of the longest unmap call: about as long as others may have had to wait for the container.
+    /// Nanoseconds of the longest unmap call: about the longest time that other users of the container had to wait.
     pub unmap_longest_ns: u64,
-    /// What large pages the IOMMU has now, VFIO_FAST_SUPERPAGES_*.
+    /// Large pages of the IOMMU now, VFIO_FAST_SUPERPAGES_*.
     pub superpages: u64,
-    /// Bytes given back with vfio_fast_discard().
+    /// Bytes returned to the system by vfio_fast_discard().
     pub discard_bytes: u64,
-    /// Nanoseconds of wall time spent in it.
+    /// Nanoseconds of wall time spent in vfio_fast_discard().
     pub discard_ns: u64,
 }
 
-/// What the handle is and what its IOMMU can do.
+/// The state of a handle and the properties of its IOMMU.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct vfio_fast_info {
-    /// sizeof(struct vfio_fast_info), set by the caller and left as it is
+    /// sizeof(struct vfio_fast_info), set by the caller and not changed
     pub size: u32,
     /// VFIO_FAST_INFO_*
     pub flags: u32,
-    /// VFIO_FAST_BACKEND_* of the configuration.
+    /// VFIO_FAST_BACKEND_*, from the configuration.
     pub backend: u32,
-    /// The most threads that work during a commit.
+    /// Maximum number of threads that work during a commit.
     pub threads: u32,
-    /// Page sizes of the IOMMU: bit n set means pages of 2^n bytes. The lowest bit is the alignment of every address
-    /// and length.
+    /// Page sizes of the IOMMU: bit n is set if it has pages of 2^n bytes. The lowest set bit is the smallest IOMMU
+    /// page, the alignment of every address and length.
     pub iova_pgsizes: u64,
-    /// Bytes of the largest kernel entry, as in the configuration or enlarged.
+    /// Maximum size of a kernel entry in bytes, from the configuration or increased.
     pub entry_size: u64,
-    /// Entries the kernel would still accept. UINT64_MAX: no limit.
+    /// Number of entries that the kernel would still accept. UINT64_MAX: no limit.
     pub dma_avail: u64,
-    /// The lowest valid device address.
+    /// Lowest valid device address.
     pub iova_first: u64,
-    /// The highest valid device address (inclusive).
+    /// Highest valid device address (inclusive).
     pub iova_last: u64,
-    /// How many ranges of valid device addresses lie between iova_first and iova_last. 0: the kernel does not say, and
-    /// all are taken to be valid.
+    /// Number of ranges of valid device addresses between iova_first and iova_last. 0: the kernel does not report
+    /// them, and all addresses are assumed to be valid.
     pub iova_ranges: u64,
-    /// Bytes this process may lock. UINT64_MAX: no limit.
+    /// Bytes that this process may lock. UINT64_MAX: no limit.
     pub memlock_limit: u64,
-    /// Bytes locked now: this process's, or with VFIO_FAST_INFO_MEMLOCK_OF_USER what this handle has mapped.
+    /// Bytes locked now by this process or, with VFIO_FAST_INFO_MEMLOCK_OF_USER, mapped by this handle.
     pub memlock_used: u64,
-    /// Bytes that one unmap call takes away at most, unless a single entry is larger.
+    /// Maximum number of bytes that one unmap call removes, unless a single entry is larger.
     pub unmap_bytes: u64,
-    /// Entries that one unmap call takes away at most, as in the configuration.
+    /// Maximum number of entries that one unmap call removes, from the configuration.
     pub unmap_entries: u32,
-    /// What large pages the IOMMU has now, VFIO_FAST_SUPERPAGES_*.
+    /// Large pages of the IOMMU now, VFIO_FAST_SUPERPAGES_*.
     pub superpages: u32,
 }
 

@@ -7,25 +7,25 @@ use crate::guard::guard_handle;
 use crate::handle::vfio_fast;
 use crate::{array, convert, out, sized};
 
-/// Begins to track which pages devices write to, or ends to, as a migration needs it. Both may be the case already. Where the
-/// kernel does not know what a device writes to, everything the device can reach counts as written to.
+/// Starts or stops tracking the pages that devices write to, as migration needs it.
 ///
-/// - vf: the handle.
-/// - on: 1 to begin, 0 to end.
+/// Starting or stopping twice is not an error. If the kernel cannot know what a device writes to, all memory that the
+/// device can access counts as written to.
+///
+/// - vf: the handle
+/// - on: 1 to start, 0 to stop
 ///
 /// # Returns
-/// 0, or
-/// - -EINVAL: vf is NULL
-/// - -EOPNOTSUPP: on is neither; this container does not track dirty pages (no container of iommufd does, nor one of type1
-///   before Linux 5.8)
-/// - another negative errno the kernel gave
-/// - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+/// 0, a common error, or
+/// - -EOPNOTSUPP: on is neither 0 nor 1; the container does not track dirty pages (no IOAS does, type1 only since Linux
+///   5.8)
+/// - another errno from the kernel
 ///
 /// # Threads
-/// Any; waits for a running call on the same handle.
+/// Any thread; waits for other calls on the same handle.
 ///
 /// # Safety
-/// vf as for vfio_fast_begin().
+/// See Pointers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_track_dirty(vf: *mut vfio_fast, on: u32) -> c_int {
     let body = |handle: &vfio_fast| {
@@ -36,29 +36,30 @@ pub unsafe extern "C" fn vfio_fast_track_dirty(vf: *mut vfio_fast, on: u32) -> c
     unsafe { guard_handle(vf, body) }
 }
 
-/// Tells which pages of a range were written to since they were last told, or since tracking began. The range need not be
-/// that of a region: the kernel is asked for whole entries, in as many calls as its largest bitmap demands, and what it tells
-/// of other pages is kept until they are asked for.
+/// Reports which pages of a range were written to since they were last reported, or since tracking started.
 ///
-/// - vf: the handle.
-/// - dirty: the range, and the bitmap. Bits of pages that were written to are set, others are left as they are; a call that
-///   fails may have set some, which are not told again.
+/// The call sets the bits of these pages and leaves all other bits unchanged. A call that fails may have set some
+/// bits; their pages are not reported again.
+///
+/// The range does not have to match a region. The kernel is asked about whole kernel entries, in as many calls as its
+/// largest bitmap requires. What it reports for pages outside the range is kept until those pages are read.
+///
+/// - vf: the handle
+/// - dirty: the range and the bitmap
 ///
 /// # Returns
-/// 0, or
-/// - -EINVAL: a pointer is NULL; the struct is too short; dirty pages are not tracked; page_size is not the smallest IOMMU
-///   page; iova or length is not a multiple of it; length is 0; bits is not aligned, or has less than a bit for each page
-/// - -E2BIG: the struct is too long (the size rule)
-/// - -EOPNOTSUPP: unknown flags; this container does not track dirty pages
-/// - another negative errno the kernel gave
-/// - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+/// 0, a common error, or
+/// - -EINVAL: dirty pages are not tracked; page_size is not the smallest IOMMU page; iova or length is not a multiple
+///   of it; length is 0; the range extends past 2^64; bits is NULL, misaligned, larger than the address space, or has
+///   less than one bit for each page
+/// - -EOPNOTSUPP: the container does not track dirty pages
+/// - another errno from the kernel
 ///
 /// # Threads
-/// Any; waits for a running call on the same handle.
+/// Any thread; waits for other calls on the same handle.
 ///
 /// # Safety
-/// vf as for vfio_fast_begin(); dirty is NULL or points to as many bytes as its size says, and its bits is NULL or points to
-/// so many words, which nobody else uses during the call.
+/// See Pointers; the array bits is NULL or holds that many words, which nothing else uses during the call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_read_dirty(vf: *mut vfio_fast, dirty: *const vfio_fast_dirty) -> c_int {
     let body = |handle: &vfio_fast| {
@@ -73,23 +74,24 @@ pub unsafe extern "C" fn vfio_fast_read_dirty(vf: *mut vfio_fast, dirty: *const 
     unsafe { guard_handle(vf, body) }
 }
 
-/// Does what vfio_fast_unmap() does, and tells what vfio_fast_read_dirty() would have told of it. Not in a transaction: it
-/// would be executed later.
+/// Unmaps a range as vfio_fast_unmap() does, and reports its dirty pages as vfio_fast_read_dirty() does.
 ///
-/// - vf: the handle.
-/// - dirty: the range, and the bitmap. If the call fails, the bits of what was unmapped all the same are set.
-/// - unmapped: receives how many bytes were taken out of what was wanted. May be NULL. Written only on success.
+/// This cannot be done in a transaction, where the range would be unmapped only later.
+///
+/// - vf: the handle
+/// - dirty: the range and the bitmap. If the call fails, the bits of pages that it has unmapped are set.
+/// - unmapped: receives the number of bytes in the range that were wanted. May be NULL.
 ///
 /// # Returns
 /// 0, or
 /// - -EBUSY: a transaction is open
-/// - every errno of vfio_fast_read_dirty(), and of vfio_fast_unmap() outside a transaction
+/// - any error of vfio_fast_read_dirty(), or of vfio_fast_unmap() outside a transaction
 ///
 /// # Threads
-/// Any; waits for a running call on the same handle.
+/// Any thread; waits for other calls on the same handle.
 ///
 /// # Safety
-/// As for vfio_fast_read_dirty(); unmapped is NULL or points to a uint64_t.
+/// As for vfio_fast_read_dirty().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_unmap_dirty(
     vf: *mut vfio_fast,

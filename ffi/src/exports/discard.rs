@@ -9,33 +9,33 @@ use crate::guard::guard_handle;
 use crate::handle::vfio_fast;
 use crate::{convert, sized};
 
-/// Gives memory that no device reaches any more back to the system, on as many threads as a commit uses: what it held is
-/// lost. It stays mapped in this process, and is empty. For a program that ends, or that is done with a guest: the system
-/// frees memory on one thread.
+/// Returns memory to the system that no device can access any more, on as many threads as a commit uses.
 ///
-/// - vf: a handle.
-/// - memory: what to give back. Only read during the call.
+/// The contents of the memory are lost. The range stays mapped in this process. This is for a program that is about
+/// to exit, or that has ended a guest: the system frees memory on a single thread.
+///
+/// - vf: a handle
+/// - memory: the memory to return; read only during the call
 ///
 /// # Returns
-/// 0, or
-/// - -EINVAL: a pointer is NULL; the struct is too short; hva or length is not a multiple of the system's page; length is
-///   0; the memory reaches past the end of the address space; or the kernel does not take such memory back (locked
-///   memory, a part of a huge page, a file that has none of it)
-/// - -E2BIG: the struct is too long (the size rule)
-/// - -EOPNOTSUPP: unknown flags; or the file cannot give a part of it back
-/// - -EBUSY: a part of the memory is wanted or mapped through this handle, at this host address. What other handles map, or
-///   this one at another host address of the same memory, is not seen
+/// 0, a common error, or
+/// - -EINVAL: hva or length is not a multiple of the system's page size; length is 0; the range extends past the end
+///   of the address space; or the kernel cannot discard such memory (locked memory, a part of a huge page, or with
+///   VFIO_FAST_MEMORY_SHARED a mapping that is not of a file)
+/// - -EOPNOTSUPP: the file system cannot free a part of a file
+/// - -EBUSY: a part of the range is wanted or mapped through this handle at this host address. Mappings through other
+///   handles, or at other host addresses of the same memory, are not detected.
 /// - -ENOMEM: a part of the range is not mapped in this process
-/// - another errno the kernel gave. After any but those of arguments and -EBUSY, a part of the memory may be empty
-/// - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+/// - another errno from the kernel
+///
+/// After an error from the kernel, a part of the memory may have been discarded.
 ///
 /// # Threads
-/// Any; waits for a running call on the same handle. It may start threads that end before it returns; they block all
-/// signals.
+/// Any thread; waits for other calls on the same handle. The call may start threads, which block all signals and end
+/// before it returns.
 ///
 /// # Safety
-/// vf as for vfio_fast_begin(); memory is NULL or points to as many bytes as its size says. Nothing needs what the memory
-/// it names holds, and nothing else is mapped there meanwhile.
+/// See Pointers. Nothing needs the contents of the memory, and nothing else is mapped in the range during the call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_discard(vf: *mut vfio_fast, memory: *const vfio_fast_memory) -> c_int {
     let body = |handle: &vfio_fast| {

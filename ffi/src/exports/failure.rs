@@ -7,20 +7,20 @@ use crate::failure;
 use crate::guard::{guard, guard_text};
 use crate::sized::Output;
 
-/// Tells the last failure on the calling thread, in numbers. A call that succeeds does not change it.
+/// Returns the last failure of the calling thread, in numbers. A call that succeeds does not change it.
 ///
-/// - failure: receives it; error is 0 if no call of this thread has failed yet. Written only on success.
+/// - failure: receives the failure; its error is 0 if no call of this thread has failed
 ///
 /// # Returns
-/// 0, or (and this then is the last failure)
+/// 0, or one of the following, which then is the last failure:
 /// - -EINVAL: failure is NULL; the struct is too short
-/// - -E2BIG: the struct is too long (the size rule)
+/// - -E2BIG: the struct is too long
 ///
 /// # Threads
-/// Any; each thread has its own.
+/// Any thread; each has its own last failure.
 ///
 /// # Safety
-/// failure is NULL or points to as many bytes as its size says.
+/// See Pointers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_last_failure(failure: *mut vfio_fast_failure) -> c_int {
     guard(|| {
@@ -31,16 +31,16 @@ pub unsafe extern "C" fn vfio_fast_last_failure(failure: *mut vfio_fast_failure)
     })
 }
 
-/// Tells the last failure on the calling thread, in words for people: what failed, what was needed, what there was, and
-/// what to change. A call that succeeds does not change it. The text may change in any release; programs read
-/// vfio_fast_last_failure().
+/// Returns a message that describes the last failure of the calling thread: what failed, what was needed, what was
+/// available and what to change. A call that succeeds does not change it. The wording may change in any release;
+/// programs use vfio_fast_last_failure().
 ///
 /// # Returns
-/// The text, never NULL, empty if no call of this thread has failed yet. It is the library's, and valid until the next
-/// call of this thread into the library.
+/// The message, never NULL, and empty if no call of this thread has failed. It belongs to the library and is valid
+/// until the thread calls the library again.
 ///
 /// # Threads
-/// Any; each thread has its own.
+/// Any thread; each has its own last failure.
 #[unsafe(no_mangle)]
 pub extern "C" fn vfio_fast_last_error() -> *const c_char {
     guard_text(failure::last_text)

@@ -28,28 +28,27 @@ use crate::guard::guard;
 use crate::handle::{Settings, vfio_fast};
 use crate::log::refuse_inside;
 
-/// Opens a handle on a container in which nothing is mapped yet. No thread is started.
+/// Opens a handle on a container in which nothing is mapped yet. Starts no thread.
 ///
-/// - config: what to open. Only read during the call.
-/// - out: receives the handle, to be given back with vfio_fast_close(). Written only on success.
+/// - config: how to open it; read only during the call
+/// - out: receives the handle. Close it with vfio_fast_close().
 ///
 /// # Returns
 /// 0, or
-/// - -EINVAL: config or out is NULL; a struct is too short; entry_size is no power of two or below 2 MiB; sim is set for
-///   a backend that has none; the container has no IOMMU type set
-/// - -E2BIG: a struct is too long (the size rule)
-/// - -EOPNOTSUPP: unknown backend, flags or log_level
-/// - -ENOENT: the iommufd has no IOAS with ioas_id
-/// - -EBADF, -ENOTTY, -EMFILE or another errno the kernel gave: container_fd or iommufd_fd is not open, is not what the
-///   backend needs, or cannot be duplicated
+/// - -EINVAL: config or out is NULL; a struct is too short; entry_size is not a power of two or is below 2 MiB; sim
+///   is set and the backend is not VFIO_FAST_BACKEND_SIM; the container has no IOMMU type
+/// - -E2BIG: a struct is too long
+/// - -EOPNOTSUPP: unknown backend, flags or log_level; a reserved field is not 0
+/// - -ENOENT: the iommufd has no IOAS with this ioas_id
+/// - -EBADF, -ENOTTY, -EMFILE or another errno from the kernel: container_fd or iommufd_fd is not open, is not what
+///   the backend needs, or cannot be duplicated
 ///
 /// # Threads
-/// Any.
+/// Any thread.
 ///
 /// # Safety
-/// config and config->sim are NULL or point to as many bytes as the sizes in them say; out is NULL or points to a pointer.
-/// Until vfio_fast_close() has returned, config->log can be called with log_opaque on any thread that calls into the
-/// handle.
+/// See Pointers; out points to a pointer. Until vfio_fast_close() has returned, config->log may be called with
+/// log_opaque on any thread that calls into the handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_open(config: *const vfio_fast_config, out: *mut *mut vfio_fast) -> c_int {
     guard(|| {
@@ -65,23 +64,25 @@ pub unsafe extern "C" fn vfio_fast_open(config: *const vfio_fast_config, out: *m
     })
 }
 
-/// Closes a handle: unmaps whatever is still mapped, frees the handle and sets *vf to NULL, in every case but the one of
-/// -EDEADLK. An open transaction is forgotten. A poisoned handle unmaps everything in its container.
+/// Closes a handle: unmaps everything that is still mapped, frees the handle and sets *vf to NULL.
 ///
-/// - vf: the handle. NULL and a pointer to NULL are allowed and do nothing.
+/// An open transaction is discarded. Closing a poisoned handle unmaps everything in its container. The handle is gone
+/// even if the call fails, except with -EDEADLK.
+///
+/// - vf: points to the handle. NULL, or a pointer to NULL, is allowed and has no effect.
 ///
 /// # Returns
 /// 0, or
-/// - a negative errno of the first unmap call that failed: the handle is gone all the same, but a device may still
-///   reach memory until the container itself is closed
-/// - -ENOTRECOVERABLE: a bug in the library; the same holds
+/// - a negative errno, that of the first unmap call that failed: the handle is gone, but a device may still access
+///   memory until the container itself is closed
+/// - -ENOTRECOVERABLE: a bug in the library, with the same consequences
 /// - -EDEADLK: called from a log function; nothing was done
 ///
 /// # Threads
-/// Any, but no other call on this handle may be running or follow.
+/// Any thread, but no other call on the handle may be running or follow.
 ///
 /// # Safety
-/// vf is NULL or points to a pointer that is NULL or came from vfio_fast_open() and was not closed.
+/// vf is NULL or points to a pointer that is NULL or a handle that is not closed yet.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_close(vf: *mut *mut vfio_fast) -> c_int {
     guard(|| {

@@ -11,33 +11,31 @@ use crate::guard::guard_handle;
 use crate::handle::vfio_fast;
 use crate::{array, convert, out, sized};
 
-/// Wants an array of pages, each of the smallest IOMMU page: the device may reach them from when this returns (outside a
-/// transaction) or from the commit on. All or nothing: if it fails, no page of the array is mapped or wanted.
+/// Maps an array of pages of RAM for DMA, each as large as the smallest IOMMU page.
 ///
-/// Pages that follow each other in the array, for the device and in host memory take one map call and one kernel entry:
-/// device pages {1, 5, 6, 7, 9} at such host addresses are three. With a backing that is not 0, entries join whatever order
-/// the array has. The memory is ordinary RAM.
+/// Outside a transaction the device can access the pages once this call returns; inside one, once vfio_fast_commit()
+/// succeeds. If the call fails, no page of the array is mapped or wanted.
 ///
-/// - vf: the handle.
-/// - pages: what to map. It and its arrays are only read during the call.
+/// Pages that are consecutive in the array, in device addresses and in host memory take one map call and one kernel
+/// entry: device pages {1, 5, 6, 7, 9} at corresponding host addresses take three. With a backing other than 0,
+/// adjacent pages share entries whatever their order in the array.
+///
+/// - vf: the handle
+/// - pages: the pages to map; read, with its arrays, only during the call
 ///
 /// # Returns
-/// 0, or
-/// - -EINVAL: a pointer is NULL; the struct is too short; an address is not a multiple of the smallest IOMMU page; an
-///   array is not aligned, or longer than memory can be
-/// - -E2BIG: the struct is too long (the size rule)
-/// - -EOPNOTSUPP: unknown flags
-/// - -EEXIST: a page overlaps a wanted region, or is twice in the array
-/// - outside a transaction also every errno of vfio_fast_commit()
-/// - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+/// 0, a common error, or
+/// - -EINVAL: an array is NULL, misaligned, or larger than the address space; an address is not a multiple of the
+///   smallest IOMMU page
+/// - -EEXIST: a page overlaps a wanted region or is in the array twice
+/// - outside a transaction: any error of vfio_fast_commit()
 ///
 /// # Threads
-/// Any; waits for a running call on the same handle.
+/// Any thread; waits for other calls on the same handle.
 ///
 /// # Safety
-/// vf as for vfio_fast_begin(); pages is NULL or points to as many bytes as its size says, and its arrays are NULL or hold
-/// count numbers, which nobody changes during the call. The memory of the pages is as vfio_fast_map_region() demands of a
-/// region's.
+/// See Pointers; the arrays are NULL or hold count numbers. The memory of each page is subject to the rules of
+/// vfio_fast_map_region().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_map_pages(vf: *mut vfio_fast, pages: *const vfio_fast_pages) -> c_int {
     let body = |handle: &vfio_fast| {
@@ -57,32 +55,31 @@ pub unsafe extern "C" fn vfio_fast_map_pages(vf: *mut vfio_fast, pages: *const v
     unsafe { guard_handle(vf, body) }
 }
 
-/// Does not want the pages of an array any more, wherever they came from: no device can reach them from when this returns
-/// (outside a transaction) or from the commit on. All or nothing. A page where nothing is wanted is no error.
+/// Unmaps an array of pages, each as large as the smallest IOMMU page, whichever call mapped them.
 ///
-/// Adjacent kernel entries go in one call. Where a page is a part of an entry, the entry is unmapped and the rest of it
-/// mapped again; a device using the rest meanwhile sees an error. remapped_bytes in struct vfio_fast_stats counts the
-/// rest.
+/// Outside a transaction no device can access the pages once this call returns; inside one, once vfio_fast_commit()
+/// succeeds. An invalid page makes the call fail before any page is unmapped. A page that is not wanted is not an
+/// error.
 ///
-/// - vf: the handle.
-/// - pages: what to unmap. It and its array of device addresses are only read during the call.
-/// - unmapped: receives how many bytes were taken out of what was wanted. May be NULL. Written only on success.
+/// Adjacent kernel entries are unmapped in one call. If a page is only a part of a kernel entry, the library unmaps
+/// the whole entry and maps the rest again; a device that accesses the rest in between gets an error. remapped_bytes
+/// in struct vfio_fast_stats counts the rest.
+///
+/// - vf: the handle
+/// - pages: the pages to unmap; read, with its array iovas, only during the call
+/// - unmapped: receives the number of bytes in the pages that were wanted. May be NULL.
 ///
 /// # Returns
-/// 0, or
-/// - -EINVAL: vf, pages or the array is NULL; the struct is too short; an address is not a multiple of the smallest IOMMU
-///   page; a page cuts a region with VFIO_FAST_REGION_EXACT; the array is not aligned, or longer than memory can be
-/// - -E2BIG: the struct is too long (the size rule)
-/// - -EOPNOTSUPP: unknown flags
-/// - outside a transaction also every errno of vfio_fast_commit()
-/// - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+/// 0, a common error, or
+/// - -EINVAL: the array is NULL, misaligned, or larger than the address space; an address is not a multiple of the
+///   smallest IOMMU page; a page is only a part of a region with VFIO_FAST_REGION_EXACT
+/// - outside a transaction: any error of vfio_fast_commit()
 ///
 /// # Threads
-/// Any; waits for a running call on the same handle.
+/// Any thread; waits for other calls on the same handle.
 ///
 /// # Safety
-/// vf as for vfio_fast_begin(); pages is NULL or points to as many bytes as its size says, and its iovas is NULL or holds
-/// count numbers, which nobody changes during the call; unmapped is NULL or points to a uint64_t.
+/// See Pointers; the array iovas is NULL or holds count numbers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_unmap_pages(
     vf: *mut vfio_fast,

@@ -10,32 +10,31 @@ use crate::guard::guard_handle;
 use crate::handle::vfio_fast;
 use crate::{out, sized};
 
-/// Wants a region: the device may reach it from when this returns (outside a transaction) or from the commit on. All or
-/// nothing: if it fails, nothing of the region is mapped or wanted.
+/// Maps a region for DMA.
 ///
-/// - vf: the handle.
-/// - region: what to map. Only read during the call.
+/// Outside a transaction the device can access the region once this call returns; inside one, once vfio_fast_commit()
+/// succeeds. If the call fails, no part of the region is mapped or wanted.
+///
+/// - vf: the handle
+/// - region: the region to map; read only during the call
 ///
 /// # Returns
-/// 0, or
-/// - -EINVAL: a pointer is NULL; the struct is too short; iova, length or hva is not a multiple of the smallest IOMMU
-///   page; length is 0; the region reaches past the end of an address space; with VFIO_FAST_REGION_FD and a backend that
-///   has use for it also: fd_offset is no such multiple, backing is 0, or other regions with this backing have another
-///   file or BAR, or other offsets in it
-/// - -EBADF, -EMFILE: fd is not open, or cannot be duplicated
-/// - -E2BIG: the struct is too long (the size rule)
-/// - -EOPNOTSUPP: unknown flags
-/// - -EEXIST: a wanted region overlaps it
-/// - outside a transaction also every errno of vfio_fast_commit(), and for a device region the kernel's refusal
-/// - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+/// 0, a common error, or
+/// - -EINVAL: iova, length or hva is not a multiple of the smallest IOMMU page; length is 0; the region extends past
+///   the end of an address space
+/// - -EINVAL, with VFIO_FAST_REGION_FD on a backend that uses it: fd_offset is not a multiple of the smallest IOMMU
+///   page; backing is 0; other regions with this backing have a different file or BAR, or different offsets in it
+/// - -EBADF, -EMFILE: fd is not open or cannot be duplicated
+/// - -EEXIST: the region overlaps a wanted region
+/// - outside a transaction: any error of vfio_fast_commit(), and for device memory the errno from the kernel
 ///
 /// # Threads
-/// Any; waits for a running call on the same handle.
+/// Any thread; waits for other calls on the same handle.
 ///
 /// # Safety
-/// vf as for vfio_fast_begin(); region is NULL or points to as many bytes as its size says. From this call until the
-/// region is unmapped, or closing has succeeded, the memory at region->hva stays mapped to the same pages and may be
-/// read, and with VFIO_FAST_REGION_WRITE written, by the device at any time.
+/// See Pointers. From this call until the region is unmapped, or until vfio_fast_close() has returned 0, the memory
+/// at region->hva stays mapped to the same pages, and the device may read it, and with VFIO_FAST_REGION_WRITE write
+/// it, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_map_region(vf: *mut vfio_fast, region: *const vfio_fast_region) -> c_int {
     let body = |handle: &vfio_fast| {
@@ -54,30 +53,29 @@ pub unsafe extern "C" fn vfio_fast_map_region(vf: *mut vfio_fast, region: *const
     unsafe { guard_handle(vf, body) }
 }
 
-/// Does not want anything in a range any more: no device can reach it from when this returns (outside a transaction) or
-/// from the commit on. Regions that only partly lie in the range keep the rest; where a cut falls inside a kernel entry,
-/// that rest is unmapped and mapped again, and a device using it meanwhile sees an error. Nothing there to unmap is a
-/// success.
+/// Unmaps everything in a range of device addresses.
 ///
-/// - vf: the handle.
-/// - range: what to unmap. Only read during the call.
-/// - unmapped: receives how many bytes were taken out of what was wanted. May be NULL. Written only on success.
+/// Outside a transaction no device can access the range once this call returns; inside one, once vfio_fast_commit()
+/// succeeds. It is not an error if nothing is mapped in the range.
+///
+/// Regions that lie only partly in the range keep the rest. If the range ends inside a kernel entry, the library
+/// unmaps the whole entry and maps the rest again; a device that accesses the rest in between gets an error.
+///
+/// - vf: the handle
+/// - range: the range to unmap; read only during the call
+/// - unmapped: receives the number of bytes in the range that were wanted. May be NULL.
 ///
 /// # Returns
-/// 0, or
-/// - -EINVAL: vf or range is NULL; the struct is too short; iova or length is not a multiple of the smallest IOMMU page;
-///   length is 0; the range reaches past 2^64; it cuts a region with VFIO_FAST_REGION_EXACT
-/// - -E2BIG: the struct is too long (the size rule)
-/// - -EOPNOTSUPP: unknown flags
-/// - outside a transaction also every errno of vfio_fast_commit()
-/// - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+/// 0, a common error, or
+/// - -EINVAL: iova or length is not a multiple of the smallest IOMMU page; length is 0; the range extends past 2^64;
+///   the range covers only a part of a region with VFIO_FAST_REGION_EXACT
+/// - outside a transaction: any error of vfio_fast_commit()
 ///
 /// # Threads
-/// Any; waits for a running call on the same handle.
+/// Any thread; waits for other calls on the same handle.
 ///
 /// # Safety
-/// vf as for vfio_fast_begin(); range is NULL or points to as many bytes as its size says; unmapped is NULL or points to
-/// a uint64_t.
+/// See Pointers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_unmap(
     vf: *mut vfio_fast,

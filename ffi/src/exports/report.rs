@@ -8,22 +8,19 @@ use crate::guard::guard_handle;
 use crate::handle::vfio_fast;
 use crate::sized::Output;
 
-/// Tells what was done since open. Works on a poisoned handle.
+/// Returns the statistics of a handle. Works on a poisoned handle.
 ///
-/// - vf: the handle.
-/// - stats: receives the totals. Written only on success.
+/// - vf: the handle
+/// - stats: receives the statistics
 ///
 /// # Returns
-/// 0, or
-/// - -EINVAL: a pointer is NULL; the struct is too short
-/// - -E2BIG: the struct is too long (the size rule)
-/// - -EDEADLK: see the top of this file
+/// 0, or a common error
 ///
 /// # Threads
-/// Any; never waits. While a commit runs, what it does may be counted in part.
+/// Any thread; never waits. While a commit is running, it may be counted in part.
 ///
 /// # Safety
-/// vf as for vfio_fast_begin(); stats is NULL or points to as many bytes as its size says.
+/// See Pointers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_get_stats(vf: *mut vfio_fast, stats: *mut vfio_fast_stats) -> c_int {
     let body = |handle: &vfio_fast| {
@@ -36,22 +33,19 @@ pub unsafe extern "C" fn vfio_fast_get_stats(vf: *mut vfio_fast, stats: *mut vfi
     unsafe { guard_handle(vf, body) }
 }
 
-/// Tells what the handle is and what its IOMMU can do. Works on a poisoned handle.
+/// Returns the state of a handle and the properties of its IOMMU. Works on a poisoned handle.
 ///
-/// - vf: the handle.
-/// - info: receives it. Written only on success.
+/// - vf: the handle
+/// - info: receives the properties
 ///
 /// # Returns
-/// 0, or
-/// - -EINVAL: a pointer is NULL; the struct is too short
-/// - -E2BIG: the struct is too long (the size rule)
-/// - -EDEADLK: see the top of this file
+/// 0, or a common error
 ///
 /// # Threads
-/// Any; waits for a running call on the same handle.
+/// Any thread; waits for other calls on the same handle.
 ///
 /// # Safety
-/// vf as for vfio_fast_begin(); info is NULL or points to as many bytes as its size says.
+/// See Pointers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_get_info(vf: *mut vfio_fast, info: *mut vfio_fast_info) -> c_int {
     let body = |handle: &vfio_fast| {

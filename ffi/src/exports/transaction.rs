@@ -8,23 +8,23 @@ use crate::guard::guard_handle;
 use crate::handle::vfio_fast;
 use crate::sized::Output;
 
-/// Opens a transaction. Until vfio_fast_commit() or vfio_fast_abort(), vfio_fast_map_region() and vfio_fast_unmap() only
-/// change what is wanted and answer errors of their arguments; nothing reaches the kernel. The transaction belongs to
-/// the handle, not to the thread.
+/// Opens a transaction.
 ///
-/// - vf: the handle.
+/// Until vfio_fast_commit() or vfio_fast_abort(), the functions that map and unmap only check their arguments and
+/// change which regions are wanted; they make no map or unmap call. The transaction belongs to the handle, not to the
+/// thread.
+///
+/// - vf: the handle
 ///
 /// # Returns
-/// 0, or
-/// - -EINVAL: vf is NULL
-/// - -EBUSY: a transaction is open already
-/// - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+/// 0, a common error, or
+/// - -EBUSY: a transaction is already open
 ///
 /// # Threads
-/// Any; waits for a running call on the same handle.
+/// Any thread; waits for other calls on the same handle.
 ///
 /// # Safety
-/// vf is NULL or came from vfio_fast_open() and is not closed before this call has returned.
+/// See Pointers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_begin(vf: *mut vfio_fast) -> c_int {
     let body = |handle: &vfio_fast| Ok(handle.engine.begin()?);
@@ -32,37 +32,37 @@ pub unsafe extern "C" fn vfio_fast_begin(vf: *mut vfio_fast) -> c_int {
     unsafe { guard_handle(vf, body) }
 }
 
-/// Makes the kernel hold what is wanted: checks the limits, faults memory in, unmaps, maps, and leaves alone what is
-/// right already. When it has returned 0, no device can reach memory that is not wanted.
+/// Executes the open transaction: makes the mappings in the kernel match the wanted regions.
 ///
-/// If it fails, everything the transaction added is taken back and is no longer wanted, what the transaction unmapped
-/// stays unmapped, what was wanted before and was not unmapped stays mapped; the errno is that of the first failure.
-/// The transaction is closed either way, unless outcome itself was refused (-EINVAL, -E2BIG): then nothing was done and
-/// it is still open. If taking back fails too, the handle is poisoned.
+/// It checks the limits, faults memory in, unmaps and maps. It leaves kernel entries that are already right in place.
+/// After it has returned 0, no device can access memory that is not wanted.
 ///
-/// A device region that cannot be mapped is no failure: outcome tells, and a message at VFIO_FAST_LOG_WARN.
+/// On failure, the commit is rolled back. What the transaction added is unmapped and no longer wanted, what it
+/// unmapped stays unmapped, and everything else stays mapped. The call returns the errno of the first failure, and
+/// the transaction is closed. If outcome is not valid (-EINVAL, -E2BIG), nothing is done and the transaction stays
+/// open. If the roll-back fails too, the handle is poisoned.
 ///
-/// - vf: the handle.
-/// - outcome: receives what was done. May be NULL. Written only on success.
+/// A device region that cannot be mapped does not make the commit fail. It is reported in outcome and by a message at
+/// VFIO_FAST_LOG_WARN.
+///
+/// - vf: the handle
+/// - outcome: receives what the commit did. May be NULL.
 ///
 /// # Returns
-/// 0, or
-/// - -EINVAL: vf is NULL; no transaction is open; outcome is too short; RAM lies outside the device addresses the IOMMU
-///   can translate
-/// - -E2BIG: outcome is too long (the size rule)
-/// - -ENOMEM: the locked-memory limit does not suffice; vfio_fast_last_error() names what is needed, what is allowed and
-///   what to raise; or the kernel ran out of memory
-/// - -ENOSPC: the IOMMU has too few entries left (dma_avail)
-/// - -EIO: the kernel unmapped another number of bytes than were mapped: somebody else changed the container
-/// - another errno the kernel's map or unmap call gave, such as -EFAULT
-/// - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+/// 0, a common error, or
+/// - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
+/// - -ENOMEM: the locked-memory limit is too low (vfio_fast_last_error() says what is needed, what is allowed and
+///   what to raise), or the kernel ran out of memory
+/// - -ENOSPC: the container has too few kernel entries left (dma_avail)
+/// - -EIO: the kernel did not unmap as many bytes as were mapped: something else changed the container
+/// - another errno from a map or unmap call of the kernel, such as -EFAULT
 ///
 /// # Threads
-/// Any; waits for a running call on the same handle. It may start threads that end before it returns; they block all
-/// signals.
+/// Any thread; waits for other calls on the same handle. The call may start threads, which block all signals and end
+/// before it returns.
 ///
 /// # Safety
-/// vf as for vfio_fast_begin(); outcome is NULL or points to as many bytes as its size says.
+/// See Pointers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_commit(vf: *mut vfio_fast, outcome: *mut vfio_fast_outcome) -> c_int {
     let body = |handle: &vfio_fast| {
@@ -78,20 +78,20 @@ pub unsafe extern "C" fn vfio_fast_commit(vf: *mut vfio_fast, outcome: *mut vfio
     unsafe { guard_handle(vf, body) }
 }
 
-/// Forgets the open transaction: what is wanted is what was wanted before vfio_fast_begin(). The kernel is not called.
+/// Discards the open transaction: the wanted regions are again those from before vfio_fast_begin(). Makes no map or
+/// unmap call.
 ///
-/// - vf: the handle.
+/// - vf: the handle
 ///
 /// # Returns
-/// 0, or
-/// - -EINVAL: vf is NULL; no transaction is open
-/// - -EDEADLK, -ENOTRECOVERABLE: see the top of this file
+/// 0, a common error, or
+/// - -EINVAL: no transaction is open
 ///
 /// # Threads
-/// Any; waits for a running call on the same handle.
+/// Any thread; waits for other calls on the same handle.
 ///
 /// # Safety
-/// vf as for vfio_fast_begin().
+/// See Pointers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_abort(vf: *mut vfio_fast) -> c_int {
     let body = |handle: &vfio_fast| Ok(handle.engine.abort()?);

@@ -4,25 +4,25 @@ use std::ffi::{CStr, c_char};
 
 use crate::abi::VFIO_FAST_ABI_VERSION;
 
-/// Tells the version of the library that was loaded, as "MAJOR.MINOR.PATCH".
+/// Returns the version of the loaded library.
 ///
 /// # Returns
-/// The text, never NULL, valid as long as the library is loaded.
+/// "MAJOR.MINOR.PATCH", never NULL, valid as long as the library is loaded.
 ///
 /// # Threads
-/// Any.
+/// Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn vfio_fast_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// Tells the version of the binary interface of the library that was loaded; compare it with VFIO_FAST_ABI_VERSION.
+/// Returns the version of the binary interface of the loaded library. Compare it with VFIO_FAST_ABI_VERSION.
 ///
 /// # Returns
 /// The number.
 ///
 /// # Threads
-/// Any.
+/// Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn vfio_fast_abi_version() -> u32 {
     VFIO_FAST_ABI_VERSION
