@@ -8,7 +8,6 @@ mod install;
 mod lab;
 mod qemu;
 mod setup;
-mod statistics;
 mod test;
 mod tidy;
 mod tsan;

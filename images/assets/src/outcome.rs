@@ -22,19 +22,19 @@ impl std::error::Error for CannotRun {}
 
 /// The error of a verb that has said itself what went wrong; carries the exit code.
 #[derive(Debug)]
-pub struct Told(pub u8);
+pub struct AlreadyReported(pub u8);
 
-impl fmt::Display for Told {
+impl fmt::Display for AlreadyReported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "exit code {}", self.0)
     }
 }
 
-impl std::error::Error for Told {}
+impl std::error::Error for AlreadyReported {}
 
 /// The exit code of an error, whichever step it passed through.
 pub fn code_of(error: &anyhow::Error) -> u8 {
-    if let Some(Told(code)) = error.downcast_ref() {
+    if let Some(AlreadyReported(code)) = error.downcast_ref() {
         return *code;
     }
     if error.downcast_ref::<CannotRun>().is_some() { UNAVAILABLE } else { 1 }
@@ -44,7 +44,8 @@ pub fn code_of(error: &anyhow::Error) -> u8 {
 pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     let code = code_of(&error);
-    let told = error.downcast_ref::<Told>().is_some() || error.downcast_ref::<StepFailed>().is_some();
+    let told =
+        error.downcast_ref::<AlreadyReported>().is_some() || error.downcast_ref::<StepFailed>().is_some();
     if !told {
         let verdict = if code == UNAVAILABLE { "cannot run" } else { "error" };
         eprintln!("{verdict}: {error:#}");

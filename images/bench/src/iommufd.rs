@@ -216,7 +216,7 @@ mod tests {
             starts: Vec::new(),
             folder: "logs".into(),
             seconds: 1.0,
-            stood_still: false,
+            stalled: false,
             retries: Default::default(),
         }
     }

@@ -13,7 +13,7 @@ use vfio_fast_protocol::spec::ScenarioSpec;
 use vfio_fast_protocol::witness;
 
 use super::iommu_trace;
-use super::records::{Check, Told, log_text};
+use super::records::{Check, RunRecord, log_text};
 use super::splat;
 use vfio_fast_assets::outcome::CannotRun;
 
@@ -39,7 +39,7 @@ pub struct Verdict {
     /// How long L1 ran, in seconds.
     pub seconds: f64,
     /// Whether L1 as a whole stood still.
-    pub stood_still: bool,
+    pub stalled: bool,
 }
 
 impl Verdict {
@@ -70,7 +70,7 @@ impl Verdict {
 }
 
 /// Judges one run.
-pub fn one(plan: &ScenarioSpec, mode: Mode, told: Told, folder: &Path) -> Result<Verdict> {
+pub fn one(plan: &ScenarioSpec, mode: Mode, told: RunRecord, folder: &Path) -> Result<Verdict> {
     if told.heard.is_none() {
         return Err(not_booted(plan, &told, folder));
     }
@@ -84,7 +84,7 @@ pub fn one(plan: &ScenarioSpec, mode: Mode, told: Told, folder: &Path) -> Result
         retries: told.retries,
         folder: folder.into(),
         seconds: told.took.as_secs_f64(),
-        stood_still: told.stood_still,
+        stalled: told.stalled,
     };
     let mut problems = told.trouble;
     if !told.ended {
@@ -131,7 +131,7 @@ impl fmt::Display for NotBooted {
 impl std::error::Error for NotBooted {}
 
 /// The error that says why, as far as the console shows it, and how to go on.
-fn not_booted(plan: &ScenarioSpec, told: &Told, folder: &Path) -> anyhow::Error {
+fn not_booted(plan: &ScenarioSpec, told: &RunRecord, folder: &Path) -> anyhow::Error {
     let console = log_text(folder, "l1-console");
     let emulator = log_text(folder, "l0-qemu");
     let panic = console.lines().find(|line| line.contains("Kernel panic"));

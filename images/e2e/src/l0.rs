@@ -11,7 +11,7 @@ use vfio_fast_protocol::host::Host;
 use vfio_fast_protocol::record::{HEARTBEAT_MS, L1_PORT};
 
 use super::accel::Accel;
-use super::records::{Listener, Told};
+use super::records::{Listener, RunRecord};
 use vfio_fast_assets::image::Guest;
 use vfio_fast_assets::interrupt;
 use vfio_fast_assets::progress::{elapsed, print};
@@ -85,7 +85,7 @@ pub fn run(
     limit: Duration,
     name: &str,
     begun: impl FnOnce(),
-) -> Result<Told> {
+) -> Result<RunRecord> {
     fs::write(folder.join("l0-command.txt"), format!("{command:?}\n"))?;
     let log = File::create(folder.join("l0-qemu.log"))?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -112,8 +112,8 @@ pub fn run(
         }
         let hangs = through.is_some_and(|since| since.elapsed() > POWER_OFF);
         let told = &mut listener.told;
-        told.stood_still = !told.ended && told.heard.is_some_and(|at| at.elapsed() > SILENCE);
-        if ended.is_some() || hangs || told.stood_still || start.elapsed() > limit {
+        told.stalled = !told.ended && told.heard.is_some_and(|at| at.elapsed() > SILENCE);
+        if ended.is_some() || hangs || told.stalled || start.elapsed() > limit {
             break ended;
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -126,7 +126,7 @@ pub fn run(
         None => {
             child.kill()?;
             child.wait()?;
-            let why = match (told.ended, told.stood_still) {
+            let why = match (told.ended, told.stalled) {
                 (true, _) => "it was through, and did not power off",
                 (false, true) => "it gave no sign of life any more",
                 (false, false) => "it was not through",

@@ -22,7 +22,7 @@ pub struct Check {
 
 /// Everything L1 told in one run.
 #[derive(Clone, Debug, Default)]
-pub struct Told {
+pub struct RunRecord {
     /// Checks L1 made.
     pub checks: Vec<Check>,
     /// What was counted.
@@ -36,7 +36,7 @@ pub struct Told {
     /// When something was told last; `None`: nothing was, and user space not reached.
     pub heard: Option<Instant>,
     /// Whether L1 fell silent, in which it gives signs of life whatever is under test.
-    pub stood_still: bool,
+    pub stalled: bool,
     /// Whether L1 said that it is through.
     pub ended: bool,
     /// How long L1 ran.
@@ -47,7 +47,7 @@ pub struct Told {
 #[derive(Debug)]
 pub struct Listener {
     /// What was told so far.
-    pub told: Told,
+    pub told: RunRecord,
     folder: PathBuf,
     records: PathBuf,
     position: u64,
@@ -59,7 +59,7 @@ impl Listener {
     /// Listens to the file `records` in `folder`, where the logs go as well.
     pub fn new(folder: &Path, records: &str) -> Self {
         Self {
-            told: Told::default(),
+            told: RunRecord::default(),
             folder: folder.into(),
             records: folder.join(records),
             position: 0,

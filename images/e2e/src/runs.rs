@@ -202,13 +202,13 @@ impl Runs<'_> {
 /// has such faults, with the library and without.
 fn emulator_fault(verdict: &Verdict) -> Option<&'static str> {
     let emulator = log_text(&verdict.folder, "l0-qemu");
-    if splat::broke_down(&emulator) {
+    if splat::has_triple_fault(&emulator) {
         return Some("an emulated processor had a triple fault or was reset");
     }
     if splat::stalled(&log_text(&verdict.folder, "l1-console")) {
         return Some("an emulated processor stalled or its clock ran wild");
     }
-    verdict.stood_still.then_some("L1 gave no sign of life")
+    verdict.stalled.then_some("L1 gave no sign of life")
 }
 
 /// How many runs fit beside each other.

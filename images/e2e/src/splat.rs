@@ -69,7 +69,7 @@ pub fn stalled(log: &str) -> bool {
 }
 
 /// Whether the emulator tells that one of its processors, in L1 or L2, came to a triple fault, or that L1 was reset.
-pub fn broke_down(log: &str) -> bool {
+pub fn has_triple_fault(log: &str) -> bool {
     log.contains("triple fault") || log.contains("would be reset")
 }
 
@@ -152,7 +152,7 @@ mod tests {
             CR0=80050033 CR2=fffffe0000000ff8 CR3=0000000002a24000 CR4=000006f0\n\
             qemu-system-x86_64: warning: The machine ends where it would be reset (guest-reset)\n";
         assert_eq!(scan_emulator(log).len(), 4);
-        assert!(broke_down(log) && !broke_down(""));
+        assert!(has_triple_fault(log) && !has_triple_fault(""));
         assert!(scan_emulator("").is_empty());
     }
 }

@@ -73,7 +73,7 @@ pub fn print(verdicts: &[Verdict]) {
             verdict.seconds
         );
         for (cause, times) in &verdict.retries {
-            println!("      done again: {cause}, {times} times");
+            println!("      retry: {cause}: {times}");
         }
         let bars = verdict.facts.as_ref().map(|facts| facts.bars).unwrap_or_default();
         if bars.map_bytes >= LARGE {
@@ -101,7 +101,7 @@ pub fn print(verdicts: &[Verdict]) {
     }
 }
 
-/// Everything that was done again in all runs, by cause.
+/// The retries of all runs, by cause.
 pub fn retries(verdicts: &[Verdict]) -> String {
     let mut causes = BTreeMap::<&str, u32>::new();
     for (cause, times) in verdicts.iter().flat_map(|verdict| &verdict.retries) {

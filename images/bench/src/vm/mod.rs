@@ -175,7 +175,7 @@ mod tests {
                 starts,
                 folder: "logs".into(),
                 seconds: 1.0,
-                stood_still: false,
+                stalled: false,
                 retries: Default::default(),
             }
         };
