@@ -1,15 +1,15 @@
-//! Arrays of callers.
+//! Arrays that callers pass.
 
 #![allow(unsafe_code)] // the one module that reads callers' arrays
 
 use crate::failure::{Failure, Result};
 
-/// A caller's array of `count` numbers, which messages call `what`.
+/// Borrows a caller's array of `count` numbers. `what` is its name in messages.
 ///
 /// # Safety
 /// `first` is NULL or points to `count` numbers that stay readable and unchanged during `'a`, the call.
 pub(crate) unsafe fn numbers<'a>(first: *const u64, count: u64, what: &str) -> Result<&'a [u64]> {
-    const MOST: usize = isize::MAX as usize / size_of::<u64>();
+    const MAX_COUNT: usize = isize::MAX as usize / size_of::<u64>();
     if count == 0 {
         return Ok(&[]);
     }
@@ -17,29 +17,29 @@ pub(crate) unsafe fn numbers<'a>(first: *const u64, count: u64, what: &str) -> R
         return Err(Failure::null(what));
     }
     let refused = |text| Err(Failure::check(libc::EINVAL, text));
-    let Some(count) = usize::try_from(count).ok().filter(|count| *count <= MOST) else {
-        return refused(format!("{what}: {count} do not fit into the address space"));
+    let Some(count) = usize::try_from(count).ok().filter(|count| *count <= MAX_COUNT) else {
+        return refused(format!("{what}: {count} numbers do not fit in the address space"));
     };
     if !first.is_aligned() {
         return refused(format!("{what}: the array at {first:p} is not aligned"));
     }
-    // SAFETY: the caller vouches for `count` readable and unchanging numbers at `first`, which is neither NULL nor
-    // misaligned; so many are no more than isize::MAX bytes.
+    // SAFETY: by this function's contract there are `count` readable and unchanging numbers at `first`. It was checked
+    // that `first` is neither NULL nor misaligned and that the array has at most isize::MAX bytes.
     Ok(unsafe { std::slice::from_raw_parts(first, count) })
 }
 
-/// A caller's bitmap of `count` words, which messages call `what`.
+/// Borrows a caller's bitmap of `count` words. `what` is its name in messages.
 ///
 /// # Safety
-/// `first` is NULL or points to `count` words that only the result is used for during `'a`, the call.
+/// `first` is NULL or points to `count` words that are accessed only through the result during `'a`, the call.
 pub(crate) unsafe fn words<'a>(first: *mut u64, count: u64, what: &str) -> Result<&'a mut [u64]> {
-    // SAFETY: as this function's contract says; what is checked is only that it can be an array.
+    // SAFETY: this function's contract includes that of numbers(). The result is used only for its length.
     let count = unsafe { numbers(first, count, what) }?.len();
     if count == 0 {
         return Ok(&mut []);
     }
-    // SAFETY: `numbers` found it neither NULL nor misaligned nor too long, and its result is gone; by this function's contract
-    // nobody else uses these words meanwhile.
+    // SAFETY: numbers() has checked that `first` is not NULL and not misaligned and that the array is not too long; its
+    // result is gone. By this function's contract nothing else accesses these words during 'a.
     Ok(unsafe { std::slice::from_raw_parts_mut(first, count) })
 }
 
@@ -48,16 +48,16 @@ mod tests {
     use super::*;
 
     fn errno(first: *const u64, count: u64) -> i32 {
-        // SAFETY: none of the calls below gets as far as the array.
+        // SAFETY: all calls below fail before they read the array.
         unsafe { numbers(first, count, "x") }.unwrap_err().errno
     }
 
     #[test]
-    fn only_arrays_that_can_be_are_read() {
+    fn only_valid_arrays_are_read() {
         let array = [1, 2, 3];
-        // SAFETY: three numbers are there.
+        // SAFETY: the array has three numbers.
         assert_eq!(unsafe { numbers(array.as_ptr(), 3, "x") }.unwrap(), array);
-        // SAFETY: of no numbers none is read.
+        // SAFETY: an array of no numbers is not read.
         assert!(unsafe { numbers(std::ptr::null(), 0, "x") }.unwrap().is_empty());
         assert_eq!(errno(std::ptr::null(), 1), libc::EINVAL);
         assert_eq!(errno(array.as_ptr(), u64::MAX / 8), libc::EINVAL);

@@ -1,4 +1,4 @@
-//! C structs to engine values and back. Fields with values this version does not know are refused here.
+//! Converts C structs to engine values and back. Rejects fields with unknown values.
 
 use vfio_fast_engine::DiscardMode;
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange, Superpages};
@@ -22,7 +22,7 @@ use crate::failure::{Failure, Result};
 const REGION_FLAGS: u32 =
     VFIO_FAST_REGION_WRITE | VFIO_FAST_REGION_DEVICE | VFIO_FAST_REGION_EXACT | VFIO_FAST_REGION_FD;
 
-/// The region a caller declares; `hva` is `region.hva`, vouched for.
+/// The region that a caller maps. `hva` is `region.hva`, for which the caller of host_va() vouches.
 pub(crate) fn region(region: &vfio_fast_region, hva: HostVa) -> Result<Region> {
     known("struct vfio_fast_region: flags", region.flags, REGION_FLAGS)?;
     let has = |flag| region.flags & flag != 0;
@@ -36,7 +36,7 @@ pub(crate) fn region(region: &vfio_fast_region, hva: HostVa) -> Result<Region> {
     })
 }
 
-/// What a caller says the region's memory is.
+/// The file or device that a caller names for the region's memory.
 pub(crate) fn object(region: &vfio_fast_region) -> Option<ObjectRef> {
     let has = |flag| region.flags & flag != 0;
     let kind = if has(VFIO_FAST_REGION_DEVICE) {
@@ -47,14 +47,14 @@ pub(crate) fn object(region: &vfio_fast_region) -> Option<ObjectRef> {
     has(VFIO_FAST_REGION_FD).then_some(ObjectRef { fd: region.fd, kind, offset: region.fd_offset })
 }
 
-/// What becomes of the pages of memory that is given back.
+/// How to discard memory.
 pub(crate) fn discard_mode(memory: &vfio_fast_memory) -> Result<DiscardMode> {
     known("struct vfio_fast_memory: flags", memory.flags, VFIO_FAST_MEMORY_SHARED)?;
     let shared = memory.flags & VFIO_FAST_MEMORY_SHARED != 0;
     Ok(if shared { DiscardMode::Shared } else { DiscardMode::Private })
 }
 
-/// The failure of memory that is not made of whole pages.
+/// The failure for a range of memory that does not consist of whole pages.
 pub(crate) fn no_pages(memory: &vfio_fast_memory) -> Failure {
     let vfio_fast_memory { hva, length, .. } = *memory;
     let text = format!(
@@ -63,7 +63,7 @@ pub(crate) fn no_pages(memory: &vfio_fast_memory) -> Failure {
     Failure { hva, length, ..Failure::check(libc::EINVAL, text) }
 }
 
-/// What a device may do with an array's pages.
+/// The permissions of an array of pages.
 pub(crate) fn pages_perm(pages: &vfio_fast_pages) -> Result<Perm> {
     known("struct vfio_fast_pages: flags", pages.flags, VFIO_FAST_REGION_WRITE)?;
     Ok(perm(pages.flags))
@@ -73,7 +73,7 @@ fn perm(flags: u32) -> Perm {
     if flags & VFIO_FAST_REGION_WRITE != 0 { Perm::ReadWrite } else { Perm::Read }
 }
 
-/// The range a caller names.
+/// The range that a caller passes.
 pub(crate) fn range(range: &vfio_fast_range) -> Result<IovaRange> {
     known("struct vfio_fast_range: flags", range.flags, 0)?;
     iova_range(range.iova, range.length)
@@ -92,7 +92,7 @@ pub(crate) fn dirty_range(dirty: &vfio_fast_dirty, page: u64) -> Result<IovaRang
     iova_range(dirty.iova, dirty.length)
 }
 
-/// `flags`, which must not have other bits than `all`.
+/// Fails if `flags` has a bit that is not in `all`.
 pub(crate) fn known(field: &str, flags: u32, all: u32) -> Result<()> {
     if flags & !all != 0 { Err(Failure::unknown(field, flags & !all)) } else { Ok(()) }
 }
@@ -111,7 +111,7 @@ fn iova_range(iova: u64, length: u64) -> Result<IovaRange> {
     })
 }
 
-/// VFIO_FAST_LOG_* of a message.
+/// The VFIO_FAST_LOG_* of a message.
 pub(crate) fn level(level: Level) -> u32 {
     match level {
         Level::Error => VFIO_FAST_LOG_ERROR,
@@ -121,7 +121,7 @@ pub(crate) fn level(level: Level) -> u32 {
     }
 }
 
-/// What a commit did.
+/// The outcome of a commit.
 pub(crate) fn outcome(outcome: &Outcome) -> vfio_fast_outcome {
     let executed = &outcome.executed;
     let first = executed.refusals.first();
@@ -130,7 +130,7 @@ pub(crate) fn outcome(outcome: &Outcome) -> vfio_fast_outcome {
         device_failures: count(executed.refusals.len() as u64),
         device_iova: first.map_or(0, |refusal| refusal.region.start()),
         device_length: first.map_or(0, |refusal| refusal.region.length()),
-        // The entry that failed lies in the region, which is contiguous in host memory.
+        // The entry that failed is a part of the region, which is contiguous in host memory.
         device_hva: first.map_or(0, |refusal| {
             let offset = refusal.entry.range.start() - refusal.region.start();
             refusal.entry.hva.raw().wrapping_sub(offset)
@@ -146,12 +146,12 @@ pub(crate) fn outcome(outcome: &Outcome) -> vfio_fast_outcome {
     }
 }
 
-/// A count in a field of 32 bits. So many entries no host has the memory for, so it fits.
+/// A count as a 32-bit field. No host has the memory for 2^32 entries.
 fn count(count: u64) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// Totals. The names come from the engine's declaration: a field that one side lacks does not compile.
+/// The statistics. The names come from the engine's declaration, so a field that one side lacks does not compile.
 pub(crate) fn stats(stats: &Stats) -> vfio_fast_stats {
     macro_rules! from_each {
         ($($name:ident)+) => { vfio_fast_stats { size: 0, reserved: 0, $($name: stats.$name.number()),+ } };
@@ -159,7 +159,7 @@ pub(crate) fn stats(stats: &Stats) -> vfio_fast_stats {
     vfio_fast_engine::with_each_stat!(from_each)
 }
 
-/// What C has a number for.
+/// A value that C represents as a number.
 trait Number {
     fn number(self) -> u64;
 }
@@ -176,7 +176,7 @@ impl Number for Superpages {
     }
 }
 
-/// VFIO_FAST_SUPERPAGES_*
+/// The VFIO_FAST_SUPERPAGES_* of an IOMMU.
 fn superpages(superpages: Superpages) -> u32 {
     match superpages {
         Superpages::Unknown => VFIO_FAST_SUPERPAGES_UNKNOWN,
@@ -185,7 +185,7 @@ fn superpages(superpages: Superpages) -> u32 {
     }
 }
 
-/// What the handle is, on the backend it was opened with.
+/// The properties of a handle; `backend` is VFIO_FAST_BACKEND_*.
 pub(crate) fn info(info: &Info, backend: u32) -> vfio_fast_info {
     let flag = |set, flag| if set { flag } else { 0 };
     let ranges = &info.limits.iova_ranges;
@@ -216,7 +216,7 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    /// QEMU lists the statistics in its property, in the order of the struct; several patches of a series may add some.
+    /// The QEMU property lists the statistics in the order of the struct. Several patches of a series may add to it.
     #[test]
     fn the_property_of_qemu_has_every_statistic() {
         macro_rules! names {

@@ -1,4 +1,4 @@
-//! Failures on their way to C: an errno to return, and the words and numbers the thread can ask for afterwards.
+//! Failures: the errno that a call returns, and the message and numbers of the thread's last failure.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
@@ -10,7 +10,7 @@ use crate::abi::{
     VFIO_FAST_OP_NONE, VFIO_FAST_OP_OPEN, VFIO_FAST_OP_UNMAP, vfio_fast_failure,
 };
 
-/// What functions of this crate that can fail return.
+/// The result of functions of this crate that can fail.
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 /// Why a call failed.
@@ -18,7 +18,7 @@ pub(crate) type Result<T> = std::result::Result<T, Failure>;
 pub(crate) struct Failure {
     /// VFIO_FAST_OP_*
     pub(crate) op: u32,
-    /// As errno(3) has it: positive.
+    /// Positive, as in errno(3).
     pub(crate) errno: i32,
     pub(crate) iova: u64,
     pub(crate) length: u64,
@@ -29,17 +29,17 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// A check in this crate that did not hold: the engine was not asked.
+    /// A check in this crate failed; the engine was not called.
     pub(crate) fn check(errno: i32, text: String) -> Self {
         Self { op: VFIO_FAST_OP_CHECK, errno, text, ..Self::default() }
     }
 
-    /// A pointer that must not be NULL was.
+    /// A pointer that must not be NULL is NULL.
     pub(crate) fn null(what: &str) -> Self {
         Self::check(libc::EINVAL, format!("The pointer to {what} is NULL"))
     }
 
-    /// A field of a struct has a value this version does not know.
+    /// A field of a struct has a value that this version does not know.
     pub(crate) fn unknown(field: &str, value: u32) -> Self {
         Self::check(libc::EOPNOTSUPP, format!("{field}: this version does not know {value:#x}"))
     }
@@ -74,7 +74,7 @@ struct Last {
     text: CString,
 }
 
-/// Before the first failure. The size is the caller's and never copied out.
+/// The last failure before there is one. `size` is never copied to the caller.
 const NO_FAILURE: vfio_fast_failure = vfio_fast_failure {
     size: 0,
     op: VFIO_FAST_OP_NONE,
@@ -91,15 +91,15 @@ thread_local! {
     static LAST: RefCell<Last> = RefCell::new(Last { failure: NO_FAILURE, text: CString::default() });
 }
 
-/// C text of a message; what stands behind a NUL inside it would not be seen anyway.
+/// A message as a C string. It ends at the first NUL in `text`.
 pub(crate) fn c_text(text: &str) -> CString {
     let seen = text.split('\0').next().unwrap_or_default();
     CString::new(seen).unwrap_or_default()
 }
 
-/// Keeps `failure` as the thread's last one and answers its negative errno.
+/// Stores `failure` as the thread's last failure and returns its negative errno.
 pub(crate) fn remember(failure: Failure) -> i32 {
-    // An engine that reports errno 0 has failed all the same, and 0 would be success.
+    // A failure with errno 0 must not be returned as success.
     let error = if failure.errno > 0 { -failure.errno } else { -libc::EIO };
     let last = Last {
         failure: vfio_fast_failure {
@@ -114,7 +114,7 @@ pub(crate) fn remember(failure: Failure) -> i32 {
         },
         text: c_text(&failure.text),
     };
-    // A thread that calls from its own thread-local destructors may have lost its slot: it keeps the errno.
+    // In the destructors of thread-locals the slot may already be gone; the errno is still returned.
     let _ = LAST.try_with(|slot| slot.replace(last));
     error
 }
@@ -124,7 +124,7 @@ pub(crate) fn last_failure() -> vfio_fast_failure {
     LAST.try_with(|slot| slot.borrow().failure).unwrap_or(NO_FAILURE)
 }
 
-/// The text of the thread's last failure, valid until its next one.
+/// The message of the thread's last failure, valid until its next failure.
 pub(crate) fn last_text() -> *const c_char {
     const GONE: &CStr = c"";
     LAST.try_with(|slot| slot.borrow().text.as_ptr()).unwrap_or(GONE.as_ptr())

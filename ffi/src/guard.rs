@@ -1,10 +1,10 @@
 //! The only way in: every exported function runs inside [`guard`], [`guard_handle`] or [`guard_text`].
 //!
-//! They turn a failure into an errno that the thread can ask about, and keep panics from crossing into C, where
-//! unwinding is undefined behaviour. After a panic in a handle's call nobody knows whether its table still matches the
-//! kernel, so the handle is poisoned rather than used on.
+//! They store a failure as the thread's last failure and return its errno, and they keep panics from unwinding into C,
+//! which is undefined behaviour. After a panic in a call on a handle, its table may no longer match the kernel, so the
+//! handle is poisoned.
 
-#![allow(unsafe_code)] // borrows the handle a caller names
+#![allow(unsafe_code)] // borrows the caller's handle
 
 use std::ffi::{c_char, c_int};
 
@@ -13,7 +13,8 @@ use crate::handle::vfio_fast;
 use crate::log::refuse_inside;
 use crate::panic::caught;
 
-/// Runs the body of an exported function that works on no handle: 0, or a remembered failure's negative errno.
+/// Runs the body of an exported function that takes no handle. Returns 0, or the negative errno of the failure, which
+/// it stores.
 pub(crate) fn guard(body: impl FnOnce() -> Result<()>) -> c_int {
     match caught(body) {
         Ok(Ok(())) => 0,
@@ -22,7 +23,7 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<()>) -> c_int {
     }
 }
 
-/// Runs the body of an exported function that works on a handle.
+/// Runs the body of an exported function that takes a handle.
 ///
 /// # Safety
 /// `vf` is NULL or came from vfio_fast_open() and is not closed before this call has returned.
@@ -32,8 +33,8 @@ pub(crate) unsafe fn guard_handle(
 ) -> c_int {
     guard(|| {
         refuse_inside()?;
-        // SAFETY: not NULL, then it points to the box that vfio_fast_open() leaked, which only vfio_fast_close() frees
-        // and nothing borrows mutably.
+        // SAFETY: if it is not NULL, it points to the box that vfio_fast_open() leaked. Only vfio_fast_close() frees
+        // it, and nothing borrows it mutably.
         let handle = unsafe { vf.as_ref() }.ok_or_else(|| Failure::null("the handle"))?;
         caught(|| body(handle)).unwrap_or_else(|panic| {
             handle.poison(&panic);
@@ -42,16 +43,16 @@ pub(crate) unsafe fn guard_handle(
     })
 }
 
-/// Runs the body of an exported function that answers a text, which is empty if it panics.
+/// Runs the body of an exported function that returns a string, which is empty if it panics.
 pub(crate) fn guard_text(body: impl FnOnce() -> *const c_char) -> *const c_char {
     caught(body).unwrap_or(c"".as_ptr())
 }
 
-/// The failure that a panic is to the caller.
+/// The failure that reports a panic to the caller.
 pub(crate) fn bug(panic: &str) -> Failure {
     Failure::check(
         libc::ENOTRECOVERABLE,
-        format!("A bug in libvfio_fast: {panic}; a handle this call worked on can only be closed now"),
+        format!("A bug in libvfio_fast: {panic}; a handle that this call used can only be closed now"),
     )
 }
 
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn no_panic_crosses_whatever_it_carries() {
+    fn no_panic_crosses_whatever_its_payload() {
         assert_eq!(guard(|| panic!("static")), -libc::ENOTRECOVERABLE);
         assert_eq!(guard(|| panic!("formatted {}", 1)), -libc::ENOTRECOVERABLE);
         assert_eq!(guard(|| std::panic::panic_any(7)), -libc::ENOTRECOVERABLE);

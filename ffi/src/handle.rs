@@ -1,4 +1,4 @@
-//! The handle: one engine in a box.
+//! The handle: a boxed engine.
 
 #![allow(unsafe_code)] // reads the caller's configuration
 
@@ -27,7 +27,7 @@ pub struct vfio_fast {
     pub(crate) backend: u32,
 }
 
-/// A configuration with its nested struct read.
+/// A copy of a configuration and its nested struct.
 pub(crate) struct Settings {
     pub(crate) config: vfio_fast_config,
     pub(crate) sim: Option<vfio_fast_sim_config>,
@@ -35,12 +35,12 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Copies a caller's configuration in.
+    /// Copies a caller's configuration.
     ///
     /// # Safety
-    /// `config` and, in it, `sim` are NULL or point to as many bytes as the sizes in them say, unchanged during the call.
-    /// As long as a handle opened with the result exists, `log` can be called with `log_opaque` on any thread that calls
-    /// into the handle.
+    /// `config` and, in it, `sim` are NULL or point to as many bytes as the sizes in them say, unchanged during the
+    /// call. As long as a handle opened with the result exists, `log` can be called with `log_opaque` on any thread
+    /// that calls into the handle.
     pub(crate) unsafe fn read(config: *const vfio_fast_config) -> Result<Self> {
         // SAFETY: config is as this function's contract says.
         let config = unsafe { sized::read(config) }?;
@@ -53,7 +53,7 @@ impl Settings {
 }
 
 impl vfio_fast {
-    /// Opens what `settings` describes.
+    /// Opens a handle.
     pub(crate) fn open(settings: Settings) -> Result<Self> {
         let Settings { config, sim, sink } = settings;
         convert::known("struct vfio_fast_config: flags", config.flags, VFIO_FAST_CONFIG_NO_HUGEPAGE)?;
@@ -77,14 +77,14 @@ impl vfio_fast {
         Ok(Self { engine, backend: config.backend })
     }
 
-    /// Ends the handle: unmaps what is still mapped and frees everything, whatever goes wrong on the way.
+    /// Unmaps everything that is still mapped and frees the handle, even if unmapping fails.
     pub(crate) fn close(self) -> Result<()> {
         Ok(self.engine.close()?)
     }
 
-    /// After a panic with this message nothing the engine remembers can be relied on.
+    /// Poisons the engine: after a panic with this message its state is not reliable.
     pub(crate) fn poison(&self, panic: &str) {
-        // Should even this panic, the engine is no worse off, and the caller is told of the first one.
+        // If this panics too, the first panic is still the one that is reported.
         let _ = caught(|| self.engine.poison(panic));
     }
 }
@@ -126,12 +126,12 @@ fn sim_config(sim: vfio_fast_sim_config) -> Result<SimConfig> {
     })
 }
 
-/// The engine's log, which drops what is more verbose than `most`.
-fn log(sink: Option<Sink>, most: u32) -> Log {
+/// The engine's log. Drops messages more verbose than `max_level`.
+fn log(sink: Option<Sink>, max_level: u32) -> Log {
     match sink {
-        Some(sink) if most != 0 => Log::to(move |level, message| {
+        Some(sink) if max_level != 0 => Log::to(move |level, message| {
             let level = convert::level(level);
-            if level <= most {
+            if level <= max_level {
                 sink.deliver(level, message);
             }
         }),

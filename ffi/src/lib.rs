@@ -1,17 +1,17 @@
-//! The C interface of the vfio-fast engine: pointers, sizes, panics, errno. No policy, no kernel call, and no state but
-//! the handle itself and each thread's last failure.
+//! The C interface of the vfio-fast engine: pointers, sizes, panics, errno. It has no policy, makes no kernel call, and
+//! keeps no state other than the handle and each thread's last failure.
 //!
 //! C programs include `vfio_fast.h`, which is generated from [`abi`] and [`exports`] with their doc comments.
 //!
 //! | module | duty |
 //! |---|---|
-//! | [`abi`] | what C sees: structs and constants |
-//! | [`exports`] | what C calls: every function, each one call of `guard` |
+//! | [`abi`] | structs and constants |
+//! | [`exports`] | functions, each of them one call of a guard |
 //! | `guard`, `panic` | the only way in: errno, panics, poison |
 //! | `sized` | structs that begin with their size |
 //! | `array`, `out` | arrays of numbers, and single values to return |
 //! | `failure` | the last failure of each thread |
-//! | `handle`, `convert`, `log` | C values to engine values and back |
+//! | `handle`, `convert`, `log` | conversion of C values to engine values and back |
 
 pub mod abi;
 mod array;

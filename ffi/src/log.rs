@@ -1,4 +1,4 @@
-//! Messages of one handle, on their way to the caller's function.
+//! Delivers the messages of one handle to the caller's log function.
 
 #![allow(unsafe_code)] // calls the caller's function
 
@@ -11,16 +11,16 @@ thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A caller's log function with what it wants to be handed.
+/// A caller's log function and its argument.
 pub(crate) struct Sink {
     function: unsafe extern "C" fn(*mut c_void, u32, *const c_char),
     opaque: *mut c_void,
 }
 
-// SAFETY: `opaque` is never dereferenced here, only handed back; vfio_fast_open()'s contract makes the caller's function
-// callable on whatever thread calls into the handle.
+// SAFETY: `opaque` is never dereferenced here, only passed back. By the contract of vfio_fast_open() the function may
+// be called on any thread that calls into the handle.
 unsafe impl Send for Sink {}
-// SAFETY: as for Send; calls on one handle may come from several threads at once, and the contract says so.
+// SAFETY: as for Send; the contract includes calls from several threads at once.
 unsafe impl Sync for Sink {}
 
 impl Sink {
@@ -38,7 +38,7 @@ impl Sink {
     pub(crate) fn deliver(&self, level: u32, message: &str) {
         let message = c_text(message);
         let outer = INSIDE.try_with(|inside| inside.replace(true));
-        // SAFETY: function, opaque and thread as promised to new(); message is a C string that outlives the call.
+        // SAFETY: function, opaque and thread are as the contract of new() says; message outlives the call.
         unsafe { (self.function)(self.opaque, level, message.as_ptr()) };
         if let Ok(outer) = outer {
             let _ = INSIDE.try_with(|inside| inside.set(outer));
@@ -46,7 +46,7 @@ impl Sink {
     }
 }
 
-/// Refuses calls that come out of a log function: the handle may be locked, and waiting for it would never end.
+/// Fails if the calling thread is inside a log function: the handle may be locked, and waiting for it would never end.
 pub(crate) fn refuse_inside() -> Result<()> {
     if INSIDE.try_with(Cell::get).unwrap_or(false) {
         return Err(Failure::check(libc::EDEADLK, "A log function called into the library".to_owned()));

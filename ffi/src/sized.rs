@@ -1,19 +1,19 @@
-//! The size rule: how a struct that begins with its own size crosses the boundary.
+//! The size rule: how structs that begin with their own size are copied from and to callers.
 //!
-//! Programs and library may disagree on how long a struct is, and nothing may get lost silently: a caller's struct that
-//! is shorter than its first release is refused, one that is longer may carry only zeros where this library knows no
-//! field, and an answer is cut or padded with zeros to what the caller has room for.
+//! A program and the library may be built with different versions of a struct, and no field may be lost silently. A
+//! struct that is smaller than in its first release is rejected. An input that is larger than in this library must have
+//! only zeros after the known fields. An output is truncated, or padded with zeros, to the caller's size.
 //!
-//! Callers' structs are read and written byte by byte, so their alignment does not matter.
+//! Callers' structs are read and written as bytes, so their alignment does not matter.
 
-#![allow(unsafe_code)] // the one module that touches callers' structs
+#![allow(unsafe_code)] // the only module that accesses callers' structs
 
 use std::mem::{MaybeUninit, size_of};
 use std::ptr;
 
 use crate::failure::{Failure, Result};
 
-/// No struct will ever be longer. A size above it is a caller that forgot to set it: nothing is read by it.
+/// No struct will ever be larger. If the size is larger, the caller did not set it, and nothing else is read.
 pub(crate) const MAX_SIZE: usize = 4096;
 
 const SIZE_FIELD: usize = size_of::<u32>();
@@ -21,24 +21,24 @@ const SIZE_FIELD: usize = size_of::<u32>();
 /// A struct whose first field is its size.
 ///
 /// # Safety
-/// The type is `repr(C)`, begins with `size: u32` and has no padding; all zeros, and whatever a C program may store in
-/// its fields, are valid values of it.
+/// The type is `repr(C)`, begins with `size: u32` and has no padding. All zeros, and all values that a C program can
+/// store in its fields, are valid values of the type.
 pub(crate) unsafe trait Sized32: Copy {
     /// The C name, for messages.
     const NAME: &'static str;
-    /// Bytes in its first release: the least a caller may pass.
+    /// Size in bytes in its first release: the minimum that a caller may pass.
     const FIRST_RELEASE: usize;
 }
 
-/// Implements [`Sized32`] for a struct that had the given number of bytes in its first release.
+/// Implements [`Sized32`] for a struct with the given size in its first release.
 macro_rules! sized32 {
     ($name:ident, $first_release:literal) => {
         const _: () = assert!(std::mem::offset_of!($name, size) == 0);
         const _: () =
             assert!($first_release <= size_of::<$name>() && size_of::<$name>() <= crate::sized::MAX_SIZE);
-        #[expect(unsafe_code, reason = "the promise is made where the fields are in sight")]
+        #[expect(unsafe_code, reason = "the promise belongs next to the fields")]
         // SAFETY: a repr(C) struct of integers, raw pointers and nullable function pointers that begins with its size;
-        // that it has no padding is checked by a C compiler (header.c with -Wpadded).
+        // a C compiler checks that it has no padding (ffi/tests/c/layout.c with -Wpadded).
         unsafe impl Sized32 for $name {
             const NAME: &'static str = stringify!($name);
             const FIRST_RELEASE: usize = $first_release;
@@ -47,7 +47,7 @@ macro_rules! sized32 {
 }
 pub(crate) use sized32;
 
-/// The size a caller wrote into its struct, if it is one this library can work with.
+/// Reads and checks the size that a caller wrote into its struct.
 ///
 /// # Safety
 /// `struct_ptr` is NULL or points to at least `T::FIRST_RELEASE` readable bytes that stay unchanged during the call.
@@ -55,24 +55,24 @@ unsafe fn size_of_callers<T: Sized32>(struct_ptr: *const T) -> Result<usize> {
     if struct_ptr.is_null() {
         return Err(Failure::null(T::NAME));
     }
-    // SAFETY: the caller vouches for FIRST_RELEASE bytes at struct_ptr, of which the size is the first four.
+    // SAFETY: by this function's contract there are FIRST_RELEASE bytes at struct_ptr; the size is the first four.
     let size = unsafe { struct_ptr.cast::<u32>().read_unaligned() } as usize;
     if size < T::FIRST_RELEASE {
         return Err(Failure::check(
             libc::EINVAL,
-            format!("struct {}: size is {size}, the least is {}", T::NAME, T::FIRST_RELEASE),
+            format!("struct {}: size is {size}, the minimum is {}", T::NAME, T::FIRST_RELEASE),
         ));
     }
     if size > MAX_SIZE {
         return Err(Failure::check(
             libc::E2BIG,
-            format!("struct {}: size is {size}, the most is {MAX_SIZE}: was it set?", T::NAME),
+            format!("struct {}: size is {size}, the maximum is {MAX_SIZE}: was it set?", T::NAME),
         ));
     }
     Ok(size)
 }
 
-/// Copies a struct in.
+/// Copies a caller's struct.
 ///
 /// # Safety
 /// `struct_ptr` is NULL or points to as many readable bytes as the `size` in it says, and to at least
@@ -87,29 +87,29 @@ pub(crate) unsafe fn read<T: Sized32>(struct_ptr: *const T) -> Result<T> {
     // which the caller cannot point to.
     unsafe { ptr::copy_nonoverlapping(bytes, value.as_mut_ptr().cast::<u8>(), known) };
     for offset in known..size {
-        // SAFETY: offset is below `size`, and the caller vouches for `size` bytes at struct_ptr.
+        // SAFETY: offset is below `size`, and by this function's contract there are `size` bytes at struct_ptr.
         let byte = unsafe { bytes.add(offset) };
         // SAFETY: the same byte, readable for the same reason; a u8 has no alignment.
         if unsafe { byte.read() } != 0 {
             return Err(Failure::check(
                 libc::E2BIG,
                 format!(
-                    "struct {}: byte {offset} of {size} is not zero, this library knows {known} bytes: the program \
-                     uses a field of a later version",
+                    "struct {}: byte {offset} of {size} is not zero, but this library's struct has {known} bytes: \
+                     the program uses a field of a later version",
                     T::NAME
                 ),
             ));
         }
     }
-    // SAFETY: every byte is initialised (zeroed, then copied over), and any such bytes are a valid T (Sized32).
+    // SAFETY: every byte is initialised (zeroed, then overwritten), and any such bytes are a valid T (Sized32).
     Ok(unsafe { value.assume_init() })
 }
 
-/// A caller's struct that will receive an answer: checked before the work, written after it succeeded.
+/// A caller's struct for output: checked before the call does its work, written after it has succeeded.
 pub(crate) struct Output<T> {
     bytes: *mut u8,
     size: usize,
-    answer: std::marker::PhantomData<T>,
+    value: std::marker::PhantomData<T>,
 }
 
 impl<T: Sized32> Output<T> {
@@ -121,10 +121,10 @@ impl<T: Sized32> Output<T> {
     pub(crate) unsafe fn new(struct_ptr: *mut T) -> Result<Self> {
         // SAFETY: this function's contract includes that of size_of_callers.
         let size = unsafe { size_of_callers(struct_ptr.cast_const()) }?;
-        Ok(Self { bytes: struct_ptr.cast(), size, answer: std::marker::PhantomData })
+        Ok(Self { bytes: struct_ptr.cast(), size, value: std::marker::PhantomData })
     }
 
-    /// Like [`Output::new`], for a struct the caller may leave out.
+    /// Like [`Output::new`], for a pointer that may be NULL.
     ///
     /// # Safety
     /// As for [`Output::new`].
@@ -136,16 +136,16 @@ impl<T: Sized32> Output<T> {
         unsafe { Self::new(struct_ptr) }.map(Some)
     }
 
-    /// Writes as much of `answer` as the caller has room for and zeros behind it; its size stays as it is.
-    pub(crate) fn write(self, answer: &T) {
+    /// Writes as much of `value` as fits, then zeros. `size` in the caller's struct does not change.
+    pub(crate) fn write(self, value: &T) {
         let known = self.size.min(size_of::<T>());
-        let from = ptr::from_ref(answer).cast::<u8>();
+        let from = ptr::from_ref(value).cast::<u8>();
         // SAFETY: SIZE_FIELD is less than the bytes of a T.
         let from = unsafe { from.add(SIZE_FIELD) };
-        // SAFETY: SIZE_FIELD is less than FIRST_RELEASE, and so less than the writable bytes new() was promised.
+        // SAFETY: SIZE_FIELD is less than FIRST_RELEASE, which by the contract of new() are writable bytes.
         let to = unsafe { self.bytes.add(SIZE_FIELD) };
-        // SAFETY: both sides have known - SIZE_FIELD bytes more: `known` is at most the bytes of the answer, which has
-        // no padding (Sized32), and at most the `size` writable bytes of the caller, who cannot point to the answer.
+        // SAFETY: both sides have known - SIZE_FIELD more bytes: `known` is at most the size of the value, which has no
+        // padding (Sized32), and at most the caller's `size` writable bytes. The caller has no pointer to the value.
         unsafe { ptr::copy_nonoverlapping(from, to, known - SIZE_FIELD) };
         // SAFETY: known is at most `size`.
         let tail = unsafe { self.bytes.add(known) };
@@ -178,16 +178,16 @@ mod tests {
     }
 
     #[test]
-    fn an_older_program_gets_zero_for_what_it_does_not_know() {
+    fn fields_that_an_older_program_lacks_are_zero() {
         let value = read_bytes(&with_size(8, &[1, 0, 0, 0, 0xff, 0xff])).unwrap();
         assert_eq!(value, grown { size: 8, early: 1, late: 0 });
-        // A size inside a field is odd but harmless: the missing bytes read as zero.
+        // A size that ends inside a field is unusual but harmless: the missing bytes read as zero.
         let value = read_bytes(&with_size(9, &[1, 0, 0, 0, 7, 0xff])).unwrap();
         assert_eq!((value.early, value.late.to_ne_bytes()[0], value.late.to_ne_bytes()[1]), (1, 7, 0));
     }
 
     #[test]
-    fn a_newer_program_may_not_ask_for_what_is_unknown_here() {
+    fn unknown_fields_of_a_newer_program_must_be_zero() {
         let mut bytes = with_size(24, &[0; 20]);
         assert!(read_bytes(&bytes).is_ok());
         for offset in 16..24 {
@@ -198,20 +198,20 @@ mod tests {
     }
 
     #[test]
-    fn sizes_nobody_can_mean_are_refused_before_anything_is_read() {
+    fn impossible_sizes_are_rejected_before_anything_else_is_read() {
         assert_eq!(read_bytes(&with_size(7, &[0; 12])).unwrap_err().errno, libc::EINVAL);
         assert_eq!(read_bytes(&with_size(4097, &[0; 12])).unwrap_err().errno, libc::E2BIG);
         assert_eq!(read_bytes(&with_size(u32::MAX, &[0; 12])).unwrap_err().errno, libc::E2BIG);
     }
 
     #[test]
-    fn an_answer_fills_exactly_the_room_there_is() {
-        let answer = grown { size: 16, early: 0x0101_0101, late: 0x0202_0202_0202_0202 };
+    fn an_output_fills_exactly_the_size_of_the_caller() {
+        let value = grown { size: 16, early: 0x0101_0101, late: 0x0202_0202_0202_0202 };
         for size in 8..=32_usize {
             let mut bytes = with_size(size as u32, &[0xee; 60]);
             // SAFETY: 64 bytes are there, and size is at most 32.
             let output = unsafe { Output::<grown>::new(bytes.as_mut_ptr().cast()) }.unwrap();
-            output.write(&answer);
+            output.write(&value);
             let mut expected = with_size(size as u32, &[1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2]);
             expected.resize(size.max(16), 0);
             expected.truncate(size);

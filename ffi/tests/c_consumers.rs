@@ -1,5 +1,5 @@
-//! C and C++ programs against the installed library: each once plain and once under the address and
-//! undefined-behaviour sanitizers. A missing compiler or pkg-config is a failure, not a skip.
+//! Runs C and C++ programs with the installed library, each once plain and once with the address and
+//! undefined-behaviour sanitizers. If a compiler or pkg-config is missing, the tests fail; they are not skipped.
 
 mod toolchain;
 
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use toolchain::{Build, Language, compile, installed, must, root, run};
 
-/// Builds and runs one program both ways; it must print nothing and answer 0.
+/// Builds and runs one program both ways. It must print nothing and exit with 0.
 fn passes(source: &str, language: Language) {
     for build in [Build::Plain, Build::Sanitized] {
         let program = compile(source, language, build, &[]);
@@ -125,7 +125,7 @@ fn the_library_needs_only_the_c_library() {
     for line in needed {
         let name = line.split(['[', ']']).nth(1).unwrap_or(line);
         let known = ["libc.so.", "libgcc_s.so.", "ld-linux"].iter().any(|known| name.starts_with(known));
-        assert!(known, "{name}: whoever links the library statically or packages it has to know of it");
+        assert!(known, "{name}: static linking and packaging would have to take it into account");
     }
 }
 
@@ -141,10 +141,10 @@ fn exactly_the_documented_symbols_are_exported() {
     assert!(set(listed).iter().all(|name| name.starts_with("vfio_fast_")));
 }
 
-/// No export can forget the NULL check, the panic boundary or the errno: all of them are one call of a guard.
+/// Every export is one call of a guard, so that none lacks the NULL check, the panic boundary or the errno.
 #[test]
 fn every_export_is_one_call_of_a_guard() {
-    // These answer a constant.
+    // These return a constant.
     const PLAIN: [&str; 2] = ["vfio_fast_version", "vfio_fast_abi_version"];
     let files = std::fs::read_dir(root().join("ffi/src/exports")).expect("the folder of the exports");
     let source: String =

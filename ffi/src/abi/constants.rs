@@ -1,5 +1,5 @@
-//! The constants of the C interface. A literal with the suffix `u32` gets the suffix `u` in the header. The version numbers
-//! have none, so that the C preprocessor can paste them into a string.
+//! The constants of the C interface. A literal with the suffix `u32` gets the suffix `u` in the header. The version
+//! numbers have none, so that the C preprocessor can paste them into a string.
 
 /// Major version of this header. Compare it with vfio_fast_version().
 pub const VFIO_FAST_VERSION_MAJOR: u32 = 0;

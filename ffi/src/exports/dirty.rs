@@ -66,7 +66,7 @@ pub unsafe extern "C" fn vfio_fast_read_dirty(vf: *mut vfio_fast, dirty: *const 
         // SAFETY: dirty is as this function's contract says.
         let dirty = unsafe { sized::read(dirty) }?;
         let range = convert::dirty_range(&dirty, handle.engine.page())?;
-        // SAFETY: so is its bitmap.
+        // SAFETY: as this function's contract says of the bitmap.
         let bits = unsafe { array::words(dirty.bits, dirty.words, "struct vfio_fast_dirty: bits") }?;
         Ok(handle.engine.read_dirty(range, bits)?)
     };
@@ -102,7 +102,7 @@ pub unsafe extern "C" fn vfio_fast_unmap_dirty(
         // SAFETY: dirty is as this function's contract says.
         let dirty = unsafe { sized::read(dirty) }?;
         let range = convert::dirty_range(&dirty, handle.engine.page())?;
-        // SAFETY: so is its bitmap.
+        // SAFETY: as this function's contract says of the bitmap.
         let bits = unsafe { array::words(dirty.bits, dirty.words, "struct vfio_fast_dirty: bits") }?;
         let bytes = handle.engine.unmap_dirty(range, bits)?;
         // SAFETY: unmapped is as this function's contract says.

@@ -55,7 +55,7 @@ pub unsafe extern "C" fn vfio_fast_open(config: *const vfio_fast_config, out: *m
         // SAFETY: config, its sim and its log function are as this function's contract says.
         let settings = unsafe { Settings::read(config) }?;
         if out.is_null() {
-            return Err(Failure::null("what receives the handle"));
+            return Err(Failure::null("the new handle"));
         }
         let handle = Box::into_raw(Box::new(vfio_fast::open(settings)?));
         // SAFETY: out is not NULL, so it points to one pointer of the caller, writable during this call.

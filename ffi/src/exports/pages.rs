@@ -42,9 +42,9 @@ pub unsafe extern "C" fn vfio_fast_map_pages(vf: *mut vfio_fast, pages: *const v
         // SAFETY: pages is as this function's contract says.
         let pages = unsafe { sized::read(pages) }?;
         let perm = convert::pages_perm(&pages)?;
-        // SAFETY: so is this array of it,
+        // SAFETY: as this function's contract says of the arrays.
         let iovas = unsafe { array::numbers(pages.iovas, pages.count, "struct vfio_fast_pages: iovas") }?;
-        // SAFETY: and this one.
+        // SAFETY: as above.
         let hvas = unsafe { array::numbers(pages.hvas, pages.count, "struct vfio_fast_pages: hvas") }?;
         // SAFETY: this function's contract says of the page at each of them what host_va() demands.
         let hvas = hvas.iter().map(|hva| unsafe { host_va(*hva) });
@@ -90,7 +90,7 @@ pub unsafe extern "C" fn vfio_fast_unmap_pages(
         // SAFETY: pages is as this function's contract says.
         let pages = unsafe { sized::read(pages) }?;
         convert::pages_perm(&pages)?;
-        // SAFETY: so is this array of it.
+        // SAFETY: as this function's contract says of the array.
         let iovas = unsafe { array::numbers(pages.iovas, pages.count, "struct vfio_fast_pages: iovas") }?;
         let bytes = handle.engine.unmap_pages(iovas.iter().copied().map(Iova))?;
         // SAFETY: unmapped is as this function's contract says.

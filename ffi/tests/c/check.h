@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* What the test programs share: checks that name their line, handles on the sim backend, memory to map. */
+/* Shared by the test programs: checks that print their line, handles on the sim backend, memory to map. */
 #ifndef CHECK_H
 #define CHECK_H
 
@@ -77,7 +77,7 @@ static inline struct vfio_fast *open_sim(const struct vfio_fast_sim_config *sim)
     return vf;
 }
 
-/* Anonymous memory; never freed, the programs are short. */
+/* Anonymous memory. Never freed: the programs are short. */
 static inline uint64_t memory(uint64_t length)
 {
     void *p = mmap(NULL, (size_t)length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

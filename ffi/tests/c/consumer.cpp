@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later
-// A C++17 program: the header in its own namespace of habits, a handle that closes itself, a lambda as log function.
+// A C++17 program: a handle that closes itself, and a lambda as log function.
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* Dirty pages: by any range, with an unmap, and what cannot be told. */
+/* Dirty pages: any range, together with an unmap, and requests that are rejected. */
 #include "check.h"
 
 #define PAGE 4096u
@@ -16,11 +16,12 @@ static void by_any_range(void)
     CHECK_TEXT("not tracked");
     CHECK_RC(vfio_fast_track_dirty(vf, 1), 0);
 
-    /* A part of the only entry, and a page that is not mapped. The model's device does not tell what it writes to. */
+    /* A part of the only entry, and a page that is not mapped. The model does not know which pages a device
+     * writes to. */
     part = dirty(MIB - PAGE, 3 * PAGE, bits, 1);
     CHECK_RC(vfio_fast_read_dirty(vf, &part), 0);
     CHECK(bits[0] == 6);
-    /* Bits are added. */
+    /* Bits are added to those already set. */
     bits[0] = 1;
     CHECK_RC(vfio_fast_read_dirty(vf, &part), 0);
     CHECK(bits[0] == 7);
@@ -37,7 +38,7 @@ static void by_any_range(void)
     CHECK_RC(vfio_fast_close(&vf), 0);
 }
 
-static void what_cannot_be_told(void)
+static void requests_that_are_rejected(void)
 {
     struct vfio_fast_sim_config sim = sim_defaults();
     struct vfio_fast *vf = open_sim(NULL);
@@ -75,6 +76,6 @@ static void what_cannot_be_told(void)
 int main(void)
 {
     by_any_range();
-    what_cannot_be_told();
+    requests_that_are_rejected();
     return 0;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* Giving memory back: it is empty afterwards, what a device may reach is refused, and so is what makes no sense. */
+/* Discarding memory: it is empty afterwards; memory that a device can access and invalid ranges are refused. */
 #include "check.h"
 
 #include <unistd.h>
@@ -40,7 +40,7 @@ static void what_is_not_mapped_goes(struct vfio_fast *vf)
     CHECK(stats(vf).discard_ns > before.discard_ns);
 }
 
-static void a_file_keeps_its_pages_unless_told(struct vfio_fast *vf)
+static void a_file_keeps_its_pages_without_the_flag(struct vfio_fast *vf)
 {
     int fd = memfd_create("discard", MFD_CLOEXEC);
     void *mapped;
@@ -83,7 +83,7 @@ int main(void)
     struct vfio_fast *vf = open_sim(NULL);
 
     what_is_not_mapped_goes(vf);
-    a_file_keeps_its_pages_unless_told(vf);
+    a_file_keeps_its_pages_without_the_flag(vf);
     what_makes_no_sense_is_refused(vf);
     CHECK_RC(vfio_fast_close(&vf), 0);
     return 0;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* Errors: the errno, the numbers, and a text that names what is needed, what there is and what to change. */
+/* Errors: the errno, the numbers, and a message that says what is needed, what is available and what to change. */
 #include "check.h"
 
 #include <unistd.h>
@@ -47,7 +47,7 @@ static void bad_configurations(void)
     config.container_fd = -1;
     CHECK_RC(vfio_fast_open(&config, &vf), -EBADF);
     CHECK(failure().op == VFIO_FAST_OP_OPEN);
-    config.container_fd = 0; /* the runner gives /dev/null: a file, but no container */
+    config.container_fd = 0; /* the test runner opens /dev/null, which is not a container */
     CHECK_RC(vfio_fast_open(&config, &vf), -ENOTTY);
     config.backend = VFIO_FAST_BACKEND_IOMMUFD;
     config.ioas_id = 1;
@@ -107,7 +107,7 @@ static void bad_arguments(void)
     bad = region(0, 4 * KIB, hva, 1u << 31);
     CHECK_RC(vfio_fast_map_region(vf, &bad), -EOPNOTSUPP);
 
-    /* An overlap names whom it overlaps. */
+    /* The message names the region that it overlaps. */
     bad = region(6 * MIB, 4 * MIB, hva, 0);
     CHECK_RC(vfio_fast_map_region(vf, &bad), -EEXIST);
     CHECK_TEXT("0x600000");
@@ -132,7 +132,7 @@ static void bad_arguments(void)
     CHECK_RC(vfio_fast_unmap(vf, &r, &unmapped), -EOPNOTSUPP);
     CHECK(unmapped == 42);
 
-    /* An exact region goes away whole or not at all. */
+    /* An exact region can be unmapped only as a whole. */
     bad = region(16 * MIB, 2 * MIB, hva, VFIO_FAST_REGION_EXACT);
     CHECK_RC(vfio_fast_map_region(vf, &bad), 0);
     r = range(16 * MIB, MIB);
@@ -151,7 +151,7 @@ static void bad_descriptors(void)
     struct vfio_fast_region r = region(4 * MIB, 4 * MIB, memory(4 * MIB), VFIO_FAST_REGION_FD);
     struct vfio_fast_range all = range(0, GIB);
 
-    /* type1 has no use for descriptors and looks at none. */
+    /* type1 ignores descriptors. */
     vf = open_sim(NULL);
     r.fd = -1;
     CHECK_RC(vfio_fast_map_region(vf, &r), 0);
@@ -183,11 +183,11 @@ static void bad_descriptors(void)
     r.fd_offset = MIB;
     r.flags |= VFIO_FAST_REGION_DEVICE;
     CHECK_RC(vfio_fast_map_region(vf, &r), -EINVAL);
-    /* Without the flag nobody looks. */
+    /* Without the flag the fields are ignored. */
     r.flags = 0;
     CHECK_RC(vfio_fast_map_region(vf, &r), 0);
     CHECK_RC(vfio_fast_unmap(vf, &all, NULL), 0);
-    /* Nothing of it is left that a BAR could contradict; a BAR is exact. */
+    /* No region with this backing is left, so a BAR may use it. A BAR is exact. */
     r.flags = VFIO_FAST_REGION_FD | VFIO_FAST_REGION_DEVICE;
     r.region_index = 2;
     CHECK_RC(vfio_fast_map_region(vf, &r), 0);
@@ -228,13 +228,13 @@ static void memlock_too_small(void)
     CHECK_RC(vfio_fast_map_region(vf, &big), 0);
     CHECK_RC(vfio_fast_commit(vf, NULL), -ENOMEM);
     CHECK_TEXT("RLIMIT_MEMLOCK");
-    CHECK_TEXT("5242880"); /* needed in all */
+    CHECK_TEXT("5242880"); /* total needed */
     CHECK_TEXT("3145728"); /* allowed */
     f = failure();
     CHECK(f.op == VFIO_FAST_OP_CHECK && f.error == -ENOMEM);
     CHECK(f.needed == 5 * MIB && f.available == 3 * MIB);
 
-    /* What was there before is still there, and the handle works. */
+    /* Earlier mappings are still in place, and the handle works. */
     CHECK(stats(vf).mapped_bytes == MIB && stats(vf).wanted_bytes == MIB);
     CHECK(stats(vf).preflight_refusals == 1 && stats(vf).failed_commits == 1);
     CHECK(info(vf).flags == 0);

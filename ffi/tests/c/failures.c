@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* Every kernel call of a script fails once, each in a run of its own: the errno comes through, the numbers say where,
- * and what is mapped is what is wanted. Then device regions, whose failure is none. */
+/* Every kernel call of a sequence fails once, each in a run of its own: the errno is returned, the numbers say where,
+ * and the mappings match what is wanted. Then device regions, which do not make a commit fail. */
 #include "check.h"
 
 #define REGIONS 3
 
-/* Maps three regions in one transaction, replaces one in a second, unmaps all in a third. Answers the kernel calls made,
- * or the first error. */
+/* Maps three regions in one transaction, replaces one in a second, unmaps all in a third. Returns the number of kernel
+ * calls, or the first error. */
 static int script(struct vfio_fast *vf, uint64_t hva, uint64_t *calls)
 {
     struct vfio_fast_region r;
@@ -76,7 +76,7 @@ static void sweep(uint32_t backend)
             CHECK_TEXT("Unmapping");
             unmap_failures++;
         }
-        /* One failure can be taken back: no poison, and a second attempt finds a clean table. */
+        /* One failure can be rolled back: the handle is not poisoned, and a second attempt starts clean. */
         CHECK((info(vf).flags & VFIO_FAST_INFO_POISONED) == 0);
         CHECK(stats(vf).mapped_bytes == stats(vf).wanted_bytes);
         CHECK(stats(vf).failed_commits == 1 && stats(vf).undo_runs == 1);
@@ -85,13 +85,13 @@ static void sweep(uint32_t backend)
     CHECK(map_failures == REGIONS + 1);
     CHECK(unmap_failures >= 2);
 
-    /* One call further: nothing fails. */
+    /* One call later nothing fails. */
     sim.fail_nth = calls + 1;
     vf = open_sim(&sim);
     CHECK_RC(script(vf, hva, &ignored), 0);
     CHECK_RC(vfio_fast_close(&vf), 0);
 
-    /* The errno's default. */
+    /* The default errno. */
     sim.fail_nth = 1;
     sim.fail_errno = 0;
     vf = open_sim(&sim);
@@ -136,7 +136,7 @@ static void device_regions(void)
     CHECK(stats(vf).mapped_bytes == ram.length + bar.length);
     CHECK_RC(vfio_fast_close(&vf), 0);
 
-    /* A single call has no outcome to tell it in: there it is an error, and nothing is left behind. */
+    /* A single call has no outcome that could report it: the call fails, and nothing stays mapped. */
     vf = open_sim(&sim);
     CHECK_RC(vfio_fast_map_region(vf, &bar), -EFAULT);
     CHECK(stats(vf).wanted_bytes == 0 && stats(vf).mapped_bytes == 0);
@@ -147,7 +147,7 @@ static void device_regions(void)
 int main(void)
 {
     sweep(VFIO_FAST_BACKEND_TYPE1);
-    sweep(VFIO_FAST_BACKEND_IOMMUFD); /* by several threads at once, where there is more than one CPU */
+    sweep(VFIO_FAST_BACKEND_IOMMUFD); /* several threads at once if there is more than one CPU */
     device_regions();
     return 0;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* Nothing but the header, which has to stand alone; compiled as C and as C++, with -Wpadded. */
+/* Includes only the header; compiled as C and as C++, with -Wpadded. */
 #include <vfio_fast.h>
 
-/* What released programs rely on. A struct may grow; nothing that is here may move. */
+/* Released programs rely on these values. A struct may grow, but nothing listed here may move. */
 #ifdef __cplusplus
 #define SAME(a, b) static_assert((a) == (b), #a)
 #else
@@ -41,7 +41,7 @@ SAME(VFIO_FAST_SUPERPAGES_UNKNOWN, 0u);
 SAME(VFIO_FAST_SUPERPAGES_COARSE, 1u);
 SAME(VFIO_FAST_SUPERPAGES_FINE, 2u);
 
-/* Each last field of the first release, where it ends, and what came since. */
+/* The last field of the first release of each struct, and the fields added since. */
 SAME(offsetof(struct vfio_fast_sim_config, memlock_limit), 32);
 SAME(offsetof(struct vfio_fast_sim_config, backend), 40);
 SAME(sizeof(struct vfio_fast_sim_config), 48);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* The log function: what it is handed, on which thread, and that it cannot lock up its own handle. */
+/* The log function: its arguments, its thread, and that it cannot deadlock on its own handle. */
 #include "check.h"
 
 #include <pthread.h>
@@ -25,7 +25,7 @@ static void take(void *opaque, uint32_t level, const char *message)
     sink->level = level;
     snprintf(sink->text, sizeof(sink->text), "%s", message);
 
-    /* Into the handle: refused, where it would wait for itself. */
+    /* A call with the handle is refused: it would wait for itself. */
     memset(&s, 0, sizeof(s));
     s.size = sizeof(s);
     CHECK_RC(vfio_fast_begin(vf), -EDEADLK);
@@ -67,7 +67,7 @@ int main(void)
     struct sink sink;
     struct vfio_fast_region ram = region(0, MIB, memory(MIB), 0);
 
-    /* A device region the kernel refuses is worth a warning, and no more. */
+    /* A device region that the kernel refuses causes a warning, not an error. */
     open_logging(&sink, VFIO_FAST_LOG_WARN);
     refuse_device(&sink);
     CHECK(sink.count == 1 && sink.level == VFIO_FAST_LOG_WARN);
@@ -75,21 +75,21 @@ int main(void)
     CHECK_RC(vfio_fast_close(&sink.vf), 0);
     CHECK(sink.count == 1);
 
-    /* Whoever wants errors only does not hear of it. */
+    /* At level ERROR the warning is not delivered. */
     open_logging(&sink, VFIO_FAST_LOG_ERROR);
     refuse_device(&sink);
     CHECK(sink.count == 0);
     CHECK_RC(vfio_fast_close(&sink.vf), 0);
 
-    /* A failed commit is an error, told before the call returns, and what the log function did is forgotten: the
-     * thread's last failure is the commit's. */
+    /* A failed commit is logged as an error before the call returns. It replaces the failure inside the log function as
+     * the thread's last failure. */
     open_logging(&sink, VFIO_FAST_LOG_ERROR);
     CHECK_RC(vfio_fast_map_region(sink.vf, &ram), -EPERM);
     CHECK(sink.count == 1 && sink.level == VFIO_FAST_LOG_ERROR);
     CHECK(failure().error == -EPERM && failure().op == VFIO_FAST_OP_MAP);
     CHECK_RC(vfio_fast_close(&sink.vf), 0);
 
-    /* Level 0 is silence. */
+    /* Level 0 delivers nothing. */
     open_logging(&sink, 0);
     CHECK_RC(vfio_fast_map_region(sink.vf, &ram), -EPERM);
     CHECK(sink.count == 0);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* Every pointer of every function NULL: an error (or the documented meaning), never a crash, and nothing written. */
+/* NULL for every pointer of every function: an error (or the documented meaning), never a crash, and no output. */
 #include "check.h"
 
 int main(void)
@@ -77,7 +77,7 @@ int main(void)
     CHECK_RC(vfio_fast_unmap_pages(vf, NULL, &unmapped), -EINVAL);
     CHECK_RC(vfio_fast_unmap_pages(vf, &nowhere, &unmapped), -EINVAL);
     CHECK(unmapped == 42);
-    CHECK_RC(vfio_fast_unmap_pages(vf, &nothing, NULL), 0); /* host addresses do not matter */
+    CHECK_RC(vfio_fast_unmap_pages(vf, &nothing, NULL), 0); /* host addresses are ignored */
     CHECK_RC(vfio_fast_unmap_pages(vf, &empty, &unmapped), 0);
     CHECK(unmapped == 0);
     CHECK_RC(vfio_fast_unmap(vf, &all, NULL), 0);

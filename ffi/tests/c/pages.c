@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* Arrays of pages: runs become single calls, an array is mapped whole or not at all, and pages go as they came. */
+/* Arrays of pages: consecutive pages take one call, an array is mapped as a whole or not at all, and pages can be
+ * unmapped in the same ways. */
 #include "check.h"
 
 #define PAGE 4096u
@@ -59,7 +60,7 @@ static void runs_are_single_calls(void)
     CHECK(stats(vf).entries == 0);
 
     for (n = 0; n < COUNT(many); n++)
-        many[n] = 1000 + n; /* past 1 MiB, where entries are cut */
+        many[n] = 1000 + n; /* across 1 MiB, where entries are split */
     CHECK_RC(map(vf, many, COUNT(many)), 0);
     CHECK(map_calls(vf) == 6);
     CHECK(unmap(vf, many, COUNT(many)) == COUNT(many));

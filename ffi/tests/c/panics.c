@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* The library panics inside each kernel call in turn: the program goes on, the handle is poisoned, and only looking and
- * closing still work. */
+/* The library panics inside each kernel call in turn: the program continues, the handle is poisoned, and only queries
+ * and closing still work. */
 #include "check.h"
 
 #include <pthread.h>
@@ -73,7 +73,7 @@ static void in_commit(uint32_t backend, uint64_t nth)
     CHECK(vf == NULL);
 }
 
-/* Closing unmaps, and that panics: the handle is gone all the same. */
+/* Closing unmaps, and that panics: the handle is gone nevertheless. */
 static void in_close(void)
 {
     struct vfio_fast_sim_config sim = sim_defaults();
@@ -89,7 +89,7 @@ static void in_close(void)
     CHECK_RC(vfio_fast_close(&vf), 0);
 }
 
-/* A failure that was taken back, then a panic. */
+/* A failure that is rolled back, then a panic. */
 static void after_a_failure(void)
 {
     struct vfio_fast_sim_config sim = sim_defaults();
@@ -120,7 +120,7 @@ static void *map_until_it_fails(void *arg)
     int rc;
 
     do {
-        /* The model never looks at the memory. */
+        /* The model never accesses the memory. */
         r = region(w->number * 64 * GIB + i * 4 * KIB, 4 * KIB, MIB, VFIO_FAST_REGION_EXACT);
         i++;
         rc = vfio_fast_map_region(w->vf, &r);
@@ -129,8 +129,8 @@ static void *map_until_it_fails(void *arg)
     return NULL;
 }
 
-/* Threads that wait for the handle while another panics must not go on with what that one left: once a kernel call has
- * panicked, there is no further one. */
+/* A thread that waits for the handle while another one panics must not use the state it left: after a kernel call has
+ * panicked, there are no further kernel calls. */
 static void while_others_wait(void)
 {
     struct vfio_fast_sim_config sim = sim_defaults();
@@ -168,7 +168,7 @@ int main(void)
     for (round = 0; round < 50; round++)
         while_others_wait();
 
-    /* A poisoned handle is no business of the next one. */
+    /* A poisoned handle does not affect the next one. */
     vf = open_sim(NULL);
     CHECK_RC(vfio_fast_begin(vf), 0);
     CHECK_RC(vfio_fast_commit(vf, NULL), 0);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* The size rule, for every struct and every size from 0 to 64 bytes more than this header knows.
+/* The size rule for every struct, and every size from 0 to 64 bytes more than in this header.
  *
- * Each struct ends where an unreadable page begins, so one byte too many, read or written, ends the program. */
+ * Each struct ends where an unreadable page begins, so reading or writing one byte too many crashes the program. */
 #include "check.h"
 
 #include <unistd.h>
@@ -11,20 +11,20 @@
 static unsigned char *edge; /* first byte of the unreadable page */
 static struct vfio_fast *vf;
 
-/* A struct of `size` bytes right before the edge: what the template has, then `tail` bytes. */
+/* A struct of `size` bytes right before the edge: a copy of the template, then `tail` bytes. */
 static void *place(const void *template_, size_t known, size_t size, unsigned char tail)
 {
     size_t room = size < sizeof(uint32_t) ? sizeof(uint32_t) : size;
     unsigned char *at = edge - room;
-    uint32_t told = (uint32_t)size;
+    uint32_t written = (uint32_t)size;
 
     memset(at, tail, room);
     memcpy(at, template_, room < known ? room : known);
-    memcpy(at, &told, sizeof(told));
+    memcpy(at, &written, sizeof(written));
     return at;
 }
 
-/* One function that takes one struct; the rest of its arguments are fine. */
+/* A function that takes one struct; its other arguments are valid. */
 typedef int (*call_fn)(void *arg);
 
 static int call_open_sim(void *arg)
@@ -101,7 +101,7 @@ static int call_commit(void *arg)
 
     CHECK_RC(vfio_fast_begin(vf), 0);
     rc = vfio_fast_commit(vf, (struct vfio_fast_outcome *)arg);
-    /* A refused outcome leaves the transaction open: nothing was committed that could not be reported. */
+    /* A rejected outcome leaves the transaction open, so no commit goes unreported. */
     CHECK_RC(vfio_fast_abort(vf), rc == 0 ? -EINVAL : 0);
     return rc;
 }
@@ -121,7 +121,7 @@ static int call_last_failure(void *arg)
     return vfio_fast_last_failure((struct vfio_fast_failure *)arg);
 }
 
-/* `first` bytes had the struct in its first release, `known` it has now. */
+/* The struct had `first` bytes in its first release and has `known` bytes now. */
 static void sweep_input(const void *template_, size_t first, size_t known, call_fn call)
 {
     size_t size, at;
@@ -137,32 +137,32 @@ static void sweep_input(const void *template_, size_t first, size_t known, call_
             CHECK_RC(call(bytes), -E2BIG);
         }
     }
-    /* A size that cannot be meant is refused without looking behind it. */
+    /* An impossible size is rejected, and nothing after it is read. */
     bytes = (unsigned char *)place(template_, known, known, 0);
     memset(bytes, 0xff, sizeof(uint32_t));
     CHECK_RC(call(bytes), -E2BIG);
 }
 
-/* `first` bytes had the struct in its first release, `known` it has now. */
+/* The struct had `first` bytes in its first release and has `known` bytes now. */
 static void sweep_output(size_t first, size_t known, call_fn call)
 {
     static const unsigned char nothing[4096];
     size_t size, at;
     unsigned char *bytes;
-    uint32_t told;
+    uint32_t written;
 
     for (size = 0; size < first; size++) {
         bytes = (unsigned char *)place(nothing, 0, size, 0x5a);
         CHECK_RC(call(bytes), -EINVAL);
-        for (at = sizeof(told); at < size; at++)
+        for (at = sizeof(written); at < size; at++)
             CHECK(bytes[at] == 0x5a);
     }
     for (size = first; size <= known + BEYOND; size++) {
-        /* Whatever stood there before does not matter: it is an output. */
+        /* It is an output, so the previous contents do not matter. */
         bytes = (unsigned char *)place(nothing, 0, size, 0x5a);
         CHECK_RC(call(bytes), 0);
-        memcpy(&told, bytes, sizeof(told));
-        CHECK(told == size);
+        memcpy(&written, bytes, sizeof(written));
+        CHECK(written == size);
         for (at = known; at < size; at++)
             CHECK(bytes[at] == 0);
     }
@@ -171,14 +171,14 @@ static void sweep_output(size_t first, size_t known, call_fn call)
     CHECK_RC(call(bytes), -E2BIG);
 }
 
-/* What lies behind the size that the program was compiled with is not looked at, and reads as zero. */
+/* Fields after the size that the program was compiled with are not read and count as zero. */
 static void what_an_older_program_did_not_set(void)
 {
     struct vfio_fast_sim_config sim = sim_defaults();
     struct vfio_fast_config config = sim_config(&sim);
     struct vfio_fast *opened = NULL;
 
-    sim.backend = VFIO_FAST_BACKEND_SIM; /* no rules it could keep */
+    sim.backend = VFIO_FAST_BACKEND_SIM; /* not a driver that the model imitates */
     CHECK_RC(vfio_fast_open(&config, &opened), -EOPNOTSUPP);
     sim.size = (uint32_t)offsetof(struct vfio_fast_sim_config, backend);
     CHECK_RC(vfio_fast_open(&config, &opened), 0);
@@ -189,7 +189,7 @@ static void what_an_older_program_did_not_set(void)
     config.iommufd_fd = -1;
     CHECK_RC(vfio_fast_open(&config, &opened), -EBADF);
     config.size = (uint32_t)offsetof(struct vfio_fast_config, iommufd_fd);
-    CHECK_RC(vfio_fast_open(&config, &opened), -ENOTTY); /* descriptor 0, which is /dev/null */
+    CHECK_RC(vfio_fast_open(&config, &opened), -ENOTTY); /* descriptor 0 is /dev/null */
 }
 
 int main(void)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* Every function once, with what it promises when all is well. */
+/* Every function once, in the case of success. */
 #include "check.h"
 
 static void versions(void)
@@ -62,7 +62,7 @@ static void transaction(void)
     CHECK(outcome.ns > 0);
     CHECK(info(vf).flags == 0);
 
-    /* What is taken away and given back the same is not touched: this is what the library is for. */
+    /* A region that is unmapped and mapped again unchanged is not touched: the purpose of the library. */
     CHECK_RC(vfio_fast_begin(vf), 0);
     CHECK_RC(vfio_fast_unmap(vf, &low_range, NULL), 0);
     CHECK_RC(vfio_fast_map_region(vf, &low), 0);
@@ -70,19 +70,19 @@ static void transaction(void)
     CHECK(outcome.map_calls == 0 && outcome.unmap_calls == 0);
     CHECK(outcome.kept_bytes == 4 * MIB && outcome.kept_entries >= 1);
 
-    /* A forgotten transaction leaves everything as it was. */
+    /* An aborted transaction changes nothing. */
     CHECK_RC(vfio_fast_begin(vf), 0);
     CHECK_RC(vfio_fast_unmap(vf, &low_range, NULL), 0);
     CHECK_RC(vfio_fast_abort(vf), 0);
     CHECK(stats(vf).mapped_bytes == 8 * MIB);
     CHECK(stats(vf).wanted_bytes == 8 * MIB);
 
-    /* An empty one is counted as such; the outcome may be left out. */
+    /* An empty transaction is counted as such; outcome may be NULL. */
     CHECK_RC(vfio_fast_begin(vf), 0);
     CHECK_RC(vfio_fast_commit(vf, NULL), 0);
     CHECK(stats(vf).empty_commits == 1);
 
-    /* Closing unmaps what is left, and closes a transaction that is still open. */
+    /* Closing unmaps what is left and discards an open transaction. */
     CHECK_RC(vfio_fast_begin(vf), 0);
     CHECK_RC(vfio_fast_close(&vf), 0);
     CHECK(vf == NULL);
@@ -125,11 +125,11 @@ static void information(void)
     CHECK((i.iova_pgsizes & (4 * KIB)) != 0);
     CHECK(i.entry_size == 2 * MIB);
     CHECK(i.dma_avail == 100);
-    CHECK(i.iova_ranges == 0 && i.iova_first == 0 && i.iova_last == UINT64_MAX); /* the model does not say */
+    CHECK(i.iova_ranges == 0 && i.iova_first == 0 && i.iova_last == UINT64_MAX); /* the model does not report them */
     CHECK(i.memlock_limit == 64 * MIB);
     CHECK_RC(vfio_fast_close(&vf), 0);
 
-    /* iommufd: calls run at the same time, there is no limit on entries, and the kernel counts the user. */
+    /* iommufd: calls run concurrently, entries are not limited, and the kernel charges the user. */
     sim.backend = VFIO_FAST_BACKEND_IOMMUFD;
     CHECK_RC(vfio_fast_open(&config, &vf), 0);
     i = info(vf);
@@ -152,7 +152,7 @@ int main(void)
     transaction();
     edges();
     information();
-    /* Nothing failed on the way. */
+    /* No call has failed. */
     CHECK(vfio_fast_last_error()[0] == '\0');
     return 0;
 }

@@ -47,7 +47,7 @@ static void finish(struct worker *workers)
     CHECK(pthread_barrier_destroy(&barrier) == 0);
 }
 
-/* Maps a region each round in an area of its own, unmaps every other one again. */
+/* Maps a region in each round, in an area of its own, and unmaps every other one. */
 static void map_rounds(const struct worker *w)
 {
     struct vfio_fast_region r;
@@ -83,7 +83,7 @@ static void one_handle(void)
 
     atomic_store(&running, THREADS);
     start(workers, on_shared_handle, vf);
-    /* Looking does not disturb, and totals only grow. */
+    /* Reading statistics is harmless, and totals only grow. */
     while (atomic_load(&running) > 0) {
         now = stats(vf).map_calls;
         CHECK(now >= before);
@@ -117,7 +117,7 @@ static void own_handles(void)
     finish(workers);
 }
 
-/* Everybody fails at an address of its own, then reads it back after all have. */
+/* Every thread fails at its own address and reads that failure back after all have failed. */
 static void *own_failure(void *arg)
 {
     struct worker *w = (struct worker *)arg;
@@ -151,7 +151,7 @@ static void own_failures(void)
     CHECK_RC(vfio_fast_close(&vf), 0);
 }
 
-/* A transaction belongs to the handle: begun here, filled there, committed by a third. */
+/* A transaction belongs to the handle: one thread opens it, a second maps, a third commits. */
 static void *fill(void *arg)
 {
     struct worker *w = (struct worker *)arg;

@@ -1,4 +1,4 @@
-//! What the C consumers need: the library installed below a scratch prefix, compilers, and runs with an end.
+//! Installs the library below a scratch prefix, compiles C consumers, and runs them with a time limit.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -8,10 +8,10 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Longer than any program here runs: whoever is not done by then waits for something that never comes.
+/// Time limit of a program. None of them runs nearly as long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The library as users get it, installed once for all tests of this program.
+/// The library as users install it, installed once for all tests of this program.
 pub struct Installed {
     prefix: PathBuf,
 }
@@ -29,22 +29,22 @@ pub fn installed() -> &'static Installed {
 }
 
 impl Installed {
-    /// The shared library, by the name programs link.
+    /// The shared library, by the name that programs link with.
     pub fn library(&self) -> PathBuf {
         self.prefix.join("lib/libvfio_fast.so")
     }
 
-    /// What pkg-config answers about the installed library.
+    /// The output of pkg-config for the installed library.
     pub fn pkg_config(&self, arguments: &[&str]) -> Vec<String> {
         let mut command = Command::new("pkg-config");
-        // Only this prefix: a library installed on the machine must not answer.
+        // Only this prefix: pkg-config must not find a library installed on the machine.
         command.env("PKG_CONFIG_LIBDIR", self.prefix.join("lib/pkgconfig")).env_remove("PKG_CONFIG_PATH");
         command.args(arguments).arg("vfio_fast");
         must(&mut command, "install pkg-config").split_whitespace().map(str::to_owned).collect()
     }
 }
 
-/// The language of a consumer, as strict as compilers go.
+/// The language of a consumer.
 #[derive(Clone, Copy, Debug)]
 pub enum Language {
     C11,
@@ -81,7 +81,7 @@ pub fn compile(source: &str, language: Language, build: Build, more: &[&str]) ->
     program
 }
 
-/// Runs a compiled consumer; answers what it printed. It must succeed, in time.
+/// Runs a compiled consumer and returns what it printed. It must succeed within the time limit.
 pub fn run(program: &Path) -> String {
     let output = run_to_end(program);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -120,7 +120,7 @@ fn run_to_end(program: &Path) -> Output {
     Output { status, stdout, stderr }
 }
 
-/// Runs a tool that has to succeed; answers what it printed. `otherwise` says what to do if it is not there.
+/// Runs a tool and returns what it printed. It must succeed. `otherwise` says what to do if it is not installed.
 pub fn must(command: &mut Command, otherwise: &str) -> String {
     let name = command.get_program().to_string_lossy().into_owned();
     let output =
