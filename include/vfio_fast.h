@@ -47,12 +47,13 @@
  * Returns. Functions that can fail return 0 or a negative errno. The errnos documented for a function keep their
  * meaning; the messages of vfio_fast_last_error() may change.
  *
- * Outputs. The memory that an output pointer points to is written only if the function returns 0; the bitmaps of dirty
- * pages are the exception. There are no partial successes.
+ * Outputs. The memory that an output pointer points to is written only if the function returns 0. Exceptions are the
+ * bitmaps of dirty pages and the pointer passed to vfio_fast_close(). There are no partial successes.
  *
  * Pointers. NULL returns -EINVAL unless the function allows it. Any other pointer must be valid until the call returns:
  * a handle comes from vfio_fast_open() and is not closed yet, a struct has as many bytes as its size field says, an
- * array as many numbers as its count says. Other threads do not change or use them during the call.
+ * array as many numbers as its count says. Other threads do not change structs and arrays, or access outputs, during
+ * the call.
  *
  * Ownership. The library owns handles and the strings that it returns; the caller owns everything else. Structs are
  * used only during the call. File descriptors are duplicated. Mapped memory belongs to the caller;
