@@ -39,25 +39,30 @@ pub fn check(log: &Path) -> Result<()> {
     }
     let folder = paths::target().join("test/documents");
     fs::create_dir_all(&folder)?;
+    let nothing = folder.join("nothing.sh");
+    fs::write(&nothing, "true\n")?;
+    if run_logged(&mut private(&folder, &nothing), log).is_err() {
+        return Err(CannotRun("this machine allows no overlay in a mount namespace of its own".into()).into());
+    }
     for name in DOCUMENTS {
         let text = fs::read_to_string(paths::root().join(name))?;
         let script = folder.join(format!("{}.sh", name.replace('/', "-")));
         fs::write(&script, script_of(&text).with_context(|| format!("{name} shows no command"))?)?;
-        step(
-            &format!("Run the commands of {name}"),
-            &log.with_file_name(format!("{}.log", name.replace('/', "-"))),
-            |log| {
-                let mut command = Command::new("unshare");
-                command
-                    .args(["--mount", "bash", "-c", PRIVATE, "private"])
-                    .arg(folder.join("scratch"))
-                    .arg(&script);
-                run_logged(command.current_dir(paths::root()), log)
-            },
-        )?;
+        let part = log.with_file_name(format!("{}.log", name.replace('/', "-")));
+        step(&format!("Run the commands of {name}"), &part, |log| {
+            run_logged(&mut private(&folder, &script), log)
+        })?;
     }
     ensure!(changed()?.is_empty(), "the commands changed files of the repository: {}", changed()?);
     Ok(())
+}
+
+/// The command that runs a script where what it installs is gone afterwards.
+fn private(folder: &Path, script: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "bash", "-c", PRIVATE, "private"]).arg(folder.join("scratch")).arg(script);
+    command.current_dir(paths::root());
+    command
 }
 
 /// What git sees as changed in the series, which one command writes anew.
