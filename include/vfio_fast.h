@@ -73,7 +73,7 @@
  *
  * Threads. Any thread may call any function. Calls on one handle are serialised, except vfio_fast_get_stats(), which
  * never waits. Handles do not affect each other. vfio_fast_close() must be the last call on its handle. The library has
- * threads of its own only during a commit or a discard, and installs no signal handlers.
+ * threads of its own only during a call on a handle, and installs no signal handlers.
  *
  * Poison. If the roll-back of a failed commit fails, or a bug in the library is hit, what is mapped is no longer known.
  * The call fails and poisons the handle: from then on every function that takes the handle returns -ENOTRECOVERABLE,
@@ -152,7 +152,7 @@
 #define VFIO_FAST_CONFIG_NO_HUGEPAGE (1u << 0)
 
 /**
- * Log level: a permanent failure. The call that encounters it fails as well.
+ * Log level: an error. The call that encounters it fails as well.
  */
 #define VFIO_FAST_LOG_ERROR 1u
 
@@ -258,7 +258,7 @@
 #define VFIO_FAST_OP_NONE 0u
 
 /**
- * Failed operation: opening or closing the handle.
+ * Failed operation: opening the handle.
  */
 #define VFIO_FAST_OP_OPEN 1u
 
@@ -373,8 +373,8 @@ struct vfio_fast_config {
      */
     int32_t container_fd;
     /**
-     * Maximum size of a kernel entry in bytes: a power of two, at least 2 MiB. 0: 1 GiB. The library increases it if
-     * the container has too few entries left.
+     * Maximum size of a kernel entry in bytes: a power of two, at least 2 MiB. 0: 1 GiB. A commit uses a larger
+     * size if the container has too few entries left.
      */
     uint64_t entry_size;
     /**
@@ -653,11 +653,11 @@ struct vfio_fast_stats {
      */
     uint32_t reserved;
     /**
-     * Commits of transactions that touched something, including single calls outside a transaction.
+     * Successful commits that touched something, including single calls outside a transaction.
      */
     uint64_t commits;
     /**
-     * Commits of transactions that touched nothing.
+     * Commits that touched nothing, including single calls outside a transaction.
      */
     uint64_t empty_commits;
     /**
@@ -848,7 +848,8 @@ struct vfio_fast_info {
      */
     uint64_t iova_pgsizes;
     /**
-     * Maximum size of a kernel entry in bytes, from the configuration or increased.
+     * Maximum size of a kernel entry in bytes, as configured. A commit uses a larger size if the container has too few
+     * entries left.
      */
     uint64_t entry_size;
     /**

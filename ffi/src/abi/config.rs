@@ -55,8 +55,8 @@ pub struct vfio_fast_config {
     /// VFIO_FAST_BACKEND_TYPE1: the container. The library duplicates the descriptor; the caller may close its own
     /// once vfio_fast_open() has returned. Other backends ignore this field.
     pub container_fd: i32,
-    /// Maximum size of a kernel entry in bytes: a power of two, at least 2 MiB. 0: 1 GiB. The library increases it if
-    /// the container has too few entries left.
+    /// Maximum size of a kernel entry in bytes: a power of two, at least 2 MiB. 0: 1 GiB. A commit uses a larger
+    /// size if the container has too few entries left.
     pub entry_size: u64,
     /// Maximum number of threads that work during a commit. They fault memory in and, with VFIO_FAST_INFO_PARALLEL,
     /// map and unmap. The number of CPUs does not limit it. 0: one for each CPU that this process may use.

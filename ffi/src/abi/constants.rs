@@ -42,7 +42,7 @@ pub const VFIO_FAST_BACKEND_SIM: u32 = 0x7e57_0001u32;
 /// requests them for writable regions of at least 2 MiB that are not completely present.
 pub const VFIO_FAST_CONFIG_NO_HUGEPAGE: u32 = 1u32 << 0;
 
-/// Log level: a permanent failure. The call that encounters it fails as well.
+/// Log level: an error. The call that encounters it fails as well.
 pub const VFIO_FAST_LOG_ERROR: u32 = 1u32;
 
 /// Log level: the call succeeds, but something that the program may rely on does not work (peer-to-peer access to a
@@ -114,7 +114,7 @@ pub const VFIO_FAST_SUPERPAGES_FINE: u32 = 2u32;
 /// Failed operation: none. No call of this thread has failed.
 pub const VFIO_FAST_OP_NONE: u32 = 0u32;
 
-/// Failed operation: opening or closing the handle.
+/// Failed operation: opening the handle.
 pub const VFIO_FAST_OP_OPEN: u32 = 1u32;
 
 /// Failed operation: a check of arguments, of the state, or of the limits before a commit. The kernel was not asked

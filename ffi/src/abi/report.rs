@@ -38,9 +38,9 @@ pub struct vfio_fast_stats {
     pub size: u32,
     /// Always 0.
     pub reserved: u32,
-    /// Commits of transactions that touched something, including single calls outside a transaction.
+    /// Successful commits that touched something, including single calls outside a transaction.
     pub commits: u64,
-    /// Commits of transactions that touched nothing.
+    /// Commits that touched nothing, including single calls outside a transaction.
     pub empty_commits: u64,
     /// Commits that failed.
     pub failed_commits: u64,
@@ -143,7 +143,8 @@ pub struct vfio_fast_info {
     /// Page sizes of the IOMMU: bit n is set if it has pages of 2^n bytes. The lowest set bit is the smallest IOMMU
     /// page, the alignment of every address and length.
     pub iova_pgsizes: u64,
-    /// Maximum size of a kernel entry in bytes, from the configuration or increased.
+    /// Maximum size of a kernel entry in bytes, as configured. A commit uses a larger size if the container has too few
+    /// entries left.
     pub entry_size: u64,
     /// Number of entries that the kernel would still accept. UINT64_MAX: no limit.
     pub dma_avail: u64,
