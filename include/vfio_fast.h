@@ -233,7 +233,7 @@
  * cannot read that sum: memlock_used is only what this handle has mapped, and a commit that seems to fit may still
  * return -ENOMEM. Without this flag, memlock_used is the locked memory of this process (VmLck).
  */
-#define VFIO_FAST_INFO_MEMLOCK_OF_USER (1u << 3)
+#define VFIO_FAST_INFO_MEMLOCK_PER_USER (1u << 3)
 
 /**
  * Superpages: only one page size of the IOMMU is known. iommufd reports no more.
@@ -414,7 +414,7 @@ struct vfio_fast_config {
      * also removes at most 4 GiB: the kernel unpins every page, and other users of the container wait until the call
      * ends. With VFIO_FAST_INFO_PARALLEL every call removes one entry.
      */
-    uint32_t unmap_entries;
+    uint32_t max_unmap_entries;
     /**
      * Must be 0. Any other value is -EOPNOTSUPP.
      */
@@ -774,7 +774,7 @@ struct vfio_fast_stats {
     /**
      * Worker threads that could not be started. The other threads did their work.
      */
-    uint64_t thread_fallbacks;
+    uint64_t thread_start_failures;
     /**
      * Maximum number of threads that faulted memory in for one commit, including the caller's.
      */
@@ -786,7 +786,7 @@ struct vfio_fast_stats {
     /**
      * Failed commits that were rolled back.
      */
-    uint64_t undo_runs;
+    uint64_t rollbacks;
     /**
      * Commits refused before any map or unmap call because a limit was too low.
      */
@@ -807,7 +807,7 @@ struct vfio_fast_stats {
     /**
      * Nanoseconds of the longest unmap call: about the longest time that other users of the container had to wait.
      */
-    uint64_t unmap_longest_ns;
+    uint64_t max_unmap_ns;
     /**
      * Large pages of the IOMMU now, VFIO_FAST_SUPERPAGES_*.
      */
@@ -874,17 +874,17 @@ struct vfio_fast_info {
      */
     uint64_t memlock_limit;
     /**
-     * Bytes locked now by this process or, with VFIO_FAST_INFO_MEMLOCK_OF_USER, mapped by this handle.
+     * Bytes locked now by this process or, with VFIO_FAST_INFO_MEMLOCK_PER_USER, mapped by this handle.
      */
     uint64_t memlock_used;
     /**
      * Maximum number of bytes that one unmap call removes, unless a single entry is larger.
      */
-    uint64_t unmap_bytes;
+    uint64_t max_unmap_bytes;
     /**
      * Maximum number of entries that one unmap call removes, from the configuration.
      */
-    uint32_t unmap_entries;
+    uint32_t max_unmap_entries;
     /**
      * Large pages of the IOMMU now, VFIO_FAST_SUPERPAGES_*.
      */

@@ -78,13 +78,13 @@ stats! {
     /// Chunks that failed with any other errno.
     populate_other: u64,
     /// Worker threads that could not be started.
-    thread_fallbacks: u64,
+    thread_start_failures: u64,
     /// Most threads a commit faulted memory in with, the caller's included.
     threads_peak: u64,
     /// Device regions the kernel refused.
     device_failures: u64,
     /// Commits that were taken back.
-    undo_runs: u64,
+    rollbacks: u64,
     /// Commits refused before anything was touched.
     preflight_refusals: u64,
     /// Bytes now mapped whose IOVA and host address agree modulo 2 MiB.
@@ -95,7 +95,7 @@ stats! {
     /// moment no device could reach them.
     remapped_bytes: u64,
     /// The longest unmap call: about as long as others had to wait for the container.
-    unmap_longest_ns: u64,
+    max_unmap_ns: u64,
     /// What large pages the IOMMU has now.
     superpages: Superpages,
     /// Bytes given back to the system.

@@ -125,14 +125,17 @@ fn threads_share_it() {
             (memory.address as usize / CHUNK_BYTES as usize, memory.address as usize + length - 1);
         let chunks = end / CHUNK_BYTES as usize - start + 1;
         let report = discard::discard(&memory.all(DiscardMode::Private), threads);
-        assert_eq!(report, (Ok(()), Report { threads: chunks.min(threads) as u64, thread_fallbacks: 0 }));
+        assert_eq!(
+            report,
+            (Ok(()), Report { threads: chunks.min(threads) as u64, thread_start_failures: 0 })
+        );
         assert_eq!(memory.resident(), 0);
     }
 
     // Of two chunks, but little.
     let boundary = 2 * CHUNK_BYTES as usize - memory.address as usize % CHUNK_BYTES as usize;
     let report = discard::discard(&memory.part(boundary - MIB, 2 * MIB, DiscardMode::Private), 3);
-    assert_eq!(report, (Ok(()), Report { threads: 1, thread_fallbacks: 0 }));
+    assert_eq!(report, (Ok(()), Report { threads: 1, thread_start_failures: 0 }));
 }
 
 #[test]

@@ -375,8 +375,10 @@ fn refused_threads_are_counted_and_the_work_gets_done() {
     // SAFETY: `limit` is a whole rlimit, and only read.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
     let report = populate(&[memory.whole(false)], 64);
-    let expected =
-        Report { thread_fallbacks: chunks(&memory) - 1, ..all_well(chunks(&memory), length, 1, &report) };
+    let expected = Report {
+        thread_start_failures: chunks(&memory) - 1,
+        ..all_well(chunks(&memory), length, 1, &report)
+    };
     assert_eq!(report, expected);
 }
 

@@ -52,7 +52,7 @@ fn unmaps_are_joined_but_bounded_in_bytes() {
 #[test]
 fn unmaps_are_joined_but_bounded_in_entries() {
     for (setting, calls_of) in [(64, vec![64, 64, 32]), (100, vec![100, 60]), (1, vec![1; 160])] {
-        let config = Config { entry_size: 2 * MIB, unmap_entries: setting, ..Config::default() };
+        let config = Config { entry_size: 2 * MIB, max_unmap_entries: setting, ..Config::default() };
         let (engine, sim) = open(SimConfig::default(), config);
         engine.map_region(ram(0x100 * MIB, 320 * MIB)).unwrap();
         let calls = sim.calls().len();
@@ -61,7 +61,7 @@ fn unmaps_are_joined_but_bounded_in_entries() {
         assert_eq!(entries, calls_of);
         assert!(sim.mappings().is_empty());
     }
-    let none = Config { unmap_entries: 0, ..Config::default() };
+    let none = Config { max_unmap_entries: 0, ..Config::default() };
     let refused = Engine::new(Box::new(Sim::new(SimConfig::default())), none).unwrap_err();
     assert_eq!(refused.errno, Errno::EINVAL);
 }
@@ -72,7 +72,7 @@ proptest! {
         regions in prop::collection::vec((0u64..4096, 1u64..600), 1..20),
         setting in 1u64..80,
     ) {
-        let config = Config { entry_size: 2 * MIB, unmap_entries: setting, ..Config::default() };
+        let config = Config { entry_size: 2 * MIB, max_unmap_entries: setting, ..Config::default() };
         let (engine, sim) = open(SimConfig::default(), config);
         for (start, length) in regions {
             // What overlaps is refused, and not there.
@@ -148,7 +148,7 @@ fn the_style_of_superpages_and_the_longest_call_are_told() {
     assert_eq!(engine.stats().superpages, Superpages::Coarse);
     engine.unmap(range(GIB, 8 * GIB)).unwrap();
     let stats = engine.stats();
-    assert!(stats.unmap_longest_ns > 0 && stats.unmap_longest_ns <= stats.unmap_ns);
+    assert!(stats.max_unmap_ns > 0 && stats.max_unmap_ns <= stats.unmap_ns);
     assert_eq!((engine.info().batch.entries, engine.info().batch.bytes), (64, 4 * GIB));
     drop(sim);
 }

@@ -10,7 +10,7 @@ use vfio_fast_engine::stats::Stats;
 use vfio_fast_engine::{Info, Outcome};
 
 use crate::abi::{
-    VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_MEMLOCK_OF_USER, VFIO_FAST_INFO_PARALLEL,
+    VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_MEMLOCK_PER_USER, VFIO_FAST_INFO_PARALLEL,
     VFIO_FAST_INFO_POISONED, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR, VFIO_FAST_LOG_INFO,
     VFIO_FAST_LOG_WARN, VFIO_FAST_MEMORY_SHARED, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT,
     VFIO_FAST_REGION_FD, VFIO_FAST_REGION_WRITE, VFIO_FAST_SUPERPAGES_COARSE, VFIO_FAST_SUPERPAGES_FINE,
@@ -194,7 +194,7 @@ pub(crate) fn info(info: &Info, backend: u32) -> vfio_fast_info {
         flags: flag(info.poisoned, VFIO_FAST_INFO_POISONED)
             | flag(info.in_transaction, VFIO_FAST_INFO_IN_TRANSACTION)
             | flag(info.parallel, VFIO_FAST_INFO_PARALLEL)
-            | flag(info.memlock.scope == MemlockScope::User, VFIO_FAST_INFO_MEMLOCK_OF_USER),
+            | flag(info.memlock.scope == MemlockScope::User, VFIO_FAST_INFO_MEMLOCK_PER_USER),
         backend,
         threads: count(info.threads as u64),
         iova_pgsizes: info.limits.page_sizes.bitmap(),
@@ -205,8 +205,8 @@ pub(crate) fn info(info: &Info, backend: u32) -> vfio_fast_info {
         iova_ranges: ranges.len() as u64,
         memlock_limit: info.memlock.limit.unwrap_or(u64::MAX),
         memlock_used: info.memlock.locked,
-        unmap_bytes: info.batch.bytes,
-        unmap_entries: count(info.batch.entries),
+        max_unmap_bytes: info.batch.bytes,
+        max_unmap_entries: count(info.batch.entries),
         superpages: superpages(info.limits.page_sizes.superpages()),
     }
 }

@@ -70,8 +70,8 @@ impl vfio_fast {
         if config.entry_size != 0 {
             engine.entry_size = config.entry_size;
         }
-        if config.unmap_entries != 0 {
-            engine.unmap_entries = config.unmap_entries.into();
+        if config.max_unmap_entries != 0 {
+            engine.max_unmap_entries = config.max_unmap_entries.into();
         }
         let engine = Engine::new(backend(&config, sim)?, engine)?;
         Ok(Self { engine, backend: config.backend })

@@ -11,41 +11,10 @@
 use std::mem::{MaybeUninit, size_of};
 use std::ptr;
 
+use crate::abi::size::{MAX_SIZE, Sized32};
 use crate::failure::{Failure, Result};
 
-/// No struct will ever be larger. If the size is larger, the caller did not set it, and nothing else is read.
-pub(crate) const MAX_SIZE: usize = 4096;
-
 const SIZE_FIELD: usize = size_of::<u32>();
-
-/// A struct whose first field is its size.
-///
-/// # Safety
-/// The type is `repr(C)`, begins with `size: u32` and has no padding. All zeros, and all values that a C program can
-/// store in its fields, are valid values of the type.
-pub(crate) unsafe trait Sized32: Copy {
-    /// The C name, for messages.
-    const NAME: &'static str;
-    /// Size in bytes in its first release: the minimum that a caller may pass.
-    const FIRST_RELEASE: usize;
-}
-
-/// Implements [`Sized32`] for a struct with the given size in its first release.
-macro_rules! sized32 {
-    ($name:ident, $first_release:literal) => {
-        const _: () = assert!(std::mem::offset_of!($name, size) == 0);
-        const _: () =
-            assert!($first_release <= size_of::<$name>() && size_of::<$name>() <= crate::sized::MAX_SIZE);
-        #[expect(unsafe_code, reason = "the promise belongs next to the fields")]
-        // SAFETY: a repr(C) struct of integers, raw pointers and nullable function pointers that begins with its size;
-        // a C compiler checks that it has no padding (ffi/tests/c/layout.c with -Wpadded).
-        unsafe impl Sized32 for $name {
-            const NAME: &'static str = stringify!($name);
-            const FIRST_RELEASE: usize = $first_release;
-        }
-    };
-}
-pub(crate) use sized32;
 
 /// Reads and checks the size that a caller wrote into its struct.
 ///
@@ -157,6 +126,7 @@ impl<T: Sized32> Output<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi::size::sized32;
 
     /// A struct that has grown by `late` since its first release.
     #[derive(Clone, Copy, PartialEq, Debug)]

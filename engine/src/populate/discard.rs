@@ -17,7 +17,7 @@ pub struct Report {
     /// Threads that worked, the calling one included.
     pub threads: u64,
     /// Threads that could not be started.
-    pub thread_fallbacks: u64,
+    pub thread_start_failures: u64,
 }
 
 /// Discards all of `memory`, on at most `threads` threads, the calling one included. After an error any part of it may
@@ -46,8 +46,9 @@ pub fn discard(memory: &DiscardRange, threads: usize) -> (Result<(), Errno>, Rep
             }
         }
     };
-    let ((), thread_fallbacks) = thread::run(extra, work, work);
-    let report = Report { threads: threads.into_inner(), thread_fallbacks: thread_fallbacks as u64 };
+    let ((), thread_start_failures) = thread::run(extra, work, work);
+    let report =
+        Report { threads: threads.into_inner(), thread_start_failures: thread_start_failures as u64 };
     if !refused.load(Ordering::Relaxed) {
         return (Ok(()), report);
     }

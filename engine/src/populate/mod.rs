@@ -147,7 +147,7 @@ pub fn with<R>(
         answer
     });
     let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
-    report.thread_fallbacks = refused as u64;
+    report.thread_start_failures = refused as u64;
     report.device_pieces = (0..pieces.len()).filter(|&index| queue.found_device(index)).collect();
     if queue.chunks() > 0 {
         report.duration = started.elapsed().saturating_sub(elsewhere);

@@ -35,7 +35,7 @@ pub struct Report {
     /// Threads that worked, the calling one included.
     pub threads: u64,
     /// Threads that could not be started.
-    pub thread_fallbacks: u64,
+    pub thread_start_failures: u64,
     /// Indices, ascending, of the pieces that turned out to be device memory. Nothing is wrong with them: of the
     /// numbers above they are in `calls` only.
     pub device_pieces: Vec<usize>,

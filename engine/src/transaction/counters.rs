@@ -16,7 +16,7 @@ impl Engine {
         stats.unmap_calls += executed.unmap_calls;
         stats.unmap_bytes += executed.unmap_bytes;
         stats.unmap_ns += nanoseconds(executed.unmap_time);
-        stats.unmap_longest_ns = stats.unmap_longest_ns.max(nanoseconds(executed.unmap_longest));
+        stats.max_unmap_ns = stats.max_unmap_ns.max(nanoseconds(executed.unmap_longest));
         let Some(report) = &executed.populated else { return };
         stats.populate_ns += nanoseconds(report.duration);
         stats.populate_calls += report.calls;
@@ -30,7 +30,7 @@ impl Engine {
         stats.populate_enomem += report.enomem;
         stats.populate_ehwpoison += report.ehwpoison;
         stats.populate_other += report.other;
-        stats.thread_fallbacks += report.thread_fallbacks;
+        stats.thread_start_failures += report.thread_start_failures;
         stats.threads_peak = stats.threads_peak.max(report.threads);
     }
 

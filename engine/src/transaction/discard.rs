@@ -24,7 +24,7 @@ impl Engine {
         }
         let (discarded, report) = discard::discard(memory, self.threads());
         let mut stats = self.stats_mut();
-        stats.thread_fallbacks += report.thread_fallbacks;
+        stats.thread_start_failures += report.thread_start_failures;
         stats.discard_ns += counters::nanoseconds(start.elapsed());
         match discarded {
             Ok(()) => {

@@ -37,7 +37,7 @@ pub struct Config {
     /// Whether to ask for huge pages before memory is faulted in.
     pub huge_pages: bool,
     /// Maximum number of entries that one call unmaps, at least 1; see [`Batch`].
-    pub unmap_entries: u64,
+    pub max_unmap_entries: u64,
     /// Where messages go.
     pub log: Log,
 }
@@ -48,7 +48,7 @@ impl Default for Config {
             entry_size: Grid::DEFAULT_ENTRY,
             threads: 0,
             huge_pages: true,
-            unmap_entries: Batch::default().entries,
+            max_unmap_entries: Batch::default().entries,
             log: Log::none(),
         }
     }
@@ -134,10 +134,10 @@ impl Engine {
         let refused = |text| Error::check(Errno::EINVAL, ErrorKind::Other(text)).of(Op::Open);
         let grid = Grid::new(config.entry_size)
             .ok_or_else(|| refused("the entry size must be a power of two of at least 2 MiB"))?;
-        if config.unmap_entries == 0 {
+        if config.max_unmap_entries == 0 {
             return Err(refused("an unmap call must take at least one entry"));
         }
-        let batch = Batch { entries: config.unmap_entries, ..Batch::default() };
+        let batch = Batch { entries: config.max_unmap_entries, ..Batch::default() };
         let limits = backend.limits()?;
         let Config { threads, huge_pages, log, .. } = config;
         let page = limits.page_sizes.smallest();
@@ -315,7 +315,7 @@ impl Engine {
     /// unmapped.
     fn roll_back(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         state.wanted.roll_back_additions();
-        self.stats_mut().undo_runs += 1;
+        self.stats_mut().rollbacks += 1;
         self.restore(state, scope, error);
     }
 

@@ -2,9 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 
-use std::mem::size_of;
-
-use crate::sized::{Sized32, sized32};
+use super::size::sized32;
 
 /// Receives the log messages of one handle.
 ///
@@ -79,7 +77,7 @@ pub struct vfio_fast_config {
     /// Maximum number of kernel entries that one unmap call removes. 0: 64. A call that removes more than one entry
     /// also removes at most 4 GiB: the kernel unpins every page, and other users of the container wait until the call
     /// ends. With VFIO_FAST_INFO_PARALLEL every call removes one entry.
-    pub unmap_entries: u32,
+    pub max_unmap_entries: u32,
     /// Must be 0. Any other value is -EOPNOTSUPP.
     pub reserved: u32,
 }

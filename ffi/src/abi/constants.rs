@@ -98,7 +98,7 @@ pub const VFIO_FAST_INFO_PARALLEL: u32 = 1u32 << 2;
 /// Info flag: the kernel charges the pinned memory of all processes of this user against RLIMIT_MEMLOCK. User space
 /// cannot read that sum: memlock_used is only what this handle has mapped, and a commit that seems to fit may still
 /// return -ENOMEM. Without this flag, memlock_used is the locked memory of this process (VmLck).
-pub const VFIO_FAST_INFO_MEMLOCK_OF_USER: u32 = 1u32 << 3;
+pub const VFIO_FAST_INFO_MEMLOCK_PER_USER: u32 = 1u32 << 3;
 
 /// Superpages: only one page size of the IOMMU is known. iommufd reports no more.
 pub const VFIO_FAST_SUPERPAGES_UNKNOWN: u32 = 0u32;

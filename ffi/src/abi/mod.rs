@@ -8,6 +8,7 @@ mod config;
 mod constants;
 mod region;
 mod report;
+pub(crate) mod size;
 
 pub use config::{vfio_fast_config, vfio_fast_log_fn, vfio_fast_sim_config};
 pub use constants::*;

@@ -1,8 +1,6 @@
 //! Memory to map, to unmap or to discard, and the outcome of a commit.
 
-use std::mem::size_of;
-
-use crate::sized::{Sized32, sized32};
+use super::size::sized32;
 
 /// A region of memory that the device may access.
 #[derive(Clone, Copy)]

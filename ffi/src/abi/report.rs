@@ -1,8 +1,6 @@
 //! Failures, statistics and properties of a handle.
 
-use std::mem::size_of;
-
-use crate::sized::{Sized32, sized32};
+use super::size::sized32;
 
 /// The last failure of the calling thread, in numbers. vfio_fast_last_error() describes it in words.
 #[derive(Clone, Copy)]
@@ -102,13 +100,13 @@ pub struct vfio_fast_stats {
     /// Any other errno.
     pub populate_other: u64,
     /// Worker threads that could not be started. The other threads did their work.
-    pub thread_fallbacks: u64,
+    pub thread_start_failures: u64,
     /// Maximum number of threads that faulted memory in for one commit, including the caller's.
     pub threads_peak: u64,
     /// Device regions that the kernel refused to map.
     pub device_failures: u64,
     /// Failed commits that were rolled back.
-    pub undo_runs: u64,
+    pub rollbacks: u64,
     /// Commits refused before any map or unmap call because a limit was too low.
     pub preflight_refusals: u64,
     /// Bytes mapped now with device and host addresses equal modulo 2 MiB, so that 2 MiB pages can map them.
@@ -119,7 +117,7 @@ pub struct vfio_fast_stats {
     /// removed. No device could access them in between.
     pub remapped_bytes: u64,
     /// Nanoseconds of the longest unmap call: about the longest time that other users of the container had to wait.
-    pub unmap_longest_ns: u64,
+    pub max_unmap_ns: u64,
     /// Large pages of the IOMMU now, VFIO_FAST_SUPERPAGES_*.
     pub superpages: u64,
     /// Bytes returned to the system by vfio_fast_discard().
@@ -157,12 +155,12 @@ pub struct vfio_fast_info {
     pub iova_ranges: u64,
     /// Bytes that this process may lock. UINT64_MAX: no limit.
     pub memlock_limit: u64,
-    /// Bytes locked now by this process or, with VFIO_FAST_INFO_MEMLOCK_OF_USER, mapped by this handle.
+    /// Bytes locked now by this process or, with VFIO_FAST_INFO_MEMLOCK_PER_USER, mapped by this handle.
     pub memlock_used: u64,
     /// Maximum number of bytes that one unmap call removes, unless a single entry is larger.
-    pub unmap_bytes: u64,
+    pub max_unmap_bytes: u64,
     /// Maximum number of entries that one unmap call removes, from the configuration.
-    pub unmap_entries: u32,
+    pub max_unmap_entries: u32,
     /// Large pages of the IOMMU now, VFIO_FAST_SUPERPAGES_*.
     pub superpages: u32,
 }

@@ -6,7 +6,7 @@
 #include <pthread.h>
 
 #define THREADS 8
-#define WHAT_IT_IS (VFIO_FAST_INFO_PARALLEL | VFIO_FAST_INFO_MEMLOCK_OF_USER)
+#define WHAT_IT_IS (VFIO_FAST_INFO_PARALLEL | VFIO_FAST_INFO_MEMLOCK_PER_USER)
 
 static void check_poisoned(struct vfio_fast *vf)
 {

@@ -224,7 +224,7 @@ int main(void)
     what_an_older_program_did_not_set();
     sweep_output(sizeof(struct vfio_fast_outcome), sizeof(struct vfio_fast_outcome), call_commit);
     sweep_output(offsetof(struct vfio_fast_stats, remapped_bytes), sizeof(struct vfio_fast_stats), call_get_stats);
-    sweep_output(offsetof(struct vfio_fast_info, unmap_bytes), sizeof(struct vfio_fast_info), call_get_info);
+    sweep_output(offsetof(struct vfio_fast_info, max_unmap_bytes), sizeof(struct vfio_fast_info), call_get_info);
     sweep_output(sizeof(struct vfio_fast_failure), sizeof(struct vfio_fast_failure), call_last_failure);
 
     CHECK_RC(vfio_fast_close(&vf), 0);

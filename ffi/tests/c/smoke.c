@@ -114,11 +114,11 @@ static void information(void)
     sim.memlock_limit = 64 * MIB;
     config.entry_size = 2 * MIB;
     config.threads = 1;
-    config.unmap_entries = 7;
+    config.max_unmap_entries = 7;
     CHECK_RC(vfio_fast_open(&config, &vf), 0);
     i = info(vf);
     CHECK(i.flags == 0);
-    CHECK(i.unmap_entries == 7 && i.unmap_bytes >= 2 * MIB);
+    CHECK(i.max_unmap_entries == 7 && i.max_unmap_bytes >= 2 * MIB);
     CHECK(i.superpages == VFIO_FAST_SUPERPAGES_COARSE); /* the model has VT-d's pages */
     CHECK(i.backend == VFIO_FAST_BACKEND_SIM);
     CHECK(i.threads == 1);
@@ -133,13 +133,13 @@ static void information(void)
     sim.backend = VFIO_FAST_BACKEND_IOMMUFD;
     CHECK_RC(vfio_fast_open(&config, &vf), 0);
     i = info(vf);
-    CHECK(i.flags == (VFIO_FAST_INFO_PARALLEL | VFIO_FAST_INFO_MEMLOCK_OF_USER));
+    CHECK(i.flags == (VFIO_FAST_INFO_PARALLEL | VFIO_FAST_INFO_MEMLOCK_PER_USER));
     CHECK(i.backend == VFIO_FAST_BACKEND_SIM);
     CHECK(i.dma_avail == UINT64_MAX);
-    config.unmap_entries = 0;
+    config.max_unmap_entries = 0;
     CHECK_RC(vfio_fast_close(&vf), 0);
     CHECK_RC(vfio_fast_open(&config, &vf), 0);
-    CHECK(info(vf).unmap_entries == 64);
+    CHECK(info(vf).max_unmap_entries == 64);
     CHECK_RC(vfio_fast_close(&vf), 0);
 }
 

@@ -1,7 +1,7 @@
 //! No file imports itself, however far the way round: the modules of a crate have floors, and imports go down.
 //!
 //! Read from the paths in the text (`crate::…`, `super::…`), tests left out. A folder's `mod.rs` is the front of what lies in
-//! the folder: that it names its parts is no import.
+//! the folder: that it names its parts is no import. Who imports from the front gets what its parts export through it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,12 +10,18 @@ use super::code_only;
 /// The files of one crate: the path of each module, and its file.
 pub struct Crate<'a> {
     modules: BTreeMap<Vec<String>, &'a str>,
+    /// For the front of a folder, the parts that it exports.
+    fronts: BTreeMap<&'a str, Vec<&'a str>>,
 }
 
 /// The circles among these Rust files of one crate's `src` folder, each as the list of its files. `root` is that folder.
 pub fn circles(root: &str, files: &[(&str, &str)]) -> Vec<Vec<String>> {
     let modules = files.iter().filter_map(|(name, _)| Some((module_of(root, name)?, *name))).collect();
-    let this = Crate { modules };
+    let mut this = Crate { modules, fronts: BTreeMap::new() };
+    for (name, text) in files {
+        let parts = module_of(root, name).map(|module| this.exported(&module, text)).unwrap_or_default();
+        this.fronts.insert(name, parts);
+    }
     let mut arrows = BTreeMap::<&str, BTreeSet<&str>>::new();
     for (name, text) in files {
         let Some(module) = module_of(root, name) else { continue };
@@ -39,6 +45,15 @@ fn module_of(root: &str, name: &str) -> Option<Vec<String>> {
 }
 
 impl<'a> Crate<'a> {
+    /// The parts of a folder that its front exports: `pub use part::…`.
+    fn exported(&self, module: &[String], text: &str) -> Vec<&'a str> {
+        let code = code_only(text.split("#[cfg(test)]\nmod ").next().unwrap_or_default());
+        let lines = code.lines().map(str::trim).filter(|line| line.starts_with("pub"));
+        let names = lines.filter_map(|line| line.split_once(" use ")?.1.split("::").next());
+        let path = |name: &str| [module, &[name.to_owned()]].concat();
+        names.filter_map(|name| self.modules.get(&path(name.trim())).copied()).collect()
+    }
+
     /// The files that a file imports from, without itself and, for the front of a folder, its parts.
     fn imports(&self, module: &[String], text: &str) -> BTreeSet<&'a str> {
         let code = code_only(text.split("#[cfg(test)]\nmod ").next().unwrap_or_default());
@@ -59,6 +74,10 @@ impl<'a> Crate<'a> {
                     && !target.starts_with(module)
                 {
                     found.insert(*file);
+                    // A part of the folder itself knows its siblings by name.
+                    if !module.starts_with(target) {
+                        found.extend(self.fronts.get(file).into_iter().flatten());
+                    }
                 }
             }
         }
@@ -158,6 +177,10 @@ mod tests {
         ] {
             assert_eq!(circle(&[(a, first), (b, second)]), [[a, b]], "{first} {second}");
         }
+        // Through the front of a folder, which exports a part of it.
+        let front = ("x/src/a/mod.rs", "mod part;\npub use part::P;");
+        let part = ("x/src/a/part.rs", "use crate::b::T;");
+        assert_eq!(circle(&[front, part, (b, "use crate::a::P;")]), [["x/src/a/part.rs", b]]);
         // Through a part of the folder, and two levels up.
         let part = ("x/src/a/part.rs", "use super::super::b::T;");
         assert_eq!(circle(&[(a, ""), part, (b, "use crate::a::part::P;")]), [["x/src/a/part.rs", b]]);

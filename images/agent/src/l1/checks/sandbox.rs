@@ -23,7 +23,7 @@ pub fn report(lab: &Lab, vm: &mut Vm, check: impl CheckName) -> Result<()> {
     let mut seen = format!("in the sandbox: {}", names.join(" "));
     if lab.job.mode == Mode::Fast {
         let stats = count::library_stats(vm)?;
-        let (peak, fallbacks) = (stats["threads_peak"].as_u64(), stats["thread_fallbacks"].as_u64());
+        let (peak, fallbacks) = (stats["threads_peak"].as_u64(), stats["thread_start_failures"].as_u64());
         seen += &format!("; up to {peak:?} threads faulted memory in, {fallbacks:?} did not start");
         if vm.workers.is_empty() || peak < Some(2) || fallbacks != Some(0) {
             problems.push(seen.clone());
