@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::once;
 use anyhow::{Context, Result, ensure};
 use rustix::process::geteuid;
 use vfio_fast_assets::outcome::CannotRun;
@@ -30,8 +31,28 @@ done
 exec bash \"$2\"
 ";
 
+/// What decides whether the commands work. That the library itself works is what other checks are for.
+const INPUTS: &[&str] = &[
+    "Cargo.lock",
+    "README.md",
+    "docs/QEMU.md",
+    "ffi/tests/c/example.c",
+    "images/assets",
+    "images/e2e",
+    "images/emulator",
+    "include",
+    "qemu-patches",
+    "xtask",
+];
+
+/// Runs the commands unless they have worked with the same documents and tools.
+pub fn check_once(log: &Path) -> Result<()> {
+    let host = fs::read_to_string("/etc/debian_version").unwrap_or_default();
+    once::unless_passed("documents", INPUTS, &[&host], || check(log))
+}
+
 /// Runs all of them, each document by itself.
-pub fn check(log: &Path) -> Result<()> {
+fn check(log: &Path) -> Result<()> {
     if !geteuid().is_root() {
         return Err(
             CannotRun("the documents' commands install to /usr/local, which needs root".into()).into()

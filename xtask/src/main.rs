@@ -6,6 +6,7 @@ mod exports;
 mod header;
 mod install;
 mod lab;
+mod once;
 mod qemu;
 mod setup;
 mod test;

@@ -60,14 +60,14 @@ const CHECKS: &[Check] = &[
         library::into(&prefix(), log)?;
         exports::check(&prefix())
     }),
-    slow("ThreadSanitizer", tsan::check),
+    slow("ThreadSanitizer", tsan::check_once),
     slow("patch series applies", |_| qemu::check_series()),
     slow("QEMU builds stock, off and on", |_| {
         [Kind::Stock, Kind::Off, Kind::On].into_iter().try_for_each(|kind| qemu::built(kind).map(drop))
     }),
     slow("every patch builds off and on", |_| qemu::check_each_patch()),
     slow("newest kernel builds", |_| kernel::built().map(drop)),
-    slow("commands of the documents", documents::check),
+    slow("commands of the documents", documents::check_once),
     slow("e2e", |_| e2e()),
 ];
 

@@ -245,6 +245,32 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_does_not_boot_says_why_and_how_to_go_on() {
+        let folder = vfio_fast_assets::paths::target()
+            .join("test-scratch")
+            .join(format!("judge-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let console =
+            "[ 1.0] Linux version 6.12\n[ 2.0] Kernel panic - not syncing: no init\n\n[ 2.1] Rebooting\n";
+        fs::write(folder.join("l1-console.log"), console).unwrap();
+        fs::write(folder.join("l0-qemu.log"), "qemu: cannot allocate memory\n").unwrap();
+        let error = one(&crate::scenario::main(), Mode::Fast, RunRecord::default(), &folder).unwrap_err();
+        assert!(error.downcast_ref::<NotBooted>().is_some(), "booted once more where it is emulated");
+        assert!(error.downcast_ref::<CannotRun>().is_some(), "this machine cannot run it: 69");
+        let text = format!("{error:#}");
+        for part in [
+            "no init",
+            "| [ 2.1] Rebooting",
+            "| qemu: cannot allocate",
+            "l0-command.txt",
+            "--only nvme-intel-debian",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
     fn a_kernel_tells_what_booted_it() {
         let ovmf = "<6> Linux version 6.12\n<6> efi: EFI v2.7 by Debian distribution of EDK II\n";
         assert!(other_firmware(ovmf).is_empty());

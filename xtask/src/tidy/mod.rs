@@ -129,6 +129,15 @@ fn file(name: &str, text: &str) -> Vec<String> {
             complain(line, &format!("{length} columns of prose, at most {MAX_COLUMNS}"));
         }
     }
+    if ["engine/Cargo.toml", "ffi/Cargo.toml"].contains(&name) {
+        let shipped = text.split("[dev-dependencies]").next().unwrap_or_default();
+        for (n, line) in shipped.lines().enumerate() {
+            let ours = line.starts_with("vfio-fast-") && !line.starts_with("vfio-fast-engine");
+            if ours {
+                complain(n + 1, &format!("what ships depends on nothing of the lab: {line}"));
+            }
+        }
+    }
     let generated = name == "include/vfio_fast.h";
     let lines = text.lines().count();
     if ["rs", "c", "h", "sh"].contains(&extension) && !generated && lines > MAX_LINES {
@@ -311,6 +320,14 @@ mod tests {
         let wide = "x".repeat(MAX_COLUMNS + 1);
         assert!(complaint("a.md", &format!("{wide}\n")).starts_with("a.md:1: 121 columns"));
         assert_eq!(file("a.md", &format!("| {wide} |\n```sh\n{wide}\n```\n{}\n", &wide[1..])), [""; 0]);
+    }
+
+    #[test]
+    fn what_ships_depends_on_nothing_of_the_lab() {
+        let text = "[dependencies]\nvfio-fast-protocol.workspace = true\n";
+        assert!(complaint("ffi/Cargo.toml", text).starts_with("ffi/Cargo.toml:2: what ships"));
+        let text = "[dependencies]\nvfio-fast-engine.workspace = true\n[dev-dependencies]\nvfio-fast-testing.workspace = true\n";
+        assert_eq!(file("ffi/Cargo.toml", text), [""; 0]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
+use crate::once;
 use vfio_fast_assets::cache::remove_dir;
 use vfio_fast_assets::image::TARGET;
 use vfio_fast_assets::outcome::CannotRun;
@@ -28,8 +29,16 @@ const TESTS: &[&str] = &["threads", "fail_nth", "conformance", "native", "discar
 const PLANTED: &str = "a_planted_race_is_reported";
 const REPORT: &str = "WARNING: ThreadSanitizer: data race";
 
+/// What the check depends on, besides the toolchain.
+const INPUTS: &[&str] = &["Cargo.lock", "engine", "xtask/src/tsan"];
+
+/// Makes the check unless it has passed with this engine and this toolchain.
+pub fn check_once(log: &Path) -> Result<()> {
+    once::unless_passed("ThreadSanitizer", INPUTS, &[&rustc(&["-vV"])?], || check(log))
+}
+
 /// Fails if a planted race is not reported, or anything else is.
-pub fn check(log: &Path) -> Result<()> {
+fn check(log: &Path) -> Result<()> {
     let sysroot = instrumented_libraries(log)?;
     let mut planted = cargo(&sysroot);
     planted.args(["--test", "threads", "--", "--ignored", "--exact", PLANTED]);

@@ -26,7 +26,6 @@ pub enum Input<'a> {
     /// The contents of a file.
     File(&'a Path),
     /// The names and contents of everything below a directory.
-    #[allow(dead_code, reason = "for the images")]
     Dir(&'a Path),
 }
 

@@ -1,0 +1,25 @@
+//! Checks that take minutes are not made again while nothing that they depend on has changed.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use vfio_fast_assets::cache::{Cache, Input};
+use vfio_fast_assets::paths;
+
+/// Makes a check unless it has passed with the same files, in this checkout or another one. `also` is what it depends on
+/// besides files and folders of the repository.
+pub fn unless_passed(
+    name: &str,
+    files: &[&str],
+    also: &[&str],
+    check: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let paths: Vec<PathBuf> = files.iter().map(|file| paths::root().join(file)).collect();
+    let mut inputs: Vec<Input> = paths.iter().map(|path| input(path)).collect();
+    inputs.extend(also.iter().map(|text| Input::Text(text)));
+    Cache::open()?.entry(&format!("passed-{name}"), &inputs)?.get_or_build(|_| check()).map(drop)
+}
+
+fn input(path: &Path) -> Input<'_> {
+    if path.is_dir() { Input::Dir(path) } else { Input::File(path) }
+}
