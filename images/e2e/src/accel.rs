@@ -1,23 +1,22 @@
-//! How L1 runs: with KVM if KVM truly works here, else emulated.
+//! The accelerator L1 runs with: KVM if a probe shows that it works, TCG otherwise.
 
 use std::fmt;
 
-/// What executes L1's instructions.
+/// The accelerator of L0's QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
-    /// The processor.
     Kvm,
-    /// QEMU's translator, which emulates SVM: L2 runs on KVM either way. The text says why.
+    /// QEMU's translator, which emulates SVM so that L2 can use KVM. The text gives the reason for the fallback.
     Tcg(&'static str),
 }
 
 impl Accel {
-    /// Arguments for QEMU.
+    /// Command-line arguments for QEMU.
     pub fn arguments(self) -> [&'static str; 4] {
         match self {
             Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            // Without ERMS and FSRM kernels clear pages by words instead of bytes, which the
-            // translator does eight times as fast.
+            // Without ERMS and FSRM, kernels clear pages in words instead of bytes, which TCG executes eight times as
+            // fast.
             Accel::Tcg(_) => ["-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off"],
         }
     }

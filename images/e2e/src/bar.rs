@@ -1,4 +1,4 @@
-//! The file behind a BAR: partly filled before the run, compared as a whole after it.
+//! The file that backs a BAR: partly filled before the run, compared as a whole after it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -16,10 +16,9 @@ use super::records::Check;
 
 const PAGE: usize = BarLayout::CHUNK as usize;
 
-/// A file, mostly holes, and what has to be in it.
+/// A sparse file and the contents expected in it.
 #[derive(Debug)]
 pub struct Bar {
-    /// The file.
     pub path: PathBuf,
     image_seed: u64,
     write_seed: u64,
@@ -27,7 +26,7 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// Makes the file, with the seeds of the run's disk.
+    /// Creates the file, with the same seeds as the run's disk.
     pub fn create(path: &Path, mib: u64, disk: &Disk) -> Result<Self> {
         let layout = BarLayout::of_mib(mib);
         let bar =
@@ -42,7 +41,7 @@ impl Bar {
         Ok(bar)
     }
 
-    /// Compares the whole file with what L2's device has to leave.
+    /// Compares the whole file with the contents expected after a run.
     pub fn check(&self) -> Result<Check> {
         let file = File::open(&self.path)?;
         let length = fs::metadata(&self.path)?.len();
@@ -50,7 +49,8 @@ impl Bar {
         if length != self.layout.bytes {
             problems.push(format!("the file has {length} bytes, expected {}", self.layout.bytes));
         }
-        // A place may be a hole, and data may be where nothing belongs.
+        // Compare every page with expected data, even if it is a hole, and every page with data, even if a hole is
+        // expected.
         let mut pages: BTreeSet<u64> =
             self.places().flat_map(|(at, _)| pages_of(at, BarLayout::CHUNK)).collect();
         let mut at = 0;
@@ -73,14 +73,14 @@ impl Bar {
         Ok(Check { name: "bar".into(), ok, detail })
     }
 
-    /// Where something has to be, and of which stream.
+    /// The offset of every chunk with data, and the seed of its contents.
     fn places(&self) -> impl Iterator<Item = (u64, u64)> {
         let of = |seed| move |at| (at, seed);
         let read = self.layout.read().into_iter().map(of(self.image_seed));
         read.chain(self.layout.written().into_iter().map(of(self.write_seed)))
     }
 
-    /// What has to be in the page at `at`.
+    /// Fills `page` with the contents expected at `at`.
     fn expect(&self, at: u64, page: &mut [u8; PAGE]) {
         page.fill(0);
         let mut chunk = [0u8; PAGE];
@@ -95,12 +95,12 @@ impl Bar {
     }
 }
 
-/// The pages that so many bytes lie in.
+/// The pages that a range touches.
 fn pages_of(at: u64, bytes: u64) -> impl Iterator<Item = u64> {
     (at - at % PAGE as u64..at + bytes).step_by(PAGE)
 }
 
-/// The next data or hole of a file from `at` on, if there is any.
+/// Finds the next data or hole of a file from an offset on; `None` if there is none.
 fn seek(file: &File, to: SeekFrom) -> Result<Option<u64>> {
     match rustix::fs::seek(file, to) {
         Ok(found) => Ok(Some(found)),
@@ -115,7 +115,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    /// What L2's device does, done here.
+    /// Writes what L2's device writes in a run.
     fn as_after_the_run(bar: &Bar, file: &File) {
         let mut page = [0u8; PAGE];
         for at in bar.layout.written() {
@@ -136,7 +136,7 @@ mod tests {
         as_after_the_run(&bar, &file);
         let check = bar.check().unwrap();
         assert!(check.ok, "{}", check.detail);
-        // Read, written, beside them, and where nothing is.
+        // Chunks that are read, chunks that are written, the bytes next to them, and holes.
         for at in [0, 4096, GIB - 2049, GIB - 2048, GIB + 2048, GIB + 9000, GIB / 2, 2 * GIB - 1] {
             let mut byte = [0u8];
             file.read_exact_at(&mut byte, at).unwrap();

@@ -1,4 +1,4 @@
-//! The disk under test: made before the run, compared byte for byte after it.
+//! The disk under test: created before the run, compared byte for byte after it.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
@@ -12,20 +12,19 @@ use super::records::Check;
 
 const CHUNK: usize = 64 << 10;
 
-/// A disk file and what has to be on it.
+/// A disk image and the contents expected in it.
 #[derive(Debug)]
 pub struct Disk {
-    /// The file.
     pub path: PathBuf,
-    /// Seed of what was on it at first.
+    /// Seed of the initial contents.
     pub image_seed: u64,
-    /// Seed of what L2 writes.
+    /// Seed of the data that L2 writes.
     pub write_seed: u64,
     layout: DiskLayout,
 }
 
 impl Disk {
-    /// Makes the image.
+    /// Creates the image.
     pub fn create(path: &Path, mib: u64, seed: u64) -> Result<Self> {
         let disk =
             Self { path: path.into(), image_seed: seed, write_seed: !seed, layout: DiskLayout::of_mib(mib) };
@@ -44,7 +43,7 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Compares the whole file with what two boots of L2 have to leave.
+    /// Compares the whole image with the contents expected after two boots of L2.
     pub fn check(&self) -> Result<Check> {
         let mut file = File::open(&self.path)?;
         let length = fs::metadata(&self.path)?.len();
@@ -67,7 +66,7 @@ impl Disk {
         Ok(Check { name: "disk".into(), ok, detail })
     }
 
-    /// What has to be at `at` after both boots.
+    /// Fills `chunk` with the contents expected at `at` after both boots.
     fn expect(&self, at: u64, chunk: &mut [u8]) {
         let written = [0, 1].map(|boot| self.layout.written_by(boot));
         let is_written = written.iter().any(|(start, length)| (*start..start + length).contains(&at));
@@ -86,7 +85,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
 
-    /// What L2 does, done here.
+    /// Writes what L2 writes in both boots.
     fn as_after_two_boots(disk: &Disk) {
         let file = File::options().write(true).open(&disk.path).unwrap();
         for (start, length) in [disk.layout.written_by(0), disk.layout.written_by(1)] {

@@ -1,4 +1,4 @@
-//! Judges what a run told, and what two runs of different modes say about each other.
+//! Judges the record of one run, and compares runs of different modes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,44 +17,43 @@ use super::records::{Check, RunRecord, log_text};
 use super::splat;
 use vfio_fast_assets::outcome::CannotRun;
 
-/// The judgement of one run.
+/// The verdict on one run.
 #[derive(Debug)]
 pub struct Verdict {
-    /// The scenario and its host.
+    /// Name of the scenario and its host.
     pub name: String,
-    /// Which listener.
     pub mode: Mode,
-    /// Whether its times are compared.
+    /// Whether the times of this run are compared.
     pub timed: bool,
-    /// Everything that was looked at.
+    /// All checks, passed and failed.
     pub checks: Vec<Check>,
-    /// What was counted, if the run got that far.
+    /// Counters, if the run got that far.
     pub facts: Option<Facts>,
-    /// What was timed.
+    /// Measured starts of L2.
     pub starts: Vec<Start>,
-    /// How often something was done again, by cause.
+    /// Number of retries, by cause.
     pub retries: BTreeMap<String, u32>,
-    /// Where its logs are.
+    /// Folder with the logs.
     pub folder: PathBuf,
-    /// How long L1 ran, in seconds.
+    /// Run time of L1 in seconds.
     pub seconds: f64,
-    /// Whether L1 as a whole stood still.
+    /// Whether L1 as a whole stopped responding.
     pub stalled: bool,
 }
 
 impl Verdict {
-    /// Whether everything held.
+    /// Whether all checks passed.
     pub fn passed(&self) -> bool {
         self.checks.iter().all(|check| check.ok)
     }
 
-    /// What did not hold, each with its check's name.
+    /// The failed checks, each as `name: detail`.
     pub fn problems(&self) -> Vec<String> {
         let failed = self.checks.iter().filter(|check| !check.ok);
         failed.map(|check| format!("{}: {}", check.name, check.detail)).collect()
     }
 
-    /// Prints what did not hold, from the check of that number on.
+    /// Prints the failed checks from index `from` on.
     pub fn print_failures(&self, from: usize) {
         for check in self.checks[from..].iter().filter(|check| !check.ok) {
             println!("    FAILED {} {}: {}", self.name, check.name, check.detail);
@@ -88,21 +87,25 @@ pub fn one(plan: &ScenarioSpec, mode: Mode, told: RunRecord, folder: &Path) -> R
     };
     let mut problems = told.trouble;
     if !told.ended {
-        problems.push("L1 ended without saying that it was through".into());
+        problems.push("L1 ended without reporting that it had finished".into());
     }
-    verdict.push("ran-to-its-end", &problems, "L1 said so and powered off");
+    verdict.push("ran-to-its-end", &problems, "L1 reported its end and powered off");
     if plan.traces_iommu {
         let (problems, seen) = iommu_trace::check(folder, &plan.addresses()[0]);
         verdict.push("iommu-agrees", &problems, &seen);
     }
     if plan.firmware == Firmware::Ovmf {
-        verdict.push("booted-by-ovmf", &other_firmware(&log_text(folder, "l2-dmesg")), "L2's kernel says so");
+        verdict.push(
+            "booted-by-ovmf",
+            &other_firmware(&log_text(folder, "l2-dmesg")),
+            "L2's kernel log confirms it",
+        );
     }
     let missing: Vec<String> = plan
         .expected_checks(mode)
         .into_iter()
         .filter(|name| !verdict.checks.iter().any(|check| check.name == *name))
-        .map(|name| format!("{name} was never looked at"))
+        .map(|name| format!("{name} was never made"))
         .collect();
     verdict.push("all-checks-made", &missing, "every check of the scenario was made");
 
@@ -118,7 +121,7 @@ pub fn one(plan: &ScenarioSpec, mode: Mode, told: RunRecord, folder: &Path) -> R
     Ok(verdict)
 }
 
-/// L1 did not reach user space.
+/// The error of a run in which L1 did not reach user space.
 #[derive(Debug)]
 pub struct NotBooted;
 
@@ -130,7 +133,7 @@ impl fmt::Display for NotBooted {
 
 impl std::error::Error for NotBooted {}
 
-/// The error that says why, as far as the console shows it, and how to go on.
+/// The error with the cause as far as the console shows it, the ends of the logs, and how to repeat the run.
 fn not_booted(plan: &ScenarioSpec, told: &RunRecord, folder: &Path) -> anyhow::Error {
     let console = log_text(folder, "l1-console");
     let emulator = log_text(folder, "l0-qemu");
@@ -152,14 +155,14 @@ fn not_booted(plan: &ScenarioSpec, told: &RunRecord, folder: &Path) -> anyhow::E
     );
     let error = anyhow::Error::new(NotBooted);
     match plan.host.kernel {
-        // Debian's kernel boots elsewhere: this machine cannot run it.
+        // Debian's kernel is known to boot on other machines, so this machine cannot run it.
         Kernel::Debian => error.context(CannotRun(text)),
-        // This kernel is built here, so a mistake in its options is ours.
+        // This kernel is built here, so a mistake in its options is a failure of the repository.
         Kernel::Newest => error.context(text),
     }
 }
 
-/// What a kernel's log says against its having been booted by OVMF.
+/// Reports a problem unless the log shows that OVMF booted the kernel.
 fn other_firmware(log: &str) -> Vec<String> {
     let told = log.lines().find_map(|line| line.split_once("efi: EFI v"));
     match told {
@@ -169,9 +172,9 @@ fn other_firmware(log: &str) -> Vec<String> {
     }
 }
 
-/// What has to hold between the runs of one scenario: patched QEMU with vfio-fast off, or
-/// built without it, makes exactly the ioctls of unpatched QEMU, and whoever maps, the device reaches the same memory.
-/// Where unpatched QEMU does not run, patched QEMU with vfio-fast off stands for it.
+/// Compares the runs of one scenario. Patched QEMU with vfio-fast off, or built without it, must make exactly the
+/// ioctls of unpatched QEMU. In every mode the device must be able to access the same memory. If unpatched QEMU did
+/// not run, patched QEMU with vfio-fast off is the reference.
 pub fn compare_modes(verdicts: &mut [Verdict]) -> Result<()> {
     for n in 0..verdicts.len() {
         let (name, mode) = (&verdicts[n].name, verdicts[n].mode);
@@ -198,7 +201,7 @@ pub fn compare_modes(verdicts: &mut [Verdict]) -> Result<()> {
     Ok(())
 }
 
-/// Every VFIO ioctl of a run; kept as a file, for a look with diff.
+/// Every VFIO ioctl of a run, also written to a file for use with diff.
 fn sequence(folder: &Path) -> Result<Vec<String>> {
     let calls = witness::parse(&log_text(folder, "witness"))?;
     let sequence = witness::sequence(&calls);
@@ -206,7 +209,7 @@ fn sequence(folder: &Path) -> Result<Vec<String>> {
     Ok(sequence)
 }
 
-/// What was mapped at every quiet moment of a run, with the moment.
+/// The mappings at every point at which a run recorded them, each prefixed with the name of the point.
 fn held(folder: &Path) -> Result<Vec<String>> {
     let mut names: Vec<String> = Vec::new();
     for entry in fs::read_dir(folder)? {

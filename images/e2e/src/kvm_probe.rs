@@ -1,4 +1,4 @@
-//! Finds out whether KVM works on this machine: that `/dev/kvm` opens proves nothing.
+//! Probes whether KVM works on this machine.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +12,10 @@ use super::accel::Accel;
 use super::l0;
 use super::parts::Parts;
 
-/// A kernel under working KVM is in user space long before this.
+/// A kernel under working KVM reaches user space well within this time.
 const PROBE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Tries KVM. That `/dev/kvm` opens says nothing: there are hosts where it does and no kernel boots.
+/// Boots a kernel under KVM. There are hosts on which `/dev/kvm` opens but no kernel boots.
 pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag| cpuinfo.split_whitespace().any(|word| word == flag);
@@ -43,7 +43,7 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
     command.args(["-m", "1024M"]);
     let told = l0::run(command, &folder, PROBE_LIMIT, "kvm-probe", || ());
     fs::remove_file(initrd)?;
-    // The empty job is not understood, which only user space can say.
+    // The agent rejects the empty job. Its report shows that user space was reached.
     match told {
         Ok(told) if told.heard.is_some() => Ok(Accel::Kvm),
         _ => Ok(Accel::Tcg("no kernel reaches user space under KVM here")),

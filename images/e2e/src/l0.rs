@@ -1,4 +1,4 @@
-//! Emulates L1 and listens to it.
+//! Runs L1 under an emulator and collects its records.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,18 +16,18 @@ use vfio_fast_assets::image::Guest;
 use vfio_fast_assets::interrupt;
 use vfio_fast_assets::progress::{elapsed, print};
 
-/// The file L1's records arrive in.
+/// The file that receives L1's records.
 const RECORDS: &str = "records.jsonl";
-/// What L0 traces, where it does.
+/// The trace of IOMMU invalidations, if it is enabled.
 const TRACE: &str = "l0-invalidations.log";
-/// The steps L1 told, each with how long the trace was by then.
+/// The steps that L1 reported, each with the size of the trace at that time.
 pub const STEPS: &str = "steps.jsonl";
-/// A machine that is through is off long before this.
+/// A machine that has finished powers off well within this time.
 const POWER_OFF: Duration = Duration::from_secs(120);
-/// A machine that runs, however slowly, gives many signs of life in this time.
+/// A running machine, however slow, sends many heartbeats in this time.
 const SILENCE: Duration = Duration::from_millis(30 * HEARTBEAT_MS);
 
-/// QEMU with what every L1 has; memory, IOMMU and devices under test are to be added.
+/// QEMU with the devices that every L1 has. The caller adds memory, IOMMU and devices under test.
 pub fn command(
     qemu: &Path,
     guest: &Guest,
@@ -63,7 +63,7 @@ pub fn command(
     command
 }
 
-/// Arguments with which every invalidation of what an IOMMU remembers is written to a file.
+/// Arguments that trace every IOMMU invalidation to a file.
 pub fn trace_invalidations(folder: &Path) -> Vec<String> {
     let mut arguments: Vec<String> = Vec::new();
     for event in ["vtd_inv_desc_iotlb_*", "amdvi_pages_inval", "amdvi_all_inval"] {
@@ -73,12 +73,12 @@ pub fn trace_invalidations(folder: &Path) -> Vec<String> {
     arguments
 }
 
-/// The file with one line for each.
+/// The trace file, which has one line per invalidation.
 pub fn trace(folder: &Path) -> PathBuf {
     folder.join(TRACE)
 }
 
-/// Runs it until it ends by itself, or the limit is over; `begun` is called at the first record.
+/// Runs the command until it exits or the limit expires. `begun` is called at the first record.
 pub fn run(
     mut command: Command,
     folder: &Path,
@@ -97,7 +97,7 @@ pub fn run(
     let mut begun = Some(begun);
     let mut through: Option<Instant> = None;
     let ended = loop {
-        // Asked before listening, so that what was said last is heard.
+        // Read before the records, so that the last records are not missed.
         let ended = child.try_wait()?;
         for step in listener.listen()? {
             if let Some(begun) = begun.take() {
@@ -127,9 +127,9 @@ pub fn run(
             child.kill()?;
             child.wait()?;
             let why = match (told.ended, told.stalled) {
-                (true, _) => "it was through, and did not power off",
-                (false, true) => "it gave no sign of life any more",
-                (false, false) => "it was not through",
+                (true, _) => "it had finished but did not power off",
+                (false, true) => "it stopped sending heartbeats",
+                (false, false) => "it had not finished",
             };
             told.trouble.push(format!("L1 was stopped after {}: {why}", elapsed(told.took)));
         }

@@ -1,8 +1,7 @@
-//! The nested machines: stock QEMU and vfio-fast side by side, on real kernels.
+//! The nested test machines, which compare stock QEMU and vfio-fast on real kernels.
 //!
-//! This machine (L0) emulates a host with an IOMMU (L1), which runs the QEMU under test, whose
-//! guest (L2) moves data through a passthrough device. Everything that is judged comes from
-//! witnesses outside the library.
+//! This machine (L0) emulates a host with an IOMMU (L1). L1 runs the QEMU under test, and its guest (L2) does DMA
+//! through a passthrough device. All evidence comes from witnesses outside the library.
 
 mod accel;
 mod bar;
@@ -54,7 +53,7 @@ pub struct Args {
     only: Vec<String>,
 }
 
-/// Runs the scenarios asked for.
+/// Runs the selected scenarios.
 pub fn run(args: &Args) -> Result<()> {
     let is_main = !args.all && !args.list && args.only.is_empty();
     let specs = if is_main { vec![scenario::main()] } else { scenario::chosen(&args.only)? };
@@ -99,7 +98,7 @@ pub fn run(args: &Args) -> Result<()> {
     outcome
 }
 
-/// A new folder for this run, and `latest` pointing to it.
+/// Creates a folder for this run and points `latest` to it.
 fn new_run() -> Result<PathBuf> {
     let root = paths::target().join("e2e");
     fs::create_dir_all(&root)?;

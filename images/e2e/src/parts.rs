@@ -1,4 +1,4 @@
-//! What the machines are made of: fetched and built as far as the scenarios need it.
+//! The parts of the test machines, fetched and built as far as the scenarios need them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -14,14 +14,14 @@ use vfio_fast_protocol::host::Kernel;
 use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::spec::{Program, ScenarioSpec};
 
-/// What the machines are made of.
+/// The parts of the test machines.
 #[derive(Debug)]
 pub struct Parts {
     /// Kernel, modules and firmware.
     pub guest: Guest,
-    /// The same with the newest kernel in L1, where a scenario needs it.
+    /// The same with the newest kernel for L1, if a scenario needs it.
     pub newest: Option<Guest>,
-    /// QEMU that L1 runs on.
+    /// The QEMU that runs L1.
     pub emulator: PathBuf,
     /// PID 1 of both machines.
     pub agent: PathBuf,
@@ -29,20 +29,20 @@ pub struct Parts {
     witness: PathBuf,
     /// The library that patched QEMU loads.
     library: PathBuf,
-    /// The QEMUs under test that a scenario needs.
+    /// The QEMUs under test that the scenarios need.
     under_test: Vec<(Kind, PathBuf)>,
-    /// The conformance tests, where a scenario needs them.
+    /// The conformance tests, if a scenario needs them.
     pub conformance: Option<PathBuf>,
-    /// The measuring program, where a scenario needs one.
+    /// The measuring program, if a scenario needs one.
     pub bench: Option<PathBuf>,
 }
 
 impl Parts {
-    /// Fetches and builds what these scenarios need. What does not depend on each other is built at the same time, the
-    /// longest first.
+    /// Fetches and builds the parts that these scenarios need. Independent builds run concurrently, the longest
+    /// first.
     pub fn prepare(cache: &Cache, run: &Path, specs: &[ScenarioSpec]) -> Result<Self> {
         packages::ensure(cache)?;
-        // Before the threads begin, so that only one fetches the index.
+        // Before the threads start, so that the index is fetched only once.
         let debian = Debian::open(cache, STABLE)?;
         let kinds = kinds(specs);
         let needs_newest = specs.iter().any(|spec| spec.host.kernel == Kernel::Newest);
@@ -85,7 +85,7 @@ impl Parts {
         })
     }
 
-    /// The QEMU under test, if any, and the libraries it is started with.
+    /// The QEMU under test, if any, and the libraries it needs.
     pub fn qemu_of(&self, program: &Program, mode: Mode) -> Result<(Option<&Path>, Vec<PathBuf>)> {
         let Some(kind) = kind_of(program, mode) else { return Ok((None, Vec::new())) };
         let built = self.under_test.iter().find(|(built, _)| *built == kind);
@@ -94,7 +94,7 @@ impl Parts {
         Ok((Some(qemu), [self.witness.clone()].into_iter().chain(library).collect()))
     }
 
-    /// What L1 boots with that kernel.
+    /// The files L1 boots from with that kernel.
     pub fn guest_with(&self, kernel: Kernel) -> Result<&Guest> {
         match kernel {
             Kernel::Debian => Ok(&self.guest),
@@ -103,7 +103,7 @@ impl Parts {
     }
 }
 
-/// What is neither QEMU nor a kernel that is built here.
+/// Everything except QEMU and the newest kernel.
 struct Rest {
     guest: Guest,
     agent: PathBuf,
@@ -143,7 +143,7 @@ impl Rest {
     }
 }
 
-/// The QEMUs under test of these scenarios, each once, in the order in which they share the most objects.
+/// The QEMUs under test of these scenarios, without duplicates, in the order that shares the most objects.
 fn kinds(specs: &[ScenarioSpec]) -> Vec<Kind> {
     let runs = specs.iter().flat_map(|spec| spec.modes.iter().map(|mode| (&spec.program, *mode)));
     let needed: Vec<Kind> = runs.filter_map(|(program, mode)| kind_of(program, mode)).collect();

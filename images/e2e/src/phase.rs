@@ -1,23 +1,23 @@
-//! What a run is doing: typed, printed when entered with the time since the start.
+//! The phases of a run, printed with the time since the start as they begin.
 
 use std::time::Instant;
 
 use vfio_fast_assets::progress::{elapsed, print};
 
-/// One phase. A run enters them in this order; boot and run once per machine.
+/// One phase. A run enters the phases in this order, `Boot` and `Run` once per machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase<'a> {
-    /// Fetch and build what the machines are made of.
+    /// Fetching and building the parts of the machines.
     Setup,
-    /// Start a machine.
+    /// Starting a machine.
     Boot(&'a str),
-    /// The machine's user space is at work.
+    /// Running the machine's user space.
     Run(&'a str),
-    /// Judge what was told.
+    /// Judging the records.
     Check,
 }
 
-/// Prints phases.
+/// Prints the phases.
 #[derive(Debug)]
 pub struct Phases {
     start: Instant,
@@ -30,7 +30,7 @@ impl Default for Phases {
 }
 
 impl Phases {
-    /// A phase begins; the one before has ended.
+    /// Begins a phase, which ends the previous one.
     pub fn enter(&self, phase: Phase) {
         let at = elapsed(self.start.elapsed());
         match phase {

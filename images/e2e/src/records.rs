@@ -1,4 +1,4 @@
-//! Takes in what L1 tells, while it tells it.
+//! Collects L1's records while L1 runs.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -9,44 +9,43 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use vfio_fast_protocol::record::{Facts, Record, Start};
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// Its name.
     pub name: String,
-    /// Whether it held.
+    /// Whether it passed.
     pub ok: bool,
-    /// What was seen.
+    /// The observation, or the problems found.
     pub detail: String,
 }
 
-/// Everything L1 told in one run.
+/// Everything L1 reported in one run.
 #[derive(Clone, Debug, Default)]
 pub struct RunRecord {
-    /// Checks L1 made.
+    /// Results of the checks made in L1.
     pub checks: Vec<Check>,
-    /// What was counted.
+    /// Counters.
     pub facts: Option<Facts>,
-    /// What was timed.
+    /// Measured starts of L2.
     pub starts: Vec<Start>,
-    /// What kept the run from going on, or from ending as it should.
+    /// Errors that stopped the run or kept it from ending properly.
     pub trouble: Vec<String>,
-    /// How often requests to L2 were sent again, by request.
+    /// Number of requests to L2 that were sent again, by request.
     pub retries: BTreeMap<String, u32>,
-    /// When something was told last; `None`: nothing was, and user space not reached.
+    /// Time of the last record; `None` if L1 did not reach user space.
     pub heard: Option<Instant>,
-    /// Whether L1 fell silent, in which it gives signs of life whatever is under test.
+    /// Whether L1 stopped sending heartbeats, which are independent of what is under test.
     pub stalled: bool,
-    /// Whether L1 said that it is through.
+    /// Whether L1 reported that it has finished.
     pub ended: bool,
-    /// How long L1 ran.
+    /// Run time of L1.
     pub took: Duration,
 }
 
-/// Reads the growing file of records.
+/// Reads the file of records as it grows.
 #[derive(Debug)]
 pub struct Listener {
-    /// What was told so far.
+    /// The records so far.
     pub told: RunRecord,
     folder: PathBuf,
     records: PathBuf,
@@ -56,7 +55,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens to the file `records` in `folder`, where the logs go as well.
+    /// Reads the file `records` in `folder`, and writes logs to the same folder.
     pub fn new(folder: &Path, records: &str) -> Self {
         Self {
             told: RunRecord::default(),
@@ -68,7 +67,7 @@ impl Listener {
         }
     }
 
-    /// Takes in what is new; the answer is the steps L1 began.
+    /// Reads the new records. Returns the steps that L1 began.
     pub fn listen(&mut self) -> Result<Vec<String>> {
         let Ok(mut file) = File::open(&self.records) else { return Ok(Vec::new()) };
         file.seek(SeekFrom::Start(self.position))?;
@@ -81,7 +80,7 @@ impl Listener {
         let mut steps = Vec::new();
         for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
             let record = serde_json::from_slice(line)
-                .with_context(|| format!("L1 told `{}`", String::from_utf8_lossy(line)))?;
+                .with_context(|| format!("L1 sent an invalid record: `{}`", String::from_utf8_lossy(line)))?;
             steps.extend(self.take(record)?);
         }
         Ok(steps)
@@ -118,7 +117,7 @@ impl Listener {
     }
 }
 
-/// The text of a log of this run; empty if L1 never wrote it.
+/// The text of a log of this run; empty if L1 did not write it.
 pub fn log_text(folder: &Path, name: &str) -> String {
     let bytes = fs::read(folder.join(format!("{name}.log"))).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()

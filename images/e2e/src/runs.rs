@@ -1,4 +1,4 @@
-//! The runs: one boot of L1 for each scenario and mode, side by side where time is not measured.
+//! The runs: one boot of L1 for each scenario and mode. Runs that are not timed run concurrently.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -25,31 +25,29 @@ use vfio_fast_assets::image::Payload;
 use vfio_fast_assets::outcome::CannotRun;
 use vfio_fast_assets::progress;
 
-/// Runs beside each other at most.
+/// Maximum number of concurrent runs.
 const WORKERS: usize = 2;
-/// What a run takes besides the memory of its machine.
+/// Memory a run needs in addition to that of its machine.
 const OVERHEAD_MIB: u64 = 1024;
 
-/// Everything the runs share.
+/// State shared by all runs.
 #[derive(Debug)]
 pub struct Runs<'a> {
-    /// What the machines are made of.
     pub parts: &'a Parts,
-    /// Where results and logs go.
+    /// Folder for results and logs.
     pub folder: &'a Path,
-    /// What executes L1.
+    /// Accelerator of L1.
     pub accel: Accel,
-    /// Where phases are told.
     pub phases: &'a Phases,
 }
 
 impl Runs<'_> {
-    /// Runs every scenario in every mode. What could be run is judged even if something could not:
-    /// the second answer says what stopped the rest.
+    /// Runs every scenario in every mode. Completed runs are judged even if another could not run: the second value
+    /// is the error that stopped the rest.
     pub fn all(&self, plans: &[ScenarioSpec]) -> (Vec<Verdict>, Result<()>) {
         let pairs =
             |plan: &ScenarioSpec| plan.modes.iter().map(|mode| (plan.clone(), *mode)).collect::<Vec<_>>();
-        // A run whose times are compared has the machine to itself.
+        // A timed run has the machine to itself.
         let (timed, others): (Vec<&ScenarioSpec>, Vec<&ScenarioSpec>) =
             plans.iter().partition(|plan| plan.timed);
         let timed = timed.into_iter().flat_map(pairs).collect();
@@ -64,13 +62,13 @@ impl Runs<'_> {
         (verdicts, outcome)
     }
 
-    /// Works off a queue with so many workers; results come in the order of the queue.
+    /// Processes the queue with this number of workers. Returns the verdicts in the order of the queue.
     fn queue(&self, runs: VecDeque<(ScenarioSpec, Mode)>, workers: usize) -> (Vec<Verdict>, Result<()>) {
         let runs = Mutex::new(runs.into_iter().enumerate().collect::<VecDeque<_>>());
         let done = Mutex::new((Vec::new(), Ok(())));
         let work = || {
             loop {
-                // A statement of its own: the queue is not locked during the run.
+                // A separate statement, so that the queue is not locked during the run.
                 let next = runs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some((n, (plan, mode))) = next else { return };
                 let result = self.run_with_retry(&plan, mode);
@@ -90,8 +88,8 @@ impl Runs<'_> {
         (verdicts.into_iter().map(|(_, verdict)| verdict).collect(), outcome)
     }
 
-    /// One boot of L1, and a second one where the emulator broke down under the first: see [`emulator_fault`]. A fault that
-    /// is there every time fails both. The verdict counts the retry.
+    /// Boots L1, and boots it once more if the emulator failed; see [`emulator_fault`]. A deterministic failure fails
+    /// both attempts. The verdict counts the retry.
     fn run_with_retry(&self, plan: &ScenarioSpec, mode: Mode) -> Result<Verdict> {
         let first = self.one(plan, mode);
         let cause = match (&first, self.accel) {
@@ -114,7 +112,7 @@ impl Runs<'_> {
         Ok(verdict)
     }
 
-    /// One boot of L1.
+    /// Boots L1 once.
     fn one(&self, plan: &ScenarioSpec, mode: Mode) -> Result<Verdict> {
         let parts = self.parts;
         let name = plan.run_name(mode);
@@ -188,7 +186,7 @@ impl Runs<'_> {
             verdict.checks.push(moved.check()?);
         }
         verdict.print_failures(0);
-        // Gigabytes of them would pile up; everything needed to look into a failure is in the logs.
+        // Initrds would add up to gigabytes, and the logs suffice to investigate a failure.
         fs::remove_file(initrd)?;
         if verdict.passed() {
             fs::remove_file(&disk.path)?;
@@ -198,20 +196,20 @@ impl Runs<'_> {
     }
 }
 
-/// What went wrong with the emulated processors or clock, in which a run on real hardware would not have failed. QEMU's TCG
-/// has such faults, with the library and without.
+/// A fault of the emulated processors or clock that does not occur on real hardware. QEMU's TCG has such faults with
+/// and without the library.
 fn emulator_fault(verdict: &Verdict) -> Option<&'static str> {
     let emulator = log_text(&verdict.folder, "l0-qemu");
     if splat::has_triple_fault(&emulator) {
         return Some("an emulated processor had a triple fault or was reset");
     }
     if splat::stalled(&log_text(&verdict.folder, "l1-console")) {
-        return Some("an emulated processor stalled or its clock ran wild");
+        return Some("an emulated processor stalled or its clock was unreliable");
     }
-    verdict.stalled.then_some("L1 gave no sign of life")
+    verdict.stalled.then_some("L1 stopped responding")
 }
 
-/// How many runs fit beside each other.
+/// The number of runs that fit into memory at the same time.
 fn workers(plans: &[ScenarioSpec], available_mib: u64) -> usize {
     let largest = plans.iter().map(|plan| plan.l1_memory_mib() + OVERHEAD_MIB).max().unwrap_or(1);
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -219,7 +217,7 @@ fn workers(plans: &[ScenarioSpec], available_mib: u64) -> usize {
     WORKERS.min(processors).min(fit).max(1)
 }
 
-/// Ends the verb with 69 if this machine has too little memory for that now.
+/// Fails with exit code 69 if less memory is available than the scenario needs.
 pub fn require_memory(plan: &ScenarioSpec) -> Result<()> {
     let (needed, available) = (plan.l1_memory_mib() + OVERHEAD_MIB, available_mib()?);
     if available < needed {
@@ -232,7 +230,7 @@ fn available_mib() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    Ok(kib.context("/proc/meminfo states no MemAvailable")? >> 10)
+    Ok(kib.context("/proc/meminfo has no MemAvailable")? >> 10)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The matrix of scenarios, and the arguments of L0's QEMU that a scenario's spec stands for.
+//! The scenarios, and the arguments for L0's QEMU that follow from the spec of a scenario.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use vfio_fast_protocol::scenarios;
 use vfio_fast_protocol::spec::{Device, FIRST_SLOT, PATCHED, ScenarioSpec};
 
-/// The specs of these names, on all their hosts where a name says none; all without any names.
+/// The specs with these names, on all their hosts if a name has no host; all specs if there are no names.
 pub fn chosen(names: &[String]) -> Result<Vec<ScenarioSpec>> {
     let specs = scenarios::all();
     let is = |spec: &ScenarioSpec, name: &String| *name == spec.name() || name == spec.scenario;
@@ -18,7 +18,7 @@ pub fn chosen(names: &[String]) -> Result<Vec<ScenarioSpec>> {
     Ok(specs.into_iter().filter(wanted).collect())
 }
 
-/// What runs if nothing else is asked for: the main scenario on one host, with the library off and on.
+/// The default: the main scenario on one host, with the library off and on.
 pub fn main() -> ScenarioSpec {
     let mut specs = scenarios::nvme::specs();
     ScenarioSpec { modes: PATCHED, ..specs.swap_remove(0) }
@@ -35,7 +35,8 @@ pub fn memory_arguments(spec: &ScenarioSpec) -> Vec<String> {
     arguments
 }
 
-/// Arguments for L1's IOMMU and the devices under test. `disk` is the disk under test, `bar` the file that is a BAR.
+/// Arguments for L1's IOMMU and the devices under test. `disk` is the disk under test, `bar` the file that backs a
+/// BAR.
 pub fn device_arguments(spec: &ScenarioSpec, disk: &Path, bar: &Path) -> Vec<String> {
     let mut arguments = vec!["-device".to_owned(), spec.host.iommu_device(spec.iommu_bits)];
     for (n, device) in spec.devices.iter().enumerate() {
@@ -68,12 +69,12 @@ pub fn device_arguments(spec: &ScenarioSpec, disk: &Path, bar: &Path) -> Vec<Str
     arguments
 }
 
-/// The file of the disk of device `n`. Each disk has its own: QEMU locks what it writes.
+/// The image of the disk of device `n`. Each disk has its own, because QEMU locks an image that it writes to.
 pub fn disk_path(disk: &Path, n: usize) -> PathBuf {
     if n == 0 { disk.to_owned() } else { disk.with_extension(format!("{n}.img")) }
 }
 
-/// The numbers of the devices that are disks, without the disk under test.
+/// The numbers of all disks except the disk under test.
 pub fn further_disks(spec: &ScenarioSpec) -> impl Iterator<Item = usize> {
     let devices = spec.devices.iter().enumerate();
     devices.filter(|(n, device)| *n > 0 && **device == Device::Nvme).map(|(n, _)| n)

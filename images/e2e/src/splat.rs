@@ -1,9 +1,9 @@
-//! Finds what a kernel complains about. A machine that warns, oopses or faults goes on running, so
-//! its test still ends well: only its log knows.
+//! Finds complaints in kernel logs. A machine continues to run after a warning, oops or fault, so its test still
+//! passes. Only its log shows the problem.
 
-/// What no log of a healthy run contains.
+/// Text that never occurs in the log of a healthy run.
 const SPLATS: [&str; 33] = [
-    // Every WARN and BUG begins so; what follows differs from kernel to kernel.
+    // Every WARN and BUG begins with this line. The rest differs between kernels.
     "[ cut here ]",
     "WARNING: CPU",
     "WARNING: possible",
@@ -39,11 +39,11 @@ const SPLATS: [&str; 33] = [
     "messages were lost",
 ];
 
-/// The first line of every kernel's log.
+/// The first line of every kernel log.
 const FIRST: &str = "Linux version ";
 
-/// The complaints in a kernel's log. A log that is empty, or does not begin where kernels begin, is
-/// itself a complaint: a check that sees nothing must not look like a clean log.
+/// The complaints in a kernel log. A log that is empty or lacks its beginning is itself a complaint: a missing log
+/// must not pass for a clean one.
 pub fn scan(name: &str, log: &str) -> Vec<String> {
     if log.trim().is_empty() {
         return vec![format!("{name}: the log is empty")];
@@ -60,21 +60,21 @@ pub fn scan(name: &str, log: &str) -> Vec<String> {
     found
 }
 
-/// Whether the kernel says that one of its processors stood still, or that its clock may run wild: on a busy host an
-/// emulated one was calibrated to a fortieth of what it is, and two minutes were over in three seconds.
+/// Whether the kernel reports a stalled processor or an unreliable clock. On a busy host, an emulated clock was
+/// calibrated to a fortieth of its frequency, so that two minutes passed in three seconds.
 pub fn stalled(log: &str) -> bool {
     let stall =
         |line: &str| line.contains("rcu: INFO: ") && line.contains("detected") && line.contains(" stall");
     log.lines().any(|line| stall(line) || line.contains("PIT calibration deviates"))
 }
 
-/// Whether the emulator tells that one of its processors, in L1 or L2, came to a triple fault, or that L1 was reset.
+/// Whether the emulator reports a triple fault of a processor in L1 or L2, or a reset of L1.
 pub fn has_triple_fault(log: &str) -> bool {
     log.contains("triple fault") || log.contains("would be reset")
 }
 
-/// The complaints of the emulator of L1: what it says of its IOMMU is about DMA gone astray, and no machine here is reset by
-/// its own processor. Where that was is a part of the complaint.
+/// The complaints of L1's emulator. Messages about its IOMMU indicate misdirected DMA. No test machine resets itself,
+/// so a reset indicates a fault. The register values are part of the complaint.
 pub fn scan_emulator(log: &str) -> Vec<String> {
     let words = ["vtd_", "virtio_iommu_", "detected", "triple fault", "RIP=", "CR2=", "would be reset"];
     let bad = log.lines().filter(|line| words.iter().any(|word| line.contains(word)));

@@ -1,4 +1,4 @@
-//! Results for people and for programs.
+//! Results as tables and as JSON.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,10 +11,10 @@ use vfio_fast_protocol::record::{BarCosts, Facts};
 
 use super::judge::Verdict;
 
-/// Who counted what the table says.
+/// The witnesses that counted what the table shows.
 const WITNESS: &str = "L1 kernel tracepoints (calls, bytes), ioctl preload (times)";
 
-/// One object per run.
+/// Writes one JSON object per run.
 pub fn write_json(path: &Path, verdicts: &[Verdict]) -> Result<()> {
     let runs: Vec<Value> = verdicts.iter().map(object).collect();
     fs::write(path, serde_json::to_string_pretty(&runs)? + "\n")?;
@@ -42,7 +42,7 @@ fn object(verdict: &Verdict) -> Value {
     object
 }
 
-/// BARs of less in all are not worth a line.
+/// BARs that total less than this get no line.
 const LARGE: u64 = 1 << 30;
 
 type Cell = fn(&Facts) -> String;
@@ -60,7 +60,7 @@ const ROWS: [(&str, Cell); 10] = [
     ("first guest output", |f| seconds(f.first_output_ms)),
 ];
 
-/// Prints what each run came to, and for every scenario that is timed, its modes side by side.
+/// Prints the result of each run and, for every timed scenario, a table with one column per mode.
 pub fn print(verdicts: &[Verdict]) {
     println!();
     for verdict in verdicts {
@@ -114,7 +114,7 @@ pub fn retries(verdicts: &[Verdict]) -> String {
     format!("retries: {}", causes.join("; "))
 }
 
-/// What BARs cost, per GiB.
+/// The cost of mapping and unmapping BARs, per GiB.
 fn bar_costs(bars: BarCosts) -> String {
     let each = |ns: u64, bytes: u64| ns as f64 / 1e6 / (bytes as f64 / f64::from(1 << 30));
     format!(

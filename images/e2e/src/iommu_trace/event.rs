@@ -1,11 +1,11 @@
-//! The lines L0's virtio-iommu prints.
+//! The events that L0's virtio-iommu traces.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use vfio_fast_protocol::ranges::Reach;
 
-/// What is printed. Of the unmaps those that were carried out, mapping by mapping.
+/// The trace events to enable. `unmap_done` reports unmaps that took place, one event per mapping.
 pub const NAMES: [&str; 6] = [
     "virtio_iommu_attach",
     "virtio_iommu_detach_endpoint_from_domain",
@@ -19,24 +19,24 @@ pub const NAMES: [&str; 6] = [
 const FLAG_READ: u64 = 1;
 const FLAG_WRITE: u64 = 2;
 
-/// One line. Endpoints are devices, as bus, slot and function in one number.
+/// One traced operation. An endpoint is a device: its bus, slot and function as one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A device gets a domain.
+    /// A device is attached to a domain.
     Attach { domain: u32, endpoint: u32 },
-    /// A device loses one.
+    /// A device is detached from a domain.
     Detach { domain: u32, endpoint: u32 },
-    /// A domain ends, and with it what is mapped there.
+    /// A domain is freed, and its mappings with it.
     Free { domain: u32 },
-    /// A mapping came. Drivers may have some that are only written.
+    /// A mapping is created. Drivers can create mappings without read permission.
     Map { domain: u32, reach: Reach, read: bool },
-    /// A mapping went.
+    /// A mapping is removed.
     Unmap { domain: u32, start: u64, last: u64 },
-    /// Whether a device's addresses are translated from now on.
+    /// Translation of a device's addresses is switched on or off.
     Switch { endpoint: u32, translates: bool },
 }
 
-/// Reads a whole record.
+/// Parses a whole trace.
 pub fn parse(text: &str) -> Result<Vec<Event>> {
     let lines = text.lines().enumerate();
     lines
@@ -54,7 +54,7 @@ fn parse_line(line: &str) -> Result<Event> {
             Some(hex) => u64::from_str_radix(hex, 16),
             None => text.parse(),
         };
-        number.with_context(|| format!("{name} is no number"))
+        number.with_context(|| format!("{name} is not a number"))
     };
     let small = |name: &str| -> Result<u32> { Ok(number(name)?.try_into()?) };
     let range = || -> Result<(u64, u64)> {
@@ -81,14 +81,14 @@ fn parse_line(line: &str) -> Result<Event> {
             let device = rest.split(' ').nth(1).context("no device")?;
             Ok(Event::Switch { endpoint: endpoint(device)?, translates: number("enabled")? == 1 })
         }
-        _ => bail!("an event nobody asked for"),
+        _ => bail!("an event that was not requested"),
     }
 }
 
-/// The number of the device at `domain:bus:slot.function`, or without the domain.
+/// The endpoint number of the device at `domain:bus:slot.function`; the domain is optional.
 pub fn endpoint(address: &str) -> Result<u32> {
     let parts: Vec<&str> = address.split([':', '.']).collect();
-    let [.., bus, slot, function] = parts[..] else { bail!("`{address}` is no address of a device") };
+    let [.., bus, slot, function] = parts[..] else { bail!("`{address}` is not a device address") };
     let hex = |text| u32::from_str_radix(text, 16).with_context(|| format!("`{address}`"));
     Ok(hex(bus)? << 8 | hex(slot)? << 3 | hex(function)?)
 }

@@ -1,8 +1,10 @@
-//! L0 as a witness: its virtio-iommu prints every operation of L1's kernel, which is held against the ioctls QEMU made in L1.
+//! Checks QEMU's ioctls in L1 against a second witness: the operations that L0's virtio-iommu traces.
 //!
-//! Neither side knows the other. An ioctl becomes as many operations as its memory is in pieces, and they share no clock. What is
-//! sure is the order: L1's kernel answers an ioctl when L0 has carried it out. So both are walked in order. The operations owed for
-//! the ioctls must come next, whole, and nothing else; then both must hold the same for the device.
+//! The two records share no clock, and one ioctl becomes as many IOMMU operations as its memory has physically
+//! contiguous pieces. Their order is certain, however: L1's kernel returns from an ioctl only after L0 has carried
+//! out its operations. The check therefore walks both records in order. The operations of each ioctl must come next
+//! and be complete, with no others in between. After each step, both records must contain the same mappings for the
+//! device.
 
 mod event;
 #[cfg(test)]
@@ -19,23 +21,23 @@ use vfio_fast_protocol::witness::{self, Call};
 use super::records::log_text;
 use event::Event;
 
-/// The log of it in the folder of a run, without its extension.
+/// Name of the trace log in the folder of a run, without its extension.
 pub const LOG: &str = "iommu-trace";
 
-/// VFIO_DEVICE_DETACH_IOMMUFD_PT: the device leaves its domain, whatever the IOAS still holds.
+/// VFIO_DEVICE_DETACH_IOMMUFD_PT: detaches the device from its domain, even if the IOAS still has mappings.
 const DETACH: u32 = 0x3b78;
 /// VFIO_DEVICE_ATTACH_IOMMUFD_PT.
 const ATTACH: u32 = 0x3b77;
 
-/// The arguments with which L0's emulator writes the log.
+/// Arguments that make L0's QEMU write the trace.
 pub fn arguments(folder: &Path) -> Vec<String> {
     let events = event::NAMES.iter().flat_map(|name| ["-trace".to_owned(), (*name).to_owned()]);
     let log = folder.join(LOG).with_extension("log");
     events.chain(["-D".to_owned(), log.display().to_string()]).collect()
 }
 
-/// Holds the record of L1's ioctls in the folder of a run against L0's, for the device at `address` in L1. The second answer is what
-/// was seen where the first, the problems, is empty.
+/// Compares the ioctls in L1 with L0's trace, both from the folder of a run, for the device at `address` in L1.
+/// Returns the problems and, if there are none, a summary.
 pub fn check(folder: &Path, address: &str) -> (Vec<String>, String) {
     let compared = witness::parse(&log_text(folder, "witness"))
         .and_then(|calls| compare(&calls, &log_text(folder, LOG), event::endpoint(address)?));
@@ -45,15 +47,15 @@ pub fn check(folder: &Path, address: &str) -> (Vec<String>, String) {
     }
 }
 
-/// What was compared.
+/// Counts of a successful comparison.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Ioctls that mapped or unmapped something, and what L0 mapped and unmapped for them.
+    /// Ioctls that mapped or unmapped something, and the operations L0 carried out for them.
     ioctls: usize,
     maps: usize,
     unmaps: usize,
     map_bytes: u64,
-    /// How often both were compared, and in how many transactions of QEMU's memory core.
+    /// Number of comparisons, and of the transactions of QEMU's memory core that they cover.
     comparisons: usize,
     commits: usize,
 }
@@ -62,8 +64,8 @@ impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} ioctls were {} maps of {} KiB on average and {} unmaps, nothing else; the same is held after each of {} steps, \
-             which are {} commits",
+            "{} ioctls caused {} maps of {} KiB on average, {} unmaps and nothing else; the mappings agree after each of {} steps \
+             ({} commits)",
             self.ioctls,
             self.maps,
             (self.map_bytes >> 10) / (self.maps as u64).max(1),
@@ -74,7 +76,7 @@ impl fmt::Display for Seen {
     }
 }
 
-/// Walks both records. An error is where they part.
+/// Walks both records. The error describes the first difference.
 pub fn compare(calls: &[Call], trace: &str, endpoint: u32) -> Result<Seen> {
     let mut events = event::parse(trace)?.into_iter();
     let mut iommu = Iommu::of(endpoint);
@@ -103,7 +105,7 @@ pub fn compare(calls: &[Call], trace: &str, endpoint: u32) -> Result<Seen> {
         let changes = step.iter().filter(|call| call.mapped() || call.unmapped() && call.out > 0).count();
         done.extend(step);
         if changes > 0 {
-            // VFIO's listener comes before KVM's: what KVM was given last ended the transaction before this one.
+            // QEMU calls VFIO's listener before KVM's, so a memory slot set in KVM ended the previous transaction.
             seen.commits += usize::from(std::mem::take(&mut after_kvm));
             seen.comparisons += 1;
             seen.ioctls += if detached { 0 } else { changes };
@@ -111,7 +113,7 @@ pub fn compare(calls: &[Call], trace: &str, endpoint: u32) -> Result<Seen> {
             iommu.ensure_holds(wanted, done.len())?;
         }
     }
-    // What QEMU has mapped when it ends the kernel takes away, before or after the device leaves.
+    // The kernel removes the mappings QEMU leaves at exit, before or after it detaches the device.
     let left_behind = !detached && !held(&done)?.is_empty();
     iommu.may_leave |= left_behind;
     for event in events {
@@ -124,7 +126,7 @@ pub fn compare(calls: &[Call], trace: &str, endpoint: u32) -> Result<Seen> {
     Ok(seen)
 }
 
-/// What the ioctls say is mapped.
+/// The mappings that result from the ioctls.
 fn held(calls: &[Call]) -> Result<Vec<Reach>> {
     let mut all = Vec::new();
     for held in witness::replay(calls)?.values() {
@@ -133,7 +135,8 @@ fn held(calls: &[Call]) -> Result<Vec<Reach>> {
     Ok(all)
 }
 
-/// The calls in their order; together those of several threads that ran at the same time, of whose operations no order is known.
+/// The calls in order, grouped into steps. Calls that overlap in time form one step, because the order of their
+/// operations is unknown.
 fn steps(calls: &[Call]) -> Vec<Vec<Call>> {
     let mut order: Vec<(usize, &Call)> = calls.iter().enumerate().collect();
     order.sort_by_key(|(_, call)| call.start_ns);
@@ -153,7 +156,7 @@ fn steps(calls: &[Call]) -> Vec<Vec<Call>> {
     steps.into_iter().map(in_order).collect()
 }
 
-/// One operation of the IOMMU on what the device can reach.
+/// One IOMMU operation in the domain of the device under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Operation {
     unmaps: bool,
@@ -177,14 +180,14 @@ impl Seen {
     }
 }
 
-/// What L0 has still to do for the ioctls of one step: where, and how many bytes.
+/// The operations that L0 has yet to carry out for one step, each with the bytes left.
 struct Owed(Vec<(Operation, u64)>);
 
 impl Owed {
-    /// Ioctls that failed are owed nothing, and nothing may be done for them.
+    /// Includes successful ioctls only, so an operation for a failed one is an error.
     fn by(calls: &[Call]) -> Self {
         let debts = calls.iter().filter(|call| call.mapped() || call.unmapped()).map(|call| {
-            // An unmap of everything names no size.
+            // An ioctl that unmaps everything has no size.
             let last = call.size.checked_sub(1).map_or(u64::MAX, |rest| call.iova.saturating_add(rest));
             let reach = Reach { start: call.iova, last, write: true };
             (Operation { unmaps: call.is_unmap(), reach }, if call.is_unmap() { call.out } else { call.size })
@@ -227,18 +230,18 @@ impl fmt::Display for Owed {
     }
 }
 
-/// What is mapped in each domain, as L0 has it, and which of them the device under test has.
+/// The mappings of each domain according to L0, and the domain of the device under test.
 struct Iommu {
     endpoint: u32,
     domains: BTreeMap<u32, BTreeMap<u64, Reach>>,
-    /// The domain L1's own driver of the device used, before the device was handed out.
+    /// The domain that the device's driver in L1 used before QEMU got the device.
     first: Option<u32>,
     current: Option<u32>,
-    /// Whether the device was ever in another domain than the first: from then on all is QEMU's.
+    /// Whether the device has been in another domain than `first`: from then on its mappings are QEMU's.
     handed_out: bool,
-    /// Whether its addresses are translated at all.
+    /// Whether the IOMMU translates the device's addresses.
     translates: bool,
-    /// Whether it may leave its domain with something mapped there.
+    /// Whether the device may leave its domain while mappings are left there.
     may_leave: bool,
 }
 
@@ -255,7 +258,7 @@ impl Iommu {
         }
     }
 
-    /// Takes an event in; the answer is what it changed for whom the device was handed out to.
+    /// Applies an event. Returns an operation if the event changed the mappings of the device while QEMU has it.
     fn apply(&mut self, event: Event) -> Result<Option<Operation>> {
         match event {
             Event::Attach { domain, endpoint } if endpoint == self.endpoint => {
@@ -263,7 +266,7 @@ impl Iommu {
                 self.handed_out |= *self.first.get_or_insert(domain) != domain;
             }
             Event::Detach { domain, endpoint } if endpoint == self.endpoint => {
-                // The former domain is left after the new one was named.
+                // The new domain is attached before the old one is detached.
                 self.current = self.current.filter(|current| *current != domain);
                 let left = self.domains.get(&domain).map_or(0, BTreeMap::len);
                 let own = self.first == Some(domain) || self.may_leave;
@@ -299,7 +302,7 @@ impl Iommu {
         (self.handed_out && self.current == Some(domain)).then_some(operation)
     }
 
-    /// Goes on to where the device leaves its domain.
+    /// Applies the events up to the one that detaches the device.
     fn leave(&mut self, events: &mut impl Iterator<Item = Event>) -> Result<()> {
         self.may_leave = true;
         for event in events {
@@ -313,7 +316,7 @@ impl Iommu {
         bail!("L0's record ends before the device was detached")
     }
 
-    /// Compares what the device can reach with what it should.
+    /// Compares the device's mappings with the expected ones.
     fn ensure_holds(&self, wanted: Vec<Reach>, calls: usize) -> Result<()> {
         ensure!(self.translates, "after {calls} calls the device is not behind the IOMMU");
         let held = self.current.and_then(|domain| self.domains.get(&domain));

@@ -1,7 +1,7 @@
 use super::*;
 
-/// What L1 asked for: memory in two pieces, the first one cut and made read-only in part, and everything unmapped in the end. KVM
-/// hears of it last.
+/// Calls in L1: memory in two regions, of which the first is split and partly made read-only. In the end everything
+/// is unmapped. KVM gets each change after VFIO.
 const CALLS: &str = "\
     3b71 9 0 a0000 3 7f0000000000 0 0 0 100 10 7 0\n\
     3b71 9 100000 300000 3 7f0000100000 0 0 0 120 10 7 0\n\
@@ -14,7 +14,7 @@ const CALLS: &str = "\
     ae46 a 0 80000 0 7f0000000000 0 0 0 260 1 7 0\n\
     3b72 9 0 ffffffffffffffff 0 0 0 0 3a0000 300 10 7 0\n";
 
-/// The device goes from nobody to its driver and from there to QEMU.
+/// Attaches the device to its driver in L1, then to QEMU.
 const HANDED_OUT: &str = "\
     virtio_iommu_switch_address_space Device 00:04.0 switching address space (iommu enabled=0)\n\
     virtio_iommu_attach domain=2 endpoint=32\n\
@@ -28,7 +28,7 @@ const HANDED_OUT: &str = "\
     virtio_iommu_put_domain Free domain=2\n\
     virtio_iommu_switch_address_space Device 00:04.0 switching address space (iommu enabled=1)\n";
 
-/// What L0 did for [`CALLS`]: every piece as its memory lay, and something for another device meanwhile.
+/// L0's operations for [`CALLS`], one per physically contiguous piece, and one for another device among them.
 const MAPPED: &str = "\
     virtio_iommu_map domain=6 virt_start=0x0 virt_end=0xfff phys_start=0x5000 flags=3\n\
     virtio_iommu_map domain=6 virt_start=0x1000 virt_end=0x9ffff phys_start=0x200000 flags=3\n\
@@ -46,7 +46,7 @@ const UNMAPPED: &str = "\
     virtio_iommu_unmap_done domain=6 virt_start=0x100000 virt_end=0x1fffff\n\
     virtio_iommu_unmap_done domain=6 virt_start=0x200000 virt_end=0x3fffff\n";
 
-/// QEMU is gone.
+/// Events after QEMU has exited.
 const HANDED_BACK: &str = "\
     virtio_iommu_attach domain=2 endpoint=32\n\
     virtio_iommu_detach_endpoint_from_domain domain=6 endpoint=32\n\
@@ -62,7 +62,7 @@ fn compared(calls: &str, trace: &str) -> Result<Seen> {
     compare(&witness::parse(calls).unwrap(), trace, event::endpoint("0000:00:04.0").unwrap())
 }
 
-/// The record of L0 with `from`, which is there once, made `to`, must not agree; the answer says why.
+/// Replaces `from`, which must occur once in the trace, by `to`. Returns the error of the comparison.
 fn why(from: &str, to: &str) -> String {
     let trace = trace();
     assert_eq!(trace.matches(from).count(), 1, "{from}");
@@ -76,7 +76,7 @@ fn what_agrees_agrees() {
     assert_eq!(seen, Seen { ioctls: 6, maps: 6, unmaps: 6, map_bytes: bytes, comparisons: 6, commits: 2 });
 }
 
-/// Left out, said twice, or said before what it comes after: not one line of QEMU's domain can be wrong.
+/// A line about QEMU's domain that is missing, repeated or swapped with the next one is an error.
 #[test]
 fn every_line_counts() {
     let trace = trace();
@@ -88,7 +88,7 @@ fn every_line_counts() {
         without.remove(n);
         twice.insert(n, lines[n]);
         swapped.swap(n, n + 1);
-        // The order within one ioctl is the kernel's.
+        // The kernel chooses the order within one ioctl.
         let in_another = word(n) != word(n + 1) && !lines[n + 1].contains("domain=3");
         let records = [Some(without), Some(twice), in_another.then_some(swapped)];
         for record in records.into_iter().flatten() {
@@ -103,17 +103,17 @@ fn every_line_counts() {
 fn a_missing_unmap_is_found() {
     let line = "virtio_iommu_unmap_done domain=6 virt_start=0x1000 virt_end=0x9ffff\n";
     assert!(why(line, "").contains("mapped [0x0, 0x7ffff] rw"), "{}", why(line, ""));
-    // Of the last one nothing follows that would tell.
+    // No operation follows the last unmap, so the detach must report the mapping.
     let line = "virtio_iommu_unmap_done domain=6 virt_start=0x200000 virt_end=0x3fffff\n";
     assert!(why(line, "").contains("left its domain with 1 mappings"), "{}", why(line, ""));
 }
 
 #[test]
 fn a_stale_page_is_found() {
-    // All but one page of what was mapped: L0 itself never does this.
+    // Unmaps all but one page of a mapping, which L0 itself never does.
     let found = why("unmap_done domain=6 virt_start=0x1000 ", "unmap_done domain=6 virt_start=0x2000 ");
     assert!(found.contains("unmapped [0x2000, 0x9ffff], mapped was None"), "{found}");
-    // It is what is mapped again by nobody's order.
+    // A page that is mapped again without an ioctl.
     let stale = "virtio_iommu_map domain=6 virt_start=0x0 virt_end=0xfff phys_start=0x5000 flags=3\n";
     let found = compared(CALLS, &format!("{HANDED_OUT}{MAPPED}{UNMAPPED}{stale}{HANDED_BACK}")).unwrap_err();
     assert!(found.to_string().contains("after the last ioctl L0 mapped [0x0, 0xfff] rw"), "{found}");
@@ -128,11 +128,11 @@ fn an_extra_map_is_found() {
         found.contains("L0 mapped [0xa0000, 0xa0fff] rw, with 0x3a0000 bytes to come of an unmap"),
         "{found}"
     );
-    // Of a map that failed, nothing may be there either.
+    // A failed map must leave nothing mapped.
     let extra =
         "virtio_iommu_map domain=6 virt_start=0xfe800000 virt_end=0xfe800fff phys_start=0x0 flags=3\n";
     assert!(why(after, &format!("{after}{extra}")).contains("mapped [0xfe800000, 0xfe800fff]"));
-    // And nothing twice.
+    // The same range must not be mapped twice.
     let line = "virtio_iommu_map domain=6 virt_start=0x0 virt_end=0xfff phys_start=0x5000 flags=3\n";
     assert!(why(line, &format!("{line}{line}")).contains("over what was there"));
 }
@@ -147,7 +147,7 @@ fn the_wrong_order_is_found() {
     let swapped = trace.replace(map, "?").replace(unmap, map).replace('?', unmap);
     let found = compared(CALLS, &swapped).unwrap_err().to_string();
     assert!(found.contains("L0 unmapped [0x0, 0xfff] rw, with 0x300000 bytes to come of a map"), "{found}");
-    // Only what ran at the same time has no order.
+    // Only calls that overlap in time have no order.
     let together = CALLS.replace(" 100 10 7 0", " 100 25 7 0");
     let first = "virtio_iommu_map domain=6 virt_start=0x1000 virt_end=0x9ffff phys_start=0x200000 flags=3\n";
     let swapped = trace.replace(first, "?").replace(map, first).replace('?', map);
@@ -181,7 +181,7 @@ fn an_end_too_early_is_found() {
     assert!(compared("", HANDED_OUT).unwrap_err().to_string().contains("nothing was mapped"));
 }
 
-/// iommufd's device leaves its domain before anything is unmapped: L0 drops all of it.
+/// With iommufd the device leaves its domain before anything is unmapped, and L0 drops all mappings.
 #[test]
 fn what_is_unmapped_after_leaving_needs_no_operation() {
     let unmap_all = "3b72 9 0 ffff";
@@ -192,11 +192,11 @@ fn what_is_unmapped_after_leaving_needs_no_operation() {
     let found = compared(CALLS, &left).unwrap_err().to_string();
     assert!(found.contains("left its domain with 4 mappings"), "{found}");
     assert!(compared(&calls, &format!("{HANDED_OUT}{MAPPED}")).is_err());
-    // Unmapped too early.
+    // Unmapped before the detach.
     assert!(compared(&calls, &trace()).unwrap_err().to_string().contains("before the device was detached"));
 }
 
-/// And when it comes back, all is compared again.
+/// The comparison resumes when the device is attached again.
 #[test]
 fn a_device_that_comes_back_is_compared_again() {
     let unmap_all = "3b72 9 0 ffff";
@@ -214,14 +214,14 @@ fn a_device_that_comes_back_is_compared_again() {
     assert_eq!(compared(&with_end, &format!("{before}{map}{unmap}{back}")).unwrap().maps, 7);
     assert!(compared(&with_end, &format!("{before}{unmap}{back}")).is_err());
     assert!(compared(&with_end, &format!("{before}{map}{back}")).is_err(), "it left with a mapping");
-    // QEMU ends with it mapped: the kernel takes it away, or the domain with it.
+    // If QEMU exits with a mapping left, the kernel unmaps it or frees the domain.
     for trace in [format!("{before}{map}{unmap}{back}"), format!("{before}{map}{back}")] {
         assert_eq!(compared(&calls, &trace).unwrap().maps, 7);
     }
     assert!(compared(&calls, &format!("{before}{map}")).is_err(), "it is still there");
     assert!(
         compared(&calls, &format!("{before}{map}{unmap}{map}{back}")).is_err(),
-        "mapped by nobody's order"
+        "mapped without an ioctl"
     );
 }
 
