@@ -1,5 +1,5 @@
-//! Ctrl-C, SIGTERM and SIGHUP end a tool only after it has cleaned up: child processes, half-built entries of the cache,
-//! settings of the host.
+//! Cleans up before SIGINT, SIGTERM or SIGHUP ends a tool: stops child processes, removes partial cache entries,
+//! restores settings of the host.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -14,18 +14,18 @@ use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// How long a child may take to end after SIGTERM, before SIGKILL.
+/// Time that a child has to end after SIGTERM before it gets SIGKILL.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 type Action = Box<dyn FnOnce() + Send>;
 
-/// What is to be done, oldest first. The handler never releases the lock: whoever wants to register or to revoke an action
-/// after a signal waits until the process ends, so nothing new begins.
+/// The registered actions, oldest first. The signal handler never releases the lock. After a signal, threads that
+/// register or revoke an action block until the process ends, so no new work starts.
 static ACTIONS: Mutex<Vec<(u64, Action)>> = Mutex::new(Vec::new());
 static NEXT: AtomicU64 = AtomicU64::new(0);
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// An action that runs if a signal ends the process before this is dropped.
+/// An action that runs if a signal ends the process before this guard is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it revokes the action"]
 pub struct Cleanup(u64);
@@ -36,7 +36,8 @@ impl Drop for Cleanup {
     }
 }
 
-/// From now on a signal runs the registered actions, the newest first, and ends the process with 128 and its number.
+/// Installs the handler: a signal runs the registered actions, newest first, and ends the process with exit code 128
+/// plus the signal's number.
 pub fn handle_signals() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("Cannot handle signals")?;
     thread::spawn(move || {
@@ -52,17 +53,16 @@ pub fn handle_signals() -> Result<()> {
     Ok(())
 }
 
-/// Whether a signal has come.
+/// Whether a signal was received.
 pub fn is_interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Registers an action.
 pub fn on_interrupt(action: impl FnOnce() + Send + 'static) -> Cleanup {
     register(&mut actions(), action)
 }
 
-/// Starts a child in a process group of its own, which a signal ends.
+/// Starts a child in its own process group. A signal ends the whole group.
 pub fn spawn(command: &mut Command) -> io::Result<(Child, Cleanup)> {
     spawn_with(command, |group| {
         let _ = kill_process_group(group, Signal::TERM);
@@ -72,11 +72,11 @@ pub fn spawn(command: &mut Command) -> io::Result<(Child, Cleanup)> {
     })
 }
 
-/// Starts a child that must not end half-way: after a signal the process ends when the child has ended.
+/// Starts a child that must not be interrupted: after a signal, the process waits for the child to end.
 pub fn spawn_to_its_end(command: &mut Command) -> io::Result<(Child, Cleanup)> {
     let name = command.get_program().to_string_lossy().into_owned();
     spawn_with(command, move |group| {
-        eprintln!("waiting for {name}, which must not end half-way");
+        eprintln!("waiting for {name}, which must not be interrupted");
         wait_for(group, None);
     })
 }
@@ -85,7 +85,8 @@ fn spawn_with(
     command: &mut Command,
     action: impl FnOnce(Pid) + Send + 'static,
 ) -> io::Result<(Child, Cleanup)> {
-    // Held from before the child exists until its action is registered: no signal comes between.
+    // Hold the lock from before the child exists until its action is registered, so that no signal is handled in
+    // between.
     let mut actions = actions();
     let child = command.process_group(0).spawn()?;
     let group = group_of(child.id());
@@ -93,7 +94,7 @@ fn spawn_with(
     Ok((child, cleanup))
 }
 
-/// Waits until nothing of the group runs; whether it came to that in time.
+/// Waits until no process of the group runs. Returns whether the group ended in time.
 fn wait_for(group: Pid, patience: Option<Duration>) -> bool {
     let start = Instant::now();
     while test_kill_process_group(group).is_ok() {

@@ -1,5 +1,5 @@
-//! The newest kernel, with iommufd, which no kernel that Debian builds has: Debian's source, the options the test machines
-//! need, and nothing else. The cache keeps the image, ccache the objects.
+//! The newest kernel with iommufd, which no kernel that Debian builds has. It is built from Debian's source with only
+//! the options that the test machines need. The cache keeps the image, ccache the objects.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use crate::debian::{self, Deb, Debian, UNSTABLE};
 use crate::progress::{run_logged, step_measured};
 use crate::{packages, paths};
 
-/// Its options; all others are off, and nothing is a module.
+/// The kernel's options. All others are off, and nothing is a module.
 const CONFIG: &str = include_str!("../kernel.config");
 
-/// How make is called: the same source and options make the same image.
+/// Arguments for make. The same source and options always give the same image.
 const MAKE: &[&str] = &[
     "CC=ccache gcc",
     "KBUILD_BUILD_TIMESTAMP=2026-01-01",
@@ -24,10 +24,10 @@ const MAKE: &[&str] = &[
     "KBUILD_BUILD_HOST=vfio-fast",
 ];
 
-/// How many lines make prints for these options, give or take a few from series to series.
+/// Approximate number of lines that make prints for these options.
 const OBJECTS: u64 = 2000;
 
-/// The name of the image in its entry of the cache.
+/// Name of the image in the cache entry.
 const IMAGE: &str = "vmlinuz";
 
 /// The image, from the cache or built now.
@@ -35,7 +35,7 @@ pub fn built() -> Result<PathBuf> {
     image(&Cache::open()?)
 }
 
-/// Downloads the newest source of all series.
+/// Downloads the newest source of any series.
 pub fn fetch(cache: &Cache) -> Result<Deb> {
     Debian::open(cache, UNSTABLE)?.fetch_latest("linux-source-", "")
 }
@@ -43,7 +43,7 @@ pub fn fetch(cache: &Cache) -> Result<Deb> {
 fn image(cache: &Cache) -> Result<PathBuf> {
     packages::ensure(cache)?;
     let source = fetch(cache)?;
-    // The host's compiler.
+    // Stands for the host's compiler.
     let host = fs::read_to_string("/etc/debian_version").unwrap_or_default();
     let mut inputs = vec![Input::Text(CONFIG), Input::File(&source.path), Input::Text(&host)];
     inputs.extend(MAKE.iter().map(|text| Input::Text(text)));
@@ -64,14 +64,14 @@ fn image(cache: &Cache) -> Result<PathBuf> {
     Ok(dir.join(IMAGE))
 }
 
-/// How far the build is: each line of its log but the commands' own is one object.
+/// The progress of the build: each line of the log that is not a command stands for one object.
 fn compiled(log: &Path) -> Option<(u64, u64)> {
     let text = fs::read_to_string(log).ok()?;
     let done = text.lines().filter(|line| line.starts_with("  ")).count() as u64;
     (done > 0).then(|| (done.min(OBJECTS - 1), OBJECTS))
 }
 
-/// Unpacks the source package, which is an archive in an archive.
+/// Unpacks the source package, which contains an archive.
 fn unpack(source: &Deb, tree: &Path, log: &Path) -> Result<()> {
     remove_dir(tree)?;
     let outer = tree.join("deb");
@@ -84,13 +84,13 @@ fn unpack(source: &Deb, tree: &Path, log: &Path) -> Result<()> {
     remove_dir(&outer)
 }
 
-/// Sets the options and looks whether they are set: kconfig drops silently what it does not know, or what needs another.
+/// Sets the options and verifies them, because kconfig silently drops options that are unknown or lack a dependency.
 fn configure(cache: &Cache, tree: &Path, log: &Path) -> Result<()> {
     let options = tree.join("vfio-fast.config");
     fs::write(&options, CONFIG)?;
     run_logged(make(cache, tree).env("KCONFIG_ALLCONFIG", &options).arg("allnoconfig"), log)?;
     let missing = missing(CONFIG, &fs::read_to_string(tree.join(".config"))?);
-    ensure!(missing.is_empty(), "This kernel does not take {}", missing.join(", "));
+    ensure!(missing.is_empty(), "This kernel does not accept {}", missing.join(", "));
     Ok(())
 }
 
@@ -101,7 +101,7 @@ fn make(cache: &Cache, tree: &Path) -> Command {
     command
 }
 
-/// The options wanted that a configuration does not have.
+/// The wanted options that a configuration lacks.
 fn missing<'a>(wanted: &'a str, found: &str) -> Vec<&'a str> {
     let options = wanted.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     options.filter(|option| !found.lines().any(|line| line == *option)).collect()

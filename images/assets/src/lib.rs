@@ -1,7 +1,7 @@
-//! What the test machines are made of, and the tools that make it: Debian's packages and sources, QEMU, kernels, initrds, the
-//! library as users install it. A cache keeps what takes long. Modules import downwards only:
+//! Builds the parts of the test machines: Debian's packages and sources, QEMU, kernels, initrds, and the library as
+//! installed for users. A cache keeps products that take long to build. Modules import only from lower levels:
 //!
-//! | floor | modules |
+//! | level | modules |
 //! |---|---|
 //! | 0 | [`paths`], [`interrupt`] |
 //! | 1 | [`progress`] |

@@ -1,4 +1,4 @@
-//! The library as users get it: the shared object, its header and its pkg-config file below a prefix.
+//! The library as installed for users: shared object, header and pkg-config file below a prefix.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,40 +10,40 @@ use xshell::{Shell, cmd};
 use crate::paths;
 use crate::progress::{run_logged, step};
 
-/// The version of the library, Cargo's: the workspace has one.
+/// Version of the library, which is that of the workspace.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Installs the library below a prefix, with `destdir` in front of it while copying; returns the files.
+/// Installs the library below `prefix`. `destdir` is put in front of it for copying only. Returns the files.
 pub fn install(prefix: &Path, destdir: Option<&Path>) -> Result<Vec<PathBuf>> {
     let log = paths::target().join("install.log");
     let library = step("Build the library", &log, build)?;
     copy(&library, &header(), prefix, destdir)
 }
 
-/// Installs below a fresh directory, for whoever links against the library in a build or test.
+/// Installs below a fresh directory, for builds and tests that link against the library.
 pub fn into(prefix: &Path, log: &Path) -> Result<()> {
     crate::cache::remove_dir(prefix)?;
     copy(&build(log)?, &header(), prefix, None).map(drop)
 }
 
-/// What a program compiled against the library depends on: header, pkg-config file, SONAME.
+/// The interface that programs are compiled against: header, pkg-config file, SONAME.
 pub fn interface() -> Result<Vec<String>> {
     let header = header();
     let text = fs::read_to_string(&header).with_context(|| format!("Cannot read {}", header.display()))?;
     Ok(vec![text, pkg_config(Path::new("/usr")), soname()])
 }
 
-/// The name programs ask the loader for; exact before 1.0, when every version may differ.
+/// The SONAME. It contains the full version before 1.0, because every release can change the ABI.
 pub fn soname() -> String {
     format!("libvfio_fast.so.{VERSION}")
 }
 
-/// The header of the repository.
+/// Path of the header in the repository.
 pub fn header() -> PathBuf {
     paths::root().join("include/vfio_fast.h")
 }
 
-/// Compiles the library as users get it.
+/// Builds the library with the release profile.
 fn build(log: &Path) -> Result<PathBuf> {
     let sh = Shell::new()?;
     sh.change_dir(paths::root());
@@ -72,7 +72,8 @@ fn copy(library: &Path, header: &Path, prefix: &Path, destdir: Option<&Path>) ->
     let [shared, link, pc, include] = files.as_slice() else { unreachable!("four files") };
     for file in &files {
         sh.create_dir(file.parent().context("a file has a directory")?)?;
-        // A running program may have the old file mapped: it keeps that one. (A link whose file is gone must go as well.)
+        // A running program can have the old file mapped, so replace the file instead of overwriting it. Dangling
+        // links must be removed as well.
         if file.symlink_metadata().is_ok() {
             fs::remove_file(file).with_context(|| format!("Cannot replace {}", file.display()))?;
         }
@@ -84,7 +85,6 @@ fn copy(library: &Path, header: &Path, prefix: &Path, destdir: Option<&Path>) ->
     Ok(files)
 }
 
-/// The pkg-config file.
 fn pkg_config(prefix: &Path) -> String {
     format!(
         "prefix={}\n\
@@ -108,7 +108,7 @@ mod tests {
     use crate::cache::remove_dir;
     use crate::progress::output;
 
-    /// A shared library with this SONAME.
+    /// Builds a shared library with this SONAME.
     fn library(dir: &Path, soname: &str) -> PathBuf {
         fs::create_dir_all(dir).unwrap();
         let (source, library) = (dir.join("x.c"), dir.join("x.so"));

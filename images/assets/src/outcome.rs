@@ -1,14 +1,14 @@
-//! What a verb tells its caller: 0 done, 1 a check failed, 69 it could not run.
+//! Exit codes of the verbs: 0 for success, 1 for a failed check, 69 if the verb could not run.
 
 use std::fmt;
 use std::process::ExitCode;
 
 use crate::progress::StepFailed;
 
-/// `EX_UNAVAILABLE`: the machine lacks something, so nothing was proved either way.
+/// `EX_UNAVAILABLE`: the machine lacks something, so nothing was tested.
 pub const UNAVAILABLE: u8 = 69;
 
-/// The error of a verb that could not run at all; ends the process with 69 instead of 1.
+/// The error of a verb that could not run at all. The process exits with 69 instead of 1.
 #[derive(Debug)]
 pub struct CannotRun(pub String);
 
@@ -20,7 +20,7 @@ impl fmt::Display for CannotRun {
 
 impl std::error::Error for CannotRun {}
 
-/// The error of a verb that has said itself what went wrong; carries the exit code.
+/// The error of a verb that has already reported its failure. The process exits with this code.
 #[derive(Debug)]
 pub struct AlreadyReported(pub u8);
 
@@ -32,7 +32,7 @@ impl fmt::Display for AlreadyReported {
 
 impl std::error::Error for AlreadyReported {}
 
-/// The exit code of an error, whichever step it passed through.
+/// The exit code for an error, with any context around it.
 pub fn code_of(error: &anyhow::Error) -> u8 {
     if let Some(AlreadyReported(code)) = error.downcast_ref() {
         return *code;
@@ -40,7 +40,7 @@ pub fn code_of(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<CannotRun>().is_some() { UNAVAILABLE } else { 1 }
 }
 
-/// Prints the error, if any, and turns the result of a verb into the exit code of the process.
+/// Prints the error, if any, and converts the result of a verb to the exit code of the process.
 pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     let code = code_of(&error);

@@ -1,4 +1,4 @@
-//! The Debian packages the build machine needs, in one list, and how they get there.
+//! The Debian packages that the build machine needs, and their installation.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -10,15 +10,15 @@ use crate::cache::Cache;
 use crate::outcome::CannotRun;
 use crate::progress::{self, run_logged_to_its_end};
 
-/// Everything that is compiled, unpacked or run on the build machine needs no more than these.
+/// All packages that building, unpacking and running on the build machine requires.
 pub const NEEDED: &[&str] = &[
-    // C consumers of the library, and QEMU.
+    // C programs that use the library, and QEMU.
     "gcc",
     "g++",
     "libc6-dev",
     "pkg-config",
     "binutils",
-    // QEMU: its build system, its libraries.
+    // QEMU: build system and libraries.
     "bison",
     "ccache",
     "chrpath",
@@ -45,7 +45,7 @@ pub const NEEDED: &[&str] = &[
     "zstd",
 ];
 
-/// Installs what is missing; without root or sudo that ends with 69 and the list.
+/// Installs the missing packages. Without root or sudo, fails with exit code 69 and the list of packages.
 pub fn ensure(cache: &Cache) -> Result<()> {
     let missing = missing()?;
     if missing.is_empty() {
@@ -53,7 +53,7 @@ pub fn ensure(cache: &Cache) -> Result<()> {
     }
     let Some(apt) = apt_get() else {
         return Err(CannotRun(format!(
-            "neither root nor sudo without a password, and packages are missing. Install them with:\n  \
+            "packages are missing, and neither root nor sudo without a password is available. Install them with:\n  \
              apt-get install --no-install-recommends {}",
             missing.join(" ")
         ))
@@ -70,7 +70,7 @@ pub fn ensure(cache: &Cache) -> Result<()> {
                 log,
             )
         };
-        // A fresh machine may have no index, or one whose files are gone.
+        // A fresh machine can lack an index, or have one that lists removed files.
         run(&["update"])?;
         let mut install = vec!["install", "--yes", "--no-install-recommends"];
         install.extend(&missing);
@@ -78,18 +78,18 @@ pub fn ensure(cache: &Cache) -> Result<()> {
     })
 }
 
-/// The packages not installed.
+/// The packages that are not installed.
 pub fn missing() -> Result<Vec<&'static str>> {
     let mut query = Command::new("dpkg-query");
     query.args(["--show", "--showformat=${db:Status-Status} ${Package}\n"]);
     let known = progress::output(&mut query)
-        .map_err(|error| CannotRun(format!("this is no Debian machine: {error:#}")))?;
+        .map_err(|error| CannotRun(format!("this is not a Debian machine: {error:#}")))?;
     let installed: BTreeSet<&str> =
         known.lines().filter_map(|line| line.strip_prefix("installed ")).collect();
     Ok(NEEDED.iter().copied().filter(|package| !installed.contains(package)).collect())
 }
 
-/// How to become root for `env apt-get`: as we are, through sudo, or not at all.
+/// The command prefix that runs `env apt-get` as root, if there is a way.
 fn apt_get() -> Option<&'static [&'static str]> {
     if geteuid().is_root() {
         return Some(&["nice"]);

@@ -1,5 +1,5 @@
-//! Long steps: what runs, for how long, how much is left where that can be known, where its log is, and the end of the log
-//! when it fails. Several threads may have steps at the same time.
+//! Reports long steps: name, elapsed and remaining time, path of the log, and the end of the log after a failure.
+//! Several threads can run steps at the same time.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -16,40 +16,40 @@ use anyhow::{Context, Result, bail};
 
 use crate::interrupt;
 
-/// Between two signs of life.
+/// Interval between progress lines.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// Between two on a terminal, where they overwrite each other.
+/// Interval on a terminal, where each line overwrites the previous one.
 const TTY_HEARTBEAT: Duration = Duration::from_secs(1);
-/// Lines of the log shown when a step fails.
+/// Number of log lines shown when a step fails.
 const TAIL: usize = 40;
 
-/// What is going on now.
+/// The steps in progress.
 static STEPS: Mutex<Steps> = Mutex::new(Steps { open: Vec::new(), ticking: false, line_is_shown: false });
 
 struct Steps {
     /// Oldest first.
     open: Vec<Open>,
-    /// Whether the thread that shows signs of life runs.
+    /// Whether the thread that prints progress lines is running.
     ticking: bool,
-    /// Whether the terminal's last line is a sign of life.
+    /// Whether the terminal's last line is a progress line.
     line_is_shown: bool,
 }
 
-/// How far a step is: done, and the whole. Read from its log.
+/// Reads the progress of a step from its log, as the amounts done and in total.
 pub type Measure = fn(&Path) -> Option<(u64, u64)>;
 
-/// A step that has begun. The newest of a thread is the one that shows signs of life.
+/// A step in progress. Progress lines show the newest step of each thread.
 struct Open {
     what: String,
     log: PathBuf,
     start: Instant,
     thread: ThreadId,
     measure: Measure,
-    /// The first measurement, and when.
+    /// Time and values of the first measurement.
     first: Option<(Instant, u64, u64)>,
 }
 
-/// A step that failed and has reported so, with the end of its log.
+/// A step that failed and has already reported the failure with the end of its log.
 #[derive(Debug)]
 pub struct StepFailed {
     what: String,
@@ -64,15 +64,15 @@ impl fmt::Display for StepFailed {
 
 impl Error for StepFailed {}
 
-/// Runs a long step that writes to `log`, which starts empty.
+/// Runs a long step that writes to `log`, which is emptied first.
 ///
-/// Prints a line when it starts and when it ends, a sign of life every 15 s, and on failure the
-/// error and the last lines of the log.
+/// Prints a line when the step starts and ends, a progress line every 15 s, and on failure the error and the last
+/// lines of the log.
 pub fn step<T>(what: &str, log: &Path, run: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     step_measured(what, log, ninja, run)
 }
 
-/// The same for a step whose log says in another way than ninja's how far it is.
+/// The same for a step that does not report its progress as ninja does.
 pub fn step_measured<T>(
     what: &str,
     log: &Path,
@@ -110,26 +110,26 @@ pub fn step_measured<T>(
     }
 }
 
-/// Prints a line on standard error, above the signs of life.
+/// Prints a line on standard error, above the progress lines.
 pub fn say(line: &str) {
     let mut steps = steps();
     clear(&mut steps);
     eprintln!("{line}");
 }
 
-/// The same on standard output, for results.
+/// Prints a line on standard output, for results.
 pub fn print(line: &str) {
     let mut steps = steps();
     clear(&mut steps);
     println!("{line}");
 }
 
-/// Runs a command with its output appended to `log`; a status other than 0 is an error.
+/// Runs a command and appends its output to `log`. A status other than 0 is an error.
 pub fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
     logged(command, log, interrupt::spawn)
 }
 
-/// The same for a command that must not end half-way, not even when a signal ends this process.
+/// The same for a command that must not be interrupted, even if a signal ends this process.
 pub fn run_logged_to_its_end(command: &mut Command, log: &Path) -> Result<()> {
     logged(command, log, interrupt::spawn_to_its_end)
 }
@@ -149,7 +149,8 @@ fn logged(command: &mut Command, log: &Path, spawn: Spawn) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command and returns what it printed; a status other than 0 is an error with its complaints.
+/// Runs a command and returns its standard output. A status other than 0 is an error that contains its standard
+/// error.
 pub fn output(command: &mut Command) -> Result<String> {
     let line = command_line(command);
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("Cannot start `{line}`"))?;
@@ -160,7 +161,7 @@ pub fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("`{line}` printed something not UTF-8"))
 }
 
-/// "7.3 s", "2 min 05 s".
+/// Formats a duration as "7.3 s" or "2 min 05 s".
 pub fn elapsed(time: Duration) -> String {
     let seconds = time.as_secs();
     if seconds < 60 {
@@ -175,7 +176,7 @@ fn command_line(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Removes its step when dropped, on return and on panic alike.
+/// Removes its step when dropped, also on panic.
 struct Begun(Instant, ThreadId);
 
 impl Drop for Begun {
@@ -186,7 +187,7 @@ impl Drop for Begun {
     }
 }
 
-/// Notes a step, and sees to it that a thread shows signs of life.
+/// Registers a step and starts the progress thread if needed.
 fn begin(what: &str, log: &Path, start: Instant, measure: Measure) -> Begun {
     let mut steps = steps();
     let thread = thread::current().id();
@@ -199,7 +200,7 @@ fn begin(what: &str, log: &Path, start: Instant, measure: Measure) -> Begun {
     Begun(start, thread)
 }
 
-/// Shows signs of life until no step is open.
+/// Prints progress lines until no step is in progress.
 fn tick() {
     let tty = std::io::stderr().is_terminal();
     let interval = if tty { TTY_HEARTBEAT } else { HEARTBEAT };
@@ -219,7 +220,7 @@ fn tick() {
         let mut lines = Vec::new();
         for n in 0..open.len() {
             let is_newest = open[n + 1..].iter().all(|other| other.thread != open[n].thread);
-            // A step that has just begun has said so.
+            // The start of a step was printed already.
             if is_newest && open[n].start.elapsed() + TTY_HEARTBEAT > interval {
                 lines.push(open[n].sign_of_life(!tty));
             }
@@ -245,7 +246,7 @@ impl Open {
         let measured = (self.measure)(&self.log).filter(|(done, whole)| done <= whole && *whole > 0);
         if let Some((done, whole)) = measured {
             line += &format!(", {} %", done * 100 / whole);
-            // Another whole is another count.
+            // A different total means a different count.
             let (since, from, _) = *match self.first {
                 Some((_, _, first)) if first == whole => self.first.get_or_insert((now, done, whole)),
                 _ => self.first.insert((now, done, whole)),
@@ -261,13 +262,13 @@ impl Open {
     }
 }
 
-/// How long `todo` takes, if `done` took so long; unknown at the very beginning.
+/// Estimates how long `todo` takes if `done` took this long; `None` at the very beginning.
 fn left(took: Duration, done: u64, todo: u64) -> Option<Duration> {
     let seconds = took.as_secs_f64() / done as f64 * todo as f64;
     (done > 0 && took > Duration::from_secs(2)).then(|| Duration::from_secs(seconds as u64))
 }
 
-/// How far ninja is: its lines begin with `[done/whole]`.
+/// Reads ninja's progress from lines that begin with `[done/total]`.
 fn ninja(log: &Path) -> Option<(u64, u64)> {
     let line = tail(log, 1).pop()?;
     let (counts, _) = line.strip_prefix('[')?.split_once(']')?;
@@ -275,7 +276,6 @@ fn ninja(log: &Path) -> Option<(u64, u64)> {
     Some((done.parse().ok()?, whole.parse().ok()?))
 }
 
-/// Columns of the terminal.
 fn width() -> usize {
     let size = rustix::termios::tcgetwinsize(std::io::stderr());
     size.map_or(80, |size| usize::from(size.ws_col).max(20)) - 1
@@ -300,7 +300,7 @@ fn tail(path: &Path, lines: usize) -> Vec<String> {
         file.seek(SeekFrom::Start(length.saturating_sub(WINDOW)))?;
         let mut kept = VecDeque::with_capacity(lines + 1);
         for line in BufReader::new(file.take(WINDOW)).split(b'\n') {
-            // Progress bars overwrite themselves: what counts is what they showed last.
+            // Progress bars overwrite themselves, so keep only their last state.
             let line = String::from_utf8_lossy(&line?).trim_end().to_owned();
             kept.push_back(line.rsplit('\r').next().unwrap_or_default().to_owned());
             if kept.len() > lines {

@@ -1,4 +1,4 @@
-//! A signal leaves nothing behind: no child, no half-built entry, no lock, no changed setting.
+//! A signal leaves no child, no partial entry, no lock and no changed setting.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,10 +9,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use vfio_fast_assets::cache::{Cache, Input};
 use vfio_fast_assets::{interrupt, paths, progress};
 
-/// Set for the process that is to be interrupted: where it works.
+/// Set for the process to be interrupted: its working directory.
 const SCRATCH: &str = "VFIO_FAST_TEST_INTERRUPTED";
 
-/// The process that is interrupted: builds an entry with a child that never ends. Does nothing in an ordinary run.
+/// The process to be interrupted: builds an entry with a child that never ends. Does nothing in an ordinary run.
 #[test]
 fn builds_until_it_is_interrupted() {
     let Some(scratch) = std::env::var_os(SCRATCH) else { return };
@@ -24,7 +24,7 @@ fn builds_until_it_is_interrupted() {
     let entry = Cache::at(scratch).unwrap().entry("thing", &[Input::Text("x")]).unwrap();
     let built = entry.get_or_build(|dir| {
         fs::write(dir.join("half"), "")?;
-        // Its child must end as well.
+        // The shell's child must end as well.
         let mut shell = Command::new("sh");
         shell.args(["-c", "sleep 1000 & echo $! > $0/child; wait"]).arg(scratch);
         progress::step("Build", &entry.log(), |log| progress::run_logged(&mut shell, log))
@@ -62,14 +62,14 @@ fn nothing_is_left_behind() {
         assert_eq!(fs::read_to_string(scratch.join("setting")).unwrap(), "as it was");
         assert_eq!(scratch.join("entries").read_dir().unwrap().count(), 0, "half an entry is left");
         assert!(!runs(child), "the build's child still runs");
-        // A lock that is held would keep this waiting.
+        // This would block if the lock were still held.
         let entry = Cache::at(&scratch).unwrap().entry("thing", &[Input::Text("x")]).unwrap();
         entry.get_or_build(|_| Ok(())).unwrap();
         fs::remove_dir_all(scratch).unwrap();
     }
 }
 
-/// Whether a process is there, and not only a zombie that init has not reaped yet.
+/// Whether a process exists and is not a zombie.
 fn runs(process: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))

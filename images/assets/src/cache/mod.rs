@@ -1,6 +1,6 @@
-//! Finished products under the user's cache directory, each named by the hash of its inputs.
+//! Build products in the user's cache directory, each named by the hash of its inputs.
 //!
-//! An entry is a directory that appears by one rename once it is complete: what exists is whole.
+//! An entry is a directory that is renamed into place when it is complete, so every entry that exists is complete.
 
 use std::env;
 use std::fs::{self, File};
@@ -15,13 +15,13 @@ use hmac_sha256::Hash;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// Entries kept per name, newest use first: enough for a few branches side by side.
+/// Entries kept per name, most recently used first: enough for several branches.
 const KEPT: usize = 6;
 
-/// One thing a product depends on.
+/// Something a product depends on.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
-    /// A string: a version, a command line.
+    /// A string, such as a version or a command line.
     Text(&'a str),
     /// The contents of a file.
     File(&'a Path),
@@ -29,13 +29,12 @@ pub enum Input<'a> {
     Dir(&'a Path),
 }
 
-/// The cache directory.
 #[derive(Clone, Debug)]
 pub struct Cache {
     root: PathBuf,
 }
 
-/// One product: perhaps there, perhaps still to be built.
+/// A product that is in the cache or can be built.
 #[derive(Debug)]
 pub struct Entry {
     cache: Cache,
@@ -44,7 +43,7 @@ pub struct Entry {
 }
 
 impl Cache {
-    /// The cache of this user: `$XDG_CACHE_HOME/vfio-fast`, else `~/.cache/vfio-fast`.
+    /// Opens the cache of this user: `$XDG_CACHE_HOME/vfio-fast`, else `~/.cache/vfio-fast`.
     pub fn open() -> Result<Cache> {
         let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let base = absolute("XDG_CACHE_HOME")
@@ -53,7 +52,7 @@ impl Cache {
         Cache::at(&base.join("vfio-fast"))
     }
 
-    /// A cache at a directory of the caller's choice.
+    /// Opens a cache at the directory `root`.
     pub fn at(root: &Path) -> Result<Cache> {
         for dir in ["locks", "logs", "entries"] {
             make_dir(&root.join(dir))?;
@@ -61,12 +60,11 @@ impl Cache {
         Ok(Cache { root: root.to_path_buf() })
     }
 
-    /// Where it is.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The product `name` made from `inputs`: another input, another entry.
+    /// The entry for the product `name` made from `inputs`. Different inputs give different entries.
     pub fn entry(&self, name: &str, inputs: &[Input]) -> Result<Entry> {
         let mut hash = Hash::new();
         for input in inputs {
@@ -76,15 +74,15 @@ impl Cache {
         Ok(Entry { cache: self.clone(), name: name.to_owned(), key })
     }
 
-    /// A directory outside the entries, for state that is updated in place. Hold `lock` while writing.
+    /// A directory outside the entries for state that is updated in place. The caller must hold `lock` while writing.
     pub fn state(&self, name: &str) -> Result<PathBuf> {
         let dir = self.root.join(name);
         make_dir(&dir)?;
         Ok(dir)
     }
 
-    /// Lets a build keep its objects in the cache's ccache, where two trees at different places share them: `base` is the
-    /// place of this one.
+    /// Makes a build use the cache's ccache. Trees in different places share objects: `base` is the place of this
+    /// one.
     pub fn share_objects(&self, command: &mut Command, base: &Path) {
         command.env("CCACHE_DIR", self.root.join("ccache")).env("CCACHE_MAXSIZE", "1G");
         command
@@ -93,12 +91,12 @@ impl Cache {
             .env("CCACHE_COMPILERCHECK", "content");
     }
 
-    /// Waits until no other process holds the lock `name`, then holds it until dropped.
+    /// Waits until no other process holds the lock `name`, and holds it until the guard is dropped.
     pub fn lock(&self, name: &str) -> Result<Lock> {
         let path = self.root.join("locks").join(name);
         let file = File::create(&path).with_context(|| format!("Cannot create {}", path.display()))?;
         let mut locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
-        // Another thread of this run holds it for moments only.
+        // Another thread of this run holds the lock only briefly.
         for _ in 0..20 {
             if locked != Err(Errno::WOULDBLOCK) {
                 break;
@@ -117,7 +115,7 @@ impl Cache {
         Ok(Lock(file))
     }
 
-    /// Removes all but the entries of `name` used last, with their logs.
+    /// Removes all entries of `name` except those used most recently, with their logs.
     fn prune(&self, name: &str) -> Result<()> {
         let mut found = Vec::new();
         for item in fs::read_dir(self.root.join("entries"))? {
@@ -143,30 +141,30 @@ impl Cache {
 pub struct Lock(#[expect(dead_code, reason = "dropping it unlocks")] File);
 
 impl Entry {
-    /// Where the finished product is, or will be.
+    /// The path of the finished product, whether or not it exists yet.
     pub fn path(&self) -> PathBuf {
         self.cache.root.join("entries").join(self.stem())
     }
 
-    /// Where the build of this entry writes its log.
+    /// The path of the log of this entry's build.
     pub fn log(&self) -> PathBuf {
         self.cache.root.join("logs").join(format!("{}.log", self.stem()))
     }
 
-    /// Whether the product is there.
+    /// Whether the product exists.
     pub fn is_ready(&self) -> bool {
         self.path().is_dir()
     }
 
-    /// The finished product; `build` fills an empty directory if it is not there yet.
+    /// Returns the path of the finished product. `build` fills an empty directory if the product does not exist yet.
     ///
-    /// Whatever ends `build` early (an error, a signal, a crash) leaves no entry.
+    /// If `build` ends early because of an error, a signal or a crash, no entry is left.
     pub fn get_or_build(&self, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let path = self.path();
         let _lock = self.cache.lock(&self.stem())?;
         if self.is_ready() {
             crate::progress::say(&format!("    cached: {}", self.stem()));
-            // The time of last use decides what is pruned.
+            // The time of last use decides which entries are pruned.
             File::open(&path)?.set_modified(SystemTime::now())?;
             return Ok(path);
         }
@@ -189,7 +187,7 @@ impl Entry {
     }
 }
 
-/// Feeds one input, framed by its kind and length so that no two lists of inputs collide.
+/// Hashes one input, framed by its kind and length so that no two lists of inputs collide.
 fn feed(hash: &mut Hash, input: Input) -> Result<()> {
     match input {
         Input::Text(text) => frame(hash, b"text", text.as_bytes()),
@@ -235,7 +233,7 @@ fn make_dir(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("Cannot create {}", dir.display()))
 }
 
-/// Removes a directory tree; one that is not there is fine.
+/// Removes a directory tree. It is not an error if there is none.
 pub fn remove_dir(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

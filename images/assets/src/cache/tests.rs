@@ -9,7 +9,7 @@ use anyhow::{bail, ensure};
 use super::*;
 use crate::paths;
 
-/// A cache of its own for one test, removed with it.
+/// A cache for one test, removed at its end.
 struct Scratch(Cache);
 
 impl Scratch {
@@ -70,7 +70,7 @@ fn a_failing_builder_leaves_no_entry_and_the_next_one_starts_empty() {
     assert_eq!(failed.unwrap_err().to_string(), "broken");
     assert!(!entry.is_ready());
 
-    // What a killed run leaves behind.
+    // A killed run leaves this.
     scratch.file(&format!("entries/{}.partial/half", entry.stem()), "");
     let path = entry
         .get_or_build(|dir| {
@@ -116,7 +116,7 @@ fn only_the_entries_used_last_stay() {
     for entry in &entries {
         entry.get_or_build(|_| Ok(())).unwrap();
         thread::sleep(Duration::from_millis(10));
-        // The first stays in use all the time.
+        // Keeps the first entry in use.
         entries[0].get_or_build(|_| bail!("pruned while in use")).unwrap();
     }
     let ready: Vec<_> = entries.iter().map(Entry::is_ready).collect();

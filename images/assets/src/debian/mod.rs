@@ -1,6 +1,6 @@
-//! Packages and sources by name from Debian, through a private apt root: the host's apt stays untouched.
+//! Packages and sources from Debian, by name. A private apt root leaves the host's apt untouched.
 //!
-//! The archive and its key are the host's own; only the suites are ours, so nothing here names a host.
+//! Archive and key are those of the host; only the suites are chosen here, so no host is named.
 
 mod sources;
 
@@ -14,11 +14,11 @@ use anyhow::{Context, Result, bail};
 use crate::cache::{Cache, Input, remove_dir};
 use crate::progress::{self, run_logged};
 
-/// The release everything but the newest kernel is taken from.
+/// The release of everything except the newest kernel.
 pub const STABLE: &str = "trixie";
-/// Where what is newest is.
+/// The release with the newest packages.
 pub const UNSTABLE: &str = "sid";
-/// An index older than this is fetched again before it is used.
+/// Maximum age of an index; an older one is fetched again.
 const INDEX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A private apt root in the cache, with a current index of one suite.
@@ -32,23 +32,22 @@ pub struct Debian {
 /// A downloaded binary package.
 #[derive(Debug)]
 pub struct Deb {
-    /// Its name in the archive.
+    /// Name in the archive.
     pub package: String,
-    /// The `.deb` file.
     pub path: PathBuf,
 }
 
 /// A downloaded source package.
 #[derive(Debug)]
 pub struct Source {
-    /// Its full Debian version.
+    /// Full Debian version.
     pub version: String,
-    /// The `.dsc` file; what it lists lies beside it.
+    /// The `.dsc` file. The files that it lists are in the same directory.
     pub dsc: PathBuf,
 }
 
 impl Debian {
-    /// Opens the apt root of that suite, fetching the index if there is none or it is old.
+    /// Opens the apt root of a suite, and fetches the index if there is none or it is old.
     pub fn open(cache: &Cache, suite: &'static str) -> Result<Debian> {
         let root = cache.state(&format!("apt-{suite}"))?;
         let debian = Debian { cache: cache.clone(), suite, root };
@@ -73,28 +72,29 @@ impl Debian {
         }
         match debian.fetch_index() {
             Ok(()) => fs::write(stamp, "")?,
-            // Offline with an index at hand: what is cached still serves.
+            // Without network, an old index is still usable for what is cached.
             Err(error) if same && age.is_some() => {
-                crate::progress::say(&format!("    the old index serves: {error:#}"))
+                crate::progress::say(&format!("    using the old index: {error:#}"))
             }
             Err(error) => return Err(error),
         }
         Ok(debian)
     }
 
-    /// Downloads binary packages, in the order asked for.
+    /// Downloads binary packages. The paths are in the order of `packages`.
     pub fn fetch_debs(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         packages.iter().map(|package| self.fetch_deb(package)).collect()
     }
 
-    /// Downloads the kernel of the outer test machine: Debian stable's own 6.12.
+    /// Downloads the kernel of L1: 6.12 of Debian stable.
     pub fn fetch_kernel(&self) -> Result<Deb> {
         self.fetch_latest("linux-image-6.12.", "+deb13-amd64")
     }
 
     /// Downloads the newest package named `prefix`, digits and dots, `suffix`.
     ///
-    /// An index can name versions whose files are gone: the newest that really downloads counts.
+    /// An index can list versions that were removed from the archive, so older versions are tried if a download
+    /// fails.
     pub fn fetch_latest(&self, prefix: &str, suffix: &str) -> Result<Deb> {
         let names = progress::output(self.tool("apt-cache").args(["pkgnames", prefix]))?;
         let mut last_error = None;
@@ -102,7 +102,9 @@ impl Debian {
             match self.fetch_deb(package) {
                 Ok(path) => return Ok(Deb { package: package.to_owned(), path }),
                 Err(error) => {
-                    crate::progress::say(&format!("    {package} does not download, trying the one before"));
+                    crate::progress::say(&format!(
+                        "    {package} cannot be downloaded, trying an older version"
+                    ));
                     last_error = Some(error);
                 }
             }
@@ -111,7 +113,7 @@ impl Debian {
         Err(error.context(format!("No package {prefix}*{suffix} could be fetched")))
     }
 
-    /// Downloads the newest source of `package` whose upstream version begins with `series` and a dot.
+    /// Downloads the newest source of `package` that belongs to the upstream series `series`.
     pub fn fetch_source(&self, package: &str, series: &str) -> Result<Source> {
         let listed = progress::output(self.tool("apt-cache").args(["showsrc", package]))?;
         let mut versions: Vec<&str> = listed
@@ -143,17 +145,17 @@ impl Debian {
         only_file(&dir, "dsc")
     }
 
-    /// A directory with what `apt-get` downloads; keyed by the hashes the signed index gives.
+    /// A directory with the files that `apt-get` downloads, keyed by their hashes in the signed index.
     fn fetch(&self, name: &str, args: &[&str]) -> Result<PathBuf> {
         let uris = progress::output(self.tool("apt-get").args(args).arg("--print-uris"))?;
-        // 'URI' file size hash: all but the place it comes from.
+        // A line is 'URI' file size hash. The key covers everything except the URI.
         let wanted: Vec<&str> = uris
             .lines()
             .filter(|line| line.starts_with('\''))
             .filter_map(|line| line.split_once("' ").map(|(_, file)| file))
             .collect();
         if wanted.is_empty() {
-            bail!("apt-get {} names no file", args.join(" "));
+            bail!("apt-get {} lists no file", args.join(" "));
         }
         let entry = self.cache.entry(name, &[Input::Text(&wanted.join("\n"))])?;
         entry.get_or_build(|dir| {
@@ -167,7 +169,7 @@ impl Debian {
     fn fetch_index(&self) -> Result<()> {
         let log = self.root.join("update.log");
         progress::step(&format!("Fetch Debian's package index ({})", self.suite), &log, |log| {
-            // apt calls a mirror it cannot reach a warning.
+            // apt reports an unreachable mirror as a warning by default.
             run_logged(self.tool("apt-get").args(["-o", "APT::Update::Error-Mode=any", "update"]), log)
         })
     }
@@ -184,7 +186,7 @@ impl Debian {
             "Dir::Cache::srcpkgcache=srcpkgcache.bin".to_owned(),
             "Dir::Etc::sourcelist=/dev/null".to_owned(),
             format!("Dir::Etc::sourceparts={}", at("sources.d")),
-            // The host's pins and default release are about the host's packages.
+            // The host's pins and default release apply to the host's packages only.
             "Dir::Etc::preferences=/dev/null".to_owned(),
             "Dir::Etc::preferencesparts=/dev/null".to_owned(),
             "APT::Default-Release=".to_owned(),
@@ -200,23 +202,23 @@ impl Debian {
     }
 }
 
-/// Unpacks the files of binary packages below `into`.
+/// Unpacks the files of binary packages into the directory `into`.
 pub fn unpack_debs(debs: &[PathBuf], into: &Path, log: &Path) -> Result<()> {
     fs::create_dir_all(into)?;
     debs.iter().try_for_each(|deb| run_logged(Command::new("dpkg-deb").arg("-x").arg(deb).arg(into), log))
 }
 
-/// Unpacks a source package, Debian's patches applied, as the directory `into`.
+/// Unpacks a source package with Debian's patches applied, as the directory `into`.
 pub fn unpack_source(source: &Source, into: &Path, log: &Path) -> Result<()> {
     remove_dir(into)?;
-    // apt has checked the hashes; the uploader's own signature says nothing more.
+    // apt has checked the hashes, so the uploader's signature adds nothing.
     run_logged(
         Command::new("dpkg-source").args(["--no-check", "--no-copy", "-x"]).arg(&source.dsc).arg(into),
         log,
     )
 }
 
-/// The names that are `prefix`, digits and dots, `suffix`, the highest version first.
+/// The names that consist of `prefix`, digits and dots, and `suffix`, highest version first.
 fn newest_first<'a>(names: impl Iterator<Item = &'a str>, prefix: &str, suffix: &str) -> Vec<&'a str> {
     let matches = |name: &&str| {
         let middle = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix));
@@ -246,7 +248,7 @@ fn natural(text: &str) -> Vec<(String, u64)> {
     key
 }
 
-/// Whether a Debian version (`epoch:upstream-revision`) is of an upstream series.
+/// Whether a Debian version (`epoch:upstream-revision`) belongs to an upstream series.
 fn in_series(version: &str, series: &str) -> bool {
     let upstream = version.split_once(':').map_or(version, |(_, rest)| rest);
     upstream.strip_prefix(series).is_some_and(|rest| rest.starts_with('.'))

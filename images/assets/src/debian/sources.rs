@@ -1,20 +1,20 @@
-//! Where this machine gets Debian from: the mirror and keyring in the host's own apt sources.
+//! The Debian mirror and keyring of this machine, from the host's own apt sources.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// One archive, as the host's administrator set it up.
+/// One archive, as configured on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mirror {
     /// Base of the archive.
     pub uri: String,
-    /// Value of `Signed-By`: a path, a fingerprint or a whole key; none: apt's trusted keys.
+    /// Value of `Signed-By`: a path, a fingerprint or a whole key. `None` stands for apt's trusted keys.
     pub signed_by: Option<String>,
 }
 
-/// One source line or paragraph that offers binary packages.
+/// One source line or paragraph with binary packages.
 #[derive(Debug, PartialEq, Eq)]
 struct Source {
     mirror: Mirror,
@@ -22,7 +22,7 @@ struct Source {
     components: Vec<String>,
 }
 
-/// The mirror that serves the host's own Debian release, read from `etc` (`/etc` but in tests).
+/// The mirror with the host's own Debian release, read from `etc`, which is `/etc` except in tests.
 pub fn host_mirror(etc: &Path) -> Result<Mirror> {
     let mut sources = Vec::new();
     let mut files = vec![etc.join("apt/sources.list")];
@@ -43,13 +43,13 @@ pub fn host_mirror(etc: &Path) -> Result<Mirror> {
         release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
     choose(&sources, codename.trim_matches('"')).cloned().with_context(|| {
         format!(
-            "No Debian mirror among the apt sources below {}: vfio-fast takes QEMU and a kernel from it",
+            "No Debian mirror in the apt sources below {}; vfio-fast needs one for QEMU and a kernel",
             etc.display()
         )
     })
 }
 
-/// The main archive: it carries the host's own release, not only its updates.
+/// The main archive, recognized by the host's own release. Archives with only its updates do not count.
 fn choose<'a>(sources: &'a [Source], codename: &str) -> Option<&'a Mirror> {
     let main = |source: &&Source| source.components.iter().any(|component| component == "main");
     let own = |source: &&Source| {

@@ -1,4 +1,4 @@
-//! Writes the archive format of initrds ("newc"), device nodes included, without being root.
+//! Writes initrds in the "newc" format. Device nodes do not require root.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 const CHARACTER: u32 = 0o020_000;
 
-/// An archive being written. Paths have no leading slash; parents are made as needed.
+/// An archive being written. Paths have no leading slash; parent directories are added as needed.
 #[derive(Debug, Default)]
 pub struct Cpio {
     bytes: Vec<u8>,
@@ -19,7 +19,6 @@ pub struct Cpio {
 }
 
 impl Cpio {
-    /// Adds a file with these contents.
     pub fn file(&mut self, path: &str, mode: u32, contents: &[u8]) {
         self.parents(path);
         self.entry(path, REGULAR | mode, (0, 0), contents);
@@ -32,13 +31,12 @@ impl Cpio {
         Ok(())
     }
 
-    /// Adds a character device.
+    /// Adds a character device node.
     pub fn node(&mut self, path: &str, major: u32, minor: u32) {
         self.parents(path);
         self.entry(path, CHARACTER | 0o600, (major, minor), &[]);
     }
 
-    /// Ends the archive.
     pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
@@ -84,7 +82,7 @@ mod tests {
         cpio.file("a/b/c", 0o644, b"hello");
         cpio.file("a/b/d", 0o755, b"");
         let text = String::from_utf8(cpio.finish()).unwrap();
-        // Headers are 110 bytes; every header starts on a multiple of four.
+        // Headers are 110 bytes long and aligned to four bytes.
         let starts: Vec<usize> = text.match_indices("070701").map(|(at, _)| at).collect();
         assert!(starts.iter().all(|at| at % 4 == 0), "{starts:?}");
         let names: Vec<&str> = starts.iter().map(|at| text[at + 110..].split('\0').next().unwrap()).collect();

@@ -1,4 +1,4 @@
-//! What the test machines boot: an initrd written file by file, and the kernel modules in it.
+//! The files the test machines boot from: kernel, modules, firmware and a generated initrd.
 
 mod cpio;
 mod modules;
@@ -15,43 +15,43 @@ use crate::cache::{Cache, Input};
 use crate::progress::{self, run_logged};
 
 const FIRMWARE: [&str; 3] = ["seabios", "qemu-system-data", "ovmf"];
-/// Firmware files QEMU asks for when it boots a kernel with no display.
+/// Firmware files that QEMU loads to boot a kernel without a display.
 const FIRMWARE_FILES: [&str; 3] =
     ["usr/share/seabios/bios-256k.bin", "usr/share/qemu/linuxboot_dma.bin", "usr/share/qemu/kvmvapic.bin"];
-/// The same for L2 with OVMF.
+/// Firmware files of an L2 that boots with OVMF.
 const OVMF_FILES: [&str; 2] = ["usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd"];
 const L1_MODULES: [&str; 4] = ["vfio_iommu_type1", "vfio_pci", "kvm_amd", "kvm_intel"];
 const L2_MODULES: [&str; 2] = ["nvme", "virtio_mem"];
-/// Names the layout of [`Guest`] in the cache: another layout, another entry.
+/// Version of the layout of [`Guest`] in the cache. Change it to invalidate old entries.
 const LAYOUT: &str = "guest 3";
 
-/// A kernel, its modules unpacked and in loading order, and firmware: from Debian, ready to boot.
+/// A kernel from Debian, with its modules unpacked in loading order, and firmware.
 #[derive(Clone, Debug)]
 pub struct Guest {
     dir: PathBuf,
-    /// What L1 boots instead of Debian's kernel: one that needs no modules.
+    /// A kernel that L1 boots instead of Debian's; it needs no modules.
     own: Option<PathBuf>,
 }
 
-/// Everything L1 is booted with that is not Debian's.
+/// The files in L1's initrd that do not come from Debian.
 #[derive(Debug)]
 pub struct Payload<'a> {
     /// The agent, linked statically.
     pub agent: &'a Path,
-    /// Whether L2 boots with OVMF, which is large.
+    /// Whether to include OVMF, which is large.
     pub ovmf: bool,
-    /// The QEMU under test; none for a machine that runs none.
+    /// The QEMU under test, if any.
     pub qemu: Option<&'a Path>,
-    /// Libraries to lie in `/vft/lib`.
+    /// Libraries to install in `/vft/lib`.
     pub libraries: &'a [PathBuf],
-    /// Further programs to lie in `/vft`, linked statically.
+    /// Statically linked programs to install in `/vft`.
     pub programs: &'a [PathBuf],
     /// The job, as JSON.
     pub job: &'a [u8],
 }
 
 impl Guest {
-    /// Fetches and unpacks what Debian provides, or takes it from the cache.
+    /// Fetches and unpacks the files from Debian, or takes them from the cache.
     pub fn prepare(cache: &Cache, debian: &crate::debian::Debian) -> Result<Self> {
         let mut debs = debian.fetch_debs(&FIRMWARE)?;
         debs.push(debian.fetch_kernel()?.path);
@@ -83,12 +83,11 @@ impl Guest {
         Ok(Self { dir, own: None })
     }
 
-    /// The same, but for L1's kernel: this one, which has everything built in.
+    /// The same guest with another kernel for L1, which must have all drivers built in.
     pub fn with_kernel(&self, kernel: PathBuf) -> Self {
         Self { own: Some(kernel), ..self.clone() }
     }
 
-    /// The kernel of L1.
     pub fn kernel(&self) -> PathBuf {
         self.own.clone().unwrap_or_else(|| self.l2_kernel())
     }
@@ -97,12 +96,12 @@ impl Guest {
         self.dir.join("vmlinuz")
     }
 
-    /// The folders QEMU finds firmware in, on this machine.
+    /// The folders in which QEMU on this machine finds firmware.
     pub fn firmware(&self) -> [PathBuf; 2] {
         ["usr/share/seabios", "usr/share/qemu"].map(|path| self.dir.join("firmware").join(path))
     }
 
-    /// Writes the initrd of L1, which carries that of L2.
+    /// Writes the initrd of L1, which contains that of L2.
     pub fn write_initrd(&self, payload: &Payload, to: &Path) -> Result<()> {
         let mut cpio = self.machine((self.own.is_none()).then_some("l1"), payload.agent)?;
         cpio.file("vft/job.json", 0o644, payload.job);
@@ -129,7 +128,7 @@ impl Guest {
         fs::write(to, cpio.finish()).with_context(|| format!("Cannot write {}", to.display()))
     }
 
-    /// What both machines have: the agent as init, device nodes for its first moments, and the modules from that
+    /// The contents common to both machines: the agent as init, the device nodes it needs first, and the modules of a
     /// folder.
     fn machine(&self, modules: Option<&str>, agent: &Path) -> Result<Cpio> {
         let mut cpio = Cpio::default();
@@ -149,7 +148,7 @@ impl Guest {
     }
 }
 
-/// The libraries of this machine that a program needs, those in `own` left out.
+/// The libraries of this machine that a program needs, except those in `own`.
 fn shared_libraries(program: &Path, own: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let folders: Vec<_> = own.iter().filter_map(|path| path.parent()).map(Path::as_os_str).collect();
     let mut ldd = Command::new("ldd");
@@ -169,15 +168,15 @@ fn shared_libraries(program: &Path, own: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What the machines' programs are compiled for. Named, so that it is not what build scripts run on.
+/// The target of the programs in the machines. With an explicit target, RUSTFLAGS do not apply to build scripts.
 pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds the agent, linked statically: L2 has no library at all.
+/// Builds the agent, linked statically because L2 has no libraries.
 pub fn build_agent(log: &Path) -> Result<PathBuf> {
     let mut command = cargo_static("build", "vfio-fast-agent");
     command
         .arg("--release")
-        // Built in seconds; the library's release profile takes a minute and a half for the same.
+        // These settings build in seconds; the library's release profile needs a minute and a half.
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "none");
@@ -185,7 +184,7 @@ pub fn build_agent(log: &Path) -> Result<PathBuf> {
     Ok(static_target().join(TARGET).join("release/vfio-fast-agent"))
 }
 
-/// Builds the conformance tests, linked statically, as the program `conformance`.
+/// Builds the conformance tests as the program `conformance`, linked statically.
 pub fn build_conformance(log: &Path) -> Result<PathBuf> {
     let build = || {
         let mut command = cargo_static("test", "vfio-fast-engine");
@@ -201,7 +200,7 @@ pub fn build_measure(name: &str, log: &Path) -> Result<PathBuf> {
         let mut command = cargo_static("build", "vfio-fast-measure");
         command
             .args(["--release", "--bin", name])
-            // What takes time is in the kernel: inlining across crates does not pay for the minute it takes.
+            // Most of the time is spent in the kernel, so LTO would not be worth the minute it takes.
             .env("CARGO_PROFILE_RELEASE_LTO", "off")
             .env("CARGO_PROFILE_RELEASE_DEBUG", "none");
         command
@@ -209,19 +208,19 @@ pub fn build_measure(name: &str, log: &Path) -> Result<PathBuf> {
     build_target(name, build, log)
 }
 
-/// Builds a test or program of that name as a program of that name.
+/// Builds the test or program `name`, and copies it to a file of that name.
 fn build_target(name: &str, build: impl Fn() -> Command, log: &Path) -> Result<PathBuf> {
     run_logged(&mut build(), log)?;
-    // The second time there is nothing left to do but to say where it is.
+    // A second, immediate run prints the path of the executable.
     let messages = progress::output(build().args(["--quiet", "--message-format", "json"]))?;
     let built =
-        executable(&messages, name).with_context(|| format!("cargo names no {name} that it built"))?;
+        executable(&messages, name).with_context(|| format!("cargo reports no executable of {name}"))?;
     let program = static_target().join(name);
     fs::copy(&built, &program).with_context(|| format!("Cannot copy {}", built.display()))?;
     Ok(program)
 }
 
-/// The executable of the target of that name among cargo's messages.
+/// The executable of the target `name` according to cargo's messages.
 fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     messages.lines().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;

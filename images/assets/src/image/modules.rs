@@ -1,4 +1,4 @@
-//! Kernel modules: which files a module needs, in which order they have to be loaded.
+//! Kernel modules: their dependencies, and the order in which to load them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-/// Writes the modules `wanted`, and what they depend on, decompressed into `to`, with a file
-/// `order` that names them in loading order. `root` holds one folder per kernel release.
+/// Writes the modules `wanted` and their dependencies to `to`, decompressed, with a file `order` that lists them in
+/// loading order. `root` contains one folder per kernel release.
 pub fn unpack(root: &Path, wanted: &[&str], to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     let release = only_entry(root, "")?;
@@ -26,7 +26,7 @@ pub fn unpack(root: &Path, wanted: &[&str], to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The only entry of a folder whose name begins with `prefix`.
+/// The only entry of a folder with a name that begins with `prefix`.
 pub fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf> {
     let entries = fs::read_dir(folder).with_context(|| format!("Cannot read {}", folder.display()))?;
     let mut found: Vec<PathBuf> = entries
@@ -95,7 +95,7 @@ fn decompress(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// What the module says it depends on: `depends=a,b` in its list of facts.
+/// The dependencies in a module's metadata: `depends=a,b`.
 fn dependencies(image: &[u8]) -> Result<Vec<String>> {
     const KEY: &[u8] = b"\0depends=";
     let at = image.windows(KEY.len()).position(|w| w == KEY).context("states no dependencies")?;

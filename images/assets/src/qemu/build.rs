@@ -1,4 +1,4 @@
-//! Builds QEMU out of a patched tree; the cache keeps the stripped binaries, ccache the objects.
+//! Builds QEMU from a patched tree. The cache keeps the stripped binaries, ccache the objects.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -14,14 +14,13 @@ use crate::debian::{self, Debian, STABLE, Source};
 use crate::progress::{output, run_logged, step};
 use crate::{library, packages};
 
-/// The file name of the binary.
 const BINARY: &str = "qemu-system-x86_64";
 
-/// The devices of the test machines; everything else stays out.
+/// The devices of the test machines; no others are built.
 const DEVICES: &str = include_str!("devices.mak");
 
-/// What the test machines need of QEMU, and nothing else that would drag a library into their images: that of seccomp is
-/// behind `-sandbox`.
+/// The features of QEMU that the test machines need. Others would add libraries to the images. `-sandbox` requires
+/// seccomp.
 const CONFIGURE: &[&str] = &[
     "--target-list=x86_64-softmmu",
     "--without-default-features",
@@ -40,16 +39,16 @@ const CONFIGURE: &[&str] = &[
     "--disable-download",
 ];
 
-/// Python of the packages we install, whatever other Python comes first in PATH.
+/// Debian's Python, even if another one comes first in PATH.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Takes the path out of a binary where its libraries were when it was linked.
+/// Removes the run path, which points to the library that the binary was linked with.
 const FORGET_PATH: &[&str] = &["chrpath", "--delete"];
 
-/// The option our patches add.
+/// The build option that the patches add.
 const OPTION: &str = "vfio_fast";
 
-/// The binary of this kind, built unless the cache has it.
+/// The binary of a kind, from the cache or built now.
 pub fn binary(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
     packages::ensure(cache)?;
     let bench = Bench::open(cache, kind)?;
@@ -67,7 +66,7 @@ pub fn binary(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
             let binary = dir.join(BINARY);
             run_logged(Command::new("strip").arg("-o").arg(&binary).arg(objects.dir.join(BINARY)), log)?;
             if kind == Kind::On {
-                // Meson's path to the library it linked with: the one to run with is the caller's choice.
+                // Meson records the path of the library it linked with. At run time the caller chooses the library.
                 run_logged(Command::new(FORGET_PATH[0]).args(&FORGET_PATH[1..]).arg(&binary), log)?;
             }
             check_linkage(&binary, kind)?;
@@ -82,7 +81,7 @@ pub fn binary(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
     Ok(dir.join(BINARY))
 }
 
-/// Proves that every patch applies exactly.
+/// Checks that every patch applies exactly.
 pub fn check_series(cache: &Cache) -> Result<()> {
     packages::ensure(cache)?;
     for (kind, what) in
@@ -95,9 +94,9 @@ pub fn check_series(cache: &Cache) -> Result<()> {
     Ok(())
 }
 
-/// Proves that the tree builds after every single patch, with the feature off and, once there, on.
+/// Checks that the tree builds after each patch with the feature off and, if the option exists at that patch, on.
 ///
-/// What was proved stays proved: an edit of the last patch builds one tree, not all of them.
+/// Results are cached: after an edit of the last patch, only one tree is built.
 pub fn check_each_patch(cache: &Cache) -> Result<()> {
     packages::ensure(cache)?;
     let bench = Bench::open(cache, Kind::On)?;
@@ -138,7 +137,7 @@ pub fn check_each_patch(cache: &Cache) -> Result<()> {
     Ok(())
 }
 
-/// The place where QEMU is built: a tree of its own, so that the one to work in stays as it is.
+/// The tree in which QEMU is built, separate from the working tree of the developer.
 struct Bench {
     cache: Cache,
     source: Source,
@@ -159,12 +158,12 @@ impl Bench {
         })
     }
 
-    /// Everything a build after the first `patches` patches depends on.
+    /// Everything that a build with the first `patches` patches depends on.
     fn recipe(&self, kind: Kind, patches: usize) -> Result<Vec<String>> {
         let mut recipe = CONFIGURE.iter().map(ToString::to_string).collect::<Vec<_>>();
         recipe.push(DEVICES.to_owned());
         recipe.push(fs::read_to_string(&self.source.dsc)?);
-        // The host's compiler and libraries.
+        // Stands for the host's compiler and libraries.
         recipe.push(fs::read_to_string("/etc/debian_version").unwrap_or_default());
         if kind != Kind::Stock {
             for patch in &self.series.patches[..patches] {
@@ -172,14 +171,14 @@ impl Bench {
             }
         }
         if kind == Kind::On {
-            // The C interface, not the code behind it: an edit of the engine rebuilds no QEMU.
+            // The C interface is an input, but the code is not: an edit of the engine does not rebuild QEMU.
             recipe.extend(library::interface()?);
             recipe.push(FORGET_PATH.join(" "));
         }
         Ok(recipe)
     }
 
-    /// A build whose inputs were edited meanwhile must not be cached under what they were.
+    /// Fails if inputs were edited during the build, because the result must not be cached under their old hash.
     fn ensure_unchanged(&self, kind: Kind, patches: usize, recipe: &[String]) -> Result<()> {
         ensure!(
             self.recipe(kind, patches)? == recipe,
@@ -188,20 +187,19 @@ impl Bench {
         Ok(())
     }
 
-    /// Brings the tree to the current series; the commits, base first.
+    /// Updates the tree to the current series. Returns the commits, base first.
     fn commits(&self, log: &Path) -> Result<Vec<String>> {
         tree::prepare(&self.source, &self.tree)?;
         tree::apply_series(&self.series, &self.tree, log)
     }
 
-    /// Whether the build system has our option at this commit.
+    /// Whether the build system has the option at this commit.
     fn has_option(&self, commit: &str) -> bool {
         let options = tree::file_at(&self.tree, commit, "meson_options.txt").unwrap_or_default();
         options.contains(&format!("option('{OPTION}'"))
     }
 }
 
-/// One build directory.
 struct Objects<'a> {
     bench: &'a Bench,
     kind: Kind,
@@ -216,12 +214,12 @@ impl<'a> Objects<'a> {
         Ok(Objects { bench, kind, dir })
     }
 
-    /// Builds the tree at a commit, configuring first if this is the first commit.
+    /// Builds the tree at a commit, and runs configure first if needed.
     fn build(&self, commit: &str, log: &Path) -> Result<()> {
         tree::checkout(&self.bench.tree, commit, log)?;
         fs::write(self.bench.tree.join("configs/devices/x86_64-softmmu/vfio-fast.mak"), DEVICES)?;
         if self.kind == Kind::On && !self.bench.has_option(commit) {
-            bail!("the series adds no option `{OPTION}` to meson_options.txt: nothing to switch on");
+            bail!("the series adds no option `{OPTION}` to meson_options.txt: the feature cannot be enabled");
         }
         if !self.dir.join("build.ninja").exists() {
             self.configure(log)?;
@@ -246,8 +244,8 @@ impl<'a> Objects<'a> {
             file.write_all(&details)?;
         }
         result?;
-        // In a git tree configure turns -Werror on in a file that meson reads again whenever a patch changes the
-        // build system, over --disable-werror: a compiler newer than this QEMU would fail the build.
+        // In a git tree, configure enables -Werror in a file that meson reads again when a patch changes the build
+        // system, in spite of --disable-werror. With a compiler newer than this QEMU, the build would fail.
         let machine = self.dir.join("config-meson.cross");
         let text = fs::read_to_string(&machine)?;
         fs::write(&machine, text.replace("werror = true", "werror = false"))?;
@@ -262,7 +260,7 @@ impl<'a> Objects<'a> {
     }
 }
 
-/// A Python that has Debian's current meson; the host's own may be too old for QEMU.
+/// A Python with Debian's current meson, because the host's own can be too old for QEMU.
 fn venv(cache: &Cache, meson: &[PathBuf]) -> Result<PathBuf> {
     let version = output(Command::new(PYTHON).arg("--version"))?;
     let mut inputs = vec![Input::Text(&version)];
@@ -284,7 +282,7 @@ fn venv(cache: &Cache, meson: &[PathBuf]) -> Result<PathBuf> {
     Ok(dir.join("venv/bin/python3"))
 }
 
-/// The binary needs the library exactly if the feature is on, and finds it where the caller says.
+/// Checks that the binary needs the library exactly if the feature is on, and that it has no run path.
 fn check_linkage(binary: &Path, kind: Kind) -> Result<()> {
     let dynamic = output(Command::new("readelf").arg("--dynamic").arg(binary))?;
     let has = |tag: &str, text: &str| dynamic.lines().any(|line| line.contains(tag) && line.contains(text));

@@ -1,7 +1,7 @@
 //! QEMU with and without the patches.
 //!
-//! Debian's source of one series, our patches on top, and four binaries that the cache keeps: three to be tested, and one
-//! to test in.
+//! The base is Debian's source of one QEMU series. The cache keeps four binaries: three to be tested, and the
+//! emulator that the test machines run on.
 
 mod build;
 mod series;
@@ -18,24 +18,23 @@ use crate::paths;
 
 use series::Series;
 
-/// The QEMU series the patches are for; Debian trixie carries it.
+/// The QEMU series that the patches are for; Debian trixie has it.
 const SERIES: &str = "10.0";
 
-/// One of the four binaries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
     /// Debian's source, unpatched
     Stock,
-    /// Patched, the feature left out
+    /// Patched, without the feature
     Off,
-    /// Patched, the feature built in
+    /// Patched, with the feature
     On,
-    /// What the test machines run on: unpatched but for faults of its emulation of SVM
+    /// Unpatched except for fixes to its SVM emulation; runs the test machines
     Emulator,
 }
 
 impl Kind {
-    /// Its name in paths and messages.
+    /// Name in paths and messages.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Stock => "stock",
@@ -45,7 +44,7 @@ impl Kind {
         }
     }
 
-    /// Where its patches are: of the emulator, or the ones for users of the library.
+    /// The folder with the patches: those of the emulator, or those for users of the library.
     fn patches(self) -> PathBuf {
         match self {
             Kind::Emulator => paths::root().join("images/emulator"),
@@ -53,7 +52,7 @@ impl Kind {
         }
     }
 
-    /// The tree to work on them in.
+    /// The git tree in which a developer edits the patches.
     fn work_tree(self) -> PathBuf {
         match self {
             Kind::Emulator => target().join("emulator"),
@@ -62,19 +61,19 @@ impl Kind {
     }
 }
 
-/// Unpacks the source, applies the patches of this kind and leaves a git tree to work in. `force` discards what the tree
-/// has and the series does not.
+/// Unpacks the source, applies the patches of this kind and leaves a git tree to work in. `force` discards commits
+/// and changes in the tree that are not in the series.
 pub fn apply(cache: &Cache, kind: Kind, force: bool) -> Result<()> {
     let source = fetch(&Debian::open(cache, STABLE)?)?;
     tree::apply(&source, &Series::open(&kind.patches())?, &kind.work_tree(), force)
 }
 
-/// Writes the commits of the tree back as the patches of this kind; returns what changed.
+/// Writes the commits of the tree back as the patches of this kind. Returns the files.
 pub fn refresh(kind: Kind) -> Result<String> {
     tree::refresh(&Series::open(&kind.patches())?, &kind.work_tree())
 }
 
-/// The binary of this kind, from the cache or built now; with `keep` the object tree of what is built now stays.
+/// The binary of this kind, from the cache or built now. With `keep`, the object tree of a new build is not removed.
 pub fn build(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
     build::binary(cache, kind, keep)
 }
@@ -89,13 +88,13 @@ pub fn fetch(debian: &Debian) -> Result<Source> {
     debian.fetch_source("qemu", SERIES)
 }
 
-/// Checks that the series apply, every patch exactly.
+/// Checks that every patch of both series applies exactly.
 pub fn check_series() -> Result<()> {
     let cache = Cache::open()?;
     build::check_series(&cache)
 }
 
-/// Builds every commit of the series with the feature off and on.
+/// Builds each commit of the series with the feature off and on.
 pub fn check_each_patch() -> Result<()> {
     let cache = Cache::open()?;
     build::check_each_patch(&cache)
@@ -105,7 +104,7 @@ fn target() -> PathBuf {
     paths::target().join("qemu")
 }
 
-/// Where logs of work on a tree go.
+/// The path of a log about work on a tree.
 fn log(name: &str) -> PathBuf {
     target().join("logs").join(format!("{name}.log"))
 }

@@ -7,20 +7,19 @@ use anyhow::{Context, Result, ensure};
 
 use super::display_name;
 
-/// The file beside the patches that says what they were exported from.
+/// The file with the Debian version that the patches were exported from.
 pub const BASE: &str = "BASE";
 
 /// The patches for one QEMU series.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// Where they are.
     pub dir: PathBuf,
-    /// The files, in the order to apply them.
+    /// The patch files, in the order in which they apply.
     pub patches: Vec<PathBuf>,
 }
 
 impl Series {
-    /// Reads the directory; no directory and no patch both mean an empty series.
+    /// Reads the directory. A missing directory is an empty series.
     pub fn open(dir: &Path) -> Result<Series> {
         let mut patches = Vec::new();
         if dir.is_dir() {
@@ -40,7 +39,7 @@ impl Series {
         Ok(Series { dir: dir.to_path_buf(), patches })
     }
 
-    /// The Debian version the series was exported from: its file BASE.
+    /// The Debian version that the series was exported from.
     pub fn base(&self) -> Result<String> {
         let path = self.dir.join(BASE);
         let text = fs::read_to_string(&path).with_context(|| format!("Cannot read {}", path.display()))?;

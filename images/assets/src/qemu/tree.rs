@@ -1,4 +1,4 @@
-//! A git tree of QEMU: Debian's source as the first commit, one commit per patch after it.
+//! A git tree of QEMU: the first commit is Debian's source, each further commit one patch.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use super::{display_name, log};
 use crate::debian::{self, Source};
 use crate::progress::{output, run_logged, step};
 
-/// Names Debian's source inside the tree.
+/// Tag of Debian's source.
 const BASE: &str = "base";
-/// Names the commit that the series in the repository amounts to.
+/// Tag of the commit that corresponds to the series in the repository.
 const SAVED: &str = "saved";
-/// Begins the message of that commit; the version follows.
+/// Prefix of the base commit's message; the version follows.
 const BASE_SUBJECT: &str = "Debian qemu ";
 
-/// What git tells its hooks and helpers of the repository they run for: not the one meant here.
+/// Variables that git sets for its hooks and helpers. They refer to a different repository.
 const OTHER_REPOSITORY: [&str; 15] = [
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
     "GIT_COMMON_DIR",
@@ -37,7 +37,7 @@ const OTHER_REPOSITORY: [&str; 15] = [
     "GIT_WORK_TREE",
 ];
 
-/// Unpacks the source as `dir` and commits it, unless that is what `dir` already has.
+/// Unpacks the source to `dir` and commits it, unless `dir` already contains it.
 pub fn prepare(source: &Source, dir: &Path) -> Result<()> {
     let message = format!("{BASE_SUBJECT}{}", source.version);
     if output(git(dir).args(["log", "-1", "--format=%s", BASE])).is_ok_and(|found| found.trim() == message) {
@@ -47,15 +47,15 @@ pub fn prepare(source: &Source, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir.parent().context("a tree has a parent")?)?;
         debian::unpack_source(source, dir, log)?;
         run_logged(git(dir).args(["init", "--quiet", "--initial-branch=series"]), log)?;
-        // Everything, ignored files included: a patch may touch what upstream ignores.
+        // Add ignored files too: a patch can touch what upstream ignores.
         run_logged(git(dir).args(["add", "--all", "--force"]), log)?;
         run_logged(git(dir).args(["commit", "--quiet", "--no-verify", "-m", &message]), log)?;
-        // Last: the tag says that the tree is whole.
+        // Tag last: the tag marks the tree as complete.
         run_logged(git(dir).args(["tag", BASE]), log)
     })
 }
 
-/// Applies the series on the base, each patch exactly as it is; returns the commits, base first.
+/// Applies the series to the base, each patch exactly as it is. Returns the commits, base first.
 pub fn apply_series(series: &Series, dir: &Path, log: &Path) -> Result<Vec<String>> {
     if !series.patches.is_empty() {
         let (made_on, here) = (series.base()?, base_version(dir)?);
@@ -63,7 +63,7 @@ pub fn apply_series(series: &Series, dir: &Path, log: &Path) -> Result<Vec<Strin
             crate::progress::say(&format!("    the series was made on {made_on}, this is {here}"));
         }
     }
-    // What an interrupted run left.
+    // Clean up after an interrupted run.
     let _ = git(dir).args(["am", "--abort"]).output();
     run_logged(git(dir).args(["checkout", "--quiet", "--force", "-B", "series", BASE]), log)?;
     run_logged(git(dir).args(["clean", "--quiet", "-ffdx"]), log)?;
@@ -80,12 +80,12 @@ pub fn commits(dir: &Path) -> Result<Vec<String>> {
     Ok(base.lines().chain(list.lines()).map(str::to_owned).collect())
 }
 
-/// Checks out one commit; files that do not differ keep their times.
+/// Checks out one commit. Files that do not differ keep their times.
 pub fn checkout(dir: &Path, commit: &str, log: &Path) -> Result<()> {
     run_logged(git(dir).args(["checkout", "--quiet", "--force", "--detach", commit]), log)
 }
 
-/// A file of the tree as a commit has it; none if it is not there.
+/// The contents of a file at a commit, if the file exists there.
 pub fn file_at(dir: &Path, commit: &str, path: &str) -> Option<String> {
     output(git(dir).args(["show", &format!("{commit}:{path}")])).ok()
 }
@@ -102,7 +102,7 @@ fn base_version(dir: &Path) -> Result<String> {
 }
 
 fn apply_patch(patch: &Path, dir: &Path, log: &Path) -> Result<()> {
-    // No fuzz and no three-way merge: the context must be there. An offset is legal but told.
+    // No fuzz and no three-way merge: the context must match. An offset is allowed but printed.
     let check = git(dir).args(["apply", "--check", "--verbose"]).arg(patch).env("LC_ALL", "C").output()?;
     let report = String::from_utf8_lossy(&check.stderr);
     fs::write(log.with_extension("last-patch"), report.as_bytes())?;
@@ -114,10 +114,11 @@ fn apply_patch(patch: &Path, dir: &Path, log: &Path) -> Result<()> {
     }
     let mut am = git(dir);
     am.args(["am", "--quiet", "--keep-cr", "--no-3way", "--committer-date-is-author-date"]).arg(patch);
-    run_logged(&mut am, log).with_context(|| format!("{} is no mail that git am takes", display_name(patch)))
+    run_logged(&mut am, log)
+        .with_context(|| format!("{} is not a mail that git am accepts", display_name(patch)))
 }
 
-/// The files and lines that git apply complains about.
+/// The files and lines of git apply's errors.
 fn rejects(report: &str) -> String {
     let mut found: Vec<&str> = report
         .lines()
@@ -129,7 +130,7 @@ fn rejects(report: &str) -> String {
     if found.is_empty() { report.trim().to_owned() } else { found.join(", ") }
 }
 
-/// `qemu apply`: the tree to work in.
+/// Implements `qemu apply`: creates the working tree.
 pub fn apply(source: &Source, series: &Series, dir: &Path, force: bool) -> Result<()> {
     if !force && dir.join(".git").is_dir() && commits(dir).is_ok() {
         ensure_saved(dir)?;
@@ -138,7 +139,7 @@ pub fn apply(source: &Source, series: &Series, dir: &Path, force: bool) -> Resul
     let log = log("apply");
     let commits = step(&format!("Apply {} patches", series.patches.len()), &log, |log| {
         let commits = apply_series(series, dir, log);
-        // Also where a reject stopped it: all that is there so far came from the series.
+        // Also after a reject: all commits so far come from the series.
         mark_saved(dir)?;
         commits
     })?;
@@ -149,7 +150,7 @@ pub fn apply(source: &Source, series: &Series, dir: &Path, force: bool) -> Resul
     Ok(())
 }
 
-/// `qemu refresh`: the commits of the tree become the series; returns the files.
+/// Implements `qemu refresh`: replaces the series by the commits of the tree. Returns the files.
 pub fn refresh(series: &Series, dir: &Path) -> Result<String> {
     ensure!(commits(dir).is_ok(), "No tree at {}: `cargo xtask qemu apply` makes one", dir.display());
     let changes = output(git(dir).args(["status", "--porcelain", "--untracked-files=no"]))?;
@@ -165,7 +166,7 @@ pub fn refresh(series: &Series, dir: &Path) -> Result<String> {
     Ok(files)
 }
 
-/// Stops before the tree's own commits or changes would be lost.
+/// Fails if the tree has commits or changes that are not in the series.
 fn ensure_saved(dir: &Path) -> Result<()> {
     let changes = output(git(dir).args(["status", "--porcelain", "--untracked-files=no"]))?;
     let head = output(git(dir).args(["rev-parse", "HEAD"]))?;
@@ -173,7 +174,7 @@ fn ensure_saved(dir: &Path) -> Result<()> {
     ensure!(
         changes.is_empty() && head == saved,
         "{} has work that the patch series does not have: `cargo xtask qemu refresh` saves its commits, \
-         `apply --force` throws it away",
+         `apply --force` discards it",
         dir.display()
     );
     Ok(())
@@ -183,7 +184,7 @@ fn mark_saved(dir: &Path) -> Result<()> {
     output(git(dir).args(["tag", "--force", SAVED])).map(drop)
 }
 
-/// Writes one file per commit after the base, the same bytes for the same commits; returns their paths.
+/// Writes one file per commit after the base and returns the paths. The same commits always give the same bytes.
 fn format_patches(dir: &Path, into: &Path) -> Result<String> {
     let mut command = git(dir);
     command.args(["format-patch", "--zero-commit", "--no-signature", "--no-numbered", "--abbrev=8"]);
@@ -191,8 +192,8 @@ fn format_patches(dir: &Path, into: &Path) -> Result<String> {
     output(command.arg(format!("{BASE}..HEAD")))
 }
 
-/// git in the tree, deaf to the user's own settings: the same commits on every machine. Deaf also to a git that runs this
-/// program, or these commits would go to its repository.
+/// Runs git in the tree without the user's settings, so that commits are the same on every machine. Also removes the
+/// variables of a git that runs this program, because they would redirect the commands to its repository.
 fn git(dir: &Path) -> Command {
     let mut command = Command::new("git");
     for name in OTHER_REPOSITORY {
@@ -218,7 +219,7 @@ mod tests {
     use crate::cache::remove_dir;
     use crate::paths;
 
-    /// A small tree with two commits on its base, and its series.
+    /// A small tree with two commits after its base, and its series.
     struct Scratch(PathBuf);
 
     impl Scratch {
@@ -304,7 +305,7 @@ mod tests {
         let patch = &scratch.series().patches[0];
         let text = fs::read_to_string(patch).unwrap();
         assert!(text.contains("\n line 39\n"), "{text}");
-        // One line of context differs: what fuzz would wave through.
+        // One line of context differs, which fuzz would accept.
         fs::write(patch, text.replace("\n line 39\n", "\n line x\n")).unwrap();
         let error = scratch.apply().unwrap_err().to_string();
         assert_eq!(error, "0001-vfio-One-more.patch does not apply: a:38");
