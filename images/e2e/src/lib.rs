@@ -48,7 +48,7 @@ pub struct Args {
     /// Run every scenario on every host
     #[arg(long, conflicts_with = "only")]
     all: bool,
-    /// Run this scenario, on all its hosts or (see --list) on one; may be given several times
+    /// Run this scenario, on all its hosts or (see --list) on one; can be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
 }
