@@ -1,4 +1,4 @@
-//! `cargo xtask doctor`: what this machine has, and what the other verbs will make of it.
+//! `cargo xtask doctor`: reports the properties of this machine that matter to the other verbs.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -10,7 +10,7 @@ use rustix::process::geteuid;
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::packages;
 
-/// Prints one line per fact.
+/// Prints one line per property.
 pub fn run() -> Result<()> {
     let say = |what: &str, value: &str| println!("{what:<26}{value}");
     let cache = Cache::open()?;
@@ -22,7 +22,7 @@ pub fn run() -> Result<()> {
         ("THP, anonymous", "/sys/kernel/mm/transparent_hugepage/enabled"),
         ("THP, shmem", "/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
     ] {
-        say(what, fs::read_to_string(file).unwrap_or_else(|_| "not there".into()).trim());
+        say(what, fs::read_to_string(file).unwrap_or_else(|_| "not available".into()).trim());
     }
     say("/dev/kvm opens", yes(File::options().read(true).write(true).open("/dev/kvm").is_ok()));
     say(
@@ -39,7 +39,7 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// What the outer machine of e2e starts with, as far as can be told without booting one.
+/// The accelerator for L1, as far as it is known without booting one.
 fn accelerator() -> &'static str {
     let kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok();
     if kvm && has_virtualization(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) {
@@ -49,13 +49,13 @@ fn accelerator() -> &'static str {
     }
 }
 
-/// Whether the CPU itself can run guests; `/dev/kvm` alone proves nothing.
+/// Whether the CPU supports virtualization. A `/dev/kvm` that opens does not prove it.
 fn has_virtualization(cpuinfo: &str) -> bool {
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
     flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
 }
 
-/// The rest of the line that begins with `name`.
+/// The rest of the line that begins with `name`, or "unknown".
 fn field(file: &str, name: &str) -> String {
     let text = fs::read_to_string(file).unwrap_or_default();
     let value = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("unknown");

@@ -1,7 +1,7 @@
-//! Runs the commands of the documents, out of the documents themselves, in their order.
+//! Runs the commands in the documents, in their order.
 //!
-//! A block between fences with the word `sh` is run. `sh no-run` is shown to readers only: it needs a device, or runs this
-//! check itself. A document's blocks are one script, so a variable that one sets is there in the next.
+//! A fenced block with the info string `sh` is run. `sh no-run` is only shown to readers: it needs a device, or runs
+//! this check itself. The blocks of a document form one script, so variables keep their values from block to block.
 
 use std::fs;
 use std::path::Path;
@@ -14,10 +14,10 @@ use vfio_fast_assets::outcome::CannotRun;
 use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::{run_logged, step};
 
-/// The documents that show commands for users to type.
+/// The documents with commands for users.
 const DOCUMENTS: &[&str] = &["README.md", "docs/QEMU.md", "qemu-patches/README.md"];
 
-/// Lets a script install below /usr/local and write the linker's cache without a trace on this machine.
+/// Lets a script install below /usr/local and write the linker's cache without changing this machine.
 const PRIVATE: &str = "\
 set -euo pipefail
 scratch=$1
@@ -31,7 +31,7 @@ done
 exec bash \"$2\"
 ";
 
-/// What decides whether the commands work. That the library itself works is what other checks are for.
+/// Files that decide whether the commands work. Other checks test the library itself.
 const INPUTS: &[&str] = &[
     "Cargo.lock",
     "README.md",
@@ -45,30 +45,34 @@ const INPUTS: &[&str] = &[
     "xtask",
 ];
 
-/// Runs the commands unless they have worked with the same documents and tools.
+/// Runs the commands unless they have passed with the same documents and tools.
 pub fn check_once(log: &Path) -> Result<()> {
     let host = fs::read_to_string("/etc/debian_version").unwrap_or_default();
     once::unless_passed("documents", INPUTS, &[&host], || check(log))
 }
 
-/// Runs all of them, each document by itself.
+/// Runs the commands of all documents, one script per document.
 fn check(log: &Path) -> Result<()> {
     if !geteuid().is_root() {
-        return Err(
-            CannotRun("the documents' commands install to /usr/local, which needs root".into()).into()
-        );
+        return Err(CannotRun(
+            "the commands in the documents install to /usr/local, which requires root".into(),
+        )
+        .into());
     }
     let folder = paths::target().join("test/documents");
     fs::create_dir_all(&folder)?;
     let nothing = folder.join("nothing.sh");
     fs::write(&nothing, "true\n")?;
     if run_logged(&mut private(&folder, &nothing), log).is_err() {
-        return Err(CannotRun("this machine allows no overlay in a mount namespace of its own".into()).into());
+        return Err(CannotRun(
+            "this machine does not allow an overlay mount in a private mount namespace".into(),
+        )
+        .into());
     }
     for name in DOCUMENTS {
         let text = fs::read_to_string(paths::root().join(name))?;
         let script = folder.join(format!("{}.sh", name.replace('/', "-")));
-        fs::write(&script, script_of(&text).with_context(|| format!("{name} shows no command"))?)?;
+        fs::write(&script, script_of(&text).with_context(|| format!("{name} contains no command"))?)?;
         let part = log.with_file_name(format!("{}.log", name.replace('/', "-")));
         step(&format!("Run the commands of {name}"), &part, |log| {
             run_logged(&mut private(&folder, &script), log)
@@ -78,7 +82,7 @@ fn check(log: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The command that runs a script where what it installs is gone afterwards.
+/// A command that runs a script in a private mount namespace, so that what it installs is discarded.
 fn private(folder: &Path, script: &Path) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "bash", "-c", PRIVATE, "private"]).arg(folder.join("scratch")).arg(script);
@@ -86,21 +90,21 @@ fn private(folder: &Path, script: &Path) -> Command {
     command
 }
 
-/// What git sees as changed in the series, which one command writes anew.
+/// Changes that git reports in the patch series, which one of the commands rewrites.
 fn changed() -> Result<String> {
     let mut git = Command::new("git");
     git.current_dir(paths::root()).args(["status", "--short", "qemu-patches"]);
     Ok(vfio_fast_assets::progress::output(&mut git)?.trim().to_owned())
 }
 
-/// The script that a document's blocks make; each line is shown before it runs.
+/// The script made of a document's blocks. It prints each line before running it.
 fn script_of(text: &str) -> Option<String> {
     let blocks = blocks(text);
     let header = "set -euxo pipefail\n".to_owned();
     (!blocks.is_empty()).then(|| blocks.iter().fold(header, |script, block| script + block))
 }
 
-/// The blocks to be run.
+/// The blocks to run.
 fn blocks(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut open: Option<(bool, String)> = None;

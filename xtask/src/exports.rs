@@ -1,4 +1,4 @@
-//! The dynamic symbols of the library: exactly the functions of its header.
+//! Checks that the library exports exactly the functions that its header declares.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 
 use vfio_fast_assets::progress::output;
 
-/// Compares the library installed below a prefix with the header beside it.
+/// Compares the library installed below a prefix with the header installed there.
 pub fn check(prefix: &Path) -> Result<()> {
     let header = fs::read_to_string(prefix.join("include/vfio_fast.h"))?;
     let library = prefix.join("lib/libvfio_fast.so");
@@ -30,11 +30,12 @@ fn compare(header: &str, symbols: &str) -> Result<()> {
     Ok(())
 }
 
-/// The functions a C header declares: our prefix, directly before a parenthesis, outside comments.
+/// The functions that a C header declares: names with the library's prefix directly before a parenthesis, outside
+/// comments.
 fn declared(header: &str) -> BTreeSet<&str> {
     let mut names = BTreeSet::new();
     for part in header.split("/*").enumerate().map(|(n, part)| {
-        // After an opening mark, what follows the closing one is code.
+        // In every part but the first, code begins after the end of the comment.
         if n == 0 { part } else { part.split_once("*/").map_or("", |(_, code)| code) }
     }) {
         for (at, _) in part.match_indices('(') {

@@ -1,4 +1,4 @@
-//! `cargo xtask header`: the C header, generated from the ffi crate.
+//! `cargo xtask header`: generates the C header from the ffi crate.
 
 use std::fs;
 use std::path::Path;
@@ -7,15 +7,14 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use vfio_fast_assets::{library, paths};
 
-/// What to do with the header.
+/// Arguments of `header`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Write nothing; fail if the header in the repository is not the one that would be written
+    /// Write nothing; fail if the header in the repository is out of date
     #[arg(long)]
     check: bool,
 }
 
-/// Generates the header, or checks it.
 pub fn run(args: &Args) -> Result<()> {
     if args.check {
         return check();
@@ -27,14 +26,14 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Fails if the header in the repository is not the one the ffi crate gives.
+/// Fails if the header in the repository differs from the one generated from the ffi crate.
 pub fn check() -> Result<()> {
     let path = library::header();
     let committed = fs::read_to_string(&path).with_context(|| format!("Cannot read {}", path.display()))?;
     match first_difference(&committed, &generate()?) {
         None => Ok(()),
         Some(difference) => {
-            bail!("{}: {difference}\n`cargo xtask header` writes it anew", relative(&path))
+            bail!("{}: {difference}\n`cargo xtask header` regenerates it", relative(&path))
         }
     }
 }
@@ -48,7 +47,7 @@ fn generate() -> Result<String> {
     Ok(String::from_utf8(bytes)?)
 }
 
-/// The first line where two texts differ, both sides.
+/// Describes the first line in which two texts differ.
 fn first_difference(committed: &str, generated: &str) -> Option<String> {
     if committed == generated {
         return None;

@@ -1,4 +1,4 @@
-//! Builds, tests and proves vfio-fast: `cargo xtask --help`.
+//! Builds, tests and checks vfio-fast: `cargo xtask --help`.
 
 mod doctor;
 mod documents;
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use vfio_fast_assets::{interrupt, outcome};
 
-/// Builds, tests and proves vfio-fast.
+/// Builds, tests and checks vfio-fast.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {

@@ -1,4 +1,4 @@
-//! Checks that take minutes are not made again while nothing that they depend on has changed.
+//! Skips checks that take minutes if nothing they depend on has changed since they passed.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 use vfio_fast_assets::cache::{Cache, Input};
 use vfio_fast_assets::paths;
 
-/// Makes a check unless it has passed with the same files, in this checkout or another one. `also` is what it depends on
+/// Runs a check unless it has passed with the same files, in this checkout or another. `also` lists further inputs
 /// besides files and folders of the repository.
 pub fn unless_passed(
     name: &str,

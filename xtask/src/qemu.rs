@@ -5,36 +5,35 @@ use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::packages;
 use vfio_fast_assets::qemu::{self, Kind};
 
-/// What to do with QEMU.
+/// Verbs of `qemu`.
 #[derive(clap::Subcommand, Clone, Debug)]
 pub enum Args {
     /// Unpack the source, apply the patches and leave a git tree to work in
     Apply {
-        /// The patches of the emulator that the test machines run on
+        /// Use the patches of the emulator that runs the test machines
         #[arg(long)]
         emulator: bool,
-        /// Discard commits and changes in the tree that the patch series does not have
+        /// Discard commits and changes in the tree that are not in the patch series
         #[arg(long)]
         force: bool,
     },
-    /// Build the binaries that are not in the cache, and print their paths: of one, the path alone
+    /// Build the binaries that are not in the cache, and print their paths (one binary: only its path)
     Build {
-        /// Only these; all four by default
+        /// Binaries to build; all four by default
         #[arg(value_enum)]
         kinds: Vec<Kind>,
-        /// Keep the object trees of what is built now, for a closer look
+        /// Keep the object trees of new builds for inspection
         #[arg(long)]
         keep: bool,
     },
     /// Write the commits of the tree back as the patch series
     Refresh {
-        /// The patches of the emulator that the test machines run on
+        /// Use the patches of the emulator that runs the test machines
         #[arg(long)]
         emulator: bool,
     },
 }
 
-/// Runs one of the verbs.
 pub fn run(args: &Args) -> Result<()> {
     let cache = Cache::open()?;
     packages::ensure(&cache)?;
@@ -49,7 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
             let kinds = if kinds.is_empty() { &all } else { kinds.as_slice() };
             for kind in kinds {
                 let binary = qemu::build(&cache, *kind, *keep)?;
-                // The path alone is what a script can use.
+                // A script can use a path without the name.
                 if kinds.len() > 1 {
                     print!("{}: ", kind.name());
                 }
@@ -60,7 +59,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// The kind that these patches make.
+/// The kind of QEMU that these patches are for.
 fn patched(emulator: bool) -> Kind {
     if emulator { Kind::Emulator } else { Kind::On }
 }

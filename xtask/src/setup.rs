@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: everything the other verbs fetch or install, ahead of time.
+//! `cargo xtask setup`: installs and downloads ahead of time what the other verbs need.
 
 use anyhow::Result;
 
@@ -6,7 +6,7 @@ use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::debian::{Debian, STABLE};
 use vfio_fast_assets::{kernel, packages, qemu};
 
-/// Installs the packages and downloads what the test machines and QEMU are made from.
+/// Installs the packages, and downloads the sources of the test machines and QEMU.
 pub fn run() -> Result<()> {
     let cache = Cache::open()?;
     packages::ensure(&cache)?;

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every check of the repository, each with its own log and time.
+//! `cargo xtask test`: runs every check of the repository, each with its own log and time.
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,26 +16,25 @@ use vfio_fast_assets::progress::{elapsed, run_logged, step};
 use vfio_fast_assets::qemu::Kind;
 use vfio_fast_assets::{interrupt, kernel, library, packages, paths, qemu};
 
-/// Which checks to run.
+/// Arguments of `test`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Leave out what takes minutes, for the edit loop
+    /// Leave out the checks that take minutes
     #[arg(long)]
     fast: bool,
-    /// Run only this check, by its name; may be given several times
+    /// Run only this check; can be given several times
     #[arg(long, value_name = "CHECK", conflicts_with = "fast", value_parser = PossibleValuesParser::new(names()))]
     only: Vec<String>,
 }
 
-/// One check.
 struct Check {
     name: &'static str,
-    /// Whether it builds everything another way, QEMU or a kernel: minutes instead of seconds.
+    /// Whether the check takes minutes, because it builds everything in another way, or builds QEMU or a kernel.
     slow: bool,
     run: fn(&Path) -> Result<()>,
 }
 
-/// Every check, the cheapest first.
+/// All checks, the cheapest first.
 const CHECKS: &[Check] = &[
     fast("format", |log| {
         cargo(&["fmt", "--all", "--check"], &[], log)?;
@@ -71,7 +70,7 @@ const CHECKS: &[Check] = &[
     slow("e2e", |_| e2e()),
 ];
 
-/// cargo fmt follows no module that a build script lists.
+/// `cargo fmt` does not find modules that a build script lists.
 fn rustfmt_scenarios() -> Result<Command> {
     let mut command = Command::new("rustfmt");
     command.args(["--check", "--edition", "2024"]).current_dir(paths::root());
@@ -95,18 +94,18 @@ const fn slow(name: &'static str, run: fn(&Path) -> Result<()>) -> Check {
     Check { name, slow: true, run }
 }
 
-/// How a check ended.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Passed,
     Failed,
-    /// Left out by `--fast`.
+    /// Left out because of `--fast`.
     LeftOut,
-    /// This machine cannot run it.
+    /// This machine cannot run the check.
     CannotRun,
 }
 
-/// Runs the checks, all of them even after a failure, and sums up.
+/// Runs the checks, all of them even after a failure, and prints a summary.
 pub fn run(args: &Args) -> Result<()> {
     packages::ensure(&Cache::open()?)?;
     let mut done = Vec::new();
@@ -146,7 +145,7 @@ fn table(done: &[(&str, Verdict, Duration)]) -> String {
     lines.join("\n")
 }
 
-/// The last line, and how the process ends: a failed check decides before one that could not run.
+/// The last line of the summary, and the result. A failed check takes precedence over one that could not run.
 fn sum_up(verdicts: &[Verdict]) -> (String, Result<()>) {
     let count = |wanted: Verdict| verdicts.iter().filter(|verdict| **verdict == wanted).count();
     let (failed, stuck) = (count(Verdict::Failed), count(Verdict::CannotRun));
@@ -163,7 +162,7 @@ fn sum_up(verdicts: &[Verdict]) -> (String, Result<()>) {
     (line, result)
 }
 
-/// The whole matrix, shown as it runs.
+/// Runs all scenarios, with their output shown.
 fn e2e() -> Result<()> {
     let status = {
         let (mut child, _cleanup) = interrupt::spawn(lab::command("vfio-fast-e2e").arg("--all"))?;

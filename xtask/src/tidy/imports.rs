@@ -1,20 +1,21 @@
-//! No file imports itself, however far the way round: the modules of a crate have floors, and imports go down.
+//! Checks that imports form no cycle between the files of a crate.
 //!
-//! Read from the paths in the text (`crate::…`, `super::…`), tests left out. A folder's `mod.rs` is the front of what lies in
-//! the folder: that it names its parts is no import. Who imports from the front gets what its parts export through it.
+//! Imports are taken from the paths in the text (`crate::…`, `super::…`), without tests. The `mod.rs` of a folder is
+//! the front of the folder, and its references to its own parts are not imports. A file that imports from the front
+//! also imports from the parts that the front re-exports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::code_only;
 
-/// The files of one crate: the path of each module, and its file.
+/// The files of one crate, by the paths of their modules.
 pub struct Crate<'a> {
     modules: BTreeMap<Vec<String>, &'a str>,
-    /// For the front of a folder, the parts that it exports.
+    /// For the front of each folder, the parts that it re-exports.
     fronts: BTreeMap<&'a str, Vec<&'a str>>,
 }
 
-/// The circles among these Rust files of one crate's `src` folder, each as the list of its files. `root` is that folder.
+/// The cycles between these Rust files of the `src` folder `root`, each as a list of files.
 pub fn circles(root: &str, files: &[(&str, &str)]) -> Vec<Vec<String>> {
     let modules = files.iter().filter_map(|(name, _)| Some((module_of(root, name)?, *name))).collect();
     let mut this = Crate { modules, fronts: BTreeMap::new() };
@@ -30,10 +31,10 @@ pub fn circles(root: &str, files: &[(&str, &str)]) -> Vec<Vec<String>> {
     strongly_connected(&arrows)
 }
 
-/// The path of the module in a file: `a/mod.rs` and `a.rs` are both `a`; the crate's root is empty.
+/// The path of the module in a file: `a` for both `a/mod.rs` and `a.rs`, empty for the crate's root.
 fn module_of(root: &str, name: &str) -> Option<Vec<String>> {
     let inside = name.strip_prefix(root)?.strip_prefix('/')?.strip_suffix(".rs")?;
-    // Programs of their own.
+    // Each of these is a separate program.
     if inside.starts_with("bin/") {
         return None;
     }
@@ -45,7 +46,7 @@ fn module_of(root: &str, name: &str) -> Option<Vec<String>> {
 }
 
 impl<'a> Crate<'a> {
-    /// The parts of a folder that its front exports: `pub use part::…`.
+    /// The parts of a folder that its front re-exports: `pub use part::…`.
     fn exported(&self, module: &[String], text: &str) -> Vec<&'a str> {
         let code = code_only(text.split("#[cfg(test)]\nmod ").next().unwrap_or_default());
         let lines = code.lines().map(str::trim).filter(|line| line.starts_with("pub"));
@@ -54,7 +55,7 @@ impl<'a> Crate<'a> {
         names.filter_map(|name| self.modules.get(&path(name.trim())).copied()).collect()
     }
 
-    /// The files that a file imports from, without itself and, for the front of a folder, its parts.
+    /// The files that a file imports from, except itself and, for the front of a folder, its parts.
     fn imports(&self, module: &[String], text: &str) -> BTreeSet<&'a str> {
         let code = code_only(text.split("#[cfg(test)]\nmod ").next().unwrap_or_default());
         let mut found = BTreeSet::new();
@@ -64,7 +65,7 @@ impl<'a> Crate<'a> {
                 "super" => module[..module.len().saturating_sub(1)].to_vec(),
                 _ => continue,
             };
-            // The second of `super::super` belongs to the first.
+            // The second `super` of `super::super` was handled with the first.
             if code[..at].trim_end().ends_with("::") {
                 continue;
             }
@@ -74,7 +75,7 @@ impl<'a> Crate<'a> {
                     && !target.starts_with(module)
                 {
                     found.insert(*file);
-                    // A part of the folder itself knows its siblings by name.
+                    // Parts of the same folder import each other directly, so re-exports do not count.
                     if !module.starts_with(target) {
                         found.extend(self.fronts.get(file).into_iter().flatten());
                     }
@@ -85,7 +86,7 @@ impl<'a> Crate<'a> {
     }
 }
 
-/// The words of a text with where they begin.
+/// The words of a text and their positions.
 fn words(code: &str) -> impl Iterator<Item = (usize, &str)> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let mut at = 0;
@@ -97,7 +98,7 @@ fn words(code: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// Every path that `rest` continues `start` with: `::a::{b, c::d}` gives two.
+/// Every path that continues `start` with `rest`: `::a::{b, c::d}` gives two.
 fn tree(start: Vec<String>, rest: &str) -> Vec<Vec<String>> {
     let Some(rest) = rest.trim_start().strip_prefix("::") else { return vec![start] };
     let rest = rest.trim_start();
@@ -114,7 +115,7 @@ fn tree(start: Vec<String>, rest: &str) -> Vec<Vec<String>> {
     tree(path, &rest[end..])
 }
 
-/// What stands between the commas of a group, up to its closing brace.
+/// The items of a group, up to its closing brace.
 fn parts(group: &str) -> Vec<&str> {
     let (mut depth, mut start, mut found) = (0, 0, Vec::new());
     for (at, c) in group.char_indices() {
@@ -136,7 +137,7 @@ fn parts(group: &str) -> Vec<&str> {
     found
 }
 
-/// The sets of nodes that reach each other.
+/// The sets of nodes that can reach each other.
 fn strongly_connected(arrows: &BTreeMap<&str, BTreeSet<&str>>) -> Vec<Vec<String>> {
     let reach = |from: &str| {
         let (mut seen, mut next) = (BTreeSet::new(), vec![from.to_owned()]);
@@ -177,7 +178,7 @@ mod tests {
         ] {
             assert_eq!(circle(&[(a, first), (b, second)]), [[a, b]], "{first} {second}");
         }
-        // Through the front of a folder, which exports a part of it.
+        // Through the front of a folder, which re-exports a part.
         let front = ("x/src/a/mod.rs", "mod part;\npub use part::P;");
         let part = ("x/src/a/part.rs", "use crate::b::T;");
         assert_eq!(circle(&[front, part, (b, "use crate::a::P;")]), [["x/src/a/part.rs", b]]);

@@ -1,4 +1,4 @@
-//! What no compiler checks in the text of the repository.
+//! Checks the text of the repository for properties that no compiler checks.
 
 mod imports;
 
@@ -11,12 +11,12 @@ use xshell::{Shell, cmd};
 
 use vfio_fast_assets::paths;
 
-/// A file longer than this holds more than one noun.
+/// Maximum length of a file. A longer one contains more than one noun.
 const MAX_LINES: usize = 600;
-/// Prose is wrapped here.
+/// Maximum width of prose.
 const MAX_COLUMNS: usize = 120;
 
-/// Hosts of package registries and mirrors; in pieces, or this file would break its own rule.
+/// Hosts of package registries and mirrors. They are split so that this file passes its own check.
 const REGISTRIES: &[&str] = &[
     concat!("crates", ".io"),
     concat!("pypi", ".org"),
@@ -30,12 +30,13 @@ const REGISTRIES: &[&str] = &[
     concat!("snapshot.debian", ".org"),
 ];
 
-/// Where machines keep what is theirs; also in pieces.
+/// Absolute paths that exist on one machine only. They are split for the same reason.
 const MACHINE_PATHS: &[&str] =
     &[concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/wo", "rk/"), concat!("/Us", "ers/")];
 
-/// The only places that may hold unsafe code: the kernel's boundary, C's, and tests and benches, which hand over memory of
-/// their own and never ship, as does what maps a device's registers in a test machine.
+/// The only places that may contain unsafe code: the boundaries to the kernel and to C, and code that does not ship.
+/// The latter comprises tests and benches, which provide their own memory, and the mapping of device registers in a
+/// test machine.
 const UNSAFE_PLACES: &[&str] = &[
     "engine/src/sys/",
     "ffi/src/",
@@ -47,13 +48,13 @@ const UNSAFE_PLACES: &[&str] = &[
     "images/agent/src/l2/mmio.rs",
 ];
 
-/// Checks every file that is in git or could be added.
+/// Checks every file that is in git or could be added to it.
 pub fn check() -> Result<()> {
     let root = paths::root();
     let sh = Shell::new()?;
     sh.change_dir(&root);
     let files = cmd!(sh, "git ls-files -z --cached --others --exclude-standard").quiet().read()?;
-    // Removed but not yet committed, or not text: nothing to read.
+    // Files that were removed without a commit, and files that are not text, cannot be read.
     let texts = files.split_terminator('\0').filter_map(|name| {
         let text = fs::read_to_string(root.join(name)).ok()?;
         Some((name, text))
@@ -67,7 +68,7 @@ pub fn check() -> Result<()> {
     bail!("{} complaints\n{}", complaints.len(), complaints.join("\n"))
 }
 
-/// The complaints about how files lie and what they import.
+/// The complaints about the layout of files and their imports.
 fn tree(texts: &[(&str, String)]) -> Vec<String> {
     let rust = texts.iter().filter(|(name, _)| name.ends_with(".rs"));
     let rust: Vec<(&str, &str)> = rust.map(|(name, text)| (*name, text.as_str())).collect();
@@ -101,13 +102,13 @@ fn file(name: &str, text: &str) -> Vec<String> {
         }
     };
 
-    // Cargo itself writes where it found a package.
+    // Cargo records the source of each package there.
     if name != "Cargo.lock" {
         each_line("names a package registry", &|line| REGISTRIES.iter().any(|host| line.contains(host)));
     }
     each_line("a path of one machine", &|line| MACHINE_PATHS.iter().any(|path| begins_at_root(line, path)));
     each_line("a merge conflict", &|line| line.starts_with("<<<<<<< ") || line.starts_with(">>>>>>> "));
-    // In a patch a space is an empty line of context.
+    // In a patch, a line with a single space is an empty line of context.
     if extension != "patch" {
         each_line("white space at the end", &|line| line.ends_with([' ', '\t', '\r']));
         if !text.is_empty() && (!text.ends_with('\n') || text.ends_with("\n\n")) {
@@ -146,7 +147,7 @@ fn file(name: &str, text: &str) -> Vec<String> {
     complaints
 }
 
-/// The lines of prose that are too wide, with their widths. Tables and what is between fences cannot be wrapped.
+/// The lines of prose that are too wide, with their widths. Tables and fenced blocks cannot be wrapped.
 fn wide_lines(text: &str) -> Vec<(usize, usize)> {
     let mut fenced = false;
     let mut wide = Vec::new();
@@ -161,7 +162,7 @@ fn wide_lines(text: &str) -> Vec<(usize, usize)> {
     wide
 }
 
-/// Whether the path occurs as an absolute one, not as the end of another.
+/// Whether a path occurs as an absolute path, and not as the end of another path.
 fn begins_at_root(line: &str, path: &str) -> bool {
     line.match_indices(path).any(|(at, _)| {
         let before = line[..at].chars().next_back();
@@ -169,7 +170,7 @@ fn begins_at_root(line: &str, path: &str) -> bool {
     })
 }
 
-/// The lines of Rust code with the keyword, comments and strings left out.
+/// The lines with the keyword `unsafe` in Rust code, outside comments and strings.
 fn unsafe_lines(text: &str) -> Vec<usize> {
     let code = code_only(text);
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
@@ -177,7 +178,7 @@ fn unsafe_lines(text: &str) -> Vec<usize> {
     code.lines().enumerate().filter(|(_, line)| has_keyword(line)).map(|(n, _)| n + 1).collect()
 }
 
-/// Rust text with comments and the insides of strings and characters blanked, line by line the same.
+/// Rust text with comments, strings and characters blanked. Line numbers stay the same.
 fn code_only(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -198,7 +199,7 @@ fn code_only(text: &str) -> String {
     code
 }
 
-/// Where the comment, string or character that begins here ends; none if none begins here.
+/// The end of the comment, string or character that begins here, if one does.
 fn token_end(rest: &str, before: Option<char>) -> Option<usize> {
     let whole = rest.len();
     if rest.starts_with("//") {
@@ -219,7 +220,7 @@ fn token_end(rest: &str, before: Option<char>) -> Option<usize> {
     if rest.starts_with('"') {
         return Some(quoted_end(rest, '"').unwrap_or(whole));
     }
-    // A character, not a lifetime: closed after one character or an escape.
+    // Distinguishes a character from a lifetime: a quote follows after one character or an escape.
     let inner = rest.strip_prefix('\'')?;
     let first = inner.chars().next()?;
     if first == '\\' || inner[first.len_utf8()..].starts_with('\'') { quoted_end(rest, '\'') } else { None }
@@ -242,7 +243,7 @@ fn quoted_end(rest: &str, quote: char) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// The one complaint about a file with this text.
+    /// Expects exactly one complaint about a file with this text, and returns it.
     fn complaint(name: &str, text: &str) -> String {
         let complaints = file(name, text);
         assert_eq!(complaints.len(), 1, "{complaints:?}");

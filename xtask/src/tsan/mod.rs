@@ -1,9 +1,9 @@
-//! The tests that start threads, under ThreadSanitizer.
+//! Runs the tests that start threads under ThreadSanitizer.
 //!
-//! It learns from atomic operations what comes before what, and sees those that are compiled for it. Those behind the locks of
-//! the standard library are not: it comes compiled, and its source is not part of every toolchain. But its bitcode is, beside
-//! the machine code, for link-time optimization. The toolchain's own linker makes machine code of that once more, with the
-//! atomic operations told.
+//! ThreadSanitizer derives the order of accesses from atomic operations, but sees only those compiled with its
+//! instrumentation. The atomic operations in the locks of the standard library are not instrumented: the library
+//! comes compiled, and not every toolchain includes its source. But its archive also contains bitcode for link-time
+//! optimization. The linker of the toolchain compiles that bitcode again, this time with instrumentation.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -19,39 +19,39 @@ use vfio_fast_assets::outcome::CannotRun;
 use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::{output, run_logged};
 
-/// The libraries that threads wait in: std's, and that of the programs that run tests.
+/// The libraries that threads block in: std, and the test harness.
 const LIBRARIES: &[&str] = &["libstd-", "libtest-"];
-/// What is linked to every test.
+/// An object linked into every test.
 const FENCE: &str = "fence.o";
-/// The test binaries with threads in them, the engine's own unit tests beside them.
+/// The test binaries that use threads. The engine's unit tests run as well.
 const TESTS: &[&str] = &["threads", "fail_nth", "conformance", "native", "discard"];
-/// A test of `threads` that is a data race, and what has to be said of it.
+/// An ignored test in `threads` that contains a data race, and the report it must cause.
 const PLANTED: &str = "a_planted_race_is_reported";
 const REPORT: &str = "WARNING: ThreadSanitizer: data race";
 
-/// What the check depends on, besides the toolchain.
+/// What the check depends on besides the toolchain.
 const INPUTS: &[&str] = &["Cargo.lock", "engine", "xtask/src/tsan"];
 
-/// Makes the check unless it has passed with this engine and this toolchain.
+/// Runs the check unless it has passed with this engine and this toolchain.
 pub fn check_once(log: &Path) -> Result<()> {
     once::unless_passed("ThreadSanitizer", INPUTS, &[&rustc(&["-vV"])?], || check(log))
 }
 
-/// Fails if a planted race is not reported, or anything else is.
+/// Fails unless the deliberate race, and no other, is reported.
 fn check(log: &Path) -> Result<()> {
     let sysroot = instrumented_libraries(log)?;
     let mut planted = cargo(&sysroot);
     planted.args(["--test", "threads", "--", "--ignored", "--exact", PLANTED]);
     let failed = run_logged(&mut planted, log).is_err();
     let reported = fs::read_to_string(log)?.contains(REPORT);
-    ensure!(failed && reported, "ThreadSanitizer does not report a race that was planted");
+    ensure!(failed && reported, "ThreadSanitizer does not report the deliberate race");
 
     let mut tests = cargo(&sysroot);
     tests.arg("--lib").args(TESTS.iter().flat_map(|test| ["--test", *test]));
     run_logged(&mut tests, log)
 }
 
-/// Tests of the engine, compiled for ThreadSanitizer and linked with those libraries.
+/// Runs tests of the engine, compiled for ThreadSanitizer and linked with these libraries.
 fn cargo(sysroot: &Path) -> Command {
     let mut command = Command::new(paths::cargo());
     command
@@ -59,28 +59,28 @@ fn cargo(sysroot: &Path) -> Command {
         .args(["test", "--locked", "--package", "vfio-fast-engine", "--target", TARGET, "--target-dir"])
         .arg(paths::target().join("tsan"))
         .env("CARGO_TERM_COLOR", "never")
-        // Unoptimized, a race is as visible, but what is looked at takes several times as long.
+        // Unoptimized code shows the same races, but runs several times as long.
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
         .args(["--config", "profile.dev.package.\"*\".opt-level=0"])
         .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
         .env_remove("TSAN_OPTIONS")
-        // A sanitizer is not a stable option yet.
+        // Sanitizers are not a stable option yet.
         .env("RUSTC_BOOTSTRAP", "1");
     let flags = [
         &format!("--sysroot={}", sysroot.display()),
         &format!("-Clink-arg={}", sysroot.join(FENCE).display()),
         "-Clink-arg=-Wl,--wrap=__tsan_atomic64_fetch_sub,--wrap=__tsan_atomic_thread_fence",
         "-Zsanitizer=thread",
-        // The other libraries that come compiled have no locks.
+        // The other precompiled libraries have no locks.
         "-Cunsafe-allow-abi-mismatch=sanitizer",
-        // What others have instantiated is not instrumented.
+        // Generics instantiated in other crates are not instrumented.
         "-Zshare-generics=no",
     ];
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     command
 }
 
-/// A copy of the toolchain's libraries, with those that threads wait in made anew.
+/// A copy of the toolchain's libraries, in which those of `LIBRARIES` are instrumented.
 fn instrumented_libraries(log: &Path) -> Result<PathBuf> {
     let version = rustc(&["-vV"])?;
     let toolchain = Path::new(rustc(&["--print", "sysroot"])?.trim()).join("lib/rustlib").join(TARGET);
@@ -92,7 +92,7 @@ fn instrumented_libraries(log: &Path) -> Result<PathBuf> {
     if fs::read_to_string(&stamp).is_ok_and(|text| text == made_from) {
         return Ok(sysroot);
     }
-    // Cargo does not know what the tests were linked with.
+    // Cargo does not track which libraries the tests were linked with.
     remove_dir(&all)?;
     let own = sysroot.join("lib/rustlib").join(TARGET);
     fs::create_dir_all(own.join("lib"))?;
@@ -120,7 +120,7 @@ fn instrumented_libraries(log: &Path) -> Result<PathBuf> {
     Ok(sysroot)
 }
 
-/// Replaces the machine code in an archive by what its bitcode becomes.
+/// Replaces the machine code in an archive by code compiled from its bitcode.
 fn instrument(archive: &Path, linker: &Path, scratch: &Path, log: &Path) -> Result<()> {
     let members = output(Command::new("ar").arg("t").arg(archive))?;
     for object in members.lines().filter(|name| name.ends_with(".o")) {
@@ -128,10 +128,10 @@ fn instrument(archive: &Path, linker: &Path, scratch: &Path, log: &Path) -> Resu
         let (object, bitcode) = (scratch.join(object), scratch.join("bitcode"));
         let mut section = Command::new("objcopy");
         section.args(["--output-target=binary", "--only-section=.llvmbc"]);
-        // Otherwise it is none of what a program loads, and left out.
+        // Without this flag the section is not loadable, and objcopy omits it.
         run_logged(section.args(["--set-section-flags", ".llvmbc=alloc"]).arg(&object).arg(&bitcode), log)?;
         if !linker.exists() || fs::metadata(&bitcode).map_or(0, |meta| meta.len()) == 0 {
-            let what = "this toolchain has no rust-lld, or no bitcode of std: take rustup's";
+            let what = "this toolchain has no rust-lld, or no bitcode of std; use the one from rustup";
             return Err(CannotRun(what.to_owned()).into());
         }
         let mut link = Command::new(linker);
