@@ -1,23 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
 /*
- * A witness for VFIO: preloaded into QEMU it writes one line per ioctl of VFIO or iommufd, in the
- * order they returned, to the file named by VFT_WITNESS. It stands outside both QEMU and
- * libvfio_fast, so what it says about mappings depends on neither. It also writes down which memory
- * QEMU gives to KVM: that is the guest's physical memory, told by a part of QEMU that knows nothing
- * of VFIO.
+ * A witness for VFIO, preloaded into QEMU. It writes one line per ioctl of VFIO or iommufd, in the
+ * order in which they returned, to the file named by VFT_WITNESS. It is independent of both QEMU
+ * and libvfio_fast, so its record of the mappings depends on neither. It also records the memory
+ * that QEMU passes to KVM: that is the guest's physical memory, reported by a part of QEMU that
+ * does not use VFIO.
  *
- * Line format (space separated, numbers in hex but for errno, nanoseconds and pid):
+ * Line format (separated by spaces; numbers in hex except errno, nanoseconds and pid):
  *
  *   cmd fd iova size flags vaddr ret errno out start_ns duration_ns pid object
  *
- * "vaddr" of a map by file is where the process has that part of the file, or of the BAR that a dma-buf is of,
- * in its own address space, as the kernel tells; 0 if it has not all of it, shared and in one piece.
- * "out" is the byte count the kernel answered to an unmap, or the number of the KVM slot; "object" is
- * the IOAS that iommufd made, mapped or unmapped in, or whatever it destroyed. Fields an ioctl does
- * not have are 0.
+ * "vaddr" of a map by file is the address at which this process maps that part of the file, or that
+ * part of the BAR if the file is a dma-buf, according to the kernel; 0 unless all of it is mapped,
+ * shared and contiguous. "out" is the byte count that the kernel returned for an unmap, or the
+ * number of the KVM slot. "object" is the IOAS that iommufd created, mapped or unmapped in, or the
+ * object that it destroyed. Fields that an ioctl does not have are 0.
  *
- * What QEMU writes into the command register of a VFIO device, which is where bus mastering is turned off, has a line as
- * well: "cmd" is 1, "flags" the value.
+ * A write by QEMU to the command register of a VFIO device, which contains the bus master bit, has
+ * a line as well: "cmd" is 1, "flags" the value.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -38,8 +38,8 @@
 #include <unistd.h>
 
 /*
- * The part of linux/iommufd.h that is looked into: the header may be missing or old. The commands
- * are of VFIO's type.
+ * The part of linux/iommufd.h that is used here: the header may be missing or old. The commands
+ * have VFIO's type.
  */
 #define IOMMUFD_DESTROY _IO(VFIO_TYPE, 0x80)
 #define IOMMUFD_IOAS_ALLOC _IO(VFIO_TYPE, 0x81)
@@ -79,13 +79,13 @@ struct dma_buf_export {
     uint64_t offset, length;
 };
 
-/* What tells a file from all others. */
+/* Identifies a file. */
 struct identity {
     dev_t device;
     ino_t inode;
 };
 
-/* A dma-buf, and the bytes of a VFIO device that it is of: from where on in the device's file. */
+/* A dma-buf of a BAR, the VFIO device, and the offset of its first byte in the device's file. */
 struct dma_buf {
     struct identity self, device;
     uint64_t start;
@@ -99,8 +99,8 @@ static pthread_mutex_t dma_bufs_lock = PTHREAD_MUTEX_INITIALIZER;
 static int record = -1;
 
 /*
- * The file is opened when the library is loaded, not at the first ioctl: QEMU may have dropped
- * rights, or forked to become a daemon, by then. O_APPEND keeps lines of several threads whole.
+ * The file is opened when the library is loaded, not at the first ioctl: by then QEMU may have dropped
+ * privileges or forked into the background. O_APPEND keeps the lines of concurrent threads intact.
  */
 __attribute__((constructor)) static void open_record(void)
 {
@@ -150,7 +150,7 @@ static int same(const struct identity *a, const struct identity *b)
     return a->device == b->device && a->inode == b->inode;
 }
 
-/* Remembers what a new dma-buf is of. The oldest is forgotten: none lives longer than the map it was made for. */
+/* Records the BAR of a new dma-buf. The oldest is dropped: each is closed once its map call has returned. */
 static void remember_dma_buf(int device, const struct dma_buf_export *export, int fd)
 {
     struct vfio_region_info info = { .argsz = sizeof(info), .index = export->region_index };
@@ -165,7 +165,7 @@ static void remember_dma_buf(int device, const struct dma_buf_export *export, in
     }
 }
 
-/* Makes the file of a VFIO device, and the place in it, of a dma-buf and a place in that. */
+/* Converts a dma-buf and an offset in it to the VFIO device's file and the offset in that. */
 static void resolve_dma_buf(struct identity *file, uint64_t *start)
 {
     pthread_mutex_lock(&dma_bufs_lock);
@@ -179,7 +179,7 @@ static void resolve_dma_buf(struct identity *file, uint64_t *start)
     pthread_mutex_unlock(&dma_bufs_lock);
 }
 
-/* Where this process has "length" bytes of the file from "start" on, shared and in one piece; 0 if nowhere. */
+/* The address at which this process maps "length" bytes of the file from "start" on, shared and contiguous; or 0. */
 static uint64_t address_of(int fd, uint64_t start, uint64_t length)
 {
     unsigned long long from, to, offset, inode;
@@ -198,7 +198,7 @@ static uint64_t address_of(int fd, uint64_t start, uint64_t length)
     if (!maps) {
         return 0;
     }
-    /* Pieces that continue each other differ in something else, such as advice. */
+    /* One contiguous range can have several lines, for example after madvise. */
     while (!found && fgets(line, sizeof(line), maps)) {
         if (sscanf(line, "%llx-%llx %*c%*c%*c%c %llx %x:%x %llu", &from, &to, &shared, &offset, &device_major,
                    &device_minor, &inode) != 7) {
@@ -223,7 +223,7 @@ static int sets_memory(unsigned long cmd)
     return _IOC_TYPE(cmd) == KVMIO && (_IOC_NR(cmd) == 0x46 || _IOC_NR(cmd) == 0x49);
 }
 
-/* Everything one line says. */
+/* The fields of one line. */
 struct told {
     unsigned long cmd;
     int fd, ret, error;
@@ -241,7 +241,7 @@ static void tell(const struct told *told)
                           (unsigned long long)(told->end - told->start), (long)getpid(), told->object);
 
     if (write(record, line, (size_t)length) != length) {
-        /* A witness with holes is worse than none: stop the run, loudly. */
+        /* An incomplete record is worse than none: report it and stop the run. */
         static const char lost[] = "witness: a record was lost\n";
 
         (void)!write(STDERR_FILENO, lost, sizeof(lost) - 1);
@@ -249,7 +249,7 @@ static void tell(const struct told *told)
     }
 }
 
-/* Where VFIO has a device's command register in the file of the device: in the region of configuration space. */
+/* The offset of the command register in a VFIO device's file: in the region of the configuration space. */
 #define COMMAND_REGISTER (((uint64_t)VFIO_PCI_CONFIG_REGION_INDEX << 40) + 4)
 #define WROTE_COMMAND 1
 

@@ -1,5 +1,5 @@
-//! `cargo xtask bench --calls`: arrays of pages, and a guest of 1 TiB unmapped in few and in many calls, in L1 (see
-//! [`vfio_fast_e2e`]) under VT-d and under AMD-Vi. L0 counts how often L1's kernel invalidates what the IOMMU remembers.
+//! `cargo xtask bench --calls`: maps arrays of pages, and unmaps a guest of 1 TiB in few and in many calls, in L1
+//! (see [`vfio_fast_e2e`]) under VT-d and under AMD-Vi. L0 counts the IOTLB invalidations that L1's kernel requests.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,26 +21,26 @@ use vfio_fast_protocol::host::Host;
 use vfio_fast_protocol::scenarios::map_bench;
 
 const GIB: u64 = 1 << 30;
-/// What maps there.
+/// The name of the backends in the report.
 const PINS: &str = "type1 and iommufd on an emulated VT-d and AMD-Vi";
-/// What L1 needs: the file, page tables of a TiB, and what keeps 16384 calls apart.
+/// Memory of L1: the file, the page tables of 1 TiB, and the bookkeeping of 16384 separate calls.
 const MEMORY_MIB: u64 = 3072;
 
-/// What to measure.
+/// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// GiB in pages of 2 MiB.
+    /// GiB mapped in pages of 2 MiB.
     huge: u64,
-    /// GiB in pages of 4 KiB.
+    /// GiB mapped in pages of 4 KiB.
     small: u64,
-    /// Pages of an array.
+    /// Pages of each array.
     pages: u64,
-    /// How often each case is measured.
+    /// Rounds per case.
     rounds: u32,
 }
 
 impl Wanted {
-    /// Where L1 does not fit into this machine's memory, that ends the verb before anything is measured.
+    /// Fails before anything is measured if L1 does not fit into this machine's memory.
     pub fn new(quick: bool, rounds: u32) -> Result<Self> {
         ensure!(rounds > 0, "Without rounds nothing is measured");
         let (huge, small, pages) = if quick { (64, 2, 2048) } else { (1024, 8, 16384) };
@@ -62,7 +62,7 @@ impl Wanted {
             let mut bench = vec!["calls".to_owned(), "--drivers".to_owned(), "type1,iommufd".to_owned()];
             bench
                 .extend(arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value.to_string()]));
-            // Many times what it needs.
+            // A generous multiple of the time that L1 needs.
             map_bench::spec(
                 machine,
                 MEMORY_MIB,
@@ -74,63 +74,63 @@ impl Wanted {
     }
 }
 
-/// One run.
+/// The results of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// Where L1 ran.
+    /// The machine that L1 ran on.
     pub machine: About,
-    /// How to run it again.
+    /// The command line that repeats the run.
     pub command: String,
-    /// How L1 ran.
+    /// The accelerator of L1.
     pub accel: String,
-    /// Whether every instruction of L1 was translated.
+    /// Whether L1 ran under TCG.
     translated: bool,
-    /// The part of all CPUs' time that other processes used, on the machine L1 ran on.
+    /// The share of all CPUs' time that other processes used on the machine that L1 ran on.
     pub others: Spread,
-    /// Arrays both ways.
+    /// Arrays mapped page by page and in one call.
     pub arrays: Vec<ArrayRow>,
-    /// A guest unmapped.
+    /// Guests unmapped in one call, in bounded calls and page by page.
     pub unmaps: Vec<UnmapRow>,
-    /// What it says of what is promised.
+    /// The targets that this run can judge.
     pub targets: Vec<Target>,
 }
 
-/// Arrays of one shape.
+/// The results for arrays of one shape.
 #[derive(Clone, Debug, Serialize)]
 pub struct ArrayRow {
-    /// Under which IOMMU.
+    /// The name of the IOMMU.
     host: String,
     driver: Driver,
     shape: Shape,
     pages: u64,
-    /// Calls page by page, and through an array.
+    /// Calls page by page, and as an array.
     calls: [u64; 2],
-    /// Seconds page by page, and through an array, mapping and unmapping.
+    /// Seconds to map and unmap page by page, and as an array.
     seconds: [Spread; 2],
-    /// How many times as fast an array was mapped, unmapped, and both.
+    /// Speed-up of the array for mapping, unmapping, and both.
     faster: [Spread; 3],
 }
 
-/// A guest unmapped in one way.
+/// The results for a guest unmapped under one policy.
 #[derive(Clone, Debug, Serialize)]
 pub struct UnmapRow {
-    /// Under which IOMMU.
+    /// The name of the IOMMU.
     host: String,
     page: u64,
     bytes: u64,
     policy: Policy,
     calls: u64,
-    /// Milliseconds for a GiB.
+    /// Milliseconds per GiB.
     ms_per_gib: Spread,
-    /// The longest call's part of the whole.
+    /// The longest call's share of the total time.
     longest: Spread,
-    /// Against one call, for each byte, of the same round.
+    /// Time per byte, relative to a single call in the same round.
     against_one: Spread,
-    /// Invalidations for a GiB.
+    /// Invalidations per GiB.
     invalidations: Spread,
 }
 
-/// Measures. The second answer says what went wrong; what was measured until then is in the first.
+/// Measures. The inner result reports a failure; the summary has what was measured before it.
 pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     let plans = wanted.plans();
     let Nested { machine, accel, verdicts, others } = nested::run(&plans, folder, PINS)?;
@@ -157,7 +157,7 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     Ok((summary, counted))
 }
 
-/// How many lines L0 wrote between two steps of L1.
+/// The number of invalidations that L0 logged between two steps of L1.
 #[derive(Debug, Default)]
 struct Invalidated {
     steps: Vec<(String, u64)>,
@@ -172,7 +172,7 @@ impl Invalidated {
         Ok(Self { steps, trace })
     }
 
-    /// Between the `nth` time that `what` began and its end, from 0.
+    /// Invalidations between the start and the end of occurrence `nth` (from 0) of `what`.
     fn during(&self, what: &str, nth: usize) -> Option<u64> {
         let at = |end: &str| {
             let name = format!("{what}: {end}");
@@ -183,7 +183,7 @@ impl Invalidated {
     }
 }
 
-/// What the bench printed, put together.
+/// Combines the records of the bench into rows.
 fn rows(host: &str, text: &str, invalidated: &Invalidated) -> Result<(Vec<ArrayRow>, Vec<UnmapRow>)> {
     let mut arrays = BTreeMap::<_, Vec<cases::Array>>::new();
     let mut unmaps = BTreeMap::<_, Vec<Unmap>>::new();
@@ -236,7 +236,7 @@ fn rows(host: &str, text: &str, invalidated: &Invalidated) -> Result<(Vec<ArrayR
     Ok((arrays.collect(), rows.collect()))
 }
 
-/// Every promise this run can say something about.
+/// Judges every target that this run covers.
 fn judge(arrays: &[ArrayRow], unmaps: &[UnmapRow]) -> Vec<Target> {
     let mut targets = Vec::new();
     let mut bar = |what: String, promised: &str, found: String, reached: bool| {
@@ -249,7 +249,7 @@ fn judge(arrays: &[ArrayRow], unmaps: &[UnmapRow]) -> Vec<Target> {
         let faster = row.faster[2].median;
         bar(format!("{what}: faster than page by page"), "≥ 5×", times(faster), faster >= 5.0);
     }
-    // Of a small guest the longest of a few calls is a large part, whatever they are.
+    // In a small guest the longest of a few calls is always a large share.
     let large = |row: &&UnmapRow| row.policy == Policy::Bounded && row.bytes >= 1024 * GIB;
     for row in unmaps.iter().filter(large) {
         let what = format!("{}, 1 TiB in pages of {} KiB", row.host, row.page >> 10);
@@ -264,12 +264,11 @@ fn judge(arrays: &[ArrayRow], unmaps: &[UnmapRow]) -> Vec<Target> {
     targets
 }
 
-/// "0.4 %".
+/// Formats a share as "0.4 %".
 fn tenths(part: f64) -> String {
     format!("{:.1} %", part * 100.0)
 }
 
-/// As a section of the report.
 pub fn section(summary: &Summary) -> Section {
     let rounds = summary.unmaps.first().map_or(0, |row| row.ms_per_gib.count);
     let mut about = about_run(&summary.machine, &summary.command, rounds, summary.others);

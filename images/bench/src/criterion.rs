@@ -1,4 +1,4 @@
-//! What criterion measured.
+//! Reads criterion's results.
 
 use std::fs;
 use std::path::Path;
@@ -6,14 +6,13 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// One bench of the pure part.
+/// One benchmark of code that makes no system calls.
 #[derive(Clone, Debug, Serialize)]
 pub struct Pure {
-    /// What was done.
     pub name: String,
-    /// Median nanoseconds of one.
+    /// The median of one iteration in nanoseconds.
     pub median: f64,
-    /// Between these lies the median with 95 % confidence.
+    /// The 95 % confidence interval of the median.
     pub between: (f64, f64),
 }
 
@@ -39,7 +38,7 @@ struct Bench {
     full_id: String,
 }
 
-/// Reads what a run left in criterion's folder, by name.
+/// Reads the results in criterion's folder, sorted by name.
 pub fn read(folder: &Path) -> Result<Vec<Pure>> {
     let mut found = Vec::new();
     for item in fs::read_dir(folder).with_context(|| format!("Cannot read {}", folder.display()))? {

@@ -6,9 +6,8 @@ use super::table::{Section, fault_in, gib};
 use super::targets::{percent, times};
 use vfio_fast_protocol::bench::native::{Backing, Case};
 
-/// The drawing's width.
 pub const WIDTH: f64 = 1200.0;
-/// What stays free at its sides.
+/// The margin on each side.
 pub const MARGIN: f64 = 30.0;
 const HALF: f64 = (WIDTH - 3.0 * MARGIN) / 2.0;
 const STOCK: &str = "#9a9a9a";
@@ -16,12 +15,12 @@ const FAST: &str = "#1f6fb4";
 const BARE: &str = "#2c9c69";
 const CLEAR: &str = "#d9902f";
 const LINES: [&str; 5] = ["#1f6fb4", "#d9902f", "#2c9c69", "#b2365b", "#7a56b3"];
-/// Room above the highest median; what an outlier's whisker needs beyond is cut.
+/// The vertical scale relative to the highest median; a whisker that is longer is cut off.
 pub const ROOM: f64 = 1.25;
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// All plots, one below the other: the native ones of `native`, and whatever draws the next from a height on down to the
-/// height it answers.
+/// Draws all plots, one below the other: the native ones, then those of `next`, which gets the height to start at and
+/// returns the height of its end.
 pub fn draw(native: Option<(&Summary, &Section)>, next: impl FnOnce(&mut Canvas, f64) -> f64) -> String {
     let mut canvas = Canvas::default();
     canvas.text(MARGIN, 40.0, 22, Anchor::Start, "vfio-fast: mapping guest memory");
@@ -33,7 +32,7 @@ pub fn draw(native: Option<(&Summary, &Section)>, next: impl FnOnce(&mut Canvas,
     canvas.finish(WIDTH, y)
 }
 
-/// Title and facts of a section; the answer is where its plots begin.
+/// Draws the title and the facts of a section; returns the height at which its plots begin.
 pub fn heading(canvas: &mut Canvas, mut y: f64, section: &Section) -> f64 {
     canvas.text(MARGIN, y, 18, Anchor::Start, section.title);
     y += 24.0;
@@ -44,7 +43,7 @@ pub fn heading(canvas: &mut Canvas, mut y: f64, section: &Section) -> f64 {
     y + 26.0
 }
 
-/// The plots of what was mapped through iommufd.
+/// Draws the plots of maps through iommufd.
 pub fn draw_iommufd(canvas: &mut Canvas, y: f64, summary: &Summary, section: &Section) -> f64 {
     let y = heading(canvas, y, section);
     throughput(canvas, (MARGIN, y, WIDTH - 2.0 * MARGIN, 380.0), summary);
@@ -69,7 +68,7 @@ fn draw_native(canvas: &mut Canvas, y: f64, summary: &Summary, section: &Section
 
 type Box = (f64, f64, f64, f64);
 
-/// GiB/s of a time, as median, least and most.
+/// Converts a time to GiB/s: median, minimum and maximum.
 fn speed(bytes: u64, seconds: Spread) -> (f64, f64, f64) {
     let speed = |seconds: f64| bytes as f64 / GIB / seconds;
     (speed(seconds.median), speed(seconds.max), speed(seconds.min))
@@ -79,12 +78,12 @@ fn whole(spread: Spread, by: f64) -> (f64, f64, f64) {
     (spread.median * by, spread.min * by, spread.max * by)
 }
 
-/// The largest of these; 0 if there are none.
+/// The maximum of `values`; 0 if there are none.
 pub fn most(values: impl IntoIterator<Item = f64>) -> f64 {
     values.into_iter().fold(0.0, f64::max)
 }
 
-/// The engine's rows with all threads, memory by memory.
+/// The engine's rows with all threads, sorted by memory.
 fn own(summary: &Summary) -> Vec<&Row> {
     let mut rows: Vec<&Row> = Vec::new();
     for row in &summary.cold {
@@ -97,13 +96,13 @@ fn largest(summary: &Summary) -> Vec<&Row> {
     summary.largest().into_iter().filter_map(|(backing, bytes)| summary.engine(backing, bytes)).collect()
 }
 
-/// "anon-thp, 16 GiB" below a group of bars.
+/// Writes a label such as "anon-thp, 16 GiB" below a group of bars.
 fn label(canvas: &mut Canvas, area: &Area, x: f64, backing: Backing, below: &str) {
     canvas.text(x, area.floor() + 18.0, 12, Anchor::Middle, backing.name());
     canvas.text(x, area.floor() + 34.0, 12, Anchor::Middle, below);
 }
 
-/// Stock and fast for every memory and size.
+/// Draws stock and fast for every memory and size.
 fn throughput(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     let rows = own(summary);
     let speeds = rows.iter().flat_map(|row| [row.stock, row.fast].map(|seconds| speed(row.bytes, seconds).0));
@@ -116,7 +115,7 @@ fn throughput(canvas: &mut Canvas, frame: Box, summary: &Summary) {
         "GiB/s, higher is better; whiskers: least to most",
     );
     let area = Area::new(canvas, frame, titles, &legend, top);
-    // One slot per pair, one more between memories.
+    // One slot per pair, and an empty one between memories.
     let gaps = summary.largest().len().saturating_sub(1);
     let slot = area.width / (rows.len() as f64 + gaps as f64 * 0.7).max(1.0);
     let bar = (slot * 0.38).min(34.0);
@@ -139,7 +138,7 @@ fn throughput(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     }
 }
 
-/// Times stock by threads, at the largest size.
+/// Draws the speed-up over stock by threads, at the largest size.
 fn scaling(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     let largest = summary.largest();
     let rows = |wanted: (Backing, u64)| {
@@ -152,7 +151,7 @@ fn scaling(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     let titles = ("Scaling by threads, largest guest", "times stock");
     let area = Area::new(canvas, frame, titles, &legend, top.max(1.0));
     let threads = most(all().map(|row| row.threads as f64)).max(1.0);
-    // Doublings are equally far apart.
+    // A logarithmic axis: each doubling takes the same width.
     let at =
         |count: usize| area.x + 40.0 + (area.width - 80.0) * (count as f64).log2() / threads.log2().max(1.0);
     canvas.line((area.x, area.level(1.0)), (area.x + area.width, area.level(1.0)), 1.5, STOCK, true);
@@ -178,7 +177,7 @@ fn scaling(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     }
 }
 
-/// How near the engine comes to what the machine can do.
+/// Draws the engine's speed relative to the machine's limits.
 fn limits(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     let rows = largest(summary);
     let top = most(rows.iter().flat_map(|row| [row.of_bare.median, row.of_clear.median]));
@@ -203,7 +202,7 @@ fn limits(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     canvas.line((area.x, promised), (area.x + area.width, promised), 1.5, BARE, true);
 }
 
-/// Faulting in by calls of different size.
+/// Draws the speed of faulting in by bytes per call.
 fn batches(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     let colours = ["#d3e3f1", "#a9c7e2", "#7fb0d8", FAST, "#9a9a9a"];
     // Batches are not measured at every size.
@@ -251,7 +250,7 @@ fn batches(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     }
 }
 
-/// Mapping what is there already.
+/// Draws the speed of mapping memory that is already present.
 fn remap(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     let rows: Vec<&Row> = summary
         .largest()

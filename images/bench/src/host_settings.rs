@@ -1,4 +1,4 @@
-//! The host's settings that decide which huge pages there are, changed for one run.
+//! Changes the host's settings for huge pages during one run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,14 @@ use anyhow::{Context, Result};
 use vfio_fast_assets::interrupt::{Cleanup, on_interrupt};
 
 const SHMEM: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-/// Pages beyond those set aside, taken from free memory when needed and given back afterwards.
+/// Pages beyond the reserved pool, which the kernel allocates from free memory on demand and frees after use.
 const OVERCOMMIT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages";
 
-/// Settings to be put back when dropped, or when a signal ends the process.
+/// Restores the settings when dropped, or when a signal ends the process.
 #[derive(Debug)]
 pub struct Settings(Vec<(PathBuf, String, Cleanup)>);
 
-/// Lets shmem use huge pages where asked to, and hugetlb pages be had without setting them aside.
+/// Allows shmem to use huge pages on request, and hugetlb pages to be allocated without a reserved pool.
 pub fn allow_huge_pages() -> Result<Settings> {
     let mut settings = Settings(Vec::new());
     settings.set(SHMEM, "advise")?;
@@ -47,7 +47,7 @@ fn put_back(path: &Path, old: &str) {
     }
 }
 
-/// The word in brackets of a list of choices, or the number the file holds.
+/// The selected (bracketed) word in a list of choices, or the number in the file.
 fn in_force(text: &str) -> &str {
     let inside = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
     inside.map_or(text.trim(), |(word, _)| word)

@@ -1,5 +1,6 @@
-//! `cargo xtask bench --iommufd`: the engine's bench of real memory in L1 (see [`vfio_fast_e2e`]), for a device that its kernel's
-//! iommufd maps for. What only iommufd does is seen here: map and unmap calls beside each other, and maps by file.
+//! `cargo xtask bench --iommufd`: the engine's bench of real memory in L1 (see [`vfio_fast_e2e`]), for a device
+//! attached to L1's iommufd. Only this bench covers what type1 lacks: concurrent map and unmap calls, and maps by
+//! file.
 
 use std::fs;
 use std::path::Path;
@@ -19,25 +20,24 @@ use vfio_fast_protocol::bench::native::{Backing, Case, Machine};
 use vfio_fast_protocol::host::Host;
 use vfio_fast_protocol::scenarios::map_bench;
 
-/// What maps there.
+/// The name of the backend in the report.
 const PINS: &str = "iommufd on an emulated VT-d";
-/// L1 sets no hugetlb pages aside.
+/// L1 reserves no hugetlb pages.
 const BACKINGS: [Backing; 4] = [Backing::Anon4k, Backing::AnonThp, Backing::Memfd4k, Backing::MemfdThp];
-/// What the bench wants to stay free, and does not get of what L1 has: see its `SPARE`.
+/// Memory of L1 that the bench leaves free: see its `SPARE`.
 const SPARE_MIB: u64 = 1024;
 
-/// What to measure.
+/// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// Memories of so many MiB.
+    /// Sizes of the guest memory in MiB.
     sizes: Vec<u64>,
-    /// How often each case is measured.
+    /// Rounds per case.
     rounds: u32,
 }
 
 impl Wanted {
-    /// Memories of these sizes in GiB. Where one does not fit into this machine's, that ends the verb before anything is
-    /// measured.
+    /// `sizes` are in GiB. Fails before anything is measured if one of them does not fit into this machine's memory.
     pub fn new(sizes: &[f64], rounds: u32) -> Result<Self> {
         let wanted = Self { sizes: mebibytes(sizes), rounds };
         ensure!(rounds > 0, "Without rounds nothing is measured");
@@ -46,7 +46,7 @@ impl Wanted {
         Ok(wanted)
     }
 
-    /// One boot of L1 for all of it.
+    /// All sizes run in one boot of L1.
     fn plan(&self) -> ScenarioSpec {
         let gib: Vec<String> = self.sizes.iter().map(|mib| (*mib as f64 / 1024.0).to_string()).collect();
         let arguments = [
@@ -55,7 +55,7 @@ impl Wanted {
             ["--backings", &BACKINGS.map(Backing::name).join(",")],
         ];
         let largest = self.sizes.last().copied().unwrap_or(0);
-        // Many times what it needs.
+        // A generous multiple of the time that L1 needs.
         let work = self.sizes.iter().sum::<u64>() * u64::from(self.rounds);
         map_bench::spec(
             Host::INTEL_NEWEST,
@@ -66,26 +66,25 @@ impl Wanted {
     }
 }
 
-/// One run.
+/// The results of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// Where L1 ran.
+    /// The machine that L1 ran on.
     pub machine: Machine,
-    /// How to run it again.
+    /// The command line that repeats the run.
     pub command: String,
-    /// How L1 ran.
+    /// The accelerator of L1.
     pub accel: String,
-    /// Whether every instruction of L1 was translated.
+    /// Whether L1 ran under TCG.
     pub translated: bool,
-    /// The part of all CPUs' time that other processes used, on the machine L1 ran on.
+    /// The share of all CPUs' time that other processes used on the machine that L1 ran on.
     pub others: Spread,
-    /// What was measured in L1.
     pub measured: Measured,
-    /// What it says of what is promised.
+    /// The targets that this run can judge.
     pub targets: Vec<Target>,
 }
 
-/// Measures. The second answer says what went wrong; what was measured until then is in the first.
+/// Measures. The inner result reports a failure; the summary has what was measured before it.
 pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     let Nested { machine, accel, verdicts, others } = nested::run(&[wanted.plan()], folder, PINS)?;
     let verdict = verdicts.first().context("L1 was not run")?;
@@ -112,7 +111,7 @@ impl Summary {
     }
 }
 
-/// What was counted, never what was timed.
+/// Checks counts only, never times.
 fn check(verdict: &Verdict, measured: &Measured, wanted: &Wanted) -> Result<()> {
     let mut wrong = verdict.problems();
     wrong.extend(measured.left_out.iter().map(left_out));
@@ -126,7 +125,7 @@ fn check(verdict: &Verdict, measured: &Measured, wanted: &Wanted) -> Result<()> 
     Ok(())
 }
 
-/// Why that memory cannot be said to be measured, if so.
+/// The reason why the results for that memory are incomplete, if they are.
 fn missing(measured: &Measured, backing: Backing, bytes: u64, rounds: usize) -> Option<String> {
     let row = |rows: &'_ [Row], case: Case| {
         let of = rows.iter().filter(|row| (row.backing, row.bytes, row.case) == (backing, bytes, case));
@@ -147,7 +146,6 @@ fn missing(measured: &Measured, backing: Backing, bytes: u64, rounds: usize) -> 
     (!as_asked(stock) || !as_asked(fast)).then_some(parts)
 }
 
-/// As a section of the report.
 pub fn section(summary: &Summary) -> Section {
     let (measured, l1) = (&summary.measured, &summary.measured.machine);
     let mut about = about_run(&summary.machine, &summary.command, measured.rounds(), summary.others);
@@ -178,7 +176,7 @@ mod tests {
         Wanted { sizes: vec![2048], ..WANTED }
     }
 
-    /// What the bench prints of two rounds of 2 GiB, with nothing wrong.
+    /// The output of a correct bench: two rounds of 2 GiB.
     fn right() -> Vec<String> {
         let mut lines = vec![
             "{\"kind\":\"machine\",\"cpus\":2,\"cpu\":\"TCG\",\"virtual_machine\":true,\"kernel\":\"7.2.13\",\"memory\":1,\
@@ -221,7 +219,7 @@ mod tests {
         }
     }
 
-    /// What is wrong after this change.
+    /// The error that `change` to a correct output causes.
     fn wrong(change: impl FnOnce(&mut Vec<String>)) -> String {
         let mut lines = right();
         change(&mut lines);
@@ -304,7 +302,7 @@ mod tests {
                 "anon-4k,anon-thp,memfd-4k,memfd-thp"
             ]
         );
-        // The bench itself leaves 2 GiB alone, and L1 needs something.
+        // The bench itself leaves 2 GiB unused, and L1's system needs the rest.
         assert_eq!(plan.l1_memory_mib(), 2048 + 3072);
     }
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: what the engine brings on this machine, as a table, as JSON and as plots.
+//! `cargo xtask bench`: measures the engine on this machine, and reports the results as a table, as JSON and as
+//! plots.
 
 mod calls;
 mod criterion;
@@ -52,7 +53,7 @@ struct Args {
     /// Guest sizes in GiB [default: 1,2,4,8,16, as far as memory allows; with --vm 1,2,4; with --iommufd 2]
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<f64>,
-    /// How often each case is measured [default: 5; with --quick 3, or 1 in the nested machine]
+    /// Rounds per case [default: 5; with --quick 3, or 1 in the nested machine]
     #[arg(long)]
     rounds: Option<u32>,
     /// Write the results there too
@@ -63,12 +64,12 @@ struct Args {
     host_settings: bool,
 }
 
-/// Everything a run found: `results.json`.
+/// The results of a run, written to `results.json`.
 #[derive(Debug, Default, Serialize)]
 struct Report {
     /// The native part.
     summary: Option<Summary>,
-    /// What it says of what is promised.
+    /// The targets that the native part can judge.
     targets: Vec<Target>,
     /// The part with real VFIO.
     vm: Option<vm::Summary>,
@@ -83,11 +84,10 @@ fn main() -> ExitCode {
     outcome::exit_code(interrupt::handle_signals().and_then(|()| run(&args)))
 }
 
-/// Measures, then shows.
 fn run(args: &Args) -> Result<()> {
     let measures_native = args.native || !(args.vm || args.iommufd || args.calls);
     ensure!(measures_native || !args.host_settings, "--host-settings changes nothing in the nested machine");
-    // Before anything takes long.
+    // Check the memory before the builds, which take long.
     let starts = args.vm.then(|| vm::Wanted::new(&vm_sizes(args), vm_rounds(args))).transpose()?;
     let maps =
         args.iommufd.then(|| iommufd::Wanted::new(&iommufd_sizes(args), vm_rounds(args))).transpose()?;
@@ -122,7 +122,7 @@ fn run(args: &Args) -> Result<()> {
             counted
         });
     }
-    // What was measured is shown, even if something went wrong after it.
+    // Show what was measured before a failure.
     if report.summary.is_some() || report.vm.is_some() || report.iommufd.is_some() || report.calls.is_some() {
         show(args, &report, &folder)?;
     }
@@ -219,7 +219,7 @@ fn iommufd_sizes(args: &Args) -> Vec<f64> {
     }
 }
 
-/// These guests' sizes in MiB, each once and the smallest first.
+/// The guest sizes in MiB, sorted and without duplicates.
 fn mebibytes(sizes: &[f64]) -> Vec<u64> {
     let mut sizes: Vec<u64> = sizes.iter().map(|gib| (gib * 1024.0) as u64 & !1).collect();
     sizes.sort_unstable();
@@ -239,7 +239,7 @@ fn pure_command(quick: bool, folder: &Path) -> Command {
     command
 }
 
-/// What was typed, to be typed again.
+/// The command line that repeats this run.
 fn command_line(args: &Args) -> String {
     let mut words = vec!["cargo xtask bench".to_owned()];
     for (given, word) in [
@@ -261,7 +261,7 @@ fn command_line(args: &Args) -> String {
     words.join(" ")
 }
 
-/// A new folder for this run, and `latest` pointing to it.
+/// Creates a folder for this run, and points the link `latest` to it.
 fn new_run() -> Result<PathBuf> {
     let root = paths::target().join("bench");
     fs::create_dir_all(&root)?;

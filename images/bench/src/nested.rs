@@ -1,4 +1,4 @@
-//! Boots of L1 in which something is measured.
+//! Boots L1 for measurements.
 
 use std::path::Path;
 
@@ -10,19 +10,17 @@ use vfio_fast_e2e::{Accel, Parts, Phase, Phases, Runs, ScenarioSpec, Verdict};
 use vfio_fast_protocol::bench::host::{Busy, machine};
 use vfio_fast_protocol::bench::native::Machine;
 
-/// What came of them.
+/// The outcome of the boots.
 pub struct Nested {
-    /// Where L1 ran.
     pub machine: Machine,
-    /// How it ran.
     pub accel: Accel,
-    /// One for each boot.
+    /// One verdict per boot.
     pub verdicts: Vec<Verdict>,
-    /// The part of all CPUs' time that other processes used.
+    /// The share of all CPUs' time that other processes used.
     pub others: Spread,
 }
 
-/// Boots L1 for each of these plans. `pins` is what maps there.
+/// Boots L1 once per plan. `pins` is the backend's name in the report.
 pub fn run(plans: &[ScenarioSpec], folder: &Path, pins: &str) -> Result<Nested> {
     let phases = Phases::default();
     phases.enter(Phase::Setup);

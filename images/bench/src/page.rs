@@ -1,4 +1,4 @@
-//! A run as one HTML page that needs nothing else, and as Markdown to quote.
+//! Renders a run as a self-contained HTML page, and as Markdown for docs/PERFORMANCE.md.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,6 @@ padding:0 1em}svg{max-width:100%;height:auto}table{border-collapse:collapse;font
 font-variant-numeric:tabular-nums}td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}\
 .wide{overflow-x:auto}";
 
-/// The page.
 pub fn html(sections: &[Section], figure: &str) -> String {
     let mut page = String::from("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n");
     let _ = write!(
@@ -35,7 +34,7 @@ pub fn html(sections: &[Section], figure: &str) -> String {
     page + "</body></html>\n"
 }
 
-/// What docs/PERFORMANCE.md quotes of a run.
+/// The part that docs/PERFORMANCE.md quotes.
 pub fn markdown(sections: &[Section]) -> String {
     let mut text = String::new();
     for section in sections {

@@ -1,4 +1,4 @@
-//! Drawing: SVG with axes, and the same as PNG.
+//! Draws charts with axes as SVG, and converts them to PNG.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,26 +10,23 @@ use resvg::usvg::{Options, Tree};
 const FONT: &str = "DejaVu Sans, Helvetica, Arial, sans-serif";
 const INK: &str = "#222222";
 const FAINT: &str = "#dddddd";
-/// Pixels of the PNG per unit of the drawing.
+/// PNG pixels per unit of the drawing.
 const SCALE: f32 = 1.5;
 
-/// Where a text is anchored.
+/// The point of a text that its position refers to.
 #[derive(Clone, Copy, Debug)]
 pub enum Anchor {
-    /// At its first letter.
     Start,
-    /// In its middle.
     Middle,
-    /// At its last letter.
     End,
 }
 
-/// A drawing that grows.
+/// An SVG drawing under construction.
 #[derive(Debug, Default)]
 pub struct Canvas(String);
 
 impl Canvas {
-    /// Text with its base line at `y`.
+    /// Draws text with its base line at `y`.
     pub fn text(&mut self, x: f64, y: f64, size: u32, anchor: Anchor, text: &str) {
         let anchor = match anchor {
             Anchor::Start => "start",
@@ -43,7 +40,6 @@ impl Canvas {
         );
     }
 
-    /// A filled rectangle.
     pub fn bar(&mut self, x: f64, y: f64, width: f64, height: f64, colour: &str) {
         let _ = writeln!(
             self.0,
@@ -51,7 +47,6 @@ impl Canvas {
         );
     }
 
-    /// A line from one point to another.
     pub fn line(&mut self, from: (f64, f64), to: (f64, f64), width: f64, colour: &str, dashed: bool) {
         let dashes = if dashed { " stroke-dasharray=\"6 4\"" } else { "" };
         let _ = writeln!(
@@ -61,12 +56,11 @@ impl Canvas {
         );
     }
 
-    /// A dot.
     pub fn dot(&mut self, at: (f64, f64), colour: &str) {
         let _ = writeln!(self.0, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{colour}\"/>", at.0, at.1);
     }
 
-    /// The finished drawing, `width` by `height`, on white.
+    /// Returns the finished drawing of `width` by `height` on a white background.
     pub fn finish(self, width: f64, height: f64) -> String {
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
@@ -77,23 +71,21 @@ impl Canvas {
     }
 }
 
-/// The area a chart is drawn in, with a scale from 0 up.
+/// The plotting area of a chart, with a vertical scale that starts at 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Area {
-    /// Left edge of the plotted area.
+    /// The left edge.
     pub x: f64,
-    /// Upper edge.
+    /// The upper edge.
     pub y: f64,
-    /// Its width.
     pub width: f64,
-    /// Its height.
     pub height: f64,
     /// The value at the upper edge.
     most: f64,
 }
 
 impl Area {
-    /// Draws title, legend and axis for values from 0 up to at least `most`, and answers where to plot.
+    /// Draws title, legend and axis for values from 0 to at least `most`, and returns the area to plot in.
     pub fn new(
         canvas: &mut Canvas,
         (x, y, width, height): (f64, f64, f64, f64),
@@ -128,17 +120,17 @@ impl Area {
         area
     }
 
-    /// How high a value lies; what lies above the area, at its edge.
+    /// The vertical position of a value; values above the scale are clamped to the upper edge.
     pub fn level(&self, value: f64) -> f64 {
         self.y + self.height * (1.0 - value.min(self.most) / self.most)
     }
 
-    /// The base line.
+    /// The vertical position of 0.
     pub fn floor(&self) -> f64 {
         self.y + self.height
     }
 
-    /// A bar from 0 to `value`, with a whisker from `from` to `to`.
+    /// Draws a bar from 0 to the median, with a whisker between the other two values.
     pub fn bar(&self, canvas: &mut Canvas, x: f64, width: f64, value: (f64, f64, f64), colour: &str) {
         let (value, from, to) = value;
         canvas.bar(x, self.level(value), width, self.floor() - self.level(value), colour);
@@ -147,7 +139,7 @@ impl Area {
     }
 }
 
-/// 1, 2 or 5 times a power of ten, not below `least`.
+/// The smallest number of the form 1, 2 or 5 times a power of ten that is not below `least`.
 fn round_step(least: f64) -> f64 {
     if least.is_nan() || least <= 0.0 {
         return 1.0;
@@ -160,12 +152,12 @@ fn round_step(least: f64) -> f64 {
         .unwrap_or(10.0 * power)
 }
 
-/// For text and attributes of XML and HTML.
+/// Escapes text for XML and HTML, attributes included.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// Paints a drawing. Says so if this machine has no fonts: then the picture has no words.
+/// Renders a drawing as PNG. Without fonts the image has no text; a message says so.
 pub fn write_png(svg: &str, path: &Path) -> Result<()> {
     let mut options = Options::default();
     options.fontdb_mut().load_system_fonts();

@@ -1,4 +1,4 @@
-//! Samples, brought together: medians, spreads, and ratios within a round.
+//! Aggregates samples: medians, spreads, and ratios within a round.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,90 +10,79 @@ use serde::Serialize;
 use super::criterion::Pure;
 use vfio_fast_protocol::bench::native::{Backing, Case, LeftOut, Machine, Record, Sample};
 
-/// One run.
+/// The results of the native part.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Summary {
-    /// Where.
     pub machine: Machine,
-    /// How to run it again.
+    /// The command line that repeats the run.
     pub command: String,
-    /// The engine's fault-in with different threads and calls, against stock.
+    /// Mapping cold memory with different numbers of threads and bytes per call, compared with stock.
     pub cold: Vec<Row>,
-    /// Memory that is there already, against stock.
+    /// Mapping memory that is already present, compared with stock.
     pub remap: Vec<Row>,
-    /// Taking away what was mapped, against stock.
+    /// Unmapping, compared with stock.
     pub unmap: Vec<Row>,
-    /// The machine's limits.
     pub limits: Vec<Limit>,
-    /// The part of all CPUs' time that other processes used, over the rounds.
+    /// The share of all CPUs' time that other processes used, over the rounds.
     pub others: Spread,
-    /// What could not be measured.
+    /// Cases that could not be measured.
     pub left_out: Vec<LeftOut>,
-    /// The pure part.
+    /// The benchmarks of code that makes no system calls.
     pub pure: Vec<Pure>,
 }
 
-/// One case against stock.
+/// One case, compared with stock.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// The memory.
     pub backing: Backing,
-    /// How much of it.
     pub bytes: u64,
-    /// Threads allowed.
+    /// Maximum number of threads.
     pub threads: usize,
-    /// What was timed.
     pub case: Case,
-    /// 4 KiB pages per populate call; none: as the engine does it.
+    /// 4 KiB pages per populate call; `None`: the engine's own chunk size.
     pub pages_per_call: Option<u64>,
-    /// Seconds of stock.
+    /// Seconds that stock took.
     pub stock: Spread,
-    /// Seconds of this.
+    /// Seconds that this case took.
     pub fast: Spread,
-    /// How many times as fast as stock of the same round.
+    /// Speed-up over stock in the same round.
     pub ratio: Spread,
-    /// Speed as a part of bare parallel fault-in of the same round.
+    /// Speed relative to bare parallel fault-in in the same round.
     pub of_bare: Spread,
-    /// Speed as a part of parallel clearing of the same round.
+    /// Speed relative to parallel clearing in the same round.
     pub of_clear: Spread,
-    /// Median seconds of faulting in.
+    /// Median seconds spent on faulting in.
     pub populate: f64,
     /// Median seconds in the calls that pin.
     pub pin: f64,
-    /// Median part of the memory that was in huge pages afterwards: stock's and this one's.
+    /// Median share of the memory in huge pages afterwards: for stock, and for this case.
     pub huge: (f64, f64),
 }
 
-/// The machine's limits for one memory.
 #[derive(Clone, Debug, Serialize)]
 pub struct Limit {
-    /// The memory.
     pub backing: Backing,
-    /// How much of it.
     pub bytes: u64,
-    /// CPUs that worked.
+    /// CPUs used.
     pub cpus: usize,
-    /// Seconds to clear it when it is there.
+    /// Seconds to clear memory that is present.
     pub clear: Spread,
-    /// Seconds to fault it in with one process per CPU.
+    /// Seconds to fault in the memory with one process per CPU.
     pub bare: Spread,
 }
 
-/// A median and what it is the median of.
+/// The spread of some values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Spread {
-    /// The middle one.
     pub median: f64,
-    /// The least.
     pub min: f64,
-    /// The most.
     pub max: f64,
-    /// How many.
+    /// The number of values.
     pub count: usize,
 }
 
 impl Spread {
-    /// Of these values; all zero if there are none.
+    /// All fields are 0 if there are no values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -106,17 +95,17 @@ impl Spread {
     }
 }
 
-/// What samples of all rounds have in common.
+/// The fields that samples of one case share in all rounds.
 type Key = (Backing, u64, Case, usize, Option<u64>);
 
 impl Summary {
-    /// Of the lines the native bench printed.
+    /// Aggregates the file that the native bench wrote.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("Cannot read {}", path.display()))?;
         Self::of(&text)
     }
 
-    /// Of those lines.
+    /// Aggregates the lines that the native bench printed.
     pub fn of(text: &str) -> Result<Self> {
         let mut summary = Self::default();
         let mut samples: BTreeMap<Key, Vec<Sample>> = BTreeMap::new();
@@ -158,12 +147,12 @@ impl Summary {
         Ok(summary)
     }
 
-    /// How often each case was measured.
+    /// Rounds per case.
     pub fn rounds(&self) -> usize {
         self.cold.iter().map(|row| row.fast.count).max().unwrap_or(0)
     }
 
-    /// The memories measured, with the most bytes of each.
+    /// The kinds of memory that were measured, each with its largest size.
     pub fn largest(&self) -> Vec<(Backing, u64)> {
         let mut largest = BTreeMap::new();
         for row in &self.cold {
@@ -173,7 +162,7 @@ impl Summary {
         largest.into_iter().collect()
     }
 
-    /// The engine's own row with the most threads.
+    /// The engine's row with the largest number of threads.
     pub fn engine(&self, backing: Backing, bytes: u64) -> Option<&Row> {
         let own = self.cold.iter().filter(|row| row.case == Case::Engine);
         own.filter(|row| (row.backing, row.bytes) == (backing, bytes)).max_by_key(|row| row.threads)
@@ -182,7 +171,7 @@ impl Summary {
 
 fn row<'a>(key: &Key, rounds: &[Sample], stock: Case, others: &impl Fn(Case) -> &'a [Sample]) -> Row {
     let (backing, bytes, case, threads, pages_per_call) = *key;
-    // Of one round: the other case's seconds by this one's.
+    // Within one round: the other case's seconds divided by this one's.
     let against = |case: Case| {
         Spread::of(rounds.iter().filter_map(|sample| {
             let other = others(case).iter().find(|other| other.round == sample.round)?;
@@ -221,7 +210,7 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_within_a_round() {
-        // A machine that becomes twice as slow in between.
+        // A machine that becomes twice as slow between the rounds.
         let mut text = String::new();
         for (round, slow) in [(0, 1.0), (1, 2.0), (2, 2.0)] {
             for (case, seconds) in

@@ -1,4 +1,4 @@
-//! A run as text.
+//! Renders a run as text.
 
 use std::fmt::Write as _;
 
@@ -9,25 +9,23 @@ use vfio_fast_protocol::bench::native::{Case, LeftOut, Machine};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// Columns, and the rows under them.
 pub struct Table {
-    /// The first cell of each column.
+    /// The headings of the columns.
     pub head: Vec<&'static str>,
-    /// As many cells per row.
+    /// Rows with one cell per column.
     pub rows: Vec<Vec<String>>,
 }
 
-/// What was measured in one place.
+/// The results of one part of a run.
 pub struct Section {
-    /// Where.
     pub title: &'static str,
-    /// What was measured there, and what was not.
+    /// The environment, and what could not be measured.
     pub about: Vec<String>,
     /// The tables with their titles.
     pub tables: Vec<(&'static str, Table)>,
 }
 
-/// Everything for the terminal.
+/// The report for the terminal.
 pub fn text(sections: &[Section]) -> String {
     let mut text = String::new();
     for section in sections {
@@ -42,12 +40,12 @@ pub fn text(sections: &[Section]) -> String {
     text
 }
 
-/// The native part.
+/// The section of the native part.
 pub fn section(summary: &Summary, targets: &[Target]) -> Section {
     Section { title: "Natively", about: about(summary), tables: tables(summary, targets) }
 }
 
-/// What every section says of its machine and its command.
+/// The lines about machine and command that begin each section.
 pub fn about_run(machine: &Machine, command: &str, rounds: usize, others: Spread) -> Vec<String> {
     let kind = if machine.virtual_machine { "a virtual machine" } else { "bare metal" };
     vec![
@@ -78,7 +76,7 @@ fn about(summary: &Summary) -> Vec<String> {
     lines
 }
 
-/// What could not be measured.
+/// Describes a case that could not be measured.
 pub fn left_out(out: &LeftOut) -> String {
     format!("Left out: {} of {}: {}", gib(out.bytes), out.backing.name(), out.why)
 }
@@ -89,7 +87,7 @@ fn tables(summary: &Summary, targets: &[Target]) -> Vec<(&'static str, Table)> {
     tables
 }
 
-/// What was measured on memory.
+/// The tables of cases on real memory.
 pub fn memory_tables(summary: &Summary) -> Vec<(&'static str, Table)> {
     vec![
         ("Cold memory: median [least – most]; ratios and parts within a round", cold(summary)),
@@ -99,14 +97,14 @@ pub fn memory_tables(summary: &Summary) -> Vec<(&'static str, Table)> {
     ]
 }
 
-/// Which memory and how many threads a row is of.
+/// The columns that identify a row.
 const WHICH: [&str; 3] = ["memory", "size", "threads"];
 
 fn which(row: &Row) -> [String; 3] {
     [row.backing.name().into(), gib(row.bytes), row.threads.to_string()]
 }
 
-/// A table of cases: which, and those columns.
+/// A table of cases: the columns that identify the row, then `head`.
 fn cases<const N: usize>(rows: &[Row], head: [&'static str; N], cells: fn(&Row) -> [String; N]) -> Table {
     Table {
         head: WHICH.into_iter().chain(head).collect(),
@@ -173,7 +171,7 @@ fn pure(summary: &Summary) -> Table {
     }
 }
 
-/// What is promised, and what was found.
+/// The table of targets and results.
 pub fn promises(targets: &[Target]) -> Table {
     let row = |target: &Target| {
         let reached = if target.reached { "reached" } else { "NOT reached" };
@@ -182,7 +180,7 @@ pub fn promises(targets: &[Target]) -> Table {
     Table { head: vec!["promise", "target", "found", ""], rows: targets.iter().map(row).collect() }
 }
 
-/// By how much at a time memory is faulted in.
+/// Describes how memory was faulted in.
 pub fn fault_in(row: &Row) -> String {
     match row.pages_per_call {
         None if row.case == Case::InTurn => "engine, maps after it".into(),
@@ -194,22 +192,22 @@ pub fn fault_in(row: &Row) -> String {
     }
 }
 
-/// "4 GiB", "0.5 GiB".
+/// Formats bytes as "4 GiB" or "0.5 GiB".
 pub fn gib(bytes: u64) -> String {
     format!("{} GiB", (bytes as f64 / GIB * 100.0).round() / 100.0)
 }
 
-/// "1.87× [1.80 – 1.95]".
+/// Formats a ratio as "1.87× [1.80 – 1.95]".
 pub fn ratio(spread: Spread) -> String {
     format!("{} [{:.2} – {:.2}]", times(spread.median), spread.min, spread.max)
 }
 
-/// "3.201 s [3.100 – 3.400]".
+/// Formats seconds as "3.201 s [3.100 – 3.400]".
 pub fn seconds(spread: Spread) -> String {
     format!("{:.3} s [{:.3} – {:.3}]", spread.median, spread.min, spread.max)
 }
 
-/// Columns as wide as their widest cell.
+/// Renders a table with each column as wide as its widest cell.
 fn lines(table: &Table) -> String {
     let head: Vec<String> = table.head.iter().map(|cell| (*cell).to_owned()).collect();
     let all = || std::iter::once(&head).chain(&table.rows);

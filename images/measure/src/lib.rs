@@ -1,4 +1,4 @@
-//! What the measuring programs `native` and `calls` share.
+//! Code that the measuring programs `native` and `calls` share.
 #![allow(unsafe_code, reason = "the memory that is measured is mapped by hand")]
 
 pub mod memory;

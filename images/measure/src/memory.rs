@@ -1,4 +1,4 @@
-//! Guest memory of every kind, cold.
+//! Guest memory of every kind, not yet faulted in.
 
 use std::fs;
 use std::io;
@@ -13,12 +13,12 @@ use vfio_fast_engine::host_va;
 
 use vfio_fast_protocol::bench::native::Backing;
 
-/// Where guest memory begins in this process, so that huge pages of every size can serve it.
+/// Alignment of guest memory in this process, so that huge pages of every size can back it.
 const ALIGNMENT: u64 = 1 << 30;
-/// Bytes one thread clears at a time.
+/// Bytes that a thread clears at a time.
 const CLEARED_AT_ONCE: u64 = 2 << 20;
 
-/// Memory that nobody has touched yet, mapped as QEMU maps a guest's.
+/// Memory that was never accessed, mapped as QEMU maps a guest's.
 pub struct Memory {
     start: u64,
     bytes: u64,
@@ -27,7 +27,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Maps it. Hugetlb pages are reserved by this, other memory is not.
+    /// Maps the memory. This reserves hugetlb pages, but no other kind.
     pub fn new(backing: Backing, bytes: u64) -> io::Result<Self> {
         let file = match backing {
             Backing::Anon4k | Backing::AnonThp => None,
@@ -53,24 +53,24 @@ impl Memory {
         Ok(memory)
     }
 
-    /// Its first byte, to be handed to a device.
+    /// The address of the first byte, to be passed to a device.
     pub fn hva(&self) -> HostVa {
-        // SAFETY: whoever pins borrows the memory for as long as anything is pinned, no Rust reference into it is ever
-        // made, and it holds nothing but zeroes.
+        // SAFETY: pins borrow the memory for as long as anything is pinned, no Rust reference into it exists, and it
+        // contains only zeros.
         unsafe { host_va(self.start) }
     }
 
-    /// The file it is a shared mapping of, from its first byte on.
+    /// The file that is mapped here from its first byte on, if the mapping is shared.
     pub fn file(&self) -> Option<RawFd> {
         self.file.as_ref().map(AsRawFd::as_raw_fd)
     }
 
-    /// Faults in all of it by one call on this thread.
+    /// Faults in all of the memory by one call on this thread.
     pub fn populate(&self) -> io::Result<()> {
         self.advise(libc::MADV_POPULATE_WRITE)
     }
 
-    /// Clears all of it on `threads` threads.
+    /// Clears all of the memory on `threads` threads.
     pub fn clear(&self, threads: usize) -> Duration {
         let next = AtomicU64::new(0);
         let started = Instant::now();
@@ -93,7 +93,7 @@ impl Memory {
         started.elapsed()
     }
 
-    /// Bytes of it that are in huge pages now.
+    /// Bytes that huge pages map now.
     pub fn huge_bytes(&self) -> u64 {
         if self.backing == Backing::Hugetlb {
             return self.bytes;
@@ -115,7 +115,8 @@ impl Memory {
     }
 
     fn advise(&self, advice: libc::c_int) -> io::Result<()> {
-        // SAFETY: the range is this mapping, and none of the advices used here loses or moves a byte of it.
+        // SAFETY: the range is this mapping, and none of the advice values used here changes or discards a byte of
+        // it.
         let answer = unsafe { libc::madvise(self.start as *mut libc::c_void, self.bytes as usize, advice) };
         if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
@@ -123,7 +124,8 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the range is this mapping, and nobody uses it any more. A failure leaves it to the process's end.
+        // SAFETY: the range is this mapping, and nothing refers to it any more. After a failure it is unmapped when
+        // the process exits.
         let _ = unsafe { libc::munmap(self.start as *mut libc::c_void, self.bytes as usize) };
     }
 }
@@ -134,7 +136,7 @@ fn memfd(bytes: u64, flags: libc::c_uint) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: just made and owned by nobody else.
+    // SAFETY: just created, and nothing else owns it.
     let file = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: a system call on an open descriptor.
     let sized = unsafe { libc::ftruncate(file.as_raw_fd(), bytes as libc::off_t) };
@@ -148,7 +150,8 @@ fn map(
     flags: libc::c_int,
     fd: libc::c_int,
 ) -> io::Result<*mut libc::c_void> {
-    // SAFETY: without MAP_FIXED nothing is replaced; with it, `at` lies in the room that this module reserved for that.
+    // SAFETY: without MAP_FIXED nothing is replaced; with it, `at` lies in the range that this module reserved for
+    // that.
     let address = unsafe { libc::mmap(at, bytes as usize, protection, flags, fd, 0) };
     if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address) }
 }

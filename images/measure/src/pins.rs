@@ -1,9 +1,10 @@
-//! Long-term pins through io_uring, in place of VFIO's map ioctl. For benches on machines without VFIO; never shipped.
+//! Long-term pins through io_uring, in place of VFIO's map ioctl. For benches on machines without VFIO; never
+//! shipped.
 //!
-//! A buffer registered with an io_uring is pinned by the same kernel function and with the same meaning as a VFIO mapping:
-//! `pin_user_pages` with FOLL_LONGTERM and FOLL_WRITE, 2 MiB a call, faulting in what is not there yet on the calling
-//! thread, counted against RLIMIT_MEMLOCK. What is missing is everything behind the pin: no IOMMU page table is written and
-//! no container lock is taken. Times with it are times of pinning, not of mapping.
+//! A buffer registered with an io_uring is pinned by the same kernel function and with the same semantics as a VFIO
+//! mapping: `pin_user_pages` with FOLL_LONGTERM and FOLL_WRITE, 2 MiB a call, faulting in missing pages on the
+//! calling thread, counted against RLIMIT_MEMLOCK. Everything after the pin is missing: no IOMMU page table is
+//! written and no container lock is taken. Times with it are times of pinning, not of mapping.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,14 +18,14 @@ use vfio_fast_engine::limits::{Limits, Memlock, MemlockScope};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::{Errno, Result};
 
-/// Bytes of one registered buffer: what type1 pins at a time. It also keeps a huge page alone in its buffer; io_uring looks
-/// through all pages of a buffer, and all buffers of a ring, for each huge page that shares either with small ones, which
-/// took ten times as long as pinning them.
+/// Bytes of one registered buffer: the unit in which type1 pins. It also keeps a huge page alone in its buffer. For
+/// each huge page that shares a buffer or a ring with small pages, io_uring searches all pages of the buffer and all
+/// buffers of the ring, which took ten times as long as pinning them.
 const BUFFER: u64 = 2 << 20;
-/// Buffers per ring; few, for the same reason.
+/// Buffers per ring: few, for the same reason.
 const BUFFERS: u64 = 64;
 
-/// Pins what VFIO would map. See the module: a stand-in.
+/// Pins what VFIO would map; see the module's description.
 #[derive(Debug)]
 pub struct PinStandIn {
     state: Mutex<State>,
@@ -32,9 +33,9 @@ pub struct PinStandIn {
 
 #[derive(Debug)]
 struct State {
-    /// Rings with no buffer in them.
+    /// Rings without buffers.
     free: Vec<Ring>,
-    /// What is pinned, by first IOVA.
+    /// The pins by first IOVA.
     held: BTreeMap<u64, Pinned>,
 }
 
@@ -45,18 +46,18 @@ struct Pinned {
 }
 
 impl PinStandIn {
-    /// What it is, wherever its numbers are shown.
+    /// The name in the report.
     pub const NAME: &str =
         "io_uring registered buffers (long-term pins, no IOMMU), standing in for VFIO's map ioctl";
 
-    /// With nothing pinned, and all that is needed to pin `bytes` made beforehand. Fails where io_uring is forbidden or
-    /// older than Linux 5.19.
+    /// Allocates everything that is needed to pin `bytes`, and pins nothing. Fails if io_uring is forbidden or older
+    /// than Linux 5.19.
     pub fn new(bytes: u64) -> io::Result<Self> {
-        // One more per entry, which need not end where a ring is full.
+        // One more per entry, because an entry does not have to end where a ring is full.
         Self::with_rings(bytes.div_ceil(BUFFER * BUFFERS) + 8 + (bytes >> 30))
     }
 
-    /// The same for so many mappings of at most 128 MiB.
+    /// The same for `rings` mappings of at most 128 MiB each.
     pub fn with_rings(rings: u64) -> io::Result<Self> {
         let free = (0..rings).map(|_| Ring::new()).collect::<io::Result<_>>()?;
         Ok(Self { state: Mutex::new(State { free, held: BTreeMap::new() }) })
@@ -68,7 +69,7 @@ impl PinStandIn {
 }
 
 impl State {
-    /// Pins all of the memory or nothing.
+    /// Pins all of the memory, or nothing.
     fn pin(&mut self, start: u64, bytes: u64) -> std::result::Result<Vec<Ring>, Errno> {
         let end = start + bytes;
         let mut rings = Vec::new();
@@ -113,7 +114,7 @@ impl Backend for PinStandIn {
         Ok(Limits { page_sizes: PageSizes::FOUR_KIB, iova_ranges: Vec::new(), entries: None })
     }
 
-    /// Unknown: io_uring counts per user, not per process. The kernel refuses what is too much.
+    /// Unknown, because io_uring counts per user, not per process. The kernel enforces the limit.
     fn memlock(&self) -> Memlock {
         Memlock { locked: 0, limit: None, scope: MemlockScope::User }
     }
@@ -123,7 +124,7 @@ impl Backend for PinStandIn {
         Capabilities { populate, parallel: false, objects: false, exclusive: false }
     }
 
-    /// Pins always for writing: io_uring knows no other pin.
+    /// Always pins for writing: io_uring has no read-only pins.
     fn map(&self, mapping: &Mapping, _: Option<Object<'_>>) -> std::result::Result<(), Errno> {
         let mut state = self.state();
         let below = state.held.range(..=mapping.range.last()).next_back();
@@ -161,7 +162,7 @@ const IORING_REGISTER_BUFFERS2: libc::c_uint = 15;
 const IORING_REGISTER_BUFFERS_UPDATE: libc::c_uint = 16;
 const IORING_RSRC_REGISTER_SPARSE: u32 = 1;
 
-/// `struct io_uring_params`, of which nothing is asked for and nothing is read.
+/// `struct io_uring_params`, with all options off.
 #[repr(C, align(8))]
 struct Params([u8; 120]);
 
@@ -190,11 +191,11 @@ struct Update {
 
 const _: () = assert!(size_of::<Register>() == 32 && size_of::<Update>() == 32);
 
-/// An io_uring that is never asked to do anything: only its table of buffers is used.
+/// An io_uring that receives no requests: only its table of buffers is used.
 #[derive(Debug)]
 struct Ring {
     fd: OwnedFd,
-    /// How many buffers it holds, from the table's first on.
+    /// The number of buffers in the table, from its first slot on.
     buffers: usize,
 }
 
@@ -206,7 +207,7 @@ impl Ring {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: just made and owned by nobody else.
+        // SAFETY: just created, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         let ring = Self { fd, buffers: 0 };
         let table =
@@ -215,8 +216,8 @@ impl Ring {
         Ok(ring)
     }
 
-    /// Puts buffers into the table from slot `offset` on, up to the first that cannot be pinned, and answers how many; an
-    /// error if that is the first. Zeroed buffers take out what was there.
+    /// Writes buffers to the table from slot `offset` on, up to the first that cannot be pinned. Returns how many it
+    /// wrote, or an error if that is none. A zeroed buffer clears its slot.
     fn update(&self, offset: usize, buffers: &[libc::iovec]) -> std::result::Result<usize, Errno> {
         let (nr, data) = (buffers.len() as u32, buffers.as_ptr() as u64);
         let update = Update { offset: offset as u32, nr, data, ..Update::default() };
@@ -242,9 +243,9 @@ impl Ring {
 
     fn register(&self, what: libc::c_uint, argument: *const libc::c_void, size: usize) -> io::Result<usize> {
         let fd = self.fd.as_raw_fd();
-        // SAFETY: the argument is `size` bytes of the struct this operation reads, and names buffers that outlive the
-        // call. The kernel pins and unpins those buffers' memory and touches none of its bytes, for no request names it;
-        // that it stays mapped is what whoever made the `HostVa` vouched for.
+        // SAFETY: the argument is `size` bytes of the struct that this operation reads, and refers to buffers that
+        // outlive the call. The kernel pins and unpins the memory of those buffers and accesses none of its bytes,
+        // because no request refers to it. The creator of the `HostVa` guarantees that it stays mapped.
         let answer =
             unsafe { libc::syscall(libc::SYS_io_uring_register, fd, what, argument, size as libc::c_uint) };
         usize::try_from(answer).map_err(|_| io::Error::last_os_error())

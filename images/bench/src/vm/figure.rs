@@ -1,4 +1,4 @@
-//! The plots of starts.
+//! Draws the plots of VM starts.
 
 use super::summary::{Row, Side, Summary};
 use crate::figure::{MARGIN, ROOM, WIDTH, heading, most};
@@ -6,11 +6,11 @@ use crate::plot::{Anchor, Area, Canvas};
 use crate::table::{Section, gib};
 use crate::targets::times;
 
-/// A listener's time, and of it the time in map.
+/// The colours of a listener's total time and of its time in map calls.
 const STOCK: [&str; 2] = ["#c9c9c9", "#7d7d7d"];
 const FAST: [&str; 2] = ["#a9c7e2", "#1f6fb4"];
 
-/// Draws the section from `y` on; the answer is where it ends.
+/// Draws the section from `y` on; returns the height of its end.
 pub fn draw(canvas: &mut Canvas, y: f64, summary: &Summary, section: &Section) -> f64 {
     let mut y = heading(canvas, y, section);
     for (title, rows) in [
@@ -34,7 +34,7 @@ fn chart(canvas: &mut Canvas, y: f64, title: &str, rows: &[Row]) {
     ];
     let titles = (title, "seconds, lower is better; whiskers: least to most");
     let area = Area::new(canvas, (MARGIN, y, WIDTH - 2.0 * MARGIN, 380.0), titles, &legend, top);
-    // One slot per pair, a part of one between memories.
+    // One slot per pair, and a part of a slot between memories.
     let changes = rows.windows(2).filter(|pair| pair[0].memory != pair[1].memory).count();
     let slot = area.width / (rows.len() as f64 + changes as f64 * 0.7).max(1.0);
     let bar = (slot * 0.38).min(34.0);

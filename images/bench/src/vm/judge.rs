@@ -1,14 +1,13 @@
-//! What has to be true of the starts of a guest of one size, however long they took.
+//! Checks the starts of a guest of one size. Times do not matter here.
 
 use std::collections::BTreeMap;
 
 use vfio_fast_protocol::job::{Memory, Mode};
 use vfio_fast_protocol::record::Start;
 
-/// A check: its name, what is wrong, and what was seen if nothing is.
+/// A check: its name, the problems it found, and the summary to report if there are none.
 type Check = (&'static str, Vec<String>, String);
 
-/// Every check.
 pub fn all(starts: &[Start], bytes: u64, rounds: u32) -> [Check; 4] {
     [
         every_start_once(starts, rounds),
@@ -18,7 +17,7 @@ pub fn all(starts: &[Start], bytes: u64, rounds: u32) -> [Check; 4] {
     ]
 }
 
-/// Each mode with each memory, once in each round.
+/// Checks that each mode started once with each memory in each round.
 fn every_start_once(starts: &[Start], rounds: u32) -> Check {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for start in starts {
@@ -40,7 +39,8 @@ fn every_start_once(starts: &[Start], rounds: u32) -> Check {
     ("every-start-once", problems, format!("{} starts", starts.len()))
 }
 
-/// All of the guest's RAM was mapped before it executed, and is in the end, as both witnesses know it.
+/// Checks that all of the guest's RAM was mapped before the guest executed and at the end, according to both
+/// witnesses.
 fn all_memory_mapped(starts: &[Start], bytes: u64) -> Check {
     let mut least = u64::MAX;
     let mut problems = Vec::new();
@@ -60,7 +60,7 @@ fn all_memory_mapped(starts: &[Start], bytes: u64) -> Check {
     ("all-memory-mapped", problems, format!("at least {least} bytes"))
 }
 
-/// A memfd where one was asked for, huge pages where they were allowed, and neither elsewhere.
+/// Checks that memfds and huge pages were used exactly where they were requested.
 fn memory_as_asked(starts: &[Start], bytes: u64) -> Check {
     let mut problems = Vec::new();
     for start in starts {
@@ -77,7 +77,7 @@ fn memory_as_asked(starts: &[Start], bytes: u64) -> Check {
     ("memory-as-asked", problems, "memfd and huge pages where they were asked for".into())
 }
 
-/// What is a part is no more than the whole: both clocks are one.
+/// Checks that no part of a time is longer than the whole: both use one clock.
 fn times_add_up(starts: &[Start]) -> Check {
     let mut problems = Vec::new();
     for start in starts {
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::vm::tests::{GIB, right};
 
-    /// The checks that fail after this change.
+    /// The checks that fail after `change`.
     fn failing(change: impl FnOnce(&mut Vec<Start>)) -> Vec<&'static str> {
         let mut starts = right();
         change(&mut starts);

@@ -1,5 +1,5 @@
-//! `cargo xtask bench --vm`: real VFIO. L1 (see [`vfio_fast_e2e`]) starts its guest again and again, mapped by QEMU's own
-//! listener and by the library in turns.
+//! `cargo xtask bench --vm`: real VFIO. L1 (see [`vfio_fast_e2e`]) starts its guest repeatedly, alternating between
+//! QEMU's own listener and the library.
 
 mod figure;
 mod judge;
@@ -25,23 +25,22 @@ pub use figure::draw;
 pub use summary::Summary;
 pub use table::{TRANSLATED, section};
 
-/// What maps there.
+/// The name of the backend in the report.
 const PINS: &str = "VFIO type1 on an emulated VT-d";
-/// L2's kernel does not start with less.
+/// The minimum memory of L2: its kernel does not boot with less.
 const LEAST_MIB: u64 = 256;
 
-/// What to measure.
+/// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// Guests with so many MiB.
+    /// Sizes of the guests in MiB.
     sizes: Vec<u64>,
-    /// How often each mode is started with each memory.
+    /// Starts of each mode with each memory.
     rounds: u32,
 }
 
 impl Wanted {
-    /// Guests of these sizes in GiB. Where one does not fit into this machine's memory, that ends the verb before anything
-    /// is measured.
+    /// `sizes` are in GiB. Fails before anything is measured if one of them does not fit into this machine's memory.
     pub fn new(sizes: &[f64], rounds: u32) -> Result<Self> {
         let sizes = mebibytes(sizes);
         ensure!(rounds > 0, "Without rounds nothing is measured");
@@ -50,14 +49,14 @@ impl Wanted {
         Ok(Self { sizes, rounds })
     }
 
-    /// Every memory in every round.
+    /// All memories, in every round.
     fn pairs(&self) -> Vec<(Memory, u32)> {
         let rounds = |memory| (0..self.rounds).map(move |round| (memory, round));
         Memory::ALL.into_iter().flat_map(rounds).collect()
     }
 }
 
-/// Measures. The second answer says what went wrong; what was measured until then is in the first.
+/// Measures. The inner result reports a failure; the summary has what was measured before it.
 pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     let phases = Phases::default();
     phases.enter(Phase::Setup);
@@ -90,7 +89,7 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     Ok((Summary::of(&starts, machine, accel, Spread::of(shares)), outcome))
 }
 
-/// What was counted, never what was timed.
+/// Checks counts only, never times.
 fn check(verdict: &Verdict, mib: u64, rounds: u32) -> Result<()> {
     let mut wrong = verdict.problems();
     for (name, problems, _) in judge::all(&verdict.starts, mib << 20, rounds) {
@@ -111,7 +110,7 @@ mod tests {
 
     pub const GIB: u64 = 1 << 30;
 
-    /// Two rounds of a guest of 1 GiB, with nothing wrong.
+    /// The records of a correct bench: two rounds of a guest of 1 GiB.
     pub fn right() -> Vec<Start> {
         let first = Moment { at_ns: 20, map_bytes: GIB, map_ns: 5, populate_ns: 10, ..Moment::default() };
         let kernel = Moment { at_ns: 40, ..first };

@@ -1,4 +1,4 @@
-//! Starts, brought together: medians, spreads, and ratios within a round.
+//! Aggregates VM starts: medians, spreads, and ratios within a round.
 
 use std::collections::BTreeMap;
 
@@ -10,20 +10,20 @@ use crate::summary::Spread;
 use vfio_fast_e2e::Accel;
 use vfio_fast_protocol::bench::native::Machine;
 
-/// One run.
+/// The results of the part with real VFIO.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// Where L1 ran.
+    /// The machine that L1 ran on.
     pub machine: Machine,
-    /// How to run it again.
+    /// The command line that repeats the run.
     pub command: String,
-    /// How L1 ran.
+    /// The accelerator of L1.
     pub accel: String,
-    /// Whether every instruction of L1 was translated.
+    /// Whether L1 ran under TCG.
     pub translated: bool,
-    /// The part of all CPUs' time that other processes used, over the boots of L1.
+    /// The share of all CPUs' time that other processes used, over the boots of L1.
     pub others: Spread,
-    /// How often each case was started.
+    /// Starts of each case.
     pub rounds: usize,
     /// From QEMU's start until the guest executes.
     pub first_instruction: Vec<Row>,
@@ -33,61 +33,55 @@ pub struct Summary {
     pub exit: Vec<Exit>,
 }
 
-/// The ends of one memory and size.
+/// The exits for one memory and size.
 #[derive(Clone, Debug, Serialize)]
 pub struct Exit {
-    /// What the guest's RAM is made of.
     pub memory: Memory,
-    /// How much of it.
     pub bytes: u64,
     /// Seconds with QEMU's own listener.
     pub stock: Spread,
     /// Seconds with the library.
     pub fast: Spread,
-    /// How many times as fast as stock of the same round.
+    /// Speed-up over stock in the same round.
     pub ratio: Spread,
 }
 
-/// One memory and size.
+/// The starts for one memory and size.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// What the guest's RAM is made of.
     pub memory: Memory,
-    /// How much of it.
     pub bytes: u64,
-    /// QEMU's own listener.
+    /// With QEMU's own listener.
     pub stock: Side,
-    /// The library.
+    /// With the library.
     pub fast: Side,
-    /// How many times as early as stock of the same round.
+    /// Stock's time to this point divided by the library's, in the same round.
     pub ratio: Spread,
-    /// How many times as fast in mapping as stock of the same round.
+    /// Stock's time for mapping divided by the library's, in the same round.
     pub map_ratio: Spread,
 }
 
-/// One listener.
+/// The results of one listener.
 #[derive(Clone, Debug, Serialize)]
 pub struct Side {
     /// Seconds since QEMU's start.
     pub seconds: Spread,
-    /// Of those, in mapping: faulting in and MAP_DMA.
+    /// Seconds of that spent on mapping: faulting in and MAP_DMA.
     pub map: Spread,
-    /// Of these, faulting in ahead of MAP_DMA.
+    /// Seconds of that spent on faulting in before MAP_DMA.
     pub populate: Spread,
-    /// In UNMAP_DMA.
+    /// Seconds in UNMAP_DMA.
     pub unmap: Spread,
-    /// MAP_DMA calls.
     pub map_calls: Spread,
-    /// UNMAP_DMA calls.
     pub unmap_calls: Spread,
-    /// Bytes they mapped.
+    /// Bytes that the map calls mapped.
     pub map_bytes: Spread,
-    /// The part of RAM that was in huge pages in the end.
+    /// The share of RAM in huge pages at the end.
     pub huge: Spread,
 }
 
 impl Summary {
-    /// Of starts of guests with so many bytes.
+    /// Aggregates starts, each given with the bytes of its guest.
     pub fn of(starts: &[(u64, Start)], machine: Machine, accel: Accel, others: Spread) -> Self {
         let mut cases: BTreeMap<(Memory, u64), Vec<&Start>> = BTreeMap::new();
         for (bytes, start) in starts {
@@ -95,7 +89,7 @@ impl Summary {
         }
         let rows = |moment: fn(&Start) -> Moment| -> Vec<Row> {
             let rows = cases.iter().map(|((memory, bytes), starts)| row(*memory, *bytes, starts, moment));
-            // A run that was cut short may have only one side.
+            // A run that was cut short may have results for one side only.
             rows.filter(|row| row.ratio.count > 0).collect()
         };
         let (first_instruction, kernel) = (rows(|start| start.first_instruction), rows(|start| start.kernel));
@@ -141,7 +135,7 @@ fn row(memory: Memory, bytes: u64, starts: &[&Start], moment: fn(&Start) -> Mome
             huge: Spread::of(of(mode).map(|start| start.huge_bytes as f64 / bytes as f64)),
         }
     };
-    // Of one round: stock's time by the library's.
+    // Within one round: stock's value divided by the library's.
     let ratio = |value: fn(Moment) -> u64| {
         Spread::of(of(Mode::Fast).filter_map(|fast| {
             let stock = of(Mode::Stock).find(|stock| stock.round == fast.round)?;
@@ -169,7 +163,7 @@ mod tests {
     #[test]
     fn ratios_are_taken_within_a_round() {
         let mut starts = Vec::new();
-        // A machine that becomes slower in between.
+        // A machine that becomes slower between the rounds.
         for (round, slow) in [(0, 1), (1, 4), (2, 4)] {
             for (mode, seconds, populate) in [(Mode::Stock, 8, 0), (Mode::Fast, 4, 1)] {
                 let second = 1_000_000_000 * slow;

@@ -1,14 +1,13 @@
-//! Starts as a section of the report.
+//! Renders VM starts as a section of the report.
 
 use super::summary::{Exit, Row, Side, Summary};
 use crate::summary::Spread;
 use crate::table::{Section, Table, about_run, gib, ratio, seconds};
 use crate::targets::percent;
 
-/// What is to be said of times in an emulated L1.
+/// The note on times in an emulated L1.
 pub const TRANSLATED: &str = "Under TCG every instruction of L1, its kernel's included, is translated: seconds are many times those of hardware.";
 
-/// The section.
 pub fn section(summary: &Summary) -> Section {
     let mut about = about_run(&summary.machine, &summary.command, summary.rounds, summary.others);
     about.push(format!(

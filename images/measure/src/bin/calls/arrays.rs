@@ -1,4 +1,4 @@
-//! Arrays of pages: the engine's, against a call for each page.
+//! Compares the engine's arrays of pages with one call per page.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,9 +20,9 @@ const RUN: u64 = 8;
 
 type Pages = Vec<(Iova, HostVa)>;
 
-/// Each shape both ways, as often as asked for.
+/// Measures each shape both ways, once per round.
 pub fn measure(args: &Args, count: u64) -> Result<()> {
-    // Every other page of it at most.
+    // The shapes use at most every other page.
     let memory = Memory::new(record::Backing::Memfd4k, 2 * count * PAGE).context("Cannot map the memory")?;
     memory.populate().context("Cannot fault in")?;
     for round in 0..args.rounds {
@@ -32,7 +32,7 @@ pub fn measure(args: &Args, count: u64) -> Result<()> {
             eprintln!("{count} pages {name}, {driver:?}: round {} of {}", round + 1, args.rounds);
             let pages = pages(shape, count, memory.hva())?;
             let mut toggles = [Toggle::default(); 2];
-            // What grows through a round shall not always meet the same way.
+            // Alternate the order, so that a drift within a round does not favour one way.
             for way in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
                 let mapper = Mapper::new(args, driver, count)?;
                 toggles[way] = if way == 0 { one_by_one(&mapper, &pages)? } else { array(&mapper, &pages)? };
@@ -77,19 +77,19 @@ fn page(iova: Iova) -> Result<IovaRange> {
 }
 
 fn pages(shape: Shape, count: u64, hva: HostVa) -> Result<Pages> {
-    // Above 1 MiB, where no entry ends.
+    // Above 1 MiB, because entries are cut there.
     let at = |place: u64| -> Result<(Iova, HostVa)> {
         let hva = hva.checked_add(place * PAGE).context("The memory's end")?;
         Ok((Iova((4 << 30) + place * PAGE), hva))
     };
     let mut places: Vec<u64> = match shape {
         Shape::Row => (0..count).collect(),
-        // As many pages as a run has are left out after each.
+        // Skip as many pages after each run as the run has.
         Shape::Mixed => (0..count).map(|n| n + n / RUN * RUN).collect(),
         Shape::Random => (0..count).map(|n| 2 * n).collect(),
     };
     if shape == Shape::Random {
-        // The same order each time: a linear congruence through all of them.
+        // The same pseudo-random order each time: a linear congruential generator that visits every page.
         let count = count.next_power_of_two();
         let order = (0..count).scan(0u64, |last, _| {
             *last = (*last * 5 + 12_345) % count;

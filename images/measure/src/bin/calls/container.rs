@@ -13,7 +13,7 @@ use vfio_fast_testing::ioas::{Device, ioctl, open};
 const VFIO_SET_IOMMU: libc::c_ulong = 0x3b66;
 const VFIO_GROUP_SET_CONTAINER: libc::c_ulong = 0x3b68;
 
-/// Open until it is dropped.
+/// A type1 container with one device, closed when dropped.
 #[derive(Debug)]
 pub struct Container {
     _group: File,
@@ -21,7 +21,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// A new one, with the device's group in it.
+    /// Opens a container and adds the device's group.
     pub fn with(device: &Device) -> Result<Self> {
         let link = fs::read_link(device.folder.join("iommu_group")).context("The device has no group")?;
         let name = link.file_name().context("A group has a name")?;

@@ -1,4 +1,4 @@
-//! A backend whose calls are counted and timed.
+//! A backend that counts and times its calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use vfio_fast_engine::limits::{Limits, Memlock};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::{Errno, Result};
 
-/// Calls so far.
+/// The counts and times so far.
 #[derive(Debug, Default)]
 pub struct Calls {
     pub maps: AtomicU64,
@@ -28,7 +28,7 @@ impl Calls {
     }
 }
 
-/// What it counts is in `calls`, and it faults nothing in: the memory is there.
+/// Adds each call to `calls`. Faults nothing in, because the memory is already present.
 #[derive(Debug)]
 pub struct Counted {
     pub backend: Arc<dyn Backend>,

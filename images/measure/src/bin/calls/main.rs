@@ -1,8 +1,9 @@
-//! What many calls cost: arrays of pages against page by page, and a large guest's memory unmapped in one call, in bounded
-//! calls, and page by page.
+//! Measures what many calls cost: arrays of pages compared with one call per page, and a large guest's memory
+//! unmapped in one call, in bounded calls, and page by page.
 //!
-//! Prints JSON lines ([`vfio_fast_protocol::bench::calls`]) on stdout and its progress on stderr; `cargo xtask bench --calls` runs it in a nested machine
-//! and makes tables of them. Without a device, io_uring's pins stand in for the map ioctl (see [`vfio_fast_measure::pins`]).
+//! Prints JSON lines ([`vfio_fast_protocol::bench::calls`]) on stdout and its progress on stderr; `cargo xtask bench
+//! --calls` runs it in a nested machine and makes tables of them. Without a device, io_uring's pins stand in for the
+//! map ioctl (see [`vfio_fast_measure::pins`]).
 #![allow(unsafe_code, reason = "the memory that is mapped is made by hand")]
 
 mod arrays;
@@ -32,22 +33,22 @@ struct Args {
     /// Map for this device, bound to vfio-pci, instead of pinning through io_uring
     #[arg(long, value_name = "PCI ADDRESS")]
     device: Option<String>,
-    /// What the arrays are mapped through; of no meaning without a device
+    /// Drivers to map the arrays through; ignored without a device
     #[arg(long, value_delimiter = ',', default_values_t = [Driver::Type1])]
     drivers: Vec<Driver>,
-    /// How often each case is measured
+    /// Rounds per case
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Pages of each array; none: no arrays
+    /// Pages of each array [default: no arrays]
     #[arg(long)]
     array: Option<u64>,
-    /// GiB of a guest in pages of 2 MiB; none: none
+    /// GiB of a guest in pages of 2 MiB [default: no such guest]
     #[arg(long)]
     huge: Option<u64>,
-    /// GiB of a guest in pages of 4 KiB; none: none
+    /// GiB of a guest in pages of 4 KiB [default: no such guest]
     #[arg(long)]
     small: Option<u64>,
-    /// Most entries where each page is one
+    /// Maximum number of entries where each page is an entry of its own
     #[arg(long, default_value_t = 1 << 18)]
     entries: u64,
 }
@@ -65,7 +66,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What holds mappings, for as long as it is there.
+/// The target of the map calls, kept open until dropped.
 struct Mapper {
     backend: Arc<dyn Backend>,
     _container: Option<Container>,
@@ -73,7 +74,7 @@ struct Mapper {
 }
 
 impl Mapper {
-    /// An empty one, which can take so many pins apart from each other.
+    /// Opens an empty one with room for `pins` separate pins.
     fn new(args: &Args, driver: Driver, pins: u64) -> Result<Self> {
         let Some(address) = &args.device else {
             let pins = PinStandIn::with_rings(pins).context("Cannot make io_uring's tables")?;
@@ -93,10 +94,10 @@ impl Mapper {
     }
 }
 
-/// Prints a record and lets nothing keep it back.
+/// Prints a record and flushes stdout.
 fn tell(record: &Record) {
     let line = serde_json::to_string(record).expect("plain data");
     let mut out = std::io::stdout().lock();
-    // Whoever closed the pipe wants no more of it.
+    // An error means that the reader closed the pipe, so there is nothing to report to.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

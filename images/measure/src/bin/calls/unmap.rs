@@ -1,5 +1,5 @@
-//! A large guest whose memory is a small file, mapped again and again: for the kernel as many pages to map, pin and let go of
-//! as if it had them.
+//! A large guest with memory that is a small file, mapped repeatedly: the kernel maps, pins and unpins as many pages
+//! as for distinct memory.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,14 +19,14 @@ use vfio_fast_protocol::bench::calls::{Driver, Policy, Record, Unmap};
 use vfio_fast_protocol::bench::native::Backing as Pages;
 
 const GIB: u64 = 1 << 30;
-/// The memory there is, and the entries it is mapped in.
+/// The size of the file, and of the entries that map it.
 const ENTRY: u64 = GIB;
-/// Beyond what any IOMMU has reserved.
+/// Above the reserved ranges of every IOMMU.
 const START: u64 = 1 << 40;
-/// What is counted elsewhere between two steps shall be of what lies between them, however late they are heard of.
+/// Separates two steps, so that a count from L0's log is attributed to the right step even if the log line is late.
 const PAUSE: Duration = Duration::from_millis(400);
 
-/// Every policy as often as asked for, on so many GiB in such pages.
+/// Measures every policy once per round, on `gib` GiB in pages of `page` bytes.
 pub fn measure(args: &Args, gib: u64, page: u64) -> Result<()> {
     let memory = Memory::new(if page > 4096 { Pages::MemfdThp } else { Pages::Memfd4k }, ENTRY)
         .context("Cannot map a file")?;
@@ -62,7 +62,7 @@ pub fn measure(args: &Args, gib: u64, page: u64) -> Result<()> {
     Ok(())
 }
 
-/// Through the engine.
+/// Unmaps through the engine.
 fn bounded(counted: Counted, memory: &Memory, bytes: u64, what: &str) -> Result<(f64, f64)> {
     let engine = Engine::new(Box::new(counted), Config::default())?;
     let start = Instant::now();
@@ -78,7 +78,7 @@ fn bounded(counted: Counted, memory: &Memory, bytes: u64, what: &str) -> Result<
     Ok((seconds, map_seconds))
 }
 
-/// In entries and calls of these sizes, without the engine.
+/// Maps and unmaps in entries and calls of these sizes, without the engine.
 fn raw(
     counted: &Counted,
     memory: &Memory,

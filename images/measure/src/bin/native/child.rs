@@ -1,4 +1,5 @@
-//! One measured case, in a process of its own: its memory was never touched before and is gone afterwards.
+//! Measures one case in a process of its own: no page of its memory was accessed before, and all of it is freed
+//! afterwards.
 
 use std::io::{BufRead, Write};
 use std::mem::{size_of, zeroed};
@@ -19,13 +20,13 @@ use vfio_fast_protocol::bench::host;
 use vfio_fast_protocol::bench::native::{Backing, Case, Record, Sample};
 
 const PAGE: u64 = 4 << 10;
-/// Where a q35 machine's RAM goes on above the PCI hole, and how much of it lies below.
+/// The address at which a q35 machine's RAM continues above the PCI hole, and the maximum amount of RAM below it.
 const ABOVE_HOLE: u64 = 4 << 30;
 const MOST_BELOW: u64 = 2 << 30;
-/// The engine's entries, which [`Case::Batch`] maps as well.
+/// The size of the engine's entries, also used by [`Case::Batch`].
 const ENTRY: u64 = 1 << 30;
 
-/// What to measure.
+/// The parameters of one case.
 #[derive(Clone, Debug)]
 pub struct Job {
     pub case: Case,
@@ -34,11 +35,12 @@ pub struct Job {
     pub threads: usize,
     pub pages_per_call: u64,
     pub round: u32,
-    /// The device to map for; none: pin.
+    /// The device to map for; `None`: pin through io_uring.
     pub device: Option<String>,
 }
 
-/// When a process of [`Case::Bare`] worked, in nanoseconds of CLOCK_MONOTONIC, which all processes share.
+/// The start and end of the work in a process of [`Case::Bare`], in nanoseconds of CLOCK_MONOTONIC, which all
+/// processes share.
 #[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Worked {
     pub from: u64,
@@ -46,7 +48,7 @@ pub struct Worked {
     pub huge_bytes: u64,
 }
 
-/// Measures and prints.
+/// Measures the case and prints its samples.
 pub fn run(job: &Job) -> Result<()> {
     let memory = Memory::new(job.backing, job.bytes).context("Cannot map the guest's memory")?;
     match job.case {
@@ -60,7 +62,7 @@ pub fn run(job: &Job) -> Result<()> {
     }
 }
 
-/// Cold, then again, then the limit of clearing: the memory is there by then.
+/// Measures cold memory, then the same memory again, then clearing it, which needs present memory.
 fn stock(job: &Job, memory: &Memory) -> Result<()> {
     for case in [Case::Stock, Case::RemapStock] {
         let pins = job.mapper()?;
@@ -85,7 +87,7 @@ fn stock(job: &Job, memory: &Memory) -> Result<()> {
     Ok(())
 }
 
-/// Cold, then again in a second container.
+/// Measures cold memory, then the same memory again in a second container.
 fn engine(job: &Job, memory: &Memory, populates: PopulatePolicy) -> Result<()> {
     let again = (job.case == Case::Engine).then_some(Case::RemapEngine);
     for case in [Some(job.case), again].into_iter().flatten() {
@@ -119,7 +121,7 @@ fn engine(job: &Job, memory: &Memory, populates: PopulatePolicy) -> Result<()> {
     Ok(())
 }
 
-/// Whether the engine shall ask for huge pages: not where the row is about small ones.
+/// Whether the engine may ask for huge pages. Not for rows that measure small pages.
 fn huge_pages(backing: Backing) -> bool {
     !matches!(backing, Backing::Anon4k | Backing::Memfd4k)
 }
@@ -129,7 +131,7 @@ fn parts(stats: &Stats, sample: Sample) -> Sample {
     Sample { populate_seconds: seconds(stats.populate_ns), pin_seconds: seconds(stats.map_ns), ..sample }
 }
 
-/// Cold, with the engine's own fault-in but calls of another size.
+/// Measures cold memory with the engine's own fault-in, but another number of bytes per call.
 fn batch(job: &Job, memory: &Memory) -> Result<()> {
     let pins = job.mapper()?;
     let piece = HostRange { hva: memory.hva(), bytes: job.bytes, writable: true };
@@ -157,8 +159,9 @@ fn batch(job: &Job, memory: &Memory) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the word, faults in, tells when. On a CPU of its own: how fast the scheduler spreads processes is no limit of
-/// the machine. [`Job::round`] is the CPU's number here.
+/// Waits for a line on stdin, faults in, and prints start and end. The process is bound to one CPU, because the speed
+/// at which the scheduler spreads processes is not a limit of the machine. [`Job::round`] is the number of the CPU
+/// here.
 fn bare(job: &Job, memory: &Memory) -> Result<()> {
     stay_on_allowed_cpu(job.round as usize);
     println!();
@@ -196,11 +199,11 @@ impl Job {
     }
 }
 
-/// Prints a record and lets nothing keep it back.
+/// Prints a record and flushes stdout.
 pub fn tell(record: &Record) {
     let line = serde_json::to_string(record).expect("plain data");
     let mut out = std::io::stdout().lock();
-    // Whoever closed the pipe wants no more of it.
+    // An error means that the reader closed the pipe, so there is nothing to report to.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
@@ -210,7 +213,7 @@ fn pin(pins: &Mapper, range: IovaRange, hva: HostVa) -> Result<()> {
     })
 }
 
-/// The guest's RAM as a q35 machine has it: below the PCI hole and above.
+/// The guest's RAM in the layout of a q35 machine: below the PCI hole and above.
 fn regions(memory: &Memory, bytes: u64) -> Vec<Region> {
     let below = bytes.min(MOST_BELOW);
     let parts = [(0, 0, below), (ABOVE_HOLE, below, bytes - below)];
@@ -226,7 +229,7 @@ fn range(iova: u64, length: u64) -> Result<IovaRange> {
     IovaRange::new(Iova(iova), length).context("Not a range")
 }
 
-/// Binds this process to the CPU with that number among those it may run on.
+/// Binds this process to one of the CPUs that it may run on, selected by number.
 fn stay_on_allowed_cpu(number: usize) {
     let bytes = size_of::<libc::cpu_set_t>();
     // SAFETY: a plain set of bits, for which all zeroes is the empty set.

@@ -1,9 +1,9 @@
-//! Which huge pages this machine gives.
+//! Checks which huge pages this machine provides.
 
 use vfio_fast_protocol::bench::host::{SHMEM_THP, THP, chosen, read};
 use vfio_fast_protocol::bench::native::Backing;
 
-/// Why this machine has no memory of that kind, if so.
+/// The reason why this machine cannot provide that kind of memory, if it cannot.
 pub fn refusal(backing: Backing) -> Option<String> {
     let (knob, setting) = match backing {
         Backing::AnonThp => (THP, chosen(THP)),
@@ -14,7 +14,7 @@ pub fn refusal(backing: Backing) -> Option<String> {
     refused.then(|| format!("{knob} is [{setting}]"))
 }
 
-/// Bytes of 2 MiB hugetlb pages that are set aside and free.
+/// Bytes of 2 MiB hugetlb pages that are reserved and free.
 pub fn set_aside() -> u64 {
     let pages = read("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
     pages.trim().parse::<u64>().unwrap_or(0) << 21

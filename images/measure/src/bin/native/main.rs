@@ -1,8 +1,9 @@
-//! What mapping real guest memory costs: the engine against what stock QEMU does, and against the machine's limits.
+//! Measures what mapping real guest memory costs: the engine compared with stock QEMU and with the machine's limits.
 //!
-//! Prints JSON lines ([`vfio_fast_protocol::bench::native`]) on stdout and its progress on stderr; `cargo xtask bench` makes tables and plots of them.
-//! The map ioctl is stood in for by io_uring's pins ([`vfio_fast_measure::pins`]). Every case runs in a process of its own, the cases of one
-//! round right after each other, so that what the rest of the machine does meets all of them alike.
+//! Prints JSON lines ([`vfio_fast_protocol::bench::native`]) on stdout and its progress on stderr; `cargo xtask
+//! bench` makes tables and plots of them. io_uring's pins stand in for the map ioctl ([`vfio_fast_measure::pins`]).
+//! Every case runs in a process of its own. The cases of one round run in succession, so that other load on the
+//! machine affects all of them alike.
 #![allow(unsafe_code, reason = "the memory that is measured is mapped by hand")]
 
 mod child;
@@ -23,20 +24,20 @@ use vfio_fast_measure::pins::PinStandIn;
 use vfio_fast_protocol::bench::host::{self, Busy};
 use vfio_fast_protocol::bench::native::{Backing, Case, LeftOut, Others, Record, Sample};
 
-/// `EX_UNAVAILABLE`, as of every tool here that cannot run on a machine.
+/// `EX_UNAVAILABLE`, the exit status of every tool here that cannot run on a machine.
 const UNAVAILABLE: i32 = 69;
 const GIB: u64 = 1 << 30;
-/// Larger guests only repeat what a call costs.
+/// Maximum guest size for [`Case::Batch`]: in larger guests the cost of a call is the same.
 const MOST_FOR_BATCHES: u64 = 4 * GIB;
 const BACKINGS: [Backing; 5] =
     [Backing::Anon4k, Backing::AnonThp, Backing::Memfd4k, Backing::MemfdThp, Backing::Hugetlb];
-/// What else may need memory meanwhile.
+/// Memory left free for everything else.
 const SPARE: u64 = 2 * GIB;
 
 /// Measures what mapping guest memory costs.
 #[derive(Parser)]
 struct Args {
-    /// Guest sizes in GiB; parts of one work too
+    /// Guest sizes in GiB; fractions are allowed
     #[arg(long, value_delimiter = ',', default_values_t = [1.0, 2.0, 4.0, 8.0, 16.0])]
     sizes: Vec<f64>,
     /// Kinds of memory
@@ -48,13 +49,13 @@ struct Args {
     /// 4 KiB pages per populate call to compare the engine's chunks with, on guests of up to 4 GiB
     #[arg(long, value_delimiter = ',', default_values_t = [1, 512, 16384])]
     batches: Vec<u64>,
-    /// How often each case is measured
+    /// Rounds per case
     #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// Map for this device, bound to vfio-pci, through iommufd, instead of pinning through io_uring
     #[arg(long, value_name = "PCI ADDRESS")]
     device: Option<String>,
-    /// What this process shall measure, if it is one of the children
+    /// The case that this process measures, if it is a child
     #[arg(long, hide = true, value_parser = case)]
     child: Option<Case>,
     #[arg(long, hide = true, default_value_t = 0)]
@@ -101,7 +102,7 @@ fn measure(args: &Args) -> Result<()> {
                 eprintln!("{} of {}: round {} of {}", gib(bytes), backing.name(), round + 1, args.rounds);
                 let mut jobs = jobs(args, &threads, backing, bytes, round);
                 if round % 2 == 1 {
-                    // What grows or sinks through a round shall not always meet the same case.
+                    // Alternate the order, so that a drift within a round does not favour one case.
                     jobs.reverse();
                 }
                 let before = Busy::now();
@@ -125,7 +126,7 @@ fn jobs(args: &Args, threads: &[usize], backing: Backing, bytes: u64, round: u32
     jobs.push(Job { case: Case::Bare, threads: cpus, ..job.clone() });
     jobs.push(Job { case: Case::InTurn, threads: cpus, ..job.clone() });
     if args.device.is_some() {
-        // Here its maps run beside each other, and know files.
+        // With a device, map calls run concurrently and by file.
         jobs.push(Job { case: Case::MapsOnly, threads: cpus, ..job.clone() });
         let is_file = !matches!(backing, Backing::Anon4k | Backing::AnonThp);
         jobs.extend(is_file.then(|| Job { case: Case::ByAddress, threads: cpus, ..job.clone() }));
@@ -141,10 +142,11 @@ fn jobs(args: &Args, threads: &[usize], backing: Backing, bytes: u64, round: u32
     jobs
 }
 
-/// Uses as much memory as the job will need and gives it back. Where this machine is itself a guest, memory it has not used
-/// lately may cost its host a fault on top: the balloon hands free pages back to the host after a while.
+/// Uses as much memory as the job will need, and frees it. If this machine is itself a guest, memory that it has not
+/// used recently may cost an additional fault in its host, because the balloon returns free pages to the host after a
+/// while.
 fn warm(job: &Job) -> Result<()> {
-    // Freed huge pages serve any size of page, hugetlb pages come back to their own pool.
+    // Freed huge pages can serve any page size; hugetlb pages return to their own pool.
     let backing = if job.backing == Backing::Hugetlb { Backing::Hugetlb } else { Backing::AnonThp };
     Memory::new(backing, job.bytes)?.clear(host::cpus());
     Ok(())
@@ -162,7 +164,8 @@ fn run(job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// One process per CPU, each with its own part of the memory, from the first one's start to the last one's end.
+/// Measures with one process per CPU, each with its own part of the memory: from the start of the first one to the
+/// end of the last one.
 fn bare(backing: Backing, bytes: u64, processes: usize, round: u32) -> Result<Sample> {
     let part = (bytes / processes as u64).next_multiple_of(2 << 20);
     let mut children = Vec::new();
@@ -181,7 +184,7 @@ fn bare(backing: Backing, bytes: u64, processes: usize, round: u32) -> Result<Sa
     let worked = race(&mut children);
     for mut child in children {
         if worked.is_err() {
-            // It may wait for a word that never comes.
+            // It may be waiting for input that will not arrive.
             let _ = child.kill();
         }
         child.wait()?;
@@ -189,7 +192,7 @@ fn bare(backing: Backing, bytes: u64, processes: usize, round: u32) -> Result<Sa
     let worked = worked?;
     let from = worked.iter().map(|worked| worked.from).min().unwrap_or(0);
     let to = worked.iter().map(|worked| worked.to).max().unwrap_or(0);
-    // The last part may be larger than what was asked for.
+    // The parts can be larger in total than the memory requested.
     let scale = bytes as f64 / (part * processes as u64) as f64;
     Ok(Sample {
         round,
@@ -205,7 +208,7 @@ fn bare(backing: Backing, bytes: u64, processes: usize, round: u32) -> Result<Sa
     })
 }
 
-/// Waits until every process is ready, lets them go at once, and takes in when they worked.
+/// Waits until every process is ready, starts all of them at once, and returns when each of them worked.
 fn race(children: &mut [Child]) -> Result<Vec<Worked>> {
     let mut answers = Vec::new();
     for child in &mut *children {
@@ -240,12 +243,12 @@ fn command(job: &Job) -> Result<Command> {
     Ok(command)
 }
 
-/// Why this cannot be measured here and now, if so.
+/// The reason why this case cannot be measured now, if it cannot.
 fn obstacle(backing: Backing, bytes: u64) -> Option<String> {
     if let Some(why) = huge_pages::refusal(backing) {
         return Some(why);
     }
-    // Hugetlb pages that were set aside before are not in what is available.
+    // Reserved hugetlb pages are not included in the available memory.
     let set_aside = backing == Backing::Hugetlb && huge_pages::set_aside() >= bytes;
     if !set_aside && !fits(bytes) {
         let available = gib(host::available());
@@ -263,7 +266,7 @@ fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / GIB as f64)
 }
 
-/// 1, 2, 4 and so on up to `most`, and `most`.
+/// The powers of two below `most`, and `most`.
 fn doubled(most: usize) -> Vec<usize> {
     let mut threads: Vec<usize> =
         (0..).map(|power| 1 << power).take_while(|threads| *threads < most).collect();

@@ -1,4 +1,4 @@
-//! What maps: io_uring's pins, or an IOAS of a real device.
+//! The target of the map calls: io_uring's pins, or an IOAS with a real device.
 
 use std::os::fd::AsRawFd;
 
@@ -13,20 +13,20 @@ use vfio_fast_engine::object::Object;
 use vfio_fast_measure::pins::PinStandIn;
 use vfio_fast_testing::ioas::{self, Device, Ioas};
 
-/// A container of its own for one case, that says of itself what the case is about.
+/// A container for one case. The case sets the capabilities that it reports.
 #[derive(Debug)]
 pub struct Mapper {
     backend: Box<dyn Backend>,
-    /// When the engine shall fault in.
+    /// When the engine faults memory in.
     pub populates: PopulatePolicy,
-    /// Whether it is told the file behind the memory.
+    /// Whether map calls receive the file of the memory.
     pub objects: bool,
-    /// Kept open.
+    /// Keeps the IOAS open.
     _ioas: Option<Ioas>,
 }
 
 impl Mapper {
-    /// Ready for so many bytes: with the device of that PCI address, if one is named.
+    /// Prepares for `bytes` bytes of mappings: for the device with that PCI address, if there is one.
     pub fn new(device: Option<&str>, bytes: u64) -> Result<Self> {
         let Some(address) = device else {
             let pins = PinStandIn::new(bytes).context("Cannot make io_uring's tables")?;
@@ -43,7 +43,7 @@ impl Mapper {
         Self { backend, populates: PopulatePolicy::Overlapped, objects, _ioas: ioas }
     }
 
-    /// What they are, wherever their numbers are shown.
+    /// The name in the report.
     pub fn name(device: Option<&str>) -> &'static str {
         if device.is_some() { "iommufd, a device behind an emulated IOMMU" } else { PinStandIn::NAME }
     }
