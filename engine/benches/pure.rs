@@ -1,4 +1,4 @@
-//! What a transaction costs before the kernel is called: planning, and commits that have little or nothing to do.
+//! Measures the cost of a transaction before the kernel is called: planning, and commits with few or no calls.
 #![allow(unsafe_code, reason = "naming a host address is unsafe; see `hva`")]
 
 use std::hint::black_box;
@@ -14,24 +14,24 @@ use vfio_fast_engine::reconcile::wanted::WantedSet;
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine};
 
-/// What a type1 container holds by default (`dma_entry_limit`).
+/// The default maximum number of entries of a type1 container (`dma_entry_limit`).
 const ENTRIES: u64 = 65_535;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
 fn hva(address: u64) -> HostVa {
-    // SAFETY: the model maps nothing and populate is off, so nobody ever looks behind this address.
+    // SAFETY: the model maps nothing and populate is off, so memory at this address is never accessed.
     unsafe { vfio_fast_engine::host_va(address) }
 }
 
-/// RAM at an IOVA, the guest's memory being one object from 16 TiB on.
+/// RAM at an IOVA. All of the guest's memory is one object, which starts at host address 16 TiB.
 fn ram(start: u64, end: u64, perm: Perm) -> Region {
     let range = IovaRange::new(Iova(start), end - start).expect("not empty");
     Region { range, hva: hva(16 * TIB + start), perm, kind: Kind::Ram, backing: Backing(1), exact: false }
 }
 
-/// Many small objects, none of which joins another: as many entries as a container holds.
+/// Small objects that cannot be joined: as many entries as a container can hold.
 fn crowd() -> impl Iterator<Item = Region> {
     (0..ENTRIES).map(member)
 }
@@ -41,8 +41,8 @@ fn member(number: u64) -> Region {
     Region { backing: Backing(number + 1), ..ram(start, start + 2 * MIB, Perm::ReadWrite) }
 }
 
-/// A q35 guest of 4 TiB. What firmware opens and closes is the shadow of the BIOS below 1 MiB; QEMU tells it by taking away
-/// and adding the whole section it merges into, which ends at the PCI hole.
+/// A q35 guest of 4 TiB. Its firmware opens and closes the BIOS shadow below 1 MiB; for that, QEMU removes and adds
+/// the whole section that contains the shadow, up to the PCI hole.
 const RAM: [(u64, u64); 3] = [(0, 0xa_0000), (0xc_0000, 0xe_0000), (4 * GIB, 4 * TIB + 2 * GIB)];
 const SHADOW: u64 = 0xe_0000;
 const HOLE: u64 = 2 * GIB;
@@ -81,7 +81,7 @@ fn wanted(regions: impl Iterator<Item = Region>) -> WantedSet {
     wanted
 }
 
-/// What a commit of all that is wanted puts into the kernel.
+/// The table after a commit of all wanted regions.
 fn table(wanted: &WantedSet) -> MapTable {
     let mut table = MapTable::default();
     for entry in planned(wanted, &MapTable::default()).maps {
@@ -128,7 +128,7 @@ fn commits(c: &mut Criterion) {
     });
     let firmware = engine(guest().chain(sections(false)));
     let mut open = false;
-    // With the model's own calls, which copy its configuration each.
+    // Includes the model's own calls, each of which copies its configuration.
     c.bench_function("commit, PAM toggle, 4 TiB, model's calls included", |b| {
         b.iter(|| {
             open = !open;
@@ -143,7 +143,7 @@ fn commits(c: &mut Criterion) {
 }
 
 fn plans(c: &mut Criterion) {
-    // What a transaction notes counts as planning too.
+    // Recording a change in a transaction counts as planning too.
     let closed = || {
         let mut closed = wanted(guest().chain(sections(false)));
         closed.commit();
@@ -170,19 +170,20 @@ fn plans(c: &mut Criterion) {
 
 const PAGE: u64 = 4096;
 
-/// What is special about it, how many runs it has, and the pages.
+/// An array: its name, its number of runs, and its pages.
 type Array = (&'static str, u64, Vec<(Iova, HostVa)>);
 
-/// Pages as a guest's driver may hand them over: all in a row, none next to another, and runs of eight between.
+/// Pages as a guest's driver may pass them: contiguous, scattered, and in runs of eight.
 fn arrays_of(count: u64) -> [Array; 3] {
     [("in a row", count), ("scattered", 1), ("in runs of 8", 8)].map(|(name, run)| {
-        // As many pages as a run has are left out after each.
+        // Skip as many pages after each run as the run has.
         let place = |n: u64| (n + n / run * run) * PAGE;
         (name, count / run, (0..count).map(|n| (Iova(place(n)), hva(16 * TIB + place(n)))).collect())
     })
 }
 
-/// An array mapped and unmapped at once, and page by page. The model's own calls are in it, which copy its configuration each.
+/// Maps and unmaps an array in one call, and page by page. Includes the model's own calls, each of which copies its
+/// configuration.
 fn arrays(c: &mut Criterion) {
     const PAGES: u64 = 4096;
     let engine = engine(std::iter::empty());
@@ -193,7 +194,7 @@ fn arrays(c: &mut Criterion) {
         };
         let before = engine.stats();
         assert_eq!(toggle(&pages), PAGES * PAGE);
-        // Below 1 MiB an entry ends, whatever the run does.
+        // An entry always ends at 1 MiB, so a run across it takes two calls.
         assert!((runs..=runs + 1).contains(&(engine.stats().map_calls - before.map_calls)));
         c.bench_function(&format!("array of 4096 pages {name}"), |b| b.iter(|| toggle(black_box(&pages))));
         c.bench_function(&format!("array of 4096 pages {name}, page by page"), |b| {
@@ -202,7 +203,7 @@ fn arrays(c: &mut Criterion) {
     }
 }
 
-/// Grouping alone.
+/// Measures grouping without mapping.
 fn groups(c: &mut Criterion) {
     const PAGES: u64 = 1_000_000;
     for (name, expected, pages) in arrays_of(PAGES) {

@@ -1,5 +1,4 @@
-//! Which pages devices have written to: nothing is left out, nothing is told twice, and no call cuts an entry, on the
-//! model.
+//! Dirty tracking on the model: every written page is reported exactly once, and no call cuts an entry.
 #![allow(unsafe_code, reason = "the common part names host addresses")]
 
 use std::collections::BTreeSet;
@@ -15,10 +14,10 @@ use vfio_fast_engine::{Config, Engine, Errno};
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
-/// Pages of the space the random test plays in: some entries of 2 MiB.
+/// Pages of the space that the random test uses: several entries of 2 MiB.
 const PAGES: u64 = 3000;
 
-/// The model with devices that tell what they write to.
+/// The model with devices that report their writes.
 fn exact() -> SimConfig {
     SimConfig { all_dirty: false, ..SimConfig::default() }
 }
@@ -41,7 +40,7 @@ fn bitmap(range: IovaRange) -> Vec<u64> {
     vec![0; (range.length() / PAGE).div_ceil(64) as usize]
 }
 
-/// The pages of `range` whose bits are set.
+/// The pages of `range` with bits that are set.
 fn set(range: IovaRange, bitmap: &[u64]) -> BTreeSet<u64> {
     let bits = (0..range.length() / PAGE).filter(|bit| bitmap[(bit / 64) as usize] >> (bit % 64) & 1 == 1);
     let beyond = bitmap.iter().map(|word| word.count_ones()).sum::<u32>() as usize;
@@ -72,7 +71,7 @@ fn a_section_inside_an_entry_is_read_without_cutting_it() {
     let calls = sim.calls().len();
     assert_eq!(read(&engine, range(2 * MIB, MIB)), [512 + 3].into());
     assert_eq!(sim.calls()[calls..], [Call::ReadDirty(range(2 * MIB, 2 * MIB))]);
-    // What the kernel told of the other half was kept, and is told once.
+    // The kernel's report for the other half was kept, and is returned once.
     assert_eq!(read(&engine, range(3 * MIB, MIB)), [768 + 5].into());
     assert!(read(&engine, range(2 * MIB, 2 * MIB)).is_empty());
 }
@@ -110,7 +109,7 @@ fn what_is_mapped_again_stays_dirty() {
     sim.write(0x20_0000);
     sim.write(0x20_0000 + 7 * PAGE);
     sim.write(0x20_0000 + 8 * PAGE);
-    // A plain unmap of a part: its own page is nobody's any more, the rest of the entry is mapped again.
+    // A plain unmap of one page: its dirty bit is dropped, and the rest of the entry is mapped again.
     engine.unmap(pages(512 + 7, 1)).unwrap();
     assert_eq!(sim.mappings().len(), 2);
     assert_eq!(read(&engine, range(0x20_0000, 2 * MIB)), [512, 520].into());
@@ -130,7 +129,7 @@ fn devices_that_do_not_tell_make_everything_dirty() {
 
 #[test]
 fn a_bitmap_that_is_too_small_for_the_kernel_is_asked_for_in_parts() {
-    // 1024 pages: two entries.
+    // The bitmap covers 1024 pages: two entries.
     let (engine, sim) = open(SimConfig { max_bitmap_bytes: 128, ..exact() });
     engine.map_region(ram(range(2 * MIB, 20 * MIB), false)).unwrap();
     engine.track_dirty(true).unwrap();
@@ -202,7 +201,7 @@ fn what_cannot_be_told_is_an_error() {
 fn a_failed_unmap_loses_no_page() {
     for failing in 1..=3 {
         let (engine, sim) = open(exact());
-        // Three calls: what is between the regions is not mapped.
+        // Three calls, because nothing is mapped between the regions.
         for region in 0..3 {
             engine.map_region(ram(pages(1024 * (region + 1), 512), false)).unwrap();
         }
@@ -214,7 +213,7 @@ fn a_failed_unmap_loses_no_page() {
         let whole = pages(0, 5000);
         let mut words = bitmap(whole);
         engine.unmap_dirty(whole, &mut words).unwrap_err();
-        // The undo takes away what the unmap did not: with its bitmap as well.
+        // The rollback unmaps what the failed call did not, and reads its dirty pages too.
         assert!(sim.mappings().is_empty());
         assert_eq!(set(whole, &words), written, "call {failing}");
     }
@@ -261,7 +260,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Map(first, count, exact) => {
-                    // A bitmap of the least size tells of an entry of 2 MiB; exact ones shall not be larger.
+                    // The smallest bitmap covers an entry of 2 MiB; exact entries must not be larger.
                     let count = if exact { count.min(512) } else { count };
                     let _ = engine.map_region(ram(pages(first, count), exact));
                 }
@@ -299,7 +298,7 @@ proptest! {
                     let _ = engine.map_region(ram(pages(three.0, three.1), false));
                     engine.commit().unwrap();
                     let wanted = engine.regions();
-                    // What went and came back in one transaction may have stayed where it was, dirty.
+                    // Pages unmapped and mapped again in one transaction may have stayed mapped, and so dirty.
                     written.retain(|page| wanted.iter().any(|region| region.range.contains(pages(*page, 1))));
                 }
                 Step::Restart => {

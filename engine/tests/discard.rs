@@ -1,4 +1,4 @@
-//! Giving memory back: what is gone, what stays, and what is refused.
+//! Discarding memory: what is freed, what stays, and what is refused.
 #![allow(unsafe_code, reason = "the memory these tests give back is mapped by hand")]
 
 use std::fs::File;
@@ -20,7 +20,7 @@ use vfio_fast_engine::{DiscardMode, DiscardRange, discard_range};
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
 
-/// A mapping made by hand, of base pages, every byte of it `FULL`.
+/// A mapping of base pages, filled with `FULL`.
 struct Memory {
     address: *mut libc::c_void,
     length: usize,
@@ -46,7 +46,7 @@ impl Memory {
     }
 
     fn fill(&self) {
-        // SAFETY: the range is this writable mapping's, which nobody holds a reference into.
+        // SAFETY: the range is this writable mapping's, and no reference into it exists.
         unsafe { ptr::write_bytes(self.address.cast::<u8>(), FULL, self.length) };
     }
 
@@ -56,7 +56,8 @@ impl Memory {
 
     fn part(&self, offset: usize, bytes: usize, mode: DiscardMode) -> DiscardRange {
         assert!(offset + bytes <= self.length);
-        // SAFETY: the range is inside this mapping, which lives as long as the test, and nobody needs what it holds.
+        // SAFETY: the range is inside this mapping, which lives as long as the test, and nothing depends on its
+        // contents.
         let part = unsafe { discard_range(self.hva() + offset as u64, bytes as u64, mode) };
         part.expect("whole pages")
     }
@@ -65,7 +66,7 @@ impl Memory {
         self.part(0, self.length, mode)
     }
 
-    /// How many of its pages are present.
+    /// The number of its pages that are present.
     fn resident(&self) -> usize {
         let mut pages = vec![0u8; self.length / PAGE];
         // SAFETY: the vector has a byte for every page of this mapping.
@@ -83,7 +84,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the range is this mapping's, and nobody holds a reference into it.
+        // SAFETY: the range is this mapping's, and no reference into it exists.
         unsafe { libc::munmap(self.address, self.length) };
     }
 }
@@ -100,7 +101,7 @@ fn engine() -> Engine {
 }
 
 fn region(memory: &Memory, offset: usize, bytes: usize) -> Region {
-    // SAFETY: the simulated device reaches nothing.
+    // SAFETY: the simulated device accesses no memory.
     let hva = unsafe { host_va(memory.hva() + offset as u64) };
     let range = IovaRange::new(Iova(0), bytes as u64).unwrap();
     Region { range, hva, perm: Perm::ReadWrite, kind: Kind::Ram, backing: Backing(1), exact: false }
@@ -132,7 +133,7 @@ fn threads_share_it() {
         assert_eq!(memory.resident(), 0);
     }
 
-    // Of two chunks, but little.
+    // In two chunks, but too small for a second thread.
     let boundary = 2 * CHUNK_BYTES as usize - memory.address as usize % CHUNK_BYTES as usize;
     let report = discard::discard(&memory.part(boundary - MIB, 2 * MIB, DiscardMode::Private), 3);
     assert_eq!(report, (Ok(()), Report { threads: 1, thread_start_failures: 0 }));
@@ -168,7 +169,7 @@ fn a_file_of_memory_loses_its_pages_only_if_that_is_asked_for() {
 fn what_the_kernel_refuses_is_told() {
     let memory = Memory::anonymous(2 * CHUNK_BYTES as usize);
     let locked = memory.address.wrapping_byte_add(CHUNK_BYTES as usize);
-    // By its number: ThreadSanitizer's mlock() does nothing.
+    // A raw system call, because ThreadSanitizer's mlock() does nothing.
     // SAFETY: the page is inside this mapping, and locking changes no byte of it.
     assert_eq!(unsafe { libc::syscall(libc::SYS_mlock, locked, PAGE) }, 0);
     let error = engine().discard(&memory.all(DiscardMode::Private)).unwrap_err();
@@ -205,7 +206,7 @@ fn what_a_device_reaches_or_shall_reach_is_refused() {
     assert_eq!(engine.stats().discard_bytes, 0);
     engine.abort().unwrap();
 
-    // Beside it there is no device.
+    // Memory next to the region is not mapped for a device.
     engine.discard(&memory.part(0, 2 * MIB, DiscardMode::Private)).unwrap();
     engine.discard(&memory.part(6 * MIB, 2 * MIB, DiscardMode::Private)).unwrap();
     assert_eq!(memory.resident(), 4 * MIB / PAGE);

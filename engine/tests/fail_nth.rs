@@ -1,5 +1,5 @@
-//! Every single failing call, and pairs of them: the table stays true to the kernel, a failed commit leaves what it
-//! says it leaves, the first errno is kept, and what cannot be taken back poisons.
+//! Every single failing call, and pairs of them: the table stays true to the kernel, a failed commit leaves the
+//! documented state, the first errno is returned, and a rollback that fails poisons the engine.
 
 use std::fs;
 use vfio_fast_testing as common;
@@ -15,11 +15,11 @@ use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::error::{ErrorKind, Op};
 use vfio_fast_engine::region::{Kind, Perm};
 
-/// Not an errno the model answers by itself.
+/// An errno that the model itself does not return.
 const INJECTED: Errno = Errno(libc::EREMOTEIO);
 const SECOND: Errno = Errno(libc::ENOLINK);
 
-/// Device memory is refused rather than failed; these tests are about RAM.
+/// The kernel refuses device memory without failing the commit, so these tests use RAM only.
 fn ram_only(transactions: Vec<Vec<Step>>) -> Vec<Vec<Step>> {
     let ram = |step| match step {
         Step::Map(piece) => Step::Map(common::Piece { kind: Kind::Ram, ..piece }),
@@ -28,13 +28,12 @@ fn ram_only(transactions: Vec<Vec<Step>>) -> Vec<Vec<Step>> {
     transactions.into_iter().map(|steps| steps.into_iter().map(ram).collect()).collect()
 }
 
-/// RAM of the first object.
 fn piece(start: u64, units: u64) -> common::Piece {
     let (object, offset, perm) = (1, start, Perm::ReadWrite);
     common::Piece { start, units, object, offset, perm, kind: Kind::Ram, exact: false }
 }
 
-/// Runs the transactions up to the first commit that fails; answers how many calls were made until then.
+/// Runs the transactions up to the first commit that fails; returns the number of calls made until then.
 fn run_until_failure(
     threads: usize,
     rules: Rules,
@@ -66,7 +65,7 @@ fn run_with(threads: usize, config: SimConfig, transactions: &[Vec<Step>], base:
         };
         let errnos =
             failures.iter().map(|(_, errno)| *errno).chain(failures.is_empty().then_some(Errno::EFAULT));
-        // Of calls that fail at the same time, either may be the first to be back.
+        // Of calls that fail concurrently, either may return first.
         let possible: Vec<Errno> = errnos.take(if parallel { 2 } else { 1 }).collect();
         assert!(possible.contains(&error.errno), "not the first failure: {error}");
         assert!(matches!(error.op, Op::Map | Op::Unmap));
@@ -95,14 +94,14 @@ fn assert_poisoned(engine: &vfio_fast_engine::Engine) {
     }
 }
 
-/// A failed commit must not leave a transaction open or the wanted set half-changed.
+/// Fails if a failed commit left a transaction open or the wanted set half changed.
 fn assert_usable(engine: &vfio_fast_engine::Engine, sim: &Sim, base: u64) {
     let all = Space::new(base).range(0, common::UNITS);
     engine.unmap(all).expect("still usable");
     assert!(sim.mappings().is_empty());
 }
 
-/// Threads of the engine's that are left in this process. A thread that was joined may be listed a moment longer.
+/// The engine's threads that are left in this process. A joined thread may be listed for a moment longer.
 fn workers_left() -> Vec<String> {
     let mut left = Vec::new();
     for _ in 0..1000 {
@@ -117,7 +116,7 @@ fn workers_left() -> Vec<String> {
     left
 }
 
-/// With several threads faulting in while entries are mapped, whatever call fails and wherever memory cannot be had.
+/// Several threads fault memory in while entries are mapped; every call can fail, and memory can be missing anywhere.
 #[test]
 fn failures_meanwhile_are_taken_back() {
     let memory = RealMemory::new();
@@ -150,14 +149,14 @@ fn failures_meanwhile_are_taken_back() {
         Ok(())
     });
     swept.unwrap();
-    // That was worth something only if threads were at work.
+    // The test only means something if several threads worked.
     for threads in THREADS {
         memory.cool();
         let (engine, _) =
             engine_with(threads, SimConfig { populate: PopulatePolicy::Overlapped, ..SimConfig::default() });
         engine.map_region(Space::new(0).region(piece(0, common::UNITS))).unwrap();
         let stats = engine.stats();
-        // A huge page may belong to two entries, of which one thread is the first.
+        // Two entries may share a huge page, and either may be faulted in first.
         assert_eq!(stats.populate_bytes + stats.populate_present, common::UNITS * common::UNIT);
         assert!(stats.populate_bytes >= stats.populate_present, "{stats:?}");
         assert_eq!(stats.threads_peak, stats.map_calls.min(threads as u64));
@@ -199,7 +198,7 @@ proptest! {
 
 #[test]
 fn undo_that_fails_does_poison() {
-    // Call 1 maps unit 0, call 2 (of unit 8, another entry) fails, call 3 (taking unit 0 back) fails too.
+    // Call 1 maps unit 0, call 2 (for unit 8, another entry) fails, and call 3 (which rolls unit 0 back) fails too.
     let steps = vec![vec![Step::Map(piece(0, 1)), Step::Map(piece(8, 1))]];
     let (_, poisoned) = run_until_failure(8, Rules::Type1, &steps, 0, &[(2, INJECTED), (3, SECOND)]);
     assert!(poisoned);
@@ -221,13 +220,13 @@ fn a_stolen_mapping_is_found_out() {
     }
 }
 
-/// Somebody else's mapping, longer than the stolen one it took the place of: an unmap of what the table holds cuts it.
+/// A foreign mapping replaces an entry and is longer: an unmap of the table's entries cuts it.
 #[test]
 fn a_mapping_that_has_grown_is_found_out() {
     for (rules, kind, left) in [
-        // All or nothing.
+        // type1 unmaps nothing.
         (Rules::Type1, ErrorKind::Kernel, [true, true]),
-        // ENOENT, which others take for success, beside a call that took the entry below.
+        // ENOENT, which a caller could mistake for success, and a call that unmapped the entry below.
         (Rules::Iommufd, ErrorKind::ByteCount { expected: 4 * common::UNIT, got: 0 }, [false, true]),
     ] {
         let (engine, sim) = engine(keeping(rules));
@@ -248,7 +247,7 @@ fn a_mapping_that_has_grown_is_found_out() {
     }
 }
 
-/// A mapping that is in use stays, and whoever wanted it gone is told.
+/// A mapping that is in use stays, and the unmap returns an error.
 #[test]
 fn a_busy_mapping_is_an_error() {
     let (engine, sim) = engine(keeping(Rules::Iommufd));

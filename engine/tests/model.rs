@@ -1,5 +1,5 @@
-//! Random transactions against a naive oracle: after each commit the kernel holds exactly what is wanted, entries keep
-//! to the grid, and nothing that stayed the same was touched.
+//! Random transactions compared with a naive oracle: after each commit the kernel holds exactly what is wanted,
+//! entries follow the grid, and nothing that stayed the same was unmapped.
 
 use common::{Space, assert_table, assert_untouched, base, drive, engine_with, keeping};
 use common::{rules, threads, transactions};

@@ -1,4 +1,4 @@
-//! PopulateSession real memory: what the kernel of this machine makes of it.
+//! Populates real memory on this machine's kernel.
 #![allow(unsafe_code, reason = "the memory these tests hand to the engine is mapped by hand")]
 
 use std::fs::{self, File};
@@ -16,13 +16,12 @@ use vfio_fast_engine::populate::{self, CHUNK_BYTES, HostRange, PopulateOptions, 
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
 
-/// These tests look at this process's threads, so they run one at a time.
+/// These tests check this process's threads, so they run one at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A mapping made by hand.
 struct Memory {
     address: *mut libc::c_void,
     length: usize,
@@ -58,7 +57,7 @@ impl Memory {
         self.piece(0, self.length, writable)
     }
 
-    /// Keeps huge pages away, so that every page is populated for itself.
+    /// Disables huge pages, so that every page is populated on its own.
     fn small_pages(self) -> Self {
         // SAFETY: the range is this mapping's, and the advice changes no byte of it.
         // A kernel that has no huge pages refuses it.
@@ -68,19 +67,19 @@ impl Memory {
 
     fn protect(&self, offset: usize, length: usize, protection: libc::c_int) {
         assert!(offset + length <= self.length);
-        // SAFETY: the range is inside this mapping, which nobody holds a reference into.
+        // SAFETY: the range is inside this mapping, and no reference into it exists.
         let result = unsafe { libc::mprotect(self.address.wrapping_byte_add(offset), length, protection) };
         assert_eq!(result, 0);
     }
 
     fn punch(&self, offset: usize, length: usize) {
         assert!(offset + length <= self.length);
-        // SAFETY: the range is inside this mapping, which nobody holds a reference into.
+        // SAFETY: the range is inside this mapping, and no reference into it exists.
         let result = unsafe { libc::munmap(self.address.wrapping_byte_add(offset), length) };
         assert_eq!(result, 0);
     }
 
-    /// How many of its pages are present.
+    /// The number of its pages that are present.
     fn resident(&self) -> usize {
         let mut pages = vec![0u8; self.length / PAGE];
         // SAFETY: the vector has a byte for every page of this mapping.
@@ -100,20 +99,20 @@ impl Memory {
     }
 
     fn write(&self, offset: usize, value: u8) {
-        // SAFETY: the byte is inside this writable mapping, which nobody holds a reference into.
+        // SAFETY: the byte is inside this writable mapping, and no reference into it exists.
         unsafe { self.byte(offset).write_volatile(value) }
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the range is this mapping's (holes in it are fine), and nobody holds a reference into it.
+        // SAFETY: the range is this mapping's (holes in it are fine), and no reference into it exists.
         unsafe { libc::munmap(self.address, self.length) };
     }
 }
 
 fn piece(start: u64, bytes: u64, writable: bool) -> HostRange {
-    // SAFETY: no device is given this memory: it is only populated, while the mapping lives.
+    // SAFETY: no device maps this memory: it is only populated, and only while the mapping exists.
     let hva = unsafe { host_va(start) };
     HostRange { hva, bytes, writable }
 }
@@ -124,14 +123,14 @@ fn memfd(length: usize) -> File {
     file
 }
 
-/// What a populate answers that met no obstacle.
+/// The report of a populate without errors.
 fn all_well(calls: u64, bytes: usize, threads: u64, report: &Report) -> Report {
     let expected =
         Report { calls, bytes: bytes as u64, threads, duration: report.duration, ..Report::default() };
     as_mapped(expected, report)
 }
 
-/// `expected`, with the kinds of pages that `report` saw.
+/// `expected`, with the kinds of pages that `report` counted.
 fn as_mapped(expected: Report, report: &Report) -> Report {
     let Report { huge_bytes, small_anonymous_bytes, small_file_bytes, .. } = *report;
     Report { huge_bytes, small_anonymous_bytes, small_file_bytes, ..expected }
@@ -141,7 +140,7 @@ fn populate(pieces: &[HostRange], threads: usize) -> Report {
     populate::populate(pieces, PopulateOptions { threads, huge_pages: false, chunk: CHUNK_BYTES })
 }
 
-/// Multiples of the chunk size that begin inside the mapping, and one for its head.
+/// The number of chunks of the mapping: chunk boundaries inside it, and one for its beginning.
 fn chunks(memory: &Memory) -> u64 {
     let last = memory.start() + memory.length as u64 - 1;
     last / CHUNK_BYTES - memory.start() / CHUNK_BYTES + 1
@@ -209,7 +208,7 @@ fn read_only_memory_is_read() {
 #[test]
 fn memory_without_the_permission_is_left_to_the_map() {
     let _alone = alone();
-    // Read-only memory that is asked for writing, and memory that may not be touched at all: neither is device memory.
+    // Read-only memory populated for writing, and memory without any access: neither is device memory.
     let read_only = Memory::anonymous(MIB, READ);
     let none = Memory::anonymous(MIB, libc::PROT_NONE);
     let pieces = [read_only.whole(true), none.whole(true), none.whole(false)];
@@ -228,7 +227,7 @@ fn a_hole_costs_its_chunk_and_no_other() {
     let head = 2 * PAGE;
     let first = (memory.start() + head as u64).next_multiple_of(CHUNK_BYTES);
     let first = usize::try_from(first - memory.start()).unwrap();
-    // One page into the first whole chunk there is no memory, and one page into the second it is forbidden.
+    // The second page of the first whole chunk is unmapped, and the second page of the next chunk is protected.
     memory.punch(first + PAGE, PAGE);
     memory.protect(first + chunk + PAGE, PAGE, libc::PROT_NONE);
     let tail = 4 * PAGE;
@@ -260,7 +259,7 @@ fn missing_huge_pages_are_an_error_and_not_a_signal() {
     let free = fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
     let free = free.expect("a kernel with 2 MiB huge pages");
     let free: usize = free.trim().parse().unwrap();
-    // More than there are, of which the first ones exist.
+    // More pages than are free; the first ones can be populated.
     let memory = Memory::new((free + 2) * 2 * MIB, READ_WRITE, flags, -1);
     let report = populate(&[memory.whole(true)], 1);
     assert!(report.efault + report.enomem > 0, "{report:?}");
@@ -270,7 +269,7 @@ fn missing_huge_pages_are_an_error_and_not_a_signal() {
 #[test]
 fn device_memory_is_recognised_once_and_left_alone() {
     let _alone = alone();
-    // The kernel maps its time data into every process as bare page frames, which is what a BAR is too.
+    // The kernel maps its time data into every process as bare page frames, as it maps a BAR.
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let bounds = maps.lines().find(|line| line.ends_with("[vvar]")).expect("a [vvar] mapping");
     let (begin, end) = bounds.split(' ').next().unwrap().split_once('-').unwrap();
@@ -282,7 +281,7 @@ fn device_memory_is_recognised_once_and_left_alone() {
     let report = populate(&pieces, 1);
     let expected = Report { device_pieces: vec![1], ..all_well(3, 2 * PAGE, 1, &report) };
     assert_eq!(report, expected);
-    // A piece that is device memory only in part is not called so.
+    // A piece that is only partly device memory is not reported as device memory.
     let report = populate(&[piece(begin - PAGE as u64, end - begin + PAGE as u64, false)], 1);
     assert_eq!((report.device_pieces.len(), report.bytes), (0, 0));
 }
@@ -292,7 +291,7 @@ fn calls_are_counted_and_shared_by_threads_that_end() {
     let _alone = alone();
     let length = 5 * usize::try_from(CHUNK_BYTES).unwrap() + PAGE;
     for threads in [1, 3, 4, 8, 64] {
-        // Zero pages only: this is about calls, not about memory.
+        // Only zero pages, because this test counts calls.
         let memory = Memory::anonymous(length, READ);
         let report = populate(&[memory.whole(false)], threads);
         let chunks = chunks(&memory);
@@ -315,7 +314,8 @@ fn what_is_present_is_passed_over() {
     let again = populate(&[memory.piece(0, MIB, true)], 1);
     assert_eq!((again.calls, again.present_bytes), (0, MIB as u64));
     assert_eq!(again.small_anonymous_bytes, MIB as u64);
-    // A page that was only read is the shared zero page: enough for a device that reads, not for one that writes.
+    // A page that was only read is the shared zero page. That is sufficient for a device that reads, but not for one
+    // that writes.
     assert_eq!(memory.read(2 * MIB), 0);
     let page = |writable| populate(&[memory.piece(2 * MIB, PAGE, writable)], 1);
     assert_eq!(page(false).calls, 0);
@@ -332,7 +332,7 @@ fn huge_pages_are_asked_for_before_the_first_fault() {
         let how = PopulateOptions { threads: 1, huge_pages, chunk: CHUNK_BYTES };
         let report = populate::populate(&[memory.whole(true)], how);
         assert_eq!(report.huge_bytes + report.small_anonymous_bytes, 16 * MIB as u64);
-        // The mapping's ends need not be aligned, and memory can be fragmented.
+        // The ends of the mapping may be unaligned, and memory can be fragmented.
         assert_eq!(report.huge_bytes >= 8 * MIB as u64, granted, "{report:?}");
     }
 }
@@ -341,7 +341,7 @@ fn huge_pages_are_asked_for_before_the_first_fault() {
 fn small_jobs_start_no_thread() {
     let _alone = alone();
     let memory = Memory::anonymous(4 * MIB, READ_WRITE);
-    // A thousand pages, each a piece of its own.
+    // A thousand pages, each of which is a piece.
     let pieces: Vec<HostRange> = (0..1000).map(|page| memory.piece(page * PAGE, PAGE, true)).collect();
     let report = populate(&pieces, 8);
     assert_eq!(report, all_well(1000, 1000 * PAGE, 1, &report));
@@ -353,7 +353,7 @@ fn refused_threads_are_counted_and_the_work_gets_done() {
     let _alone = alone();
     const CHILD: &str = "NATIVE_TEST_WITHOUT_MEMORY_FOR_STACKS";
     if std::env::var_os(CHILD).is_none() {
-        // In a process of its own, for the limit stays.
+        // In a process of its own, because the limit stays.
         let name = "refused_threads_are_counted_and_the_work_gets_done";
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name, "--test-threads=1"])
@@ -369,7 +369,7 @@ fn refused_threads_are_counted_and_the_work_gets_done() {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
     let kib: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();
-    // Room for small allocations, not for a thread's stack.
+    // Enough for small allocations, but not for a thread's stack.
     let limit = kib * 1024 + 128 * 1024;
     let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
     // SAFETY: `limit` is a whole rlimit, and only read.
@@ -393,8 +393,8 @@ fn a_broken_page_is_an_error_and_not_a_signal() {
     drop(poisoner);
 }
 
-/// Makes the kernel treat a part of `memory` as if its hardware were broken, as it is told by a hypervisor that moves a
-/// guest with broken pages (UFFDIO_POISON, Linux 6.6), until the descriptor is closed.
+/// Makes the kernel report a hardware error for a part of `memory` until the descriptor is closed (UFFDIO_POISON,
+/// Linux 6.6, made for the migration of guests with broken pages).
 fn poison(memory: &Memory, offset: usize, length: usize) -> OwnedFd {
     const USER_MODE_ONLY: libc::c_int = 1;
     const API: libc::c_ulong = 0xc018_aa3f;
@@ -422,7 +422,7 @@ fn poison(memory: &Memory, offset: usize, length: usize) -> OwnedFd {
     fd
 }
 
-/// No thread of the engine's is left. A thread that was joined may be listed a moment longer, so this looks again.
+/// Fails if a thread of the engine is left. A joined thread may be listed for a moment longer, so this retries.
 fn assert_no_workers() {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {

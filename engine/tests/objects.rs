@@ -1,4 +1,4 @@
-//! Regions that come with a descriptor: what reaches the kernel of it, and how long it is held.
+//! Regions with a descriptor: which calls use it, and how long it is held.
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -37,7 +37,7 @@ fn open(rules: Rules, failures: Vec<(u64, Errno)>) -> (Engine, Sim) {
     (Engine::new(Box::new(sim.clone()), Config::default()).unwrap(), sim)
 }
 
-/// A file nobody else has, and how often it is open in this process.
+/// A file that only this test uses, and a count of its descriptors in this process.
 struct Watched(OwnedFd);
 
 impl Watched {
@@ -62,7 +62,7 @@ impl Watched {
     }
 }
 
-/// Offset, length and kind of what was mapped through a descriptor, in units of 1 MiB.
+/// Offset, length and kind of everything that was mapped through a descriptor, in units of 1 MiB.
 fn by_descriptor(calls: &[Call]) -> Vec<(u64, u64, ObjectKind)> {
     let file = |call: &Call| match call {
         Call::MapFile(mapping, kind, offset) => Some((offset / MIB, mapping.range.length() / MIB, *kind)),
@@ -79,7 +79,7 @@ fn since(sim: &Sim, before: usize) -> Vec<Call> {
 fn every_entry_knows_its_place_in_the_file() {
     let (engine, sim) = open(Rules::Iommufd, vec![]);
     let file = Watched::new();
-    // A file whose first 8 MiB are not mapped here, and which goes on where another region begins.
+    // The first 8 MiB of the file are not mapped here, and the second region continues the first.
     engine.begin().unwrap();
     engine.map_object(ram(0, 4 * MIB), &file.memory(8 * MIB)).unwrap();
     engine.map_object(ram(4 * MIB, 4 * MIB), &file.memory(12 * MIB)).unwrap();
@@ -121,8 +121,8 @@ fn a_descriptor_is_held_as_long_as_it_is_wanted() {
 
 #[test]
 fn what_fails_is_taken_back_and_put_back_by_file() {
-    // Two entries are mapped by calls 1 and 2. The next commit unmaps one, maps what is left of it and fails at the
-    // rest.
+    // Calls 1 and 2 map two entries. The next commit unmaps one of them, maps what is left of it, and fails at the
+    // other map.
     for failing in 4..=5 {
         let (engine, sim) = open(Rules::Iommufd, vec![(failing, Errno::ENOMEM)]);
         let (file, other) = (Watched::new(), Watched::new());
@@ -148,7 +148,7 @@ fn a_bar_is_one_entry_and_always_mapped_anew() {
     let named = ObjectRef { fd: device.fd(), kind: BAR, offset: 4 * MIB };
     engine.map_object(bar, &named).unwrap();
     assert_eq!(by_descriptor(&sim.calls()), [(4, 16, BAR)]);
-    // The kernel may have taken it away when decoding was off, and says nothing of it.
+    // The kernel may have unmapped the BAR while decoding was off, which it does not report.
     engine.begin().unwrap();
     engine.unmap(bar.range).unwrap();
     engine.map_object(bar, &named).unwrap();
@@ -175,7 +175,7 @@ fn a_bar_that_cannot_be_mapped_is_no_error() {
 fn who_has_no_use_for_descriptors_takes_none() {
     let (engine, sim) = open(Rules::Type1, vec![]);
     let file = Watched::new();
-    // Not even looked at.
+    // The descriptor is not even checked.
     engine.map_object(ram(0, MIB), &ObjectRef { fd: -1, ..file.memory(1) }).unwrap();
     engine.map_object(ram(MIB, MIB), &file.memory(0)).unwrap();
     assert_eq!(file.opened(), 1);

@@ -1,4 +1,4 @@
-//! Arrays of pages: grouped into runs, all or nothing, and taken away page by page.
+//! Arrays of pages: grouped into runs, mapped as a whole or not at all, and unmapped page by page.
 
 use std::collections::BTreeMap;
 use vfio_fast_testing as common;
@@ -20,7 +20,7 @@ fn iova(page: u64) -> Iova {
     Iova(page * PAGE)
 }
 
-/// Page numbers for the device and in the host's memory.
+/// Converts page numbers (device, host) to addresses.
 fn addresses(pages: &[(u64, u64)]) -> Vec<(Iova, HostVa)> {
     pages.iter().map(|&(device, host)| (iova(device), hva(MEMORY + host * PAGE))).collect()
 }
@@ -37,13 +37,13 @@ fn unmap(engine: &Engine, pages: &[u64]) -> vfio_fast_engine::Result<u64> {
     engine.unmap_pages(pages.iter().map(|&page| iova(page)))
 }
 
-/// Each mapping as its first page and how many there are.
+/// Each mapping as its first page and its number of pages.
 fn held(sim: &Sim) -> Vec<(u64, u64)> {
     let pages = |range: IovaRange| (range.start() / PAGE, range.length() / PAGE);
     sim.mappings().iter().map(|mapping| pages(mapping.range)).collect()
 }
 
-/// What the device sees at each page: the host's page.
+/// The host page at each page of the device.
 fn seen(sim: &Sim) -> BTreeMap<u64, u64> {
     let mut seen = BTreeMap::new();
     for mapping in sim.mappings() {
@@ -66,7 +66,7 @@ fn contiguous_pages_are_one_call() {
     assert_eq!(calls(&sim), (3, 0));
     assert_eq!(unmap(&engine, &[5, 6, 7]).unwrap(), 3 * PAGE);
     assert_eq!(calls(&sim), (3, 1));
-    // Adjacent entries go in one call as well.
+    // One call unmaps adjacent entries, too.
     map(&engine, &[(5, 25), (6, 24), (7, 23)]).unwrap();
     assert_eq!((held(&sim).len(), calls(&sim)), (5, (6, 1)));
     assert_eq!(unmap(&engine, &[5, 6, 7]).unwrap(), 3 * PAGE);
@@ -83,7 +83,7 @@ fn a_page_out_of_the_middle_costs_the_rest_a_map() {
     assert_eq!(held(&sim), [(0, 3), (4, 5), (10, 6)], "honoured at once");
     assert_eq!(calls(&sim), (1 + 3, 1));
     assert_eq!(engine.stats().remapped_bytes, 14 * PAGE);
-    // What was never mapped is not mapped again.
+    // Pages that were never mapped are not mapped again.
     assert_eq!(unmap(&engine, &[3, 40]).unwrap(), 0);
     assert_eq!(unmap(&engine, &[0, 1, 2]).unwrap(), 3 * PAGE);
     assert_eq!((calls(&sim), engine.stats().remapped_bytes), ((4, 2), 14 * PAGE));
@@ -108,7 +108,7 @@ fn nothing_is_wanted_of_an_array_with_one_bad_page() {
     assert_eq!(odd.kind, ErrorKind::Misaligned { value: 5, page: PAGE });
 
     assert_eq!((engine.regions(), calls(&sim)), (regions.clone(), before));
-    // Inside a transaction what came before the call stays.
+    // Inside a transaction, changes made before the call stay.
     engine.begin().unwrap();
     map(&engine, &same(&[1])).unwrap();
     map(&engine, &same(&[2, 1])).unwrap_err();
@@ -127,7 +127,7 @@ fn an_array_that_is_refused_leaves_no_trace_in_its_transaction() {
     engine.begin().unwrap();
     engine.unmap_pages([iova(3), iova(9), iova(4), Iova(5)]).unwrap_err();
     assert_eq!(engine.regions(), regions);
-    // A commit that fails keeps what its transaction unmapped: not what was refused.
+    // A failed commit keeps what its transaction unmapped, but nothing that it refused.
     map(&engine, &same(&[30])).unwrap();
     sim.reconfigure(|config| config.failures = vec![(2, INJECTED)]);
     assert_eq!(engine.commit().unwrap_err().errno, INJECTED);
@@ -187,7 +187,7 @@ fn every_failing_call_takes_the_whole_array_back() {
 }
 
 fn array() -> impl Strategy<Value = Vec<(u64, u64)>> {
-    // Mostly ascending and congruent, so that there are runs.
+    // Mostly ascending and congruent, to form runs.
     let page = (0..PAGES, prop_oneof![4 => Just(0u64), 1 => 1..PAGES]);
     (prop::collection::vec(page, 0..12), any::<bool>()).prop_map(|(mut pages, ascending)| {
         if ascending {
@@ -222,7 +222,7 @@ proptest! {
             } else {
                 let before = wanted.len() as u64;
                 let pages: Vec<u64> = pages.iter().map(|(device, _)| *device).collect();
-                // Of every entry that loses a page, the rest.
+                // The rest of every entry that loses a page.
                 let rest: u64 = held(&sim).iter().map(|&(first, count)| {
                     let stay = (first..first + count).filter(|page| !pages.contains(page)).count() as u64;
                     if stay < count { stay * PAGE } else { 0 }

@@ -1,5 +1,5 @@
-//! The promises of the engine, one by one, on the model: limits, device memory, exact regions, the grid, and what a
-//! PC's firmware does to memory.
+//! The documented rules of the engine, one by one, on the model: limits, device memory, exact regions, the grid, and
+//! the changes that a PC's firmware makes to the memory map.
 
 use common::{RAM, hva, ram, range};
 use vfio_fast_engine::addr::IovaRange;
@@ -40,7 +40,7 @@ fn held(sim: &Sim) -> Vec<(u64, u64)> {
 fn opening_and_closing_shadow_memory_never_touches_high_ram() {
     let (engine, sim) = open(SimConfig::default());
     let rom = |start, length| Region { perm: Perm::Read, ..ram(start, length) };
-    // What SeaBIOS makes of the first 2 GiB: closed, open for shadowing, all writable, locked.
+    // SeaBIOS's changes to the first 2 GiB: closed, open for shadowing, all writable, locked.
     let closed = [ram(0, 640 * KIB), rom(0xc0000, 256 * KIB), ram(MIB, 2 * GIB - MIB), ram(4 * GIB, GIB)];
     let open =
         [ram(0, 640 * KIB), rom(0xc0000, 192 * KIB), ram(0xf0000, 2 * GIB - 0xf0000), ram(4 * GIB, GIB)];
@@ -113,7 +113,7 @@ fn neighbours_join_only_if_they_are_one_object() {
         .unwrap();
     let lengths: Vec<u64> = held(&sim).iter().map(|(_, length)| length / MIB).collect();
     assert_eq!(lengths, [8, 4, 4, 4]);
-    // And what was joined can be unmapped apart: the rest is mapped anew.
+    // Parts of a joined entry can be unmapped: the rest is mapped again.
     assert_eq!(engine.unmap(range(GIB, 4 * MIB)).unwrap(), 4 * MIB);
     assert_eq!(held(&sim)[0], (GIB + 4 * MIB, 4 * MIB));
 }
@@ -163,7 +163,7 @@ fn too_little_memlock_is_told_with_numbers_and_touches_nothing() {
             );
             assert_eq!(engine.stats().preflight_refusals, 1);
         }
-        // What a transaction gives up counts: half a GiB goes, a whole one comes.
+        // Memory that a transaction unmaps is subtracted: half a GiB is unmapped, one GiB is mapped.
         transact(&engine, &[range(0, 512 * MIB)], &[ram(4 * GIB, GIB)]).unwrap();
         assert_eq!(sim.locked(), GIB);
     }
@@ -173,8 +173,8 @@ fn too_little_memlock_is_told_with_numbers_and_touches_nothing() {
 fn what_a_refused_transaction_unmaps_is_unmapped() {
     let (engine, sim) = open(SimConfig { memlock_limit: Some(2 * GIB), ..SimConfig::default() });
     transact(&engine, &[], &[ram(GIB, GIB), ram(4 * GIB, GIB)]).unwrap();
-    // The preflight refuses the map, and still the device must not reach what was given up; half of an entry is mapped
-    // anew.
+    // The preflight refuses the map, but the unmapped memory must still become inaccessible to the device. The other
+    // half of its entry is mapped again.
     let error = transact(&engine, &[range(GIB, GIB / 2)], &[ram(8 * GIB, 2 * GIB)]).unwrap_err();
     assert_eq!((error.op, error.errno), (Op::Check, Errno::ENOMEM));
     assert_eq!(held(&sim), [(3 * GIB / 2, GIB / 2), (4 * GIB, GIB)]);
@@ -197,7 +197,7 @@ fn the_grid_gets_coarser_only_when_entries_run_out() {
 
 #[test]
 fn a_guest_of_64_tib_fits_what_a_container_holds() {
-    // What a q35 machine of 64 TiB has: shadow memory, RAM below the PCI hole, the rest above; and its devices.
+    // A q35 machine of 64 TiB: shadow memory, RAM below the PCI hole, the rest above; and its devices.
     let (engine, sim) = open(SimConfig::default());
     let below = [ram(0, 0xa_0000), ram(0xc_0000, 0x2_0000), ram(0x10_0000, 2 * GIB - 0x10_0000)];
     let rest = ram(4 * GIB, 64 * 1024 * GIB - 2 * GIB);
@@ -209,7 +209,7 @@ fn a_guest_of_64_tib_fits_what_a_container_holds() {
     let wanted: u64 = regions.iter().map(|region| region.range.length()).sum();
     assert_eq!((stats.mapped_bytes, stats.entries), (wanted, sim.mappings().len() as u64));
     assert!(stats.entries <= SimConfig::default().dma_avail, "{} entries", stats.entries);
-    // And once that is so, there is room for what comes and goes.
+    // After that there is room for more changes.
     transact(&engine, &[], &[ram(200 * 1024 * GIB, GIB)]).unwrap();
 }
 
@@ -262,7 +262,7 @@ fn device_memory_that_cannot_be_mapped_is_told_and_not_tried_again() {
     assert_eq!(engine.unmap(bar.range).unwrap(), 3 * GIB);
     sim.reconfigure(|config| config.unmappable.clear());
     assert!(transact(&engine, &[], &[bar]).unwrap().executed.refusals.is_empty());
-    // Alone, without an outcome to put it in, the refusal is the call's error and nothing is wanted.
+    // Outside a transaction there is no outcome to report a refusal in, so the call fails and nothing is wanted.
     engine.unmap(bar.range).unwrap();
     sim.reconfigure(|config| config.unmappable = vec![(bar_hva, u64::MAX)]);
     let commits = engine.stats().commits;

@@ -1,5 +1,5 @@
-//! Many threads at once. `cargo xtask test` runs this under ThreadSanitizer as well, with every other test that starts
-//! threads.
+//! Concurrent threads. `cargo xtask test` runs these and all other tests that start threads under ThreadSanitizer as
+//! well.
 
 #![allow(unsafe_code, reason = "a data race is planted, for ThreadSanitizer to find")]
 
@@ -39,20 +39,20 @@ fn callers_with_ranges_of_their_own_never_see_each_other() {
     }
 }
 
-/// RAM in one entry.
+/// RAM in one exact entry.
 fn exact(start: u64, object: u64, offset: u64, units: u64) -> Region {
     let (range, hva) = (range(start, units * UNIT), hva(hva_of(object, offset)));
     Region { range, hva, perm: Perm::ReadWrite, kind: Kind::Ram, backing: Backing(object), exact: true }
 }
 
-/// Small entries, and a large one whose memory begins shortly before a chunk boundary of populate: the thread that maps
-/// it populates the small chunk, and waits for another thread to populate the large one.
+/// Small entries, and a large one with memory that begins shortly before a chunk boundary of populate: the thread
+/// that maps it populates the small chunk, and waits for another thread to populate the large one.
 fn small_and_large() -> impl Iterator<Item = Region> {
     let small = (0..16).map(move |number| exact(number * 2 * UNIT, 2, number * 2, 1));
     small.chain([exact(1 << 32, 1, UNITS - 1, UNITS)])
 }
 
-/// An iommufd that checks at each map call whether the memory is present.
+/// An iommufd that checks at each map call that the memory is present.
 #[derive(Debug)]
 struct Checking {
     sim: Sim,
@@ -118,7 +118,7 @@ fn no_entry_is_mapped_before_its_memory_is_present() {
     }
 }
 
-/// A device region that the caller has declared as RAM is refused, and the RAM beside it is mapped.
+/// A device region declared as RAM is refused, and the RAM next to it is mapped.
 #[test]
 fn device_memory_declared_as_ram_fails_no_commit() {
     let memory = RealMemory::new();
@@ -126,7 +126,7 @@ fn device_memory_declared_as_ram_fails_no_commit() {
     let (start, bytes) = time_data();
     let (range, hva, perm, backing) = (range(1 << 40, bytes), hva(start), Perm::Read, Backing(3));
     let device = Region { range, hva, perm, kind: Kind::Ram, backing, exact: true };
-    // Two chunks of populate each.
+    // Each has two chunks of populate.
     let ram = [exact(1 << 32, 1, 0, 2 * UNITS), exact(2 << 32, 2, 0, 2 * UNITS)];
     let config = SimConfig {
         populate: PopulatePolicy::Overlapped,
@@ -152,10 +152,10 @@ fn device_memory_declared_as_ram_fails_no_commit() {
     }
 }
 
-/// What nothing orders.
+/// Data without synchronisation.
 struct Unguarded(UnsafeCell<u64>);
 
-// SAFETY: it is not safe, which is the point.
+// SAFETY: this is unsound on purpose: ThreadSanitizer must report it.
 unsafe impl Sync for Unguarded {}
 
 #[test]
@@ -166,12 +166,12 @@ fn a_planted_race_is_reported() {
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                // Both are at work before either writes, and a relaxed operation orders nothing.
+                // Both threads are running before either writes, and a relaxed operation does not order their writes.
                 there.fetch_add(1, Ordering::Relaxed);
                 while there.load(Ordering::Relaxed) < 2 {
                     std::thread::yield_now();
                 }
-                // SAFETY: it is not safe: the other thread writes as well.
+                // SAFETY: this is unsound on purpose: the other thread writes concurrently.
                 unsafe { *sum.0.get() += 1 };
             });
         }

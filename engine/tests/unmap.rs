@@ -1,4 +1,4 @@
-//! How much one unmap call takes, and how a container is emptied at the end, on the model.
+//! The size of unmap calls, and how a container is emptied at the end, on the model.
 #![allow(unsafe_code, reason = "the common part names host addresses")]
 
 use common::{RAM, hva, ram, range};
@@ -18,7 +18,7 @@ fn open(sim: SimConfig, config: Config) -> (Engine, Sim) {
     (Engine::new(Box::new(sim.clone()), config).unwrap(), sim)
 }
 
-/// The lengths of the unmap calls from that one on; a map among them fails the test.
+/// The lengths of the unmap calls from call `from` on; fails if one of them is a map call.
 fn unmapped(sim: &Sim, from: usize) -> Vec<u64> {
     let length = |call: &Call| match call {
         Call::Unmap(range) => range.length(),
@@ -29,7 +29,7 @@ fn unmapped(sim: &Sim, from: usize) -> Vec<u64> {
     sim.calls()[from..].iter().map(length).collect()
 }
 
-/// Pages with a page between each two.
+/// Maps pages with a gap after each.
 fn scattered(engine: &Engine, pages: u64) {
     let pages = (0..pages).map(|n| (Iova(2 * n * PAGE), hva(RAM + 2 * n * PAGE)));
     engine.map_pages(pages, Perm::ReadWrite, Backing(1)).unwrap();
@@ -42,7 +42,7 @@ fn unmaps_are_joined_but_bounded_in_bytes() {
     let calls = sim.calls().len();
     engine.unmap(range(GIB, 256 * GIB)).unwrap();
     assert_eq!(unmapped(&sim, calls), [4 * GIB; 64]);
-    // A single entry larger than the bound is still one call.
+    // A single entry larger than the bound takes one call.
     engine.map_region(Region { exact: true, ..ram(0, 16 * GIB) }).unwrap();
     let calls = sim.calls().len();
     engine.unmap(range(0, 16 * GIB)).unwrap();
@@ -75,7 +75,7 @@ proptest! {
         let config = Config { entry_size: 2 * MIB, max_unmap_entries: setting, ..Config::default() };
         let (engine, sim) = open(SimConfig::default(), config);
         for (start, length) in regions {
-            // What overlaps is refused, and not there.
+            // An overlapping region is refused, and so not mapped.
             let _ = engine.map_region(ram(start * MIB, length * MIB));
         }
         let entries = sim.mappings();

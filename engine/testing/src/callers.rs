@@ -1,4 +1,4 @@
-//! Threads of a caller's that map and unmap through one engine at the same time, each in units of its own.
+//! Threads that map and unmap through one engine concurrently, each in its own range of units.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,10 +7,10 @@ use vfio_fast_engine::Engine;
 use vfio_fast_engine::region::{Kind, Perm};
 
 const CALLERS: u64 = 4;
-/// Units of each: enough for threads of the engine's to share them.
+/// Units of each caller: enough for the engine to use several threads on them.
 const SHARE: u64 = UNITS / CALLERS;
 
-/// Lets them work for so many rounds, while one more looks on. Answers what they leave mapped.
+/// Runs the callers for `rounds` rounds, while another thread observes the engine. Returns what they leave mapped.
 pub fn keep_to_their_own(engine: &Engine, rounds: u64) -> Space {
     let before = engine.stats();
     let at_work = AtomicUsize::new(CALLERS as usize);
@@ -44,7 +44,7 @@ pub fn keep_to_their_own(engine: &Engine, rounds: u64) -> Space {
     left
 }
 
-/// Told when a caller ends, be it by a panic.
+/// Counts a caller down when it ends, even by a panic.
 struct Done<'a>(&'a AtomicUsize);
 
 impl Drop for Done<'_> {
@@ -53,7 +53,7 @@ impl Drop for Done<'_> {
     }
 }
 
-/// One caller: what it leaves, and how many calls it made.
+/// One caller. Returns what it leaves mapped, and the number of its calls.
 fn work(engine: &Engine, caller: u64, rounds: u64) -> (Space, u64) {
     let mut space = Space::new(0);
     let mut calls = 0;
@@ -88,7 +88,8 @@ fn work(engine: &Engine, caller: u64, rounds: u64) -> (Space, u64) {
     (space, calls)
 }
 
-/// Whoever asks meanwhile sees the state between two calls, never that within one. Answers how often it looked.
+/// Checks that another thread sees the state between two calls, never an intermediate one. Returns the number of
+/// checks.
 fn look_on(engine: &Engine, at_work: &AtomicUsize) -> u64 {
     let mut looks = 0;
     while looks == 0 || at_work.load(Ordering::Relaxed) > 0 {

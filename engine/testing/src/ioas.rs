@@ -1,4 +1,4 @@
-//! An IOAS of a real device's, for tests and benches.
+//! An IOAS with a real device, for tests and benches.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Error;
@@ -14,9 +14,9 @@ const VFIO_DEVICE_BIND_IOMMUFD: libc::c_ulong = 0x3b76;
 const VFIO_DEVICE_ATTACH_IOMMUFD_PT: libc::c_ulong = 0x3b77;
 const IOMMU_IOAS_ALLOC: libc::c_ulong = 0x3b81;
 
-/// The answer of an ioctl; its argument is written back to.
+/// Makes an ioctl and returns its result. The kernel may write to `argument`.
 pub fn ioctl<T>(fd: RawFd, request: libc::c_ulong, argument: &mut T) -> Result<i32, i32> {
-    // SAFETY: whoever asks does it with the struct, or the number, that the request takes.
+    // SAFETY: every caller passes the struct, or the number, that the request takes.
     let answer = unsafe { libc::ioctl(fd, request, ptr::from_mut(argument)) };
     if answer < 0 { Err(Error::last_os_error().raw_os_error().unwrap_or(0)) } else { Ok(answer) }
 }
@@ -33,12 +33,12 @@ pub fn open(path: &Path) -> File {
 /// A device bound to vfio-pci.
 #[derive(Debug)]
 pub struct Device {
-    /// Its place in sysfs.
+    /// The device's folder in sysfs.
     pub folder: PathBuf,
 }
 
 impl Device {
-    /// The one with that PCI address.
+    /// Looks up the device by its PCI address.
     pub fn at(address: &str) -> Self {
         Self { folder: Path::new("/sys/bus/pci/devices").join(address) }
     }
@@ -49,17 +49,17 @@ impl Device {
     }
 }
 
-/// An IOAS of an iommufd of its own, which the device is bound to.
+/// An IOAS in an iommufd of its own, and the device bound to that iommufd.
 #[derive(Debug)]
 pub struct Ioas {
-    /// What is attached; dropped before what it is attached to.
+    /// The bound device. It is dropped before the iommufd that it is bound to.
     pub device: File,
     pub iommufd: File,
     pub id: u32,
 }
 
 impl Ioas {
-    /// With no device attached yet.
+    /// Creates an IOAS without attaching the device.
     pub fn new(device: &Device) -> Self {
         let (iommufd, device) = (open(Path::new("/dev/iommu")), open(&device.character_device()));
         let mut bind = vfio::vfio_device_bind_iommufd {

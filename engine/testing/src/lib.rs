@@ -1,4 +1,4 @@
-//! A naive oracle of the engine: a small IOVA space, unit by unit, and the operations that change it.
+//! A naive oracle for the engine: a small IOVA space, unit by unit, and the operations that change it.
 #![allow(unsafe_code, reason = "naming a host address is unsafe; see `region`")]
 
 pub mod callers;
@@ -14,12 +14,12 @@ use vfio_fast_engine::{Config, Engine, Error};
 
 /// Bytes of one unit: a quarter of the first grid cell, an eighth of the smallest entry.
 pub const UNIT: u64 = 256 << 10;
-/// Units of the space the tests play in: 16 MiB.
+/// Units of the test space: 16 MiB.
 pub const UNITS: u64 = 64;
-/// The smallest entry, so that the small space has many grid cells.
+/// The minimum entry size, which gives the small space many grid cells.
 pub const ENTRY: u64 = 2 << 20;
 
-/// Numbers of threads that tests work with: more than a small machine has CPUs.
+/// Thread counts for tests: more than a small machine has CPUs.
 pub const THREADS: [usize; 4] = [3, 4, 8, 64];
 
 /// A region in units.
@@ -27,7 +27,7 @@ pub const THREADS: [usize; 4] = [3, 4, 8, 64];
 pub struct Piece {
     pub start: u64,
     pub units: u64,
-    /// Which memory object: its number, and the unit inside it the piece begins at.
+    /// The number of the memory object; `offset` is the unit in it at which the piece begins.
     pub object: u64,
     pub offset: u64,
     pub perm: Perm,
@@ -42,7 +42,7 @@ pub enum Step {
     Unmap { start: u64, units: u64 },
 }
 
-/// What the oracle knows of one unit: host address, permission, and which exact mapping it belongs to (0: none).
+/// What the oracle records for one unit: host address, permission, and the exact mapping it belongs to (0: none).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cell {
     pub hva: u64,
@@ -85,7 +85,7 @@ impl Space {
         }
     }
 
-    /// Applies a step as the rules say; `false` if it is an error and changes nothing.
+    /// Applies a step according to the rules; returns `false` if the step is an error and changes nothing.
     pub fn apply(&mut self, step: Step) -> bool {
         match step {
             Step::Map(piece) => {
@@ -122,7 +122,7 @@ impl Space {
         }
     }
 
-    /// What a failed commit leaves: what was wanted before, less everything the transaction unmapped.
+    /// The space after a failed commit: everything wanted before, minus everything the transaction unmapped.
     pub fn after_failure(&self, applied: &[Step]) -> Self {
         let mut space = self.clone();
         for step in applied {
@@ -133,19 +133,19 @@ impl Space {
         space
     }
 
-    /// How many of these units are wanted.
+    /// The number of wanted units in this range.
     pub fn wanted_units(&self, start: u64, units: u64) -> u64 {
         self.cells[start as usize..(start + units) as usize].iter().flatten().count() as u64
     }
 
-    /// The cells a mapping covers.
+    /// The cells that a mapping covers.
     fn under(&self, mapping: &Mapping) -> &[Option<Cell>] {
         let first = mapping.range.start().wrapping_sub(self.base) / UNIT;
         let units = mapping.range.length() / UNIT;
         &self.cells[first as usize..(first + units) as usize]
     }
 
-    /// Fails unless the kernel holds exactly this space.
+    /// Fails unless the kernel's mappings are exactly this space.
     pub fn assert_mapped(&self, kernel: &[Mapping]) {
         let mut held: Vec<Option<(u64, Perm)>> = vec![None; UNITS as usize];
         for mapping in kernel {
@@ -160,7 +160,7 @@ impl Space {
         assert_eq!(held, wanted, "the kernel holds something else than what is wanted");
     }
 
-    /// Fails unless each exact region is one mapping and no mapping crosses a grid cut or an object.
+    /// Fails unless each exact region is one mapping, and no mapping crosses a grid cut or the boundary of an object.
     pub fn assert_shape(&self, kernel: &[Mapping]) {
         for mapping in kernel {
             let cells: Vec<Cell> =
@@ -178,7 +178,7 @@ impl Space {
     }
 }
 
-/// Fails if a mapping whose every unit is wanted just as before was taken away.
+/// Fails if a mapping was unmapped although all of its units are wanted as before.
 pub fn assert_untouched(before: &Space, after: &Space, kernel_before: &[Mapping], calls: &[Call]) {
     for mapping in kernel_before {
         if before.under(mapping) == after.under(mapping) {
@@ -189,53 +189,54 @@ pub fn assert_untouched(before: &Space, after: &Space, kernel_before: &[Mapping]
     }
 }
 
-/// Where an object's unit is in the host's memory: where nothing else is, and where ThreadSanitizer takes memory.
+/// The host address of an object's unit, in a range that nothing else uses and in which ThreadSanitizer permits
+/// mappings.
 pub fn hva_of(object: u64, offset: u64) -> u64 {
     0x10_0000_0000 + (object << 32) + offset * UNIT
 }
 
-/// A host address that nothing will ever be read from or written to.
+/// A host address that is never read from or written to.
 pub fn hva(address: u64) -> HostVa {
-    // SAFETY: the model maps nothing and populate is off, so no device and no kernel ever looks behind this address.
+    // SAFETY: the model maps nothing and populate is off, so no device and no kernel accesses memory at this address.
     unsafe { vfio_fast_engine::host_va(address) }
 }
 
-/// So many bytes from there on.
+/// The range of `length` bytes from `start` on.
 pub fn range(start: u64, length: u64) -> IovaRange {
     IovaRange::new(Iova(start), length).expect("inside the address space")
 }
 
-/// Where the RAM of [`ram`] is in the host's memory.
+/// The host address of the RAM of [`ram`] at IOVA 0.
 pub const RAM: u64 = 0x7f00_0000_0000;
 
-/// RAM of one object, whose host address follows its IOVA.
+/// RAM of a single object, at a constant offset between IOVA and host address.
 pub fn ram(start: u64, length: u64) -> Region {
     let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(1));
     let hva = hva(RAM + (start & ((1 << 40) - 1)));
     Region { range: range(start, length), hva, perm, kind, backing, exact: false }
 }
 
-/// A model that keeps these rules.
+/// A configuration of the model with these rules.
 pub fn keeping(rules: Rules) -> SimConfig {
     SimConfig { rules, ..SimConfig::default() }
 }
 
-/// Either kernel driver's rules.
+/// The rules of either kernel driver.
 pub fn rules() -> impl Strategy<Value = Rules> {
     prop_oneof![Just(Rules::Type1), Just(Rules::Iommufd)]
 }
 
-/// One thread, or more than there are CPUs.
+/// One thread, or more threads than there are CPUs.
 pub fn threads() -> impl Strategy<Value = usize> {
     prop::sample::select([&[1], &THREADS[..]].concat())
 }
 
-/// An engine over the model, and the model. It works with eight threads.
+/// An engine with eight threads on a model, and the model.
 pub fn engine(config: SimConfig) -> (Engine, Sim) {
     engine_with(8, config)
 }
 
-/// An engine over the model, and the model. It works with so many threads.
+/// An engine with that number of threads on a model, and the model.
 pub fn engine_with(threads: usize, config: SimConfig) -> (Engine, Sim) {
     let sim = Sim::new(config);
     let config = Config { entry_size: ENTRY, threads, ..Config::default() };
@@ -250,7 +251,7 @@ pub fn drive(engine: &Engine, space: &Space, step: Step) -> Result<u64, Error> {
     }
 }
 
-/// Fails unless the engine's table is what the kernel holds.
+/// Fails unless the engine's table equals the kernel's mappings.
 pub fn assert_table(engine: &Engine, sim: &Sim) {
     let table: Vec<Mapping> = engine.entries().iter().map(|entry| entry.mapping()).collect();
     assert_eq!(table, sim.mappings(), "the table differs from the kernel");
@@ -271,7 +272,7 @@ prop_compose! {
         kind in prop_oneof![5 => Just(Kind::Ram), 1 => Just(Kind::Device)],
     ) -> Piece {
         let units = if short { units.min(4) } else { units };
-        // Offsets that follow the IOVA make neighbours join often.
+        // Offsets that follow the IOVA let neighbours join often.
         Piece { start, units, object, offset: start + shift, perm, kind, exact }
     }
 }
@@ -284,12 +285,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Transactions of a few steps each, most of which overlap what earlier ones did.
+/// Transactions of a few steps each, most of which overlap earlier changes.
 pub fn transactions() -> impl Strategy<Value = Vec<Vec<Step>>> {
     prop::collection::vec(prop::collection::vec(step(), 0..6), 1..12)
 }
 
-/// The space at the bottom (with the cut at 1 MiB) and at the very top of 2^64.
+/// The base of a space at the bottom (with the cut at 1 MiB) or at the very top of 2^64.
 pub fn base() -> impl Strategy<Value = u64> {
     prop_oneof![3 => Just(0u64), 1 => Just((UNITS * UNIT).wrapping_neg())]
 }

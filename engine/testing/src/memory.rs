@@ -1,13 +1,14 @@
-//! Real memory where the objects of a [`Space`](super::Space) are, so that it can be faulted in and mapped.
+//! Real memory at the host addresses of the objects of a [`Space`](super::Space), so that it can be faulted in and
+//! mapped.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{UNIT, UNITS, hva_of};
 
-/// How many of these bytes are present.
+/// The number of these bytes that are present.
 pub fn resident(start: u64, bytes: u64) -> u64 {
     let mut pages = vec![0u8; usize::try_from(bytes / 4096).unwrap()];
-    // SAFETY: the vector has a byte for every page, and no byte behind the address is accessed.
+    // SAFETY: the vector has a byte for every page, and no byte at the address is accessed.
     let result = unsafe {
         libc::mincore(start as *mut libc::c_void, usize::try_from(bytes).unwrap(), pages.as_mut_ptr())
     };
@@ -15,8 +16,8 @@ pub fn resident(start: u64, bytes: u64) -> u64 {
     pages.iter().filter(|&&page| page & 1 == 1).count() as u64 * 4096
 }
 
-/// Base pages in the page tables that need no memory. The kernel walks them when it lists the mappings of a process, so
-/// that to recognise device memory takes a while.
+/// Page table entries that map the shared zero page, and so need no memory. The kernel walks them when it lists the
+/// mappings of a process, which makes the detection of device memory slow.
 pub struct ZeroPages {
     address: *mut libc::c_void,
 }
@@ -36,8 +37,8 @@ impl ZeroPages {
         let address = unsafe { libc::mmap(std::ptr::null_mut(), Self::BYTES, libc::PROT_READ, flags, -1, 0) };
         assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         for advice in [libc::MADV_NOHUGEPAGE, libc::MADV_POPULATE_READ] {
-            // SAFETY: the range is this mapping's, and neither advice changes a byte of it. Where it is refused the
-            // pages are missing, which changes how long the kernel walks.
+            // SAFETY: the range is this mapping's, and neither advice changes a byte of it. If it is refused, the
+            // pages are missing, which only changes how long the kernel walks.
             let _ = unsafe { libc::madvise(address, Self::BYTES, advice) };
         }
         Self { address }
@@ -60,7 +61,7 @@ pub fn time_data() -> (u64, u64) {
     (start, end - start)
 }
 
-/// The memory of every object, anonymous and private. Its addresses are fixed, so there is one at a time.
+/// The memory of every object, anonymous and private. Its addresses are fixed, so only one can exist at a time.
 pub struct RealMemory {
     _alone: MutexGuard<'static, ()>,
 }
@@ -73,7 +74,7 @@ impl Default for RealMemory {
 
 impl RealMemory {
     const OBJECTS: std::ops::Range<u64> = 1..4;
-    /// Twice the space, so that there is a chunk boundary of populate inside, with a whole chunk after it.
+    /// Twice the space, so that it contains a chunk boundary of populate, followed by a whole chunk.
     const BYTES: usize = (2 * UNITS * UNIT) as usize;
 
     pub fn new() -> Self {
@@ -91,14 +92,14 @@ impl RealMemory {
         Self { _alone: alone }
     }
 
-    /// Takes away, or gives back, the memory of one unit of an object.
+    /// Changes the protection of one unit of an object.
     pub fn protect(&self, object: u64, unit: u64, protection: libc::c_int) {
         let address = hva_of(object, unit) as *mut libc::c_void;
-        // SAFETY: the unit is inside one of the mappings, which nobody holds a reference into.
+        // SAFETY: the unit is inside one of the mappings, and no reference into them exists.
         assert_eq!(unsafe { libc::mprotect(address, UNIT as usize, protection) }, 0);
     }
 
-    /// Keeps huge pages away, so that each page becomes present by itself.
+    /// Disables huge pages, so that each page becomes present on its own.
     pub fn small_pages(&self) {
         for object in Self::OBJECTS {
             let address = hva_of(object, 0) as *mut libc::c_void;
@@ -108,11 +109,11 @@ impl RealMemory {
         }
     }
 
-    /// Makes all of it cold again.
+    /// Discards all of the memory, so that it has to be faulted in again.
     pub fn cool(&self) {
         for object in Self::OBJECTS {
             let address = hva_of(object, 0) as *mut libc::c_void;
-            // SAFETY: the range is one of the mappings, which nobody holds a reference into.
+            // SAFETY: the range is one of the mappings, and no reference into them exists.
             assert_eq!(unsafe { libc::madvise(address, Self::BYTES, libc::MADV_DONTNEED) }, 0);
         }
     }
@@ -121,7 +122,7 @@ impl RealMemory {
 impl Drop for RealMemory {
     fn drop(&mut self) {
         for object in Self::OBJECTS {
-            // SAFETY: the range is one of the mappings, which nobody holds a reference into.
+            // SAFETY: the range is one of the mappings, and no reference into them exists.
             unsafe { libc::munmap(hva_of(object, 0) as *mut libc::c_void, Self::BYTES) };
         }
     }

@@ -1,7 +1,7 @@
-//! What type1 and iommufd answer, as their sources say (Linux 6.12 and 7.2): one table for the model and for real
-//! kernels.
+//! The results of type1 and iommufd according to their sources (Linux 6.12 and 7.2): one table for the model and for
+//! real kernels.
 //!
-//! Nothing in here may be written down from what the model does.
+//! Never derive an expected result from the model's behaviour.
 
 use libc::{EADDRINUSE, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM, ENOSPC, EOVERFLOW};
 
@@ -9,30 +9,30 @@ use super::run::Answer::{self, Bytes, Done, No};
 use super::run::Hva::{self, At, Nothing, ReadOnly, Writable};
 use super::run::{Case, Kernel, Needs, Op, Step};
 
-/// The smallest IOMMU page everywhere these cases run.
+/// The smallest IOMMU page on every machine that runs these cases.
 pub const PAGE: u64 = 4096;
-/// Bytes of each kind of memory the cases use: pages 0 to 15 of it.
+/// Bytes of each kind of memory that the cases use: its pages 0 to 15.
 pub const MEMORY: u64 = 16 * PAGE;
 
-/// IOVAs that any IOMMU can translate and nothing has reserved.
+/// IOVAs that any IOMMU can translate and that are not reserved.
 const A: u64 = 0x1000_0000;
-/// Where x86 takes writes of devices for interrupts: never an IOVA. One mebibyte.
+/// The 1 MiB range in which x86 receives message-signalled interrupts: never a valid IOVA.
 const INTERRUPTS: u64 = 0xfee0_0000;
 const AFTER_INTERRUPTS: u64 = 0xfef0_0000;
-/// The last page of the space.
+/// The last page of the 64-bit space.
 const LAST: u64 = u64::MAX - (PAGE - 1);
 
-/// Both answer the same.
+/// Both drivers return the same result.
 fn same(op: Op, answer: Answer) -> Step {
     Step { op, type1: answer, iommufd: answer }
 }
 
-/// The answers of type1 and of iommufd.
+/// The drivers return different results.
 fn each(op: Op, type1: Answer, iommufd: Answer) -> Step {
     Step { op, type1, iommufd }
 }
 
-/// A map call that works for both: `pages` writable pages of `memory` from their page `from` on.
+/// A map call that succeeds with both drivers: `pages` writable pages of `memory`, starting at its page `from`.
 fn put(iova: u64, pages: u64, memory: Hva) -> Step {
     same(map(iova, pages * PAGE, memory), Done)
 }
@@ -49,12 +49,12 @@ fn unmap(iova: u64, length: u64) -> Op {
     Op::Unmap { iova, length }
 }
 
-/// Page `number` of the writable memory.
+/// The address of page `number` of the writable memory.
 fn page(number: u64) -> Hva {
     Writable(number * PAGE)
 }
 
-/// What wraps: EINVAL up to 6.17, EOVERFLOW since.
+/// The result for a range that wraps: EINVAL up to 6.17, EOVERFLOW since.
 const WRAPS: Answer = No(&[EINVAL, EOVERFLOW]);
 const CUTS: (Answer, Answer) = (No(&[EINVAL]), No(&[ENOENT]));
 const EMPTY: (Answer, Answer) = (Bytes(0), No(&[ENOENT]));
@@ -71,7 +71,6 @@ fn gone(iova: u64, pages: u64, bytes: u64) -> Step {
     same(unmap(iova, pages * PAGE), Bytes(bytes))
 }
 
-/// All cases.
 pub fn all() -> Vec<Case> {
     [maps(), unmaps(), numbers(), memory(), limits(), files(), without_a_device()].concat()
 }
@@ -81,12 +80,12 @@ fn case(name: &'static str, steps: Vec<Step>) -> Case {
 }
 
 impl Case {
-    /// What is mapped in the end, in pages from [`A`] on.
+    /// Sets what is mapped at the end, in pages from [`A`] on.
     fn leaves(self, pages: &[(u64, u64)]) -> Self {
         self.leaves_each(pages, pages)
     }
 
-    /// What is mapped in the end, on type1 and on iommufd.
+    /// Sets what is mapped at the end, on type1 and on iommufd.
     fn leaves_each(self, type1: &[(u64, u64)], iommufd: &[(u64, u64)]) -> Self {
         let at = |pages: &[(u64, u64)]| pages.iter().map(|(n, count)| (A + n * PAGE, count * PAGE)).collect();
         Self { left: [at(type1), at(iommufd)], ..self }
@@ -149,7 +148,7 @@ fn unmaps() -> Vec<Case> {
             .leaves(&[(1, 4)]),
         case("cut: begins inside and ends behind", vec![put(A, 4, page(0)), cuts(at(2), 8 * PAGE)])
             .leaves(&[(0, 4)]),
-        // iommufd goes from entry to entry, and what it has unmapped before the cut one stays unmapped.
+        // iommufd goes from entry to entry, and the entries before the one that is cut stay unmapped.
         case("cut: the second of two", vec![put(A, 2, page(0)), put(at(2), 2, page(2)), cuts(A, 3 * PAGE)])
             .leaves_each(&[(0, 2), (2, 2)], &[(2, 2)]),
         case(
@@ -195,7 +194,7 @@ fn unmaps() -> Vec<Case> {
     ]
 }
 
-/// Addresses and lengths that no caller in its right mind uses.
+/// Cases with invalid addresses and lengths.
 fn numbers() -> Vec<Case> {
     let bad = |op| same(op, No(&[EINVAL]));
     let half = PAGE / 2;
@@ -205,7 +204,7 @@ fn numbers() -> Vec<Case> {
         case("misaligned host address", vec![bad(map(A, PAGE, Writable(half)))]),
         case("misaligned unmap inside", vec![put(A, 4, page(0)), cuts(A + half, 2 * PAGE), cuts(A, half)])
             .leaves(&[(0, 4)]),
-        // iommufd's unmap knows no alignment, only entries.
+        // iommufd's unmap checks entries, not alignment.
         case(
             "misaligned unmap around",
             vec![put(A, 2, page(0)), each(unmap(A - half, 3 * PAGE), No(&[EINVAL]), Bytes(2 * PAGE))],
@@ -221,7 +220,7 @@ fn numbers() -> Vec<Case> {
         case("map around the end", vec![each(map(LAST, 2 * PAGE, page(0)), WRAPS, No(&[EOVERFLOW]))]),
         case("unmap around the end", vec![each(unmap(LAST, 2 * PAGE), WRAPS, No(&[EOVERFLOW]))]),
         case("host address around the end", vec![each(map(A, 2 * PAGE, At(LAST)), WRAPS, No(&[EOVERFLOW]))]),
-        // iommufd's sum is the byte after the last one.
+        // iommufd computes the byte after the last one.
         case(
             "host address up to the end",
             vec![each(map(A, PAGE, At(LAST)), No(&[EFAULT]), No(&[EOVERFLOW]))],
@@ -242,7 +241,7 @@ fn numbers() -> Vec<Case> {
             ],
         )
         .leaves(&[(0, 1)]),
-        // To iommufd this says "everything".
+        // iommufd takes this length for the whole space.
         case(
             "the largest length from 0",
             vec![put(A, 2, page(0)), each(unmap(0, u64::MAX), No(&[EINVAL]), Bytes(2 * PAGE))],
@@ -270,7 +269,7 @@ fn numbers() -> Vec<Case> {
     ]
 }
 
-/// What is behind the host address.
+/// Cases about the kind of memory at the host address.
 fn memory() -> Vec<Case> {
     let at = |n: u64| A + n * PAGE;
     let fault = |op| same(op, No(&[EFAULT]));
@@ -290,7 +289,7 @@ fn memory() -> Vec<Case> {
             vec![fault(map(A, PAGE, Nothing)), fault(map_read(A, PAGE, Nothing)), put(A, 1, page(0))],
         )
         .leaves(&[(0, 1)]),
-        // The memory ends where nothing begins.
+        // The writable memory ends here, and nothing is mapped after it.
         case(
             "half of it is no memory",
             vec![fault(map(A, 2 * PAGE, page(15))), empty(A, 2 * PAGE), put(at(1), 1, page(0))],
@@ -337,7 +336,7 @@ fn limits() -> Vec<Case> {
                 put(A, 1, page(0)),
                 put(at(1), 1, page(1)),
                 same(map(A, PAGE, page(2)), No(&[EEXIST])),
-                // Which of two errors: no room comes before the bad IOVA, after the bad alignment.
+                // Of two errors, ENOSPC is checked before the bad IOVA and after the bad alignment.
                 same(map(INTERRUPTS, PAGE, page(2)), No(&[ENOSPC])),
                 same(map(at(2), PAGE + 1, page(2)), No(&[EINVAL])),
                 same(map(at(2), PAGE, page(2)), No(&[ENOSPC])),
@@ -351,7 +350,7 @@ fn limits() -> Vec<Case> {
     ]
 }
 
-/// IOMMU_IOAS_MAP_FILE, since Linux 6.13.
+/// Cases of IOMMU_IOAS_MAP_FILE, since Linux 6.13.
 fn files() -> Vec<Case> {
     let at = |n: u64| A + n * PAGE;
     let map = |iova, length, offset, answer| {
@@ -412,7 +411,7 @@ fn files() -> Vec<Case> {
     ]
 }
 
-/// An IOAS before its first device: it takes everything, and the device is told what was wrong.
+/// Cases of an IOAS before its first device: every map succeeds, and attaching the device returns the error.
 fn without_a_device() -> Vec<Case> {
     let at = |n: u64| A + n * PAGE;
     let needs = Needs { no_device: true, ..Needs::default() };

@@ -1,4 +1,4 @@
-//! What type1 says of dirty pages: one sequence of calls for the model and the kernel.
+//! type1's dirty tracking: one sequence of calls for the model and the kernel.
 
 use super::cases::PAGE;
 use super::run::Hva;
@@ -14,7 +14,7 @@ fn pages(first: u64, count: u64) -> IovaRange {
     IovaRange::new(Iova(START + first * PAGE), count * PAGE).unwrap()
 }
 
-/// A device of vfio-pci does not tell what it writes to: every mapped page is dirty, each time.
+/// A vfio-pci device does not report its writes, so every mapped page is dirty each time.
 pub fn assert_told(backend: &dyn Backend, memory: Memory) {
     let tracking = backend.dirty_tracking().expect("type1 has tracked dirty pages since Linux 5.8");
     assert!(tracking.max_bytes() >= 1 << 40, "{:#x}", tracking.max_bytes());
@@ -49,8 +49,8 @@ pub fn assert_told(backend: &dyn Backend, memory: Memory) {
     assert_eq!(unmap(pages(0, 2)), Ok((2 * PAGE, 0b11)));
     assert_eq!(unmap(pages(0, 2)), Ok((0, 0)));
     assert_eq!(read(pages(0, 66), 2), Ok(vec![0, 0b11]));
-    // An entry that does not begin with a word of the bitmap: bits behind its end get set, from the second time on. No
-    // page is left out, but the engine does not ask so.
+    // An entry that does not begin with a word of the bitmap: from the second time on, bits after its end are set. No
+    // page is missed, and the engine never makes such a call.
     for _ in 0..2 {
         assert_eq!(read(pages(60, 6), 1).map(|bitmap| bitmap[0] & 0b11_1111), Ok(0b11_0000));
     }
@@ -61,14 +61,14 @@ pub fn assert_told(backend: &dyn Backend, memory: Memory) {
     assert_eq!(backend.unmap(pages(64, 2)), Ok(2 * PAGE));
 }
 
-/// The engine asks by whole entries, whatever it is asked for.
+/// The engine requests whole entries, whatever range its caller requests.
 pub fn assert_told_by_section(backend: Box<dyn Backend>, memory: Memory) {
     let engine = Engine::new(backend, Config { huge_pages: false, threads: 8, ..Config::default() }).unwrap();
     let read = |range| -> Result<u64, error::Error> {
         let mut bitmap = [0];
         engine.read_dirty(range, &mut bitmap).map(|()| bitmap[0])
     };
-    // One entry of two sections.
+    // One entry that consists of two sections.
     let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(1));
     engine.begin().unwrap();
     for section in [0, 4] {

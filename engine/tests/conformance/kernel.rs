@@ -1,4 +1,4 @@
-//! The kernel itself: a container or an IOAS made anew for each case, around a device that is bound to vfio-pci.
+//! The real kernel: a new container or IOAS for each case, with a device that is bound to vfio-pci.
 
 use std::fs::{self, File};
 use std::io::Error;
@@ -21,7 +21,7 @@ use vfio_fast_engine::backend::Backend;
 use vfio_fast_engine::backend::iommufd::Iommufd;
 use vfio_fast_engine::backend::type1::Type1;
 
-/// Names the device: a PCI address, as in sysfs.
+/// The variable that has the PCI address of the device, as in sysfs.
 const DEVICE: &str = "VFIO_FAST_DEVICE";
 const ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
 
@@ -35,12 +35,13 @@ const IOMMU_IOAS_MAP: libc::c_ulong = 0x3b85;
 const IOMMU_IOAS_UNMAP: libc::c_ulong = 0x3b86;
 const IOMMU_IOAS_MAP_FILE: libc::c_ulong = 0x3b8f;
 
-/// What can be opened.
+/// The kinds of container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
     Type1,
     Iommufd,
-    /// A container that iommufd imitates. Its ioctls answer like neither, but a backend evens that out.
+    /// A container that iommufd emulates. Its ioctls return the results of neither driver, but the backend hides
+    /// that.
     Imitation,
 }
 
@@ -64,7 +65,7 @@ pub fn on_backend(case: &Case, driver: Driver, run: impl FnOnce(&dyn Target)) {
     });
 }
 
-/// What opening an IOAS answers that the iommufd does not have.
+/// The error of opening an IOAS that the iommufd does not have.
 pub fn open_wrong_ioas() -> vfio_fast_engine::Error {
     let mut error = None;
     on_the_kernel(Needs::default(), Driver::Iommufd, |opened, _| {
@@ -78,7 +79,7 @@ pub fn attached(driver: Driver, run: impl FnOnce(&dyn Backend, Memory)) {
     with_backend(Needs::default(), driver, |backend, _, memory| run(backend, memory));
 }
 
-/// Opens the backend for the driver, with the device attached and to keep, and the ioctls it uses.
+/// Opens the backend for the driver with the device attached, and passes its ownership and the ioctls it uses.
 pub fn owned(driver: Driver, run: impl FnOnce(Box<dyn Backend>, &dyn Target, Memory)) {
     on_the_kernel(Needs::default(), driver, |opened, memory| {
         run(opened.backend(driver), &Ioctls { opened, kernel: driver.answers_as(), memory }, memory);
@@ -90,10 +91,10 @@ pub fn device_name() -> String {
     std::env::var(DEVICE).unwrap_or_else(|_| panic!("{DEVICE} names no device"))
 }
 
-/// Replaces the mapping of the file by one that nobody may touch.
+/// Replaces the mapping of the file by one without any access.
 pub fn map_untouchable(memory: Memory, flags: libc::c_int) {
     let (address, bytes) = (memory.file as *mut libc::c_void, usize::try_from(MEMORY).unwrap());
-    // SAFETY: the mapping that is replaced is the tests' own, and nobody has a reference into it.
+    // SAFETY: the mapping that is replaced is the tests' own, and no reference into it exists.
     let got = unsafe { libc::mmap(address, bytes, libc::PROT_NONE, flags | libc::MAP_FIXED, memory.fd, 0) };
     assert_eq!(got, address, "{}", Error::last_os_error());
 }
@@ -102,7 +103,7 @@ pub fn map_untouchable(memory: Memory, flags: libc::c_int) {
 pub struct Bar<'a> {
     device: &'a File,
     bytes: u64,
-    /// Where the file has the device's configuration space.
+    /// The offset of the configuration space in the device's file.
     config: u64,
 }
 
@@ -115,7 +116,7 @@ impl Bar<'_> {
         self.bytes
     }
 
-    /// Lets the device decode its memory, or not.
+    /// Turns the device's memory decoding on or off.
     pub fn decode(&self, memory: bool) {
         let command = if memory { 2u16 } else { 0 };
         self.device.write_all_at(&command.to_le_bytes(), self.config + 4).expect("its command register");
@@ -153,7 +154,7 @@ fn on_the_kernel(needs: Needs, driver: Driver, run: impl FnOnce(&Opened, Memory)
         Driver::Imitation => Opened::imitation(&device),
         Driver::Iommufd => Opened::ioas(&device, !needs.no_device),
     };
-    drop(entries); // The limit is read when a container is made.
+    drop(entries); // The limit is read when a container is created.
     let limited = needs.memlock_pages.map(Memlock::new);
     run(&opened, memory.addresses);
     drop(limited);
@@ -168,7 +169,7 @@ fn group(device: &Device) -> PathBuf {
 /// A container with its group, or an iommufd with its device and an IOAS.
 struct Opened {
     _opened_device: Option<OwnedFd>,
-    /// What is attached; dropped before what it is attached to.
+    /// The attached device. It is dropped before the container or iommufd.
     device: File,
     file: File,
     ioas_id: u32,
@@ -185,14 +186,14 @@ impl Opened {
         Self { _opened_device: None, device, file, ioas_id: 0 }
     }
 
-    /// iommufd attaches a group's device when that is opened.
+    /// iommufd attaches the device of a group when the device is opened.
     fn imitation(device: &Device) -> Self {
         let opened = Self::container(device, "/dev/iommu");
         let mut name = [0u8; 32];
         let address = device.folder.file_name().unwrap().as_bytes();
         name[..address.len()].copy_from_slice(address);
         let fd = ioctl(opened.device.as_raw_fd(), VFIO_GROUP_GET_DEVICE_FD, &mut name).expect("its device");
-        // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
+        // SAFETY: the kernel has just created this descriptor, so nothing else owns it.
         let opened_device = unsafe { OwnedFd::from_raw_fd(fd) };
         Self { _opened_device: Some(opened_device), ..opened }
     }
@@ -314,7 +315,7 @@ fn map_flags(writable: bool) -> u32 {
         | write
 }
 
-/// Writable memory, nothing behind it, and memory that can only be read; every page of it was written. And a file.
+/// Writable memory, a gap, read-only memory, and a file. Every page of the memory was written once.
 struct RealMemory {
     addresses: Memory,
     _file: File,
@@ -330,7 +331,7 @@ impl RealMemory {
         assert_ne!(start, libc::MAP_FAILED, "{}", Error::last_os_error());
         let third = usize::try_from(MEMORY).unwrap();
         for (number, protection) in [(1, libc::PROT_NONE), (2, libc::PROT_READ)] {
-            // SAFETY: within the mapping made above, of which nobody has a reference.
+            // SAFETY: within the mapping made above, and no reference into it exists.
             let set = unsafe { libc::mprotect(start.wrapping_byte_add(number * third), third, protection) };
             assert_eq!(set, 0, "{}", Error::last_os_error());
         }
@@ -338,7 +339,7 @@ impl RealMemory {
         file.set_len(MEMORY).unwrap();
         let (flags, fd) = (libc::MAP_SHARED | libc::MAP_FIXED, file.as_raw_fd());
         let fourth = start.wrapping_byte_add(3 * third);
-        // SAFETY: within the mapping made above, of which nobody has a reference.
+        // SAFETY: within the mapping made above, and no reference into it exists.
         let got = unsafe { libc::mmap(fourth, third, protection, flags, fd, 0) };
         assert_eq!(got, fourth, "{}", Error::last_os_error());
         let writable = start as u64;
@@ -356,13 +357,13 @@ impl RealMemory {
 impl Drop for RealMemory {
     fn drop(&mut self) {
         let (start, bytes) = (self.addresses.writable as *mut _, usize::try_from(4 * MEMORY).unwrap());
-        // SAFETY: the mapping is this struct's, and every container that knew it is closed.
+        // SAFETY: the mapping is this struct's, and every container that used it is closed.
         let gone = unsafe { libc::munmap(start, bytes) };
         assert_eq!(gone, 0);
     }
 }
 
-/// The limit that containers made from now on have, until this is dropped.
+/// Sets the entry limit of containers created from now on; restores it when dropped.
 struct EntryLimit {
     before: String,
 }
@@ -381,7 +382,7 @@ impl Drop for EntryLimit {
     }
 }
 
-/// Lets this thread lock a few pages more than are locked now, and takes from it the right to ignore that.
+/// Lets this thread lock only a few pages more than are locked now, and drops its capability to exceed the limit.
 struct Memlock {
     before: libc::rlimit,
     capabilities: [Capabilities; 2],
@@ -403,12 +404,12 @@ const CAP_IPC_LOCK: u32 = 14;
 impl Memlock {
     fn new(pages: u64) -> Self {
         let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: the struct is the one the call fills.
+        // SAFETY: the struct is the one that the call fills.
         assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut before) }, 0);
         let mut header = HEADER;
         let mut capabilities = [Capabilities::default(); 2];
         let (to, from) = (header.as_mut_ptr(), capabilities.as_mut_ptr());
-        // SAFETY: header and data are as long as this version of the call takes them.
+        // SAFETY: header and data have the lengths that this version of the call expects.
         assert_eq!(unsafe { libc::syscall(libc::SYS_capget, to, from) }, 0);
         let mut fewer = capabilities;
         fewer[0].effective &= !(1 << CAP_IPC_LOCK);
@@ -424,10 +425,10 @@ impl Drop for Memlock {
 }
 
 fn set(limit: &libc::rlimit, capabilities: [Capabilities; 2]) {
-    // SAFETY: the struct is the one the call reads.
+    // SAFETY: the struct is the one that the call reads.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, limit) }, 0);
     let mut header = HEADER;
-    // SAFETY: header and data are as long as this version of the call takes them.
+    // SAFETY: header and data have the lengths that this version of the call expects.
     let set = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), capabilities.as_ptr()) };
     assert_eq!(set, 0, "{}", Error::last_os_error());
 }

@@ -1,5 +1,5 @@
-//! The model and the kernel answer the same: one table of cases, run on the model everywhere and on real kernels where
-//! there is a device for it.
+//! The model and the kernel return the same results: one table of cases, run on the model everywhere and on real
+//! kernels where there is a device.
 #![allow(unsafe_code, reason = "naming host addresses is unsafe")]
 
 mod cases;
@@ -27,22 +27,22 @@ use vfio_fast_engine::{Config, Engine, Errno, error};
 use vfio_fast_testing::{self as common, ioas};
 use witness::{PageTables, Translations};
 
-/// Where the addresses of user space end.
+/// The end of user space addresses.
 const USER_END: u64 = 0x8000_0000_0000;
 
-/// Addresses of the memory that cases speak of.
+/// The addresses of the memory that cases refer to.
 #[derive(Clone, Copy, Debug)]
 struct Memory {
     writable: u64,
     nothing: u64,
     read_only: u64,
-    /// A shared mapping of all of the file.
+    /// The address of a shared mapping of the whole file.
     file: u64,
     fd: RawFd,
 }
 
 impl Memory {
-    /// What the model is given, which never looks behind an address.
+    /// Addresses for the model, which never accesses memory.
     const IMAGINED: Self = {
         let writable = 0x7000_0000_0000;
         Self {
@@ -50,7 +50,7 @@ impl Memory {
             nothing: writable + MEMORY,
             read_only: writable + 2 * MEMORY,
             file: writable + 3 * MEMORY,
-            // The model asks a file nothing, but a descriptor is never negative.
+            // The model does not use the descriptor, but it must not be negative.
             fd: 0,
         }
     };
@@ -65,8 +65,8 @@ impl Memory {
     }
 
     fn host(self, memory: Hva) -> HostVa {
-        // SAFETY: imagined memory is looked at by nobody. Real memory is the kernel tests' own, is mapped until every
-        // container that knew it is closed, and nobody has a reference to it.
+        // SAFETY: imagined memory is never accessed. Real memory is the kernel tests' own, stays mapped until every
+        // container that uses it is closed, and no reference into it exists.
         unsafe { vfio_fast_engine::host_va(self.address(memory)) }
     }
 }
@@ -75,7 +75,7 @@ fn perm(writable: bool) -> Perm {
     if writable { Perm::ReadWrite } else { Perm::Read }
 }
 
-/// A model with what the case needs, and the IOVAs of an x86 machine.
+/// A model with the properties that the case needs, and the IOVAs of an x86 machine.
 fn model(case: &Case, kernel: Kernel) -> Sim {
     let range = |start, last| IovaRange::from_bounds(start, last).unwrap();
     let Memory { nothing, read_only, .. } = Memory::IMAGINED;
@@ -94,7 +94,7 @@ fn model(case: &Case, kernel: Kernel) -> Sim {
     })
 }
 
-/// The model's answers to the ioctls.
+/// The model's results for raw ioctls.
 struct Ioctls(Sim);
 
 impl Target for Ioctls {
@@ -121,7 +121,7 @@ impl Target for Ioctls {
     }
 }
 
-/// What a backend makes of the answers; it can only be asked what an [`IovaRange`] can say.
+/// A backend's results. It can only be called with what an [`IovaRange`] can express.
 struct Through<'a> {
     backend: &'a dyn Backend,
     attach: &'a dyn Fn() -> Result<(), Errno>,
@@ -138,7 +138,7 @@ impl Target for Through<'_> {
     fn map_file(&self, iova: u64, length: u64, offset: u64, writable: bool) -> Result<(), i32> {
         let range = IovaRange::new(Iova(iova), length).expect("an expressible case");
         let hva = self.memory.host(Hva::At(self.memory.file + offset));
-        // SAFETY: the file is open as long as the memory is there.
+        // SAFETY: the file is open as long as the memory exists.
         let fd = unsafe { BorrowedFd::borrow_raw(self.memory.fd) };
         let object = Object { fd, kind: ObjectKind::Memory, offset };
         let mapping = Mapping { range, hva, perm: perm(writable) };
@@ -159,21 +159,21 @@ impl Target for Through<'_> {
     }
 }
 
-/// Whether the engine could ask this at all. A range never is as long as the largest number: that length is ALL's.
+/// Whether the engine can express this call. The maximum length is that of `IovaRange::ALL` only.
 fn is_expressible(case: &Case) -> bool {
     case.steps.iter().all(|step| match step.op {
         Op::Map { iova, length, .. } | Op::Unmap { iova, length } => {
             length != u64::MAX && IovaRange::new(Iova(iova), length).is_some()
         }
         Op::MapFile { length, offset, .. } => {
-            // It must be mapped in this process, and the engine looks at alignment itself.
+            // The memory must be mapped in this process, and the engine checks alignment itself.
             length > 0 && (length | offset) & (PAGE - 1) == 0 && offset.saturating_add(length) <= MEMORY
         }
         Op::UnmapAll | Op::Attach => true,
     })
 }
 
-/// What a backend makes of iommufd's ENOENT: nothing was there, and the caller counts.
+/// Replaces iommufd's ENOENT by 0 bytes, as the backend does.
 fn as_backend(mut case: Case) -> Case {
     for step in &mut case.steps {
         if let (Op::Unmap { .. }, Answer::No([libc::ENOENT])) = (step.op, step.iommufd) {
@@ -263,7 +263,7 @@ fn type1_tells_of_dirty_pages() {
 
 const ROUNDS: u64 = 200;
 
-/// Threads that keep to ranges of their own never see each other: no EBUSY, no byte too many or too few.
+/// Threads that map and unmap in separate ranges do not affect each other: no EBUSY, and the right number of bytes.
 fn assert_undisturbed(backend: &dyn Backend, memory: Memory) {
     for threads in THREADS {
         assert_undisturbed_by(threads as u64, backend, memory);
@@ -330,13 +330,13 @@ fn iommufd_answers_as_iommufd() {
     on_the_kernel(Driver::Iommufd);
 }
 
-/// Memory nobody may touch cannot be mapped by its address, so where it is mapped it is by its file.
+/// Memory without any access cannot be mapped by address, so a map that succeeds was made by file.
 fn files_are_told_from_copies() {
     kernel::attached(Driver::Iommufd, |backend, memory| {
         let range = IovaRange::new(Iova(0x1000_0000), 2 * PAGE).unwrap();
         let mapping = Mapping { range, hva: memory.host(Hva::At(memory.file)), perm: Perm::ReadWrite };
         let map = |offset| {
-            // SAFETY: the file is open as long as the memory is there.
+            // SAFETY: the file is open as long as the memory exists.
             let fd = unsafe { BorrowedFd::borrow_raw(memory.fd) };
             backend.map(&mapping, Some(Object { fd, kind: ObjectKind::Memory, offset }))
         };
@@ -372,7 +372,7 @@ fn a_bar_is_mapped_while_it_decodes() {
         assert_eq!(backend.unmap(range), Ok(2 * PAGE));
         assert_eq!(map(object(0, bar.bytes() - PAGE)), Err(Errno::EINVAL), "past its end");
         assert!(map(object(1, 0)).is_err(), "it has no such BAR");
-        // What the kernel took away in between is still an entry, and unmapped as one.
+        // A BAR that the kernel has unmapped in between is still an entry, and can be unmapped.
         assert_eq!(map(object(0, 0)), Ok(()));
         bar.decode(false);
         assert_eq!(backend.unmap(range), Ok(2 * PAGE));
@@ -417,7 +417,7 @@ fn the_imitation_answers_as_iommufd() {
     on_the_kernel(Driver::Imitation);
 }
 
-/// What a backend says of a driver that is iommufd on an x86 machine.
+/// Checks what a backend for iommufd reports on an x86 machine.
 fn assert_is_iommufd(driver: Driver) {
     kernel::attached(driver, |backend, memory| {
         let limits = backend.limits().unwrap();
@@ -445,7 +445,7 @@ fn on_the_kernel(driver: Driver) {
     assert_same(&differences);
 }
 
-/// A table that is wrong must be noticed: every expected answer, changed, makes a difference.
+/// A wrong table must be noticed: a change to any expected result causes a difference.
 #[test]
 fn every_answer_matters() {
     for kernel in [Kernel::Type1, Kernel::Iommufd] {

@@ -1,35 +1,34 @@
-//! Runs cases on whatever answers map and unmap calls, and tells every difference.
+//! Runs cases on a target of map and unmap calls, and reports every difference.
 
 use std::fmt;
 
-/// Whose answers are expected.
+/// The driver that sets the expected results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
     Type1,
     Iommufd,
 }
 
-/// What has to be there before the first step.
+/// The conditions before the first step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// How many pages more may be locked.
+    /// Pages that may be locked in addition to those that are.
     pub memlock_pages: Option<u64>,
-    /// How many entries there may be.
+    /// The maximum number of entries.
     pub entries: Option<u64>,
-    /// No device is attached yet.
     pub no_device: bool,
 }
 
-/// Memory of the runner's. Every page was written once, so that it is the process's own.
+/// Memory of the runner. Every page was written once, so it is the process's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hva {
-    /// This many bytes into memory that can be written. Behind its end there is [`Hva::Nothing`].
+    /// An offset into writable memory, which is followed by [`Hva::Nothing`].
     Writable(u64),
-    /// This many bytes into memory that can only be read.
+    /// An offset into read-only memory.
     ReadOnly(u64),
-    /// Where there is no memory.
+    /// An address without memory.
     Nothing,
-    /// A number.
+    /// An absolute address.
     At(u64),
 }
 
@@ -41,7 +40,7 @@ pub enum Op {
         memory: Hva,
         writable: bool,
     },
-    /// Of a file of memory as long as the other memory, from `offset` on.
+    /// Maps `length` bytes from `offset` on of a memory file, which is as long as each of the other kinds.
     MapFile {
         iova: u64,
         length: u64,
@@ -53,17 +52,16 @@ pub enum Op {
         length: u64,
     },
     UnmapAll,
-    /// The first device of an IOAS.
+    /// Attaches the first device of an IOAS.
     Attach,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It worked.
     Done,
-    /// It worked, and took away so many bytes.
+    /// Success, with the number of bytes unmapped.
     Bytes(u64),
-    /// It failed, with one of these.
+    /// Failure, with one of these errnos.
     No(&'static [i32]),
 }
 
@@ -77,15 +75,15 @@ pub struct Step {
 #[derive(Clone, Debug)]
 pub struct Case {
     pub name: &'static str,
-    /// None: for both.
+    /// The only driver that this case is for; `None`: both.
     pub only: Option<Kernel>,
     pub needs: Needs,
     pub steps: Vec<Step>,
-    /// IOVA and length of each mapping in the end, on type1 and on iommufd.
+    /// IOVA and length of each mapping at the end, on type1 and on iommufd.
     pub left: [Vec<(u64, u64)>; 2],
 }
 
-/// Something that answers as a kernel does: an errno is a positive number.
+/// A target that returns what a kernel would; an errno is a positive number.
 pub trait Target {
     fn map(&self, iova: u64, length: u64, memory: Hva, writable: bool) -> Result<(), i32>;
     fn map_file(&self, iova: u64, length: u64, offset: u64, writable: bool) -> Result<(), i32>;
@@ -94,7 +92,7 @@ pub trait Target {
     fn attach(&self) -> Result<(), i32>;
 }
 
-/// What differs.
+/// A difference between expected and actual results.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Difference(String);
 
@@ -134,9 +132,9 @@ impl Case {
     }
 }
 
-/// Runs one case on a fresh target, which holds nothing afterwards.
+/// Runs one case on a fresh target, and empties the target.
 ///
-/// What is left at the end is found out by unmapping it, piece by piece; then there must be nothing more.
+/// The mappings left at the end are checked by unmapping them piece by piece; after that nothing may be left.
 pub fn run(case: &Case, kernel: Kernel, target: &dyn Target) -> Vec<Difference> {
     let mut differences = Vec::new();
     let mut check = |step: &dyn fmt::Debug, expected: Answer, got: Result<Option<u64>, i32>| {

@@ -1,4 +1,4 @@
-//! After a failure the IOMMU holds what was promised, nothing more and nothing less: looked up in its own page tables.
+//! After a failure the IOMMU holds exactly what is promised, according to its own page tables.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,19 +17,19 @@ use vfio_fast_engine::object::Object;
 use vfio_fast_engine::region::{Kind, Perm};
 use vfio_fast_engine::{Config, Engine, Errno, Result};
 
-/// Not errnos that a kernel answers here by itself.
+/// Errnos that the kernel itself does not return here.
 const INJECTED: Errno = Errno(libc::EREMOTEIO);
 const SECOND: Errno = Errno(libc::ENOLINK);
 
-/// Mapped before the transaction: across 1 MiB and entries, only to be read, and exact.
+/// Mapped before the transaction: across 1 MiB and several entries, read-only, and exact.
 const BEFORE: &[Step] = &[
     map(0, 24, 1, Perm::ReadWrite, false),
     map(32, 8, 2, Perm::Read, false),
     map(48, 3, 1, Perm::ReadWrite, true),
 ];
 
-/// Takes away whole entries and parts of them, puts other memory there, and adds some: eight maps after five unmaps
-/// (fewer where neighbours are joined), both of more memory than one thread is left alone with.
+/// Unmaps whole entries and parts of them, maps other memory there, and adds mappings: eight maps after five unmaps
+/// (fewer where neighbours join), with enough memory in each to use several threads.
 const TRANSACTION: &[Step] = &[
     Step::Unmap { start: 4, units: 16 },
     map(4, 16, 3, Perm::Read, false),
@@ -38,9 +38,9 @@ const TRANSACTION: &[Step] = &[
     Step::Unmap { start: 36, units: 4 },
 ];
 
-/// Where memory of the transaction's maps is missing: an object and a unit of it.
+/// Units of objects that can be missing from the memory of the transaction's maps.
 const HOLES: [(u64, u64); 5] = [(3, 5), (3, 15), (1, 44), (1, 55), (1, 63)];
-/// Units of the transaction's maps that are not mapped before: where somebody else's mapping may be in the way.
+/// Units that the transaction maps and that were not mapped before: a foreign mapping may be there.
 const IN_THE_WAY: [u64; 3] = [44, 55, 63];
 
 const fn map(start: u64, units: u64, object: u64, perm: Perm, exact: bool) -> Step {
@@ -50,13 +50,13 @@ const fn map(start: u64, units: u64, object: u64, perm: Perm, exact: bool) -> St
 /// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failure {
-    /// Nothing was done.
+    /// The call did nothing.
     Refused(Errno),
-    /// An unmap was done, and something else was answered.
+    /// The unmap call succeeded, but returned another result.
     Lost(Errno),
 }
 
-/// Calls of map and unmap since they were last counted from 1, and which of them fail.
+/// Map and unmap calls, counted from 1 since the last reset, and those that fail.
 #[derive(Debug, Default)]
 struct Calls {
     made: u64,
@@ -65,7 +65,7 @@ struct Calls {
     callers: HashSet<ThreadId>,
 }
 
-/// The kernel, less the calls that fail.
+/// The kernel, except for the calls that fail.
 #[derive(Debug)]
 struct Failing {
     kernel: Box<dyn Backend>,
@@ -96,7 +96,7 @@ impl Backend for Failing {
     }
 
     fn capabilities(&self) -> Capabilities {
-        // The calls are counted one by one.
+        // The calls are counted individually.
         Capabilities { objects: false, exclusive: false, ..self.kernel.capabilities() }
     }
 
@@ -124,18 +124,18 @@ fn lock(calls: &Mutex<Calls>) -> MutexGuard<'_, Calls> {
     calls.lock().unwrap()
 }
 
-/// What goes wrong.
+/// The failures of one run.
 #[derive(Clone, Debug, Default)]
 struct Trouble {
     failing: Vec<(u64, Failure)>,
-    /// Memory that is missing: an object and a unit of it.
+    /// An object and a unit of it without memory.
     hole: Option<(u64, u64)>,
-    /// A unit whose first page somebody else has mapped.
+    /// A unit with a first page that is mapped already, by another user of the container.
     foreign: Option<u64>,
     huge_pages: bool,
 }
 
-/// What came of it.
+/// The outcome of one run.
 struct Came {
     made: u64,
     unmaps: u64,
@@ -144,7 +144,7 @@ struct Came {
     poisoned: bool,
 }
 
-/// Every single failing call, pairs of them, answers that are lost, missing memory, and mappings in the way.
+/// Tests every single failing call, pairs of them, lost results, missing memory, and foreign mappings.
 pub fn nothing_is_left_by(driver: Driver) {
     let tables = PageTables::of(&kernel::device_name()).expect("VT-d, which shows its page tables");
     let run = |trouble: Trouble| run(driver, &tables, &trouble);
@@ -191,7 +191,7 @@ pub fn nothing_is_left_by(driver: Driver) {
 }
 
 fn run(driver: Driver, tables: &PageTables, trouble: &Trouble) -> Came {
-    // Of its own, since memory that huge pages were once asked for gets them.
+    // New memory each time, because memory keeps the advice to use huge pages.
     let memory = RealMemory::new();
     let mut came = None;
     kernel::owned(driver, |kernel, ioctls, other| {
@@ -205,7 +205,7 @@ fn run(driver: Driver, tables: &PageTables, trouble: &Trouble) -> Came {
     came.expect("it was run")
 }
 
-/// Somebody else on the same container: a page of memory, and how it is mapped.
+/// Another user of the container: a page of memory, and its mapping.
 struct Foreign<'a> {
     ioctls: &'a dyn Target,
     other: Memory,
@@ -251,7 +251,7 @@ fn on_engine(
         let possible = match trouble {
             Trouble { hole: Some(_), .. } => vec![Errno::EFAULT],
             Trouble { foreign: Some(_), .. } => vec![Errno::EEXIST],
-            // Of calls that fail at the same time, either may be the first to be back.
+            // Of calls that fail concurrently, either may return first.
             _ => vec![INJECTED, SECOND],
         };
         assert!(possible.contains(&error.errno), "{trouble:?}: {error}");
@@ -261,7 +261,7 @@ fn on_engine(
     if !poisoned {
         let mut wanted = witness::wanted(&space);
         if let Some((iova, translation)) = in_the_way {
-            // A witness that sees no more than it is told of would not see this.
+            // The tables must also show a mapping that the engine did not make.
             let differences = witness::differences(&wanted, &tables.read());
             assert_eq!(differences.len(), 1, "one page of somebody else's: {differences:?}");
             wanted.insert(iova, translation);

@@ -1,5 +1,5 @@
-//! The IOMMU's own page tables, as VT-d's driver shows them in debugfs: what a device can reach, whatever anybody
-//! believes.
+//! The IOMMU's own page tables, as VT-d's driver shows them in debugfs: what a device can access, independent of the
+//! engine.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,20 +10,20 @@ use super::cases::PAGE;
 use super::common::{Space, UNIT};
 use vfio_fast_engine::region::Perm;
 
-/// The physical address in an entry of a page table.
+/// The physical address in a page table entry.
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 const WRITABLE: u64 = 2;
-/// Differences that are shown.
+/// Maximum number of differences to report.
 const SHOWN: usize = 8;
 
-/// What a page of IOVAs is translated to.
+/// The translation of one page of IOVAs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
     pub physical: u64,
     pub writable: bool,
 }
 
-/// Every page that is translated, by IOVA.
+/// Every translated page, by IOVA.
 pub type Translations = BTreeMap<u64, Translation>;
 
 /// The page tables of one device.
@@ -33,13 +33,13 @@ pub struct PageTables {
 }
 
 impl PageTables {
-    /// Those of the device with that PCI address. AMD-Vi's driver shows none.
+    /// The page tables of the device with that PCI address. AMD-Vi's driver shows none.
     pub fn of(device: &str) -> Option<Self> {
         let file = ["/sys/kernel/debug/iommu/intel", device, "domain_translation_struct"].iter().collect();
         Path::new("/sys/class/iommu/dmar0").exists().then_some(Self { file })
     }
 
-    /// What the device can reach, now.
+    /// The current translations.
     pub fn read(&self) -> Translations {
         let text =
             fs::read_to_string(&self.file).unwrap_or_else(|error| panic!("{}: {error}", self.file.display()));
@@ -47,11 +47,11 @@ impl PageTables {
     }
 }
 
-/// Reads a dump: a line of the device, one of titles, and one for each entry that is no table. Such a line has the
-/// number of the page and the entries on the way to it, from the fifth level down.
+/// Parses a dump: a line for the device, a line of titles, and a line for each leaf entry. Such a line has the page
+/// number and the entries on the path to it, from level 5 down.
 fn parse(text: &str) -> Result<Translations, String> {
     let mut lines = text.lines();
-    // A dump without a device, and so without tables, is no empty table.
+    // A dump without a device has no tables, which is not the same as an empty table.
     let device = lines.next().filter(|line| line.starts_with("Device "));
     device.and(lines.next()).filter(|line| line.starts_with("IOVA_PFN")).ok_or("it shows no device")?;
     let mut found = Translations::new();
@@ -62,7 +62,7 @@ fn parse(text: &str) -> Result<Translations, String> {
         let page = hex(page).ok_or_else(bad)?;
         let entries: Option<Vec<u64>> = entries.split_whitespace().map(hex).collect();
         let entries = entries.ok_or_else(bad)?;
-        // Of three entries the last is one of level 3, which translates 1 GiB.
+        // With three entries the last one is at level 3 and translates 1 GiB.
         let pages = match entries.len() {
             3 => 1 << 18,
             4 => 1 << 9,
@@ -81,7 +81,7 @@ fn parse(text: &str) -> Result<Translations, String> {
     Ok(found)
 }
 
-/// What a space wants, page by page, with the memory that this process has there now.
+/// The translations that a space requires, page by page, with the memory that this process has there now.
 pub fn wanted(space: &Space) -> Translations {
     let pagemap = File::open("/proc/self/pagemap").unwrap();
     let mut pages = Translations::new();
@@ -96,7 +96,7 @@ pub fn wanted(space: &Space) -> Translations {
     pages
 }
 
-/// Where the page of this process at that address is.
+/// The physical address of this process's page at `address`.
 pub fn physical_of(address: u64) -> u64 {
     physical(&File::open("/proc/self/pagemap").unwrap(), address)
 }
@@ -110,7 +110,7 @@ fn physical(pagemap: &File, address: u64) -> u64 {
     frame * PAGE
 }
 
-/// What is translated and should not be, what should be and is not, and what is translated to something else.
+/// Pages that are translated but not wanted, wanted but not translated, or translated to something else.
 pub fn differences(wanted: &Translations, found: &Translations) -> Vec<String> {
     let stale = found.iter().filter(|(iova, _)| !wanted.contains_key(iova));
     let stale = stale.map(|(iova, to)| format!("stale: IOVA {iova:#x} is mapped to {to:x?}"));
