@@ -1,29 +1,28 @@
-//! Addresses and ranges: what a device sees ([`Iova`]), what the host sees ([`HostVa`]), and the page sizes between
-//! them.
+//! Addresses and ranges: device addresses ([`Iova`]), host addresses ([`HostVa`]), and page sizes.
 //!
-//! The two address spaces are separate types without arithmetic operators: the only ways to move inside one are the
-//! checked methods below, so an IOVA can never be used where a host address is meant and no sum can wrap unnoticed.
+//! The two address spaces are separate types without arithmetic operators. The checked methods below are the only way
+//! to compute an address, so an IOVA cannot be used as a host address and no sum can wrap unnoticed.
 
 use std::fmt;
 
-/// Bytes of a base page: the smallest there is on any architecture.
+/// Bytes of a base page: the smallest page on any architecture.
 pub const BASE_PAGE: u64 = 4 << 10;
 
 /// Bytes of the smallest huge page, which one PMD maps.
 pub const HUGE_PAGE: u64 = 2 << 20;
 
-/// An I/O virtual address in bytes: what a device puts on the bus.
+/// An I/O virtual address in bytes: the address that a device puts on the bus.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Iova(pub u64);
 
-/// A host virtual address in bytes, of memory its owner has agreed to hand to a device.
+/// A host virtual address in bytes, of memory that its owner has agreed to expose to a device.
 ///
-/// Outside this crate the only constructor is [`crate::host_va`], whose contract is what makes a mapping safe.
+/// Outside this crate the only constructor is [`crate::host_va`], with a contract that makes mapping safe.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostVa(u64);
 
 impl HostVa {
-    /// Wraps a raw address. The caller vouches for the contract of [`crate::host_va`].
+    /// Wraps a raw address. The caller must meet the contract of [`crate::host_va`].
     pub(crate) const fn from_raw(address: u64) -> Self {
         Self(address)
     }
@@ -39,7 +38,7 @@ impl HostVa {
     }
 }
 
-/// A non-empty range of IOVAs with an inclusive last byte, so that the very end of the 64-bit space can be named.
+/// A non-empty range of IOVAs with an inclusive last byte, so that it can end at the very end of the 64-bit space.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IovaRange {
     start: u64,
@@ -47,16 +46,16 @@ pub struct IovaRange {
 }
 
 impl IovaRange {
-    /// The whole 64-bit space: the one range whose length does not fit 64 bits.
+    /// The whole 64-bit space: the only range with a length that does not fit in 64 bits.
     pub const ALL: Self = Self { start: 0, last: u64::MAX };
 
-    /// `length` bytes from `start`; `None` if empty or if the last byte would lie past 2^64 - 1.
+    /// The range of `length` bytes from `start`; `None` if it is empty or would extend past 2^64 - 1.
     pub fn new(start: Iova, length: u64) -> Option<Self> {
         let last = start.0.checked_add(length.checked_sub(1)?)?;
         Some(Self { start: start.0, last })
     }
 
-    /// From `start` to the inclusive `last`; `None` if `last` lies before `start`.
+    /// The range from `start` to the inclusive `last`; `None` if `last` lies before `start`.
     pub fn from_bounds(start: u64, last: u64) -> Option<Self> {
         (start <= last).then_some(Self { start, last })
     }
@@ -71,7 +70,7 @@ impl IovaRange {
         self.last
     }
 
-    /// The length in bytes. Exact for every range but [`IovaRange::ALL`], where it saturates at `u64::MAX`.
+    /// The length in bytes. Exact for every range except [`IovaRange::ALL`], where it saturates at `u64::MAX`.
     pub const fn length(self) -> u64 {
         (self.last - self.start).saturating_add(1)
     }
@@ -91,7 +90,7 @@ impl IovaRange {
         Self::from_bounds(self.start.max(other.start), self.last.min(other.last))
     }
 
-    /// What of this range lies before and after `hole`.
+    /// The parts of this range before and after `hole`.
     pub fn without(self, hole: Self) -> (Option<Self>, Option<Self>) {
         if !self.overlaps(hole) {
             return if self.last < hole.start { (Some(self), None) } else { (None, Some(self)) };
@@ -126,51 +125,51 @@ impl fmt::Debug for IovaRange {
     }
 }
 
-/// A bitmap of supported IOMMU page sizes, bit n standing for 2^n bytes (VFIO's `iova_pgsizes`).
+/// A bitmap of supported IOMMU page sizes: bit n stands for 2^n bytes (VFIO's `iova_pgsizes`).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PageSizes(u64);
 
 impl PageSizes {
-    /// 4 KiB pages only: the least any IOMMU driver offers.
+    /// 4 KiB pages only: the minimum that any IOMMU driver supports.
     pub const FOUR_KIB: Self = Self(0x1000);
 
-    /// A bitmap as the kernel reports it. An empty one, or one with nothing below 4 KiB pages, is read as 4 KiB only.
+    /// Converts the kernel's bitmap. If it is empty, or has no size of 4 KiB or more, the result is 4 KiB only.
     pub fn from_bitmap(bitmap: u64) -> Self {
-        // Sizes below the CPU's page are of no use: the kernel pins whole pages.
+        // Sizes below the CPU's page are useless, because the kernel pins whole pages.
         let usable = bitmap & !0xfff;
         if usable == 0 { Self::FOUR_KIB } else { Self(usable) }
     }
 
-    /// The bitmap.
+    /// The raw bitmap.
     pub const fn bitmap(self) -> u64 {
         self.0
     }
 
-    /// The smallest page in bytes: the unit every address and length must be a multiple of.
+    /// The smallest page in bytes: every address and length must be a multiple of it.
     pub const fn smallest(self) -> u64 {
         1 << self.0.trailing_zeros()
     }
 
-    /// In which steps they grow.
+    /// The steps between the page sizes.
     pub const fn superpages(self) -> Superpages {
         if self.0.count_ones() == 1 {
             return Superpages::Unknown;
         }
-        // AMD's has a gap at the top: what is asked is whether the step above a base page is the next power of two.
+        // AMD's bitmap has a gap at the top, so only the step above a base page is checked.
         if self.0 & (self.smallest() << 1) != 0 { Superpages::Fine } else { Superpages::Coarse }
     }
 }
 
-/// In which steps an IOMMU's page sizes grow.
+/// The steps between an IOMMU's page sizes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Superpages {
-    /// Only one size is known. iommufd reports no more.
+    /// Only one size is known. iommufd reports nothing else.
     #[default]
     Unknown,
-    /// A few sizes, each the page-table level above the last: VT-d's 4 KiB, 2 MiB, 1 GiB. What is not aligned to one of
-    /// them falls to the next.
+    /// A few sizes, one per page-table level: VT-d's 4 KiB, 2 MiB, 1 GiB. Memory that is not aligned to one of them
+    /// is mapped with the next smaller size.
     Coarse,
-    /// Every power of two up to some size: AMD-Vi's first format. Any aligned piece is one page.
+    /// Every power of two up to some size, as in AMD-Vi's v1 page tables. Any aligned block is one page.
     Fine,
 }
 

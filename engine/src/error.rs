@@ -1,10 +1,10 @@
-//! Errors that name the operation, the numbers and the knob.
+//! Errors that name the operation, the numbers, and the setting to change.
 
 use std::fmt;
 
 use crate::addr::{HostVa, IovaRange};
 
-/// A kernel error number, unchanged: the kernel may return values this crate has no name for.
+/// A kernel error number, unchanged: the kernel can return values that this crate has no name for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(pub i32);
 
@@ -44,88 +44,88 @@ impl fmt::Display for Errno {
     }
 }
 
-/// Which operation failed.
+/// The operation that failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Op {
     /// Opening the backend.
     Open,
-    /// Checking arguments, state or limits: no mapping was touched.
+    /// Checking arguments, state or limits, before any mapping was changed.
     Check,
     /// Mapping an entry.
     Map,
     /// Unmapping entries.
     Unmap,
-    /// Asking the kernel what it offers.
+    /// Reading the kernel's limits.
     Info,
-    /// Asking which pages devices have written to.
+    /// Reading the pages that devices have written to.
     Dirty,
     /// Discarding memory.
     Discard,
 }
 
-/// What kind of failure it is, with the numbers a person needs to act on it.
+/// The kind of a failure, with the numbers needed to act on it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ErrorKind {
-    /// The kernel returned the error, and there is nothing to add.
+    /// The kernel returned the error, and there are no details.
     Kernel,
     /// An address or length is not a multiple of the smallest IOMMU page.
     Misaligned {
-        /// The value at fault.
+        /// The misaligned value.
         value: u64,
         /// The page size in bytes.
         page: u64,
     },
-    /// A length of zero, or a range that runs past the end of its address space.
+    /// A length of zero, or a range that extends past the end of its address space.
     BadRange,
     /// The range overlaps a wanted region.
     Overlap {
-        /// That region's range.
+        /// The range of that region.
         with: IovaRange,
     },
     /// An unmap would cut a region that was declared exact.
     CutsExact {
-        /// That region's range.
+        /// The range of that region.
         region: IovaRange,
     },
-    /// More memory would be pinned than RLIMIT_MEMLOCK allows. Bytes.
+    /// The transaction would pin more memory than RLIMIT_MEMLOCK allows. All numbers are bytes.
     Memlock {
-        /// Bytes this transaction pins on top of those that are locked.
+        /// Bytes that the transaction pins in addition to those already locked.
         needed: u64,
-        /// VmLck before it.
+        /// VmLck before the transaction.
         locked: u64,
         /// RLIMIT_MEMLOCK.
         limit: u64,
     },
-    /// More kernel entries would be held than the container has left.
+    /// The transaction needs more kernel entries than the container has left.
     Entries {
         /// Entries this transaction adds.
         needed: u64,
         /// Entries the container has left.
         available: u64,
     },
-    /// A RAM region lies outside what the IOMMU can translate.
+    /// A RAM region lies outside the ranges that the IOMMU can translate.
     OutsideIova {
         /// The valid ranges.
         valid: Vec<IovaRange>,
     },
-    /// The kernel unmapped another number of bytes than the table holds: something else changed the container.
+    /// The kernel unmapped a different number of bytes than the table had: another user changed the container.
     ByteCount {
-        /// Bytes the table held.
+        /// Bytes in the table.
         expected: u64,
         /// Bytes the kernel reported.
         got: u64,
     },
-    /// A transaction is open already, or none is.
+    /// A transaction is already open, or none is open.
     Transaction {
         /// Whether one is open.
         open: bool,
     },
-    /// The handle no longer knows what the kernel holds.
+    /// The handle's record of the kernel's entries is no longer reliable.
     Poisoned {
         /// The failure that caused it.
         cause: String,
     },
-    /// Any other broken rule, in words.
+    /// Any other broken rule, as text.
     Other(&'static str),
 }
 
@@ -134,54 +134,54 @@ pub enum ErrorKind {
 pub struct Error {
     /// The operation that failed.
     pub op: Op,
-    /// What the kernel returned, or would have returned.
+    /// The kernel's error, or the one that the kernel would have returned.
     pub errno: Errno,
-    /// The IOVAs concerned, if any.
+    /// The IOVAs in question, if any.
     pub range: Option<IovaRange>,
-    /// The host address concerned, if any.
+    /// The host address in question, if any.
     pub hva: Option<HostVa>,
-    /// The rest.
+    /// The kind, with its numbers.
     pub kind: ErrorKind,
 }
 
-/// What this crate's fallible functions return.
+/// The result of this crate's fallible functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What a kernel call returns. The caller knows the operation.
+/// The result of a kernel call. The caller knows the operation.
 pub type KernelResult<T> = std::result::Result<T, Errno>;
 
 impl Error {
-    /// A kernel call that failed.
+    /// The error of a kernel call.
     pub fn kernel(op: Op, errno: Errno) -> Self {
         Self { op, errno, range: None, hva: None, kind: ErrorKind::Kernel }
     }
 
-    /// A malformed description by the kernel.
+    /// The error for a malformed description from the kernel.
     pub fn malformed(text: &'static str) -> Self {
         Self { kind: ErrorKind::Other(text), ..Self::kernel(Op::Info, Errno::EIO) }
     }
 
-    /// A failed check that involved no kernel call.
+    /// The error of a failed check that made no kernel call.
     pub fn check(errno: Errno, kind: ErrorKind) -> Self {
         Self { kind, ..Self::kernel(Op::Check, errno) }
     }
 
-    /// The same error, with the IOVAs concerned.
+    /// Adds the IOVAs.
     pub fn at(self, range: IovaRange) -> Self {
         Self { range: Some(range), ..self }
     }
 
-    /// The same error, with the host address concerned.
+    /// Adds the host address.
     pub fn at_hva(self, hva: HostVa) -> Self {
         Self { hva: Some(hva), ..self }
     }
 
-    /// The same error, for another operation.
+    /// Replaces the operation.
     pub fn of(self, op: Op) -> Self {
         Self { op, ..self }
     }
 
-    /// The amount that was needed and the amount there was: bytes for memlock, entries for `dma_avail`.
+    /// The amounts needed and available: bytes for memlock, entries for `dma_avail`.
     pub fn needed_and_available(&self) -> Option<(u64, u64)> {
         match self.kind {
             ErrorKind::Memlock { needed, locked, limit } => Some((locked.saturating_add(needed), limit)),

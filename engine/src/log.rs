@@ -1,32 +1,32 @@
-//! Messages for the user of the library, on the thread that called it.
+//! Messages for the user of the library, sent on the thread that called it.
 
 use std::fmt;
 
-/// How much a message matters, most important first.
+/// The importance of a message, most important first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Level {
-    /// Something is broken and stays broken.
+    /// A permanent failure.
     Error,
-    /// Something does not work that the user may have counted on.
+    /// A problem with something that the user may rely on.
     Warn,
-    /// What an administrator may want to know once.
+    /// Information that an administrator may need once.
     Info,
-    /// For the people who work on this library.
+    /// Details for developers of this library.
     Debug,
 }
 
 type Sink = dyn Fn(Level, &str) + Send + Sync;
 
-/// Where messages go.
+/// The destination of messages.
 pub struct Log(Option<Box<Sink>>);
 
 impl Log {
-    /// Nowhere.
+    /// Discards all messages.
     pub const fn none() -> Self {
         Self(None)
     }
 
-    /// To `sink`, which is called on the thread whose call caused the message, while the handle is locked.
+    /// Sends messages to `sink`, which is called on the thread that made the call, while the handle is locked.
     pub fn to(sink: impl Fn(Level, &str) + Send + Sync + 'static) -> Self {
         Self(Some(Box::new(sink)))
     }

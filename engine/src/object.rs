@@ -1,5 +1,5 @@
-//! The memory objects that regions are parts of, as descriptors: a kernel can map these without going through the
-//! addresses of this process.
+//! The memory objects that regions are parts of, as file descriptors. A kernel can map these without using this
+//! process's addresses.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -9,12 +9,12 @@ use crate::reconcile::table::Entry;
 use crate::region::{Backing, Kind, Region};
 use crate::sys::fd;
 
-/// What a descriptor is.
+/// The kind of a descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ObjectKind {
-    /// A file of memory (memfd, shmem, hugetlbfs) that the region is a shared mapping of.
+    /// A memory file (memfd, shmem, hugetlbfs) that is mapped shared at the region's host address.
     Memory,
-    /// A VFIO device, of which the region is a part of a BAR.
+    /// A VFIO device with a BAR that contains the region.
     Bar {
         /// VFIO's number of the BAR's region.
         region_index: u32,
@@ -30,30 +30,30 @@ impl ObjectKind {
     }
 }
 
-/// Where in an object an entry begins.
+/// An object, and the offset in it at which an entry begins.
 #[derive(Clone, Copy, Debug)]
 pub struct Object<'a> {
     /// The file or the device.
     pub fd: BorrowedFd<'a>,
-    /// Which of them.
+    /// The kind of the descriptor.
     pub kind: ObjectKind,
-    /// Bytes into it.
+    /// The offset in bytes.
     pub offset: u64,
 }
 
-/// An object as a caller names it: where the region that comes with it begins in it.
+/// An object as the caller names it, and the offset in it at which the region begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ObjectRef {
-    /// The file or the device, borrowed. A bare number because it comes from a C caller: a closed or negative one is
-    /// EBADF.
+    /// The file or the device, borrowed. A raw number because it comes from a C caller: EBADF if it is closed or
+    /// negative.
     pub fd: RawFd,
-    /// Which of them.
+    /// The kind of the descriptor.
     pub kind: ObjectKind,
-    /// Bytes into it.
+    /// The offset in bytes.
     pub offset: u64,
 }
 
-/// An object, and where in it host address 0 would be.
+/// An object, and the offset in it that host address 0 would have.
 #[derive(Debug)]
 struct ObjectEntry {
     fd: OwnedFd,
@@ -61,23 +61,23 @@ struct ObjectEntry {
     base: u64,
 }
 
-/// An object that is about to be held.
+/// A checked object, to be passed to [`Objects::insert`].
 #[derive(Debug)]
 pub struct PendingObject {
     backing: Backing,
-    /// `None`: it is held already.
+    /// `None` if the object is already held.
     held: Option<ObjectEntry>,
 }
 
-/// The objects of the backings that regions were declared with.
+/// The objects of the backings of regions.
 #[derive(Debug, Default)]
 pub struct Objects {
     held: BTreeMap<Backing, ObjectEntry>,
 }
 
 impl Objects {
-    /// Checks the object that the caller names for the region, and duplicates its descriptor if it is a new one. `page`
-    /// is the smallest IOMMU page.
+    /// Checks the object that the caller names for the region, and duplicates its descriptor if the object is new.
+    /// `page` is the smallest IOMMU page.
     pub fn check(&self, region: &Region, object: &ObjectRef, page: u64) -> Result<PendingObject> {
         let &ObjectRef { fd: raw, kind, offset } = object;
         let refused = |errno, kind| Err(Error::check(errno, kind).at(region.range).at_hva(region.hva));
@@ -109,7 +109,7 @@ impl Objects {
         }
     }
 
-    /// Holds what was accepted.
+    /// Adds a checked object.
     pub fn insert(&mut self, accepted: PendingObject) {
         if let Some(held) = accepted.held {
             self.held.insert(accepted.backing, held);
@@ -123,7 +123,7 @@ impl Objects {
         Some(Object { fd: held.fd.as_fd(), kind: held.kind, offset })
     }
 
-    /// Closes the objects of all other backings.
+    /// Closes the objects of all backings that are not `wanted`.
     pub fn retain(&mut self, mut wanted: impl FnMut(Backing) -> bool) {
         self.held.retain(|backing, _| wanted(*backing));
     }
@@ -165,7 +165,7 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         let object = |offset| ObjectRef { fd: file.as_raw_fd(), kind: ObjectKind::Memory, offset };
         let mut objects = Objects::default();
-        // The object begins above address 0.
+        // The object begins at a host address above 0.
         let first = region(0x9000, 1);
         held_by(&mut objects, &first, &object(0x1000)).unwrap();
         held_by(&mut objects, &region(0xb000, 1), &object(0x3000)).unwrap();

@@ -1,4 +1,4 @@
-//! What can be known to fail before anything is touched.
+//! Checks for failures that are predictable, before anything is changed.
 
 use crate::addr::IovaRange;
 use crate::error::{Errno, Error, ErrorKind, Result};
@@ -6,9 +6,10 @@ use crate::limits::{Limits, Memlock};
 use crate::reconcile::plan::Plan;
 use crate::region::Kind;
 
-/// Refuses a plan the kernel would refuse half-way: too much memory pinned, or RAM where the IOMMU cannot translate.
+/// Refuses a plan that the kernel would refuse half-way: too much memory pinned, or RAM that the IOMMU cannot
+/// translate.
 ///
-/// Device memory is not checked: it is not counted, and what the kernel refuses of it is not an error.
+/// Device memory is not checked: it does not count as locked, and a refusal by the kernel is not an error.
 pub fn check(plan: &Plan, limits: &Limits, memlock: impl FnOnce() -> Memlock) -> Result<()> {
     let ram = || plan.maps.iter().filter(|entry| entry.kind == Kind::Ram);
     if !limits.iova_ranges.is_empty() {

@@ -23,16 +23,16 @@ pub struct Iommufd {
     fd: OwnedFd,
     ioas_id: u32,
     scope: MemlockScope,
-    /// Bytes mapped here: the part of what the kernel counts for this user that is known.
+    /// Bytes mapped by this backend. The kernel counts per user, so this is only a part of what it counts.
     mapped: AtomicU64,
-    /// What is mapped and not counted: BARs, by IOVA, in bytes.
+    /// The lengths of mapped BARs, by IOVA. They are not counted as locked memory.
     bars: Mutex<BTreeMap<u64, u64>>,
-    /// Whether the kernel has turned out to map no files.
+    /// Set once the kernel has refused to map by file.
     no_files: AtomicBool,
 }
 
 impl Iommufd {
-    /// Duplicates `iommufd_fd`, in which `ioas_id` is an IOAS.
+    /// Duplicates `iommufd_fd`, which has the IOAS `ioas_id`.
     pub fn open(iommufd_fd: RawFd, ioas_id: u32) -> Result<Self> {
         let fd = fd::duplicate(iommufd_fd).map_err(|errno| Error::kernel(Op::Open, errno))?;
         iommufd::space(fd.as_fd(), ioas_id).map_err(|error| match error.errno {
@@ -42,20 +42,20 @@ impl Iommufd {
             }
             _ => error.of(Op::Open),
         })?;
-        // Fixed since the IOAS was made. If the kernel does not report it, its default is the best guess.
+        // Fixed since the IOAS was created. If the kernel does not report it, assume its default.
         let per_process = iommufd::counts_per_process(fd.as_fd()).unwrap_or(false);
         let scope = if per_process { MemlockScope::Process } else { MemlockScope::User };
         let (mapped, bars, no_files) = Default::default();
         Ok(Self { fd, ioas_id, scope, mapped, bars, no_files })
     }
 
-    /// By host address: what any kernel can do, with memory.
+    /// Maps memory by host address, which works with every kernel.
     fn map_address(&self, mapping: &Mapping) -> KernelResult<()> {
         iommufd::map(self.fd.as_fd(), self.ioas_id, mapping)
     }
 
-    /// By file: without page tables or the lock of the address space, a huge page at a time. Of a private mapping these
-    /// would be the wrong pages, so the caller's word is checked.
+    /// Maps by file: without page tables or the lock of the address space, one huge page at a time. For a private
+    /// mapping this would map the wrong pages, so the caller's statement is checked.
     fn map_file(&self, mapping: &Mapping, file: Object<'_>) -> KernelResult<()> {
         let Object { fd, offset, .. } = file;
         let known = !self.no_files.load(Ordering::Relaxed);
@@ -71,7 +71,7 @@ impl Iommufd {
         }
     }
 
-    /// Through a dma-buf, which only lives as long as it takes: what is mapped keeps it.
+    /// Maps through a dma-buf, which is closed once the call has returned: the mapping holds a reference.
     fn map_bar(&self, mapping: &Mapping, bar: Object<'_>, region_index: u32) -> KernelResult<()> {
         let range = mapping.range;
         let buffer = dma_buf::export(bar.fd, region_index, bar.offset, range.length())?;
@@ -80,7 +80,7 @@ impl Iommufd {
         Ok(())
     }
 
-    /// Returns how many bytes of BARs were mapped in `range`.
+    /// Drops the record of BARs in `range`; returns how many bytes of them were mapped.
     fn forget_bars(&self, range: IovaRange) -> u64 {
         let mut bars = self.bars();
         let gone: Vec<u64> = bars.range(range.start()..=range.last()).map(|(iova, _)| *iova).collect();
@@ -99,7 +99,7 @@ impl Backend for Iommufd {
 
     fn limits(&self) -> Result<Limits> {
         let space = iommufd::space(self.fd.as_fd(), self.ioas_id)?;
-        // The alignment is all that is known of page sizes.
+        // The kernel reports no page sizes, only the alignment.
         Ok(Limits {
             page_sizes: PageSizes::from_bitmap(space.alignment),
             iova_ranges: space.ranges,
@@ -120,8 +120,7 @@ impl Backend for Iommufd {
     }
 
     fn capabilities(&self) -> Capabilities {
-        // One map call clears pages on one thread only, and asks for no huge pages: that is done where memory is
-        // faulted in.
+        // One map call clears pages on one thread only and does not request huge pages. Faulting in does both better.
         Capabilities { populate: PopulatePolicy::Overlapped, parallel: true, objects: true, exclusive: false }
     }
 
@@ -137,13 +136,13 @@ impl Backend for Iommufd {
         Ok(())
     }
 
-    // EBUSY is returned as it is. It means that another thread maps or unmaps in this range, or that something uses an
-    // entry of it. Neither can be waited for, and the entries before the busy one may be gone, so that no later byte
-    // count would match.
+    // EBUSY is returned as it is. It means that another thread maps or unmaps in this range, or that an entry in it
+    // is in use. The engine can wait for neither, and the entries before the busy one may already be unmapped, so a
+    // later byte count would not match.
     fn unmap(&self, range: IovaRange) -> KernelResult<u64> {
         let bytes = enoent_as_zero(iommufd::unmap(self.fd.as_fd(), self.ioas_id, range))?;
         let counted = bytes.saturating_sub(self.forget_bars(range));
-        // Others may use the IOAS as well, and what they mapped is not counted here.
+        // Another user may map in the same IOAS, and its mappings are not counted here.
         let less = |mapped: u64| Some(mapped.saturating_sub(counted));
         let _ = self.mapped.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         Ok(bytes)

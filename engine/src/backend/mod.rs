@@ -12,52 +12,54 @@ pub mod iommufd;
 pub mod sim;
 pub mod type1;
 
-/// When memory is faulted in.
+/// When to fault memory in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PopulatePolicy {
-    /// Not ahead of its map call.
+    /// Leave it to the map call.
     Never,
-    /// All of it before the first map call.
+    /// Fault in all of the memory before the first map call.
     Upfront,
-    /// Each entry before its own map call, while other entries are mapped.
+    /// Fault in each entry before its own map call, while other entries are mapped.
     Overlapped,
 }
 
-/// What a backend can do, and what pays on it.
+/// A backend's capabilities.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Capabilities {
-    /// Whether and when faulting memory in before it is mapped pays.
+    /// Whether and when faulting memory in before the map call saves time.
     pub populate: PopulatePolicy,
-    /// Whether map and unmap calls of disjoint ranges run concurrently if several threads make them. Where not, they
-    /// are still allowed and wait for each other.
+    /// Whether concurrent map and unmap calls for disjoint ranges run in parallel. If not, they are still allowed,
+    /// but wait for each other.
     pub parallel: bool,
-    /// Whether it uses the objects behind entries.
+    /// Whether the backend uses the objects of entries.
     pub objects: bool,
-    /// Whether nothing else maps in the container, so that [`Backend::unmap_all`] unmaps only what was mapped here.
+    /// Whether the container has no other user, so that [`Backend::unmap_all`] unmaps only what this backend mapped.
     pub exclusive: bool,
 }
 
-/// A backend that tracks which pages devices have written to. A bitmap has a bit for each of the smallest IOMMU pages
-/// of a range, from its first page on, and was zero before; a page that was reported is clean again.
+/// A backend that tracks which pages devices have written to. A bitmap has one bit for each of the smallest IOMMU
+/// pages of a range, starting with its first page, and is zero before the call. A page that was reported is clean
+/// again.
 pub trait DirtyTracking {
     /// Maximum number of bytes one call can report.
     fn max_bytes(&self) -> u64;
 
-    /// Starts or stops tracking. It may be in that state already.
+    /// Starts or stops tracking; no effect if it is already started or stopped.
     fn track_dirty(&self, on: bool) -> KernelResult<()>;
 
-    /// Reports the dirty pages of the entries in `range`, which cuts none.
+    /// Reports the dirty pages of the entries in `range`, which does not cut any entry.
     fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> KernelResult<()>;
 
-    /// [`Backend::unmap`], and reports the dirty pages of what it unmapped.
+    /// Like [`Backend::unmap`], but also reports the dirty pages of what it unmapped.
     fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> KernelResult<u64>;
 }
 
 /// Turns the ENOENT of an unmap call into "0 bytes". iommufd returns it when no entry lies in the range, when the range
 /// cuts an entry, and when the IOAS is gone.
 ///
-/// A caller would mistake the errno for success ("already unmapped"), and leave a mapping behind if the range cut an
-/// entry. The number of bytes meets the check that every caller of [`Backend::unmap`] has to make, and is right where
+/// Returned as it is, a caller would take the errno for success ("already unmapped"), although a range that cuts an
+/// entry leaves a mapping in place. Every caller of [`Backend::unmap`] checks the number of bytes, so 0 is detected
+/// there, and it is correct if nothing was mapped.
 /// nothing was mapped.
 fn enoent_as_zero(answer: KernelResult<u64>) -> KernelResult<u64> {
     match answer {
@@ -66,50 +68,49 @@ fn enoent_as_zero(answer: KernelResult<u64>) -> KernelResult<u64> {
     }
 }
 
-/// Unmaps everything in two calls, for type1 before 5.12, which has no single call for it. An entry across the middle
-/// makes both of them fail, and then nothing is unmapped.
+/// Unmaps everything in two calls, for type1 before 5.12, which cannot do so in one. If an entry crosses the middle,
+/// both calls fail and nothing is unmapped.
 fn unmap_halves(mut unmap: impl FnMut(IovaRange) -> KernelResult<u64>) -> KernelResult<u64> {
     let halves = [IovaRange::from_bounds(0, u64::MAX >> 1), IovaRange::from_bounds(1 << 63, u64::MAX)];
     let mut total = Ok(0u64);
     for range in halves.into_iter().flatten() {
-        // After a failure the other half is unmapped all the same.
+        // The other half is unmapped even after a failure.
         let unmapped = unmap(range);
         total = total.and_then(|total| unmapped.map(|bytes| total.saturating_add(bytes)));
     }
     total
 }
 
-/// Something that holds entries for a device.
+/// Holds the entries of one container.
 pub trait Backend: Send + Sync + fmt::Debug {
-    /// For messages.
+    /// The backend's name, used in messages.
     fn name(&self) -> &'static str;
 
-    /// What it can hold, now. Asked at open and before a transaction is refused because of it.
+    /// The current limits. Called at open, and again before a transaction is refused because of them.
     fn limits(&self) -> Result<Limits>;
 
-    /// How much may be pinned, now.
+    /// The current memlock usage and limit.
     fn memlock(&self) -> Memlock;
 
-    /// What it can do. Does not change.
+    /// The backend's capabilities, which never change.
     fn capabilities(&self) -> Capabilities;
 
-    /// Its dirty tracking, if it has any.
+    /// The backend's dirty tracking, if it supports that.
     fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
         None
     }
 
-    /// Maps one entry, or nothing. `object` is the object that it is a part of, if the caller named one.
+    /// Maps one entry, or nothing. `object` is the object that the entry is a part of, if the caller named one.
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()>;
 
-    /// Unmaps every entry inside `range`, which is not the whole space, and returns how many bytes those were.
+    /// Unmaps every entry inside `range`, which is not the whole 64-bit space. Returns the number of bytes unmapped.
     ///
-    /// A range must not cut an entry: type1 then returns an error and unmaps nothing, iommufd reports 0 bytes but may
-    /// have unmapped the entries before the one that is cut. So the caller must know how many bytes it expects. Any
-    /// other number means that it does not know what is mapped.
+    /// `range` must not cut an entry: type1 then returns an error and unmaps nothing; iommufd reports 0 bytes, but
+    /// may have unmapped the entries before the one that is cut. The caller must therefore know the number of bytes
+    /// to expect. Any other number means that its table is wrong.
     fn unmap(&self, range: IovaRange) -> KernelResult<u64>;
 
-    /// Unmaps every entry of the container, including those that something else mapped, and returns how many bytes
-    /// those were.
+    /// Unmaps every entry of the container, including those of other users. Returns the number of bytes unmapped.
     fn unmap_all(&self) -> KernelResult<u64>;
 }
 

@@ -13,27 +13,27 @@ use crate::sys::type1::info::{self, Type1Info};
 use crate::sys::type1::{self, Extent, dirty};
 use crate::sys::{fd, memlock};
 
-/// What VFIO_GET_API_VERSION has always returned.
+/// The only result of VFIO_GET_API_VERSION so far.
 const API_VERSION: i32 = 0;
 
 /// A container with VFIO_TYPE1v2_IOMMU set, through a descriptor of its own.
 ///
-/// The duplicate keeps the container, and with it every mapping, alive until this is dropped. To
-/// make the kernel release them by closing the container, drop this first.
+/// The duplicate keeps the container, and with it every mapping, alive until this is dropped. Drop this first to make
+/// the kernel release the mappings when the container is closed.
 #[derive(Debug)]
 pub struct Type1 {
     container: OwnedFd,
     /// The smallest IOMMU page in bytes.
     page: u64,
-    /// Whether it is iommufd's compatibility layer (the kernel's vfio_compat.c), with iommufd's locking and iommufd's
-    /// errors.
+    /// Whether iommufd's compatibility layer (the kernel's vfio_compat.c) serves the container, with iommufd's
+    /// locking and errors.
     vfio_compat: bool,
-    /// Maximum number of bytes for which one call reports dirty pages; `None`: there is no tracking.
+    /// Maximum number of bytes for which one call reports dirty pages; `None`: no dirty tracking.
     max_dirty_bytes: Option<u64>,
 }
 
 impl Type1 {
-    /// Duplicates `container_fd`. Its owner has set the IOMMU type; the kernel has no way to ask which one it was.
+    /// Duplicates `container_fd`. Its owner has set the IOMMU type, which the kernel does not report.
     pub fn open(container_fd: RawFd) -> Result<Self> {
         let failed = |errno| Error::kernel(Op::Open, errno);
         let refused = |text| Error::check(Errno::EINVAL, ErrorKind::Other(text)).of(Op::Open);
@@ -43,7 +43,7 @@ impl Type1 {
             return Err(refused("the container speaks an unknown version of VFIO"));
         }
         let info = read_info(&container).map_err(|error| match error.errno {
-            // Every request to a container without an IOMMU type fails like this.
+            // Every request to a container without an IOMMU type fails with EINVAL.
             Errno::EINVAL => refused("the container has no group or no IOMMU type set"),
             _ => error,
         })?;
@@ -57,16 +57,17 @@ impl Type1 {
     }
 }
 
-/// Asks the container what it is.
+/// Reads the description of the container.
 fn read_info(container: &OwnedFd) -> Result<Type1Info> {
     let bytes = type1::info(container.as_fd())?;
     info::parse(&bytes).map_err(|malformed| Error::malformed(malformed.text()))
 }
 
-/// Whether iommufd serves this container (an opened `/dev/iommu`, or `/dev/vfio/vfio` of a kernel built so).
+/// Whether iommufd serves this container (an opened `/dev/iommu`, or `/dev/vfio/vfio` of a kernel configured for
+/// that).
 ///
-/// It has no limit on entries, and reports the largest number there is. An administrator can set type1's limit to that
-/// number too, but type1 always has dirty tracking, and iommufd never has it here.
+/// It has no limit on entries, and reports the largest number possible. An administrator can set type1's limit to
+/// that number too, but type1 always has dirty tracking, and iommufd never has it here.
 fn is_vfio_compat(info: &Type1Info) -> bool {
     info.dma_avail == Some(u32::MAX) && info.migration.is_none()
 }
@@ -91,14 +92,14 @@ impl Backend for Type1 {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            // The driver pins under one lock, one thread at a time, and four fifths of that time go into clearing
-            // pages. To count what it pinned it takes the lock of the address space for writing, which holds up faults:
-            // so not overlapped.
+            // The driver pins under one lock, on one thread at a time, and four fifths of that time are spent on
+            // clearing pages. To count the pinned pages it takes the lock of the address space for writing, which
+            // delays page faults. So fault in first, not concurrently.
             populate: PopulatePolicy::Upfront,
-            // The driver holds its one lock from the first page pinned to the last.
+            // The driver holds its only lock from the first pinned page to the last.
             parallel: self.vfio_compat,
             objects: false,
-            // Behind iommufd's compatibility layer is an IOAS, in which others may map as well.
+            // iommufd's compatibility layer uses an IOAS, which can have other users.
             exclusive: !self.vfio_compat,
         }
     }
@@ -153,11 +154,11 @@ impl DirtyTracking for Type1 {
     }
 }
 
-/// Maps; on EBUSY, unmaps what is there and tries exactly once more.
+/// Maps; on EBUSY, unmaps the range and retries once.
 ///
-/// Old drivers returned EBUSY where the range was mapped already (a mapping this process has lost track of), and QEMU
-/// has always handled it like this. EEXIST, which type1 returns today, is never retried: the table would be wrong, and
-/// that is an error to report.
+/// Old drivers returned EBUSY if the range was already mapped (a mapping that this process has lost track of), and
+/// QEMU has always handled it like this. EEXIST, which type1 returns today, is never retried: it means that the table
+/// is wrong, which is an error to report.
 fn map_or_replace(
     mut map: impl FnMut() -> KernelResult<()>,
     unmap: impl FnOnce() -> KernelResult<u64>,
@@ -174,9 +175,9 @@ fn map_or_replace(
 
 /// Unmaps `range`, which may reach the end of the 64-bit space.
 ///
-/// Kernels before 5.0 refuse an unmap of exactly the last page with EINVAL (their overflow check is off by one); the
-/// page is then left out, as QEMU does. They could not have mapped it either, so nothing stays mapped, and if something
-/// did, the byte count shows it.
+/// Kernels before 5.0 refuse an unmap of exactly the last page with EINVAL (their overflow check is off by one). The
+/// page is then left out, as in QEMU. Those kernels cannot have mapped it either, so nothing stays mapped; if
+/// something did, the byte count would differ.
 fn unmap_to_the_top(
     range: IovaRange,
     page: u64,
@@ -198,7 +199,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers `answers` one after the other, and counts how many were asked for.
+    /// Returns `answers` one after the other, and a counter of the calls.
     fn answering<T: Copy>(answers: &[T]) -> (Cell<usize>, impl Fn(&Cell<usize>) -> T + '_) {
         (Cell::new(0), |asked| {
             let answer = answers[asked.get()];
@@ -263,7 +264,7 @@ mod tests {
     fn nothing_is_left_out_elsewhere() {
         let below = IovaRange::from_bounds(u64::MAX - 0x2fff, u64::MAX - 0x1000).unwrap();
         assert_eq!(asked_to_unmap(below, &[Err(Errno::EINVAL)]), (vec![0x2000], Err(Errno::EINVAL)));
-        // A length of 0 would not mean "nothing" to every kernel.
+        // Without this page the length would be 0, which not every kernel takes as an empty range.
         let last = IovaRange::from_bounds(u64::MAX - 0xfff, u64::MAX).unwrap();
         assert_eq!(asked_to_unmap(last, &[Err(Errno::EINVAL)]), (vec![0x1000], Err(Errno::EINVAL)));
     }

@@ -1,4 +1,4 @@
-//! Runs a plan against the kernel and keeps the table true to it, call by call.
+//! Runs a plan against the kernel, and updates the table after each call.
 
 mod parallel;
 
@@ -18,69 +18,69 @@ use crate::region::Kind;
 /// A device region the kernel refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Refusal {
-    /// The whole region.
+    /// The range of the region.
     pub region: IovaRange,
-    /// The entry of it that failed.
+    /// The entry that could not be mapped.
     pub entry: Entry,
     /// The kernel's error.
     pub errno: Errno,
 }
 
-/// What was executed. It is filled in call by call, so it is also true after a failure.
+/// The calls that were made and their effects. Updated after each call, so it is correct after a failure too.
 #[derive(Clone, Debug, Default)]
 pub struct Executed {
     /// Map calls that succeeded.
     pub map_calls: u64,
-    /// Bytes they mapped.
+    /// Bytes that the map calls mapped.
     pub map_bytes: u64,
-    /// Time in map calls, failed ones included; of calls made at the same time, each counts.
+    /// Time in map calls, including failed ones. Concurrent calls each count in full.
     pub map_time: Duration,
     /// Unmap calls that succeeded.
     pub unmap_calls: u64,
-    /// Bytes they unmapped.
+    /// Bytes that the unmap calls unmapped.
     pub unmap_bytes: u64,
-    /// Time in unmap calls, failed ones included; of calls made at the same time, each counts.
+    /// Time in unmap calls, including failed ones. Concurrent calls each count in full.
     pub unmap_time: Duration,
-    /// The longest of them.
+    /// The longest unmap call.
     pub unmap_longest: Duration,
-    /// What was faulted in; `None` if that was not tried.
+    /// The report of faulting in; `None` if that was not tried.
     pub populated: Option<Report>,
-    /// Device regions that stay unmapped.
+    /// Device regions that the kernel refused and that stay unmapped.
     pub refusals: Vec<Refusal>,
-    /// Entries declared as RAM that turned out to be device memory. Their regions are device memory from now on.
+    /// Entries declared as RAM that turned out to be device memory. Their regions count as device memory from now on.
     pub devices: Vec<Entry>,
 }
 
 /// Executes plans on one backend.
 #[derive(Debug)]
 pub struct Executor<'a> {
-    /// What holds the entries.
+    /// The backend that holds the entries.
     pub backend: &'a dyn Backend,
-    /// What it holds.
+    /// The record of the backend's entries.
     pub table: &'a mut MapTable,
     /// The objects that entries are parts of.
     pub objects: &'a Objects,
-    /// Receives the dirty pages of unmapped entries, while they are tracked.
+    /// Receives the dirty pages of unmapped entries; `None` while tracking is off.
     pub dirty: Option<&'a mut DirtyPages>,
-    /// Maximum number of threads to call a parallel backend from, the calling one included.
+    /// Maximum number of threads to call a parallel backend from, including the calling one.
     pub threads: usize,
-    /// What was executed so far.
+    /// The results so far.
     pub executed: Executed,
 }
 
 impl Executor<'_> {
-    /// Makes all unmap calls, then all map calls: a new entry may overlap an old one. With `fault_in`, memory is
-    /// faulted in before it is mapped, if that pays on this backend.
+    /// Makes all unmap calls, then all map calls, because a new entry can overlap an old one. With `fault_in`, faults
+    /// memory in before it is mapped, if the backend benefits from that.
     ///
-    /// A failed unmap does not stop the other unmaps, but no map follows it. The first map that fails for anything but
-    /// device memory stops the run. The table then shows how far it came.
+    /// A failed unmap does not stop the other unmaps, but no map follows it. The first map failure that is not due to
+    /// device memory stops the run. The table records how far it came.
     pub fn run(&mut self, plan: &Plan, wanted: &WantedSet, fault_in: Option<PopulateOptions>) -> Result<()> {
         let Capabilities { populate: policy, parallel, .. } = self.backend.capabilities();
         let fault_in = fault_in.filter(|_| policy != PopulatePolicy::Never);
         let mut entries = plan.maps.clone();
         let mut meanwhile = fault_in;
         if policy == PopulatePolicy::Upfront || !plan.unmaps.is_empty() {
-            // If an entry is unmapped only to be cut, the device must get the rest of it back as soon as possible.
+            // If an entry is unmapped only to be cut, the device must regain access to the rest as soon as possible.
             if let Some(options) = meanwhile.take() {
                 let report = populate::populate(&pieces(&entries), options);
                 for &index in &report.device_pieces {
@@ -103,7 +103,7 @@ impl Executor<'_> {
         mapped
     }
 
-    /// Maps one entry after the other, each once its memory is there: piece `n` of `populating` is entry `n`.
+    /// Maps the entries in order, each once its memory is present: piece `n` of `populating` is entry `n`.
     fn map_in_order(
         &mut self,
         entries: Vec<Entry>,
@@ -130,7 +130,7 @@ impl Executor<'_> {
         Ok(())
     }
 
-    /// Unmaps entries; returns the first failure, but goes on after it.
+    /// Unmaps entries. Continues after a failure; returns the first one.
     pub fn clear(&mut self, unmaps: &[Unmap]) -> Result<()> {
         if self.backend.capabilities().parallel {
             return self.clear_in_parallel(unmaps);
@@ -142,8 +142,8 @@ impl Executor<'_> {
         first
     }
 
-    /// Unmaps all entries at once, where nothing else maps in the container and the kernel does not refuse it; `false`:
-    /// nothing was done.
+    /// Unmaps all entries at once, if the container has no other user and the kernel accepts the call. Returns
+    /// `false` if nothing was done.
     pub fn clear_all(&mut self) -> Result<bool> {
         if !self.backend.capabilities().exclusive {
             return Ok(false);
@@ -155,13 +155,13 @@ impl Executor<'_> {
         }
         let expected = self.table.totals().bytes;
         let noted = self.record_unmap(IovaRange::ALL, expected, answer, start.elapsed());
-        // Whatever the number of bytes was, nothing is left.
+        // No mapping is left, whatever the number of bytes.
         self.table.remove_within(IovaRange::ALL);
         noted.map(|()| true)
     }
 
-    /// A region is mapped whole or not at all: unmaps what is mapped of it. It stays wanted, but since a plan covers
-    /// only what a transaction touched, it is not tried again until the caller maps it again.
+    /// Unmaps the mapped part of a region, which is either mapped completely or not at all. The region stays wanted,
+    /// but is not tried again until the caller maps it again, because a plan covers only what a transaction touched.
     fn refuse(&mut self, entry: &Entry, errno: Errno, wanted: &WantedSet) -> Result<IovaRange> {
         let region = wanted.overlapping(entry.range).next().map_or(entry.range, |wanted| wanted.region.range);
         let mapped: Vec<IovaRange> = self.table.overlapping(region).map(|entry| entry.range).collect();
@@ -172,7 +172,7 @@ impl Executor<'_> {
         Ok(region)
     }
 
-    /// An entry declared as RAM turned out to be device memory.
+    /// Records that an entry declared as RAM is device memory.
     fn found_device(&mut self, entry: &mut Entry) {
         entry.kind = Kind::Device;
         self.executed.devices.push(*entry);
@@ -183,13 +183,13 @@ impl Executor<'_> {
         let answer = match (&mut self.dirty, self.backend.dirty_tracking()) {
             (Some(dirty), Some(tracking)) if range.length() <= tracking.max_bytes() => {
                 let mut bitmap = vec![0; words_for(range, dirty.page()) as usize];
-                // Bits that came with an error are true as well.
+                // Bits that were returned with an error are valid too.
                 let answer = tracking.unmap_dirty(range, &mut bitmap);
                 dirty.add(range, &bitmap);
                 answer
             }
             (Some(dirty), _) => {
-                // An entry too large for any bitmap.
+                // The entry is too large for any bitmap.
                 dirty.add_all(range);
                 self.backend.unmap(range)
             }
@@ -207,7 +207,7 @@ impl Executor<'_> {
         }
     }
 
-    /// A plan unmaps whole adjacent entries, so the kernel must find every byte of them mapped.
+    /// A plan unmaps whole adjacent entries, so the kernel must have every byte of them mapped.
     fn record_unmap(
         &mut self,
         range: IovaRange,
@@ -233,7 +233,7 @@ fn not_mapped(entry: &Entry, errno: Errno) -> Error {
     Error::kernel(Op::Map, errno).at(entry.range).at_hva(entry.hva)
 }
 
-/// The memory of each entry. Device memory is not faulted in, and neither is a single page: to check whether it is
+/// The memory of each entry. Device memory is not faulted in, and neither is a single page: checking whether it is
 /// present would cost more than the map call.
 fn pieces(entries: &[Entry]) -> Vec<HostRange> {
     let pieces = entries.iter().map(|entry| {

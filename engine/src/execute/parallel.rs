@@ -1,7 +1,7 @@
 //! Concurrent map and unmap calls, on a backend that runs them concurrently.
 //!
-//! Entries of one plan are disjoint, and so are its unmaps: no call depends on another one of the same kind. Of several
-//! failures the first is reported.
+//! The entries of one plan are disjoint, and so are its unmaps: no call depends on another one of the same kind. If
+//! several calls fail, the first failure is reported.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -18,8 +18,8 @@ use crate::region::Kind;
 use crate::sys::thread;
 
 impl Executor<'_> {
-    /// Maps the entries on all threads, each entry once its memory is present. Device memory is mapped last and in
-    /// order: if the kernel refuses an entry, what is mapped of its region is unmapped.
+    /// Maps the entries on all threads, each once its memory is present. Device memory is mapped last and in order:
+    /// if the kernel refuses an entry, the mapped part of its region is unmapped.
     pub(super) fn map_in_parallel(
         &mut self,
         mut entries: Vec<Entry>,
@@ -69,10 +69,10 @@ impl Executor<'_> {
         self.map_in_order(entries, wanted, None)
     }
 
-    /// Unmaps entries on all threads; returns the first failure, but goes on after it.
+    /// Unmaps entries on all threads. Continues after a failure; returns the first one.
     pub(super) fn clear_in_parallel(&mut self, unmaps: &[Unmap]) -> Result<()> {
-        // One entry a call: threads can share the work, and a call that fails leaves no entry half of its range
-        // unmapped.
+        // One entry per call, so that threads can share the work, and a call that fails leaves no other entry of its
+        // range unmapped.
         let entries = unmaps.iter().flat_map(|unmap| self.table.overlapping(unmap.range));
         let calls: Vec<IovaRange> = entries.map(|entry| entry.range).collect();
         let bytes = calls.iter().fold(0u64, |sum, range| sum.saturating_add(range.length()));
@@ -104,7 +104,7 @@ struct MapQueue<'a> {
     entries: &'a [Entry],
     next: AtomicUsize,
     stop: AtomicBool,
-    /// What turned out to be device memory, by index.
+    /// The indices of the entries that turned out to be device memory.
     devices: Mutex<Vec<usize>>,
     first: Mutex<Option<Error>>,
 }
@@ -118,7 +118,7 @@ impl MapQueue<'_> {
         }
     }
 
-    /// Lets no thread take or map another entry, and none wait for memory.
+    /// Makes all threads stop taking and mapping entries and waiting for memory.
     fn stop(&self, session: Option<&PopulateSession<'_>>) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(session) = session {
@@ -137,7 +137,7 @@ impl MapQueue<'_> {
                 lock(&self.devices).push(index);
                 continue;
             }
-            // Another entry may have failed while this one's memory was waited for.
+            // Another entry can have failed while this thread waited for memory.
             if entry.kind == Kind::Ram
                 && !self.stop.load(Ordering::Relaxed)
                 && let Err(errno) = map(entry)
@@ -150,7 +150,7 @@ impl MapQueue<'_> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // The panic of a thread that held it goes on when the threads are joined.
+    // A panic in the thread that held the lock continues when the threads are joined.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -170,7 +170,7 @@ mod tests {
         Entry { range, hva, perm, kind, backing: Backing(1), generation: Generation::SHARED }
     }
 
-    /// Makes two threads' turns after one another: in the first, call 2 has this outcome. Returns how many calls were
+    /// Makes two threads run one after the other: in the first, call 2 has this outcome. Returns the number of calls
     /// made.
     fn calls_of_two_threads(second: impl Fn() -> KernelResult<()>) -> usize {
         let entries: Vec<Entry> = (0..10).map(entry).collect();

@@ -1,8 +1,8 @@
 //! Discarding memory on many threads.
 //!
-//! Taking pages out of the page tables and freeing them is a second per few GiB of base pages, and a process that ends,
-//! or frees at once what it had, does all of it on one thread. In pieces it runs on every CPU: madvise needs the
-//! address space's lock only for reading.
+//! Removing pages from the page tables and freeing them takes about a second per few GiB of base pages. A process
+//! that exits, or frees all of its memory at once, does all of that on one thread. In pieces it runs on every CPU:
+//! madvise takes the address space's lock only for reading.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -11,22 +11,22 @@ use crate::error::Errno;
 use crate::sys::discard::DiscardRange;
 use crate::sys::thread;
 
-/// What it took to discard memory.
+/// The threads that discarded memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Report {
-    /// Threads that worked, the calling one included.
+    /// Threads that worked, including the calling one.
     pub threads: u64,
     /// Threads that could not be started.
     pub thread_start_failures: u64,
 }
 
-/// Discards all of `memory`, on at most `threads` threads, the calling one included. After an error any part of it may
-/// be discarded.
+/// Discards all of `memory` on at most `threads` threads, including the calling one. After an error any part of it
+/// may be discarded.
 ///
-/// No other thread is left when this returns.
+/// All other threads have ended when this returns.
 pub fn discard(memory: &DiscardRange, threads: usize) -> (Result<(), Errno>, Report) {
     let start = memory.hva().raw();
-    // Chunks end on multiples of their size, so no huge page is shared by two threads.
+    // Chunks end at multiples of their size, so two threads never share a huge page.
     let (first, last) = (start / CHUNK_BYTES, (start + (memory.bytes() - 1)) / CHUNK_BYTES);
     let chunks = if memory.bytes() < MIN_PARALLEL_BYTES { 1 } else { last - first + 1 };
     let extra = threads.min(usize::try_from(chunks).unwrap_or(usize::MAX)).saturating_sub(1);
@@ -52,6 +52,6 @@ pub fn discard(memory: &DiscardRange, threads: usize) -> (Result<(), Errno>, Rep
     if !refused.load(Ordering::Relaxed) {
         return (Ok(()), report);
     }
-    // Pages larger than a chunk go only in one piece with others of their kind; whatever else it is has its errno here.
+    // Pages larger than a chunk can only be discarded in one call. Any other failure returns its errno here.
     (memory.discard(0, memory.bytes()), report)
 }

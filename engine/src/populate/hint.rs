@@ -1,4 +1,4 @@
-//! Why memory came in base pages, and which knob of the host changes that.
+//! Explains why memory is backed by base pages, and which setting of the host changes that.
 
 use std::fs;
 
@@ -6,10 +6,10 @@ use super::Report;
 
 const KNOBS: &str = "/sys/kernel/mm/transparent_hugepage";
 
-/// Below so many bytes base pages are no matter: firmware, tables, the odd end of a region.
+/// Minimum number of bytes to report: firmware, tables and the ends of regions use base pages anyway.
 const WORTH_TELLING: u64 = 64 << 20;
 
-/// What an administrator can do about the base pages of `report`, if anything.
+/// The advice for an administrator about the base pages in `report`, if there is any.
 ///
 /// Mapping base pages takes about ten times as long as mapping huge ones, and unmapping six times.
 pub fn hint(report: &Report) -> Option<String> {
@@ -26,7 +26,7 @@ pub fn hint(report: &Report) -> Option<String> {
         })
 }
 
-/// The text, if the knob's value, the one in brackets, is one that refuses.
+/// The advice, if the bracketed value of the setting disables huge pages.
 fn refusal(knob: &str, text: &str, better: &str, bytes: u64) -> Option<String> {
     let value = text.split_once('[')?.1.split_once(']')?.0;
     ["never", "deny"].contains(&value).then(|| {

@@ -1,9 +1,9 @@
 //! Faults memory in on many threads before it is mapped.
 //!
-//! A type1 container pins on one thread, under one lock, and most of that time goes into finding and clearing pages
-//! that were never touched. If they are made present beforehand, on all CPUs, the map call only pins them. This is only
-//! an optimisation: every failure is counted and left to the map call, which does the same work more slowly or returns
-//! the right error.
+//! A type1 container pins on one thread, under one lock, and spends most of that time on finding and clearing pages
+//! that were never accessed. If all CPUs make the pages present beforehand, the map call only pins them. This is only
+//! an optimisation: every failure is counted and left to the map call, which does the same work more slowly or
+//! returns the right error.
 
 pub mod discard;
 mod hint;
@@ -23,47 +23,48 @@ pub(crate) use hint::hint;
 use queue::{Queue, Worker};
 pub use report::Report;
 
-/// Bytes faulted in by one call. A multiple of every PMD, and chunks begin and end on multiples of it, so no huge page
-/// is ever shared by two threads; small enough that the last chunk does not keep one thread busy while the others wait.
-/// From a PMD to 32 MiB no difference can be measured (docs/PERFORMANCE.md).
+/// Bytes faulted in by one call. A multiple of every PMD, and chunks begin and end at multiples of it, so two threads
+/// never share a huge page. Small enough that the last chunk does not keep one thread busy while the others wait.
+/// Between a PMD and 32 MiB there is no measurable difference (docs/PERFORMANCE.md).
 pub const CHUNK_BYTES: u64 = 16 << 20;
 
-/// Minimum number of bytes for more than one thread: below it, a thread costs more than it gains.
+/// Minimum number of bytes for more than one thread: with less, a thread costs more time than it saves.
 pub const MIN_PARALLEL_BYTES: u64 = 4 << 20;
 
-/// A contiguous range of host memory that is about to be mapped: a piece of the work.
+/// A contiguous range of host memory to be mapped: one piece of the work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostRange {
-    /// Its first byte; page aligned.
+    /// The first byte; page aligned.
     pub hva: HostVa,
-    /// Its length in bytes; a multiple of the page. 0: there is nothing to fault in.
+    /// The length in bytes; a multiple of the page. 0: nothing to fault in.
     pub bytes: u64,
-    /// Whether the device may write: then pages are made writable now and not at the pin.
+    /// Whether the device may write: then pages are made writable now, not by the pin.
     pub writable: bool,
 }
 
-/// How memory is faulted in.
+/// The options for faulting in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PopulateOptions {
-    /// Maximum number of threads, the calling one included.
+    /// Maximum number of threads, including the calling one.
     pub threads: usize,
-    /// Whether to ask for huge pages first, where there is something to fault in.
+    /// Whether to request huge pages first, if there is anything to fault in.
     pub huge_pages: bool,
-    /// Bytes per call and per turn of a thread; a power of two of at least a page. [`CHUNK_BYTES`] unless measuring.
+    /// Bytes that a thread takes and faults in at a time: a power of two of at least a page. [`CHUNK_BYTES`] except
+    /// in benches.
     pub chunk: u64,
 }
 
-/// How many threads may work at once: `configured`, or if that is 0 one per CPU that the calling thread may run on
-/// (affinity mask) and is given time on (cgroup quota).
+/// Maximum number of concurrent threads: `configured`, or if that is 0 one per CPU that the calling thread may run on
+/// (affinity mask) and may use (cgroup quota).
 pub fn thread_limit(configured: usize) -> usize {
     if configured == 0 { available_parallelism().map_or(1, NonZeroUsize::get) } else { configured }
 }
 
-/// A populate in progress, as one of its threads sees it.
+/// One thread's handle to a populate in progress.
 pub struct PopulateSession<'a> {
     queue: &'a Queue<'a>,
     worker: RefCell<Worker<'a>>,
-    /// Time in the methods below.
+    /// Time spent in the methods below.
     spent: Cell<Duration>,
 }
 
@@ -72,7 +73,7 @@ impl<'a> PopulateSession<'a> {
         Self { queue, worker: RefCell::new(worker), spent: Cell::default() }
     }
 
-    /// Works until piece `index` is done or the work is cancelled, and returns whether it turned out to be device
+    /// Works until piece `index` is done or the work is cancelled. Returns whether the piece turned out to be device
     /// memory.
     pub fn wait_for(&self, index: usize) -> bool {
         if !self.queue.is_done(index) {
@@ -84,12 +85,12 @@ impl<'a> PopulateSession<'a> {
         self.queue.found_device(index)
     }
 
-    /// Works until no chunk is left to take. Other threads may still work on theirs.
+    /// Works until no chunk is left to take. Other threads can still be working on theirs.
     pub fn work(&self) {
         self.timed(|| while self.step() {});
     }
 
-    /// Gives up: takes no further chunk and releases every waiter, whether or not its memory is present.
+    /// Cancels: no further chunk is taken, and every waiter is released even if its memory is not present.
     pub fn cancel(&self) {
         self.queue.cancel();
     }
@@ -105,12 +106,12 @@ impl<'a> PopulateSession<'a> {
     }
 }
 
-/// Makes `pieces` present, in their order, on up to `options.threads` threads, the calling one included. The calling
-/// thread runs `body`, the others run `work`: a thread that waits for a piece takes chunks itself. `jobs` is how many
-/// threads have other work to do. A chunk that no thread has taken when `body` returns is left undone; what threads
-/// have taken is finished first.
+/// Makes `pieces` present, in order, on up to `options.threads` threads, including the calling one. The calling
+/// thread runs `body`, the others run `work`; a thread that waits for a piece takes chunks itself. `jobs` is the
+/// number of threads that have other work to do. Chunks that no thread has taken when `body` returns are left undone;
+/// chunks that were taken are finished first.
 ///
-/// No other thread is left when this returns.
+/// All other threads have ended when this returns.
 pub fn with<R>(
     pieces: &[HostRange],
     options: PopulateOptions,
@@ -133,7 +134,7 @@ pub fn with<R>(
         work(&session);
         add(&session.worker.borrow().done);
     };
-    // What the calling thread did instead of faulting in.
+    // The time that the calling thread spent on other work than faulting in.
     let mut elsewhere = Duration::ZERO;
     let (answer, refused) = thread::run(extra, work, || {
         let session = PopulateSession::new(&queue, queue.caller());
@@ -155,7 +156,7 @@ pub fn with<R>(
     (answer, report)
 }
 
-/// Makes `pieces` present as far as that is possible, and does nothing else; see [`with`].
+/// Makes `pieces` present as far as possible, without other work; see [`with`].
 pub fn populate(pieces: &[HostRange], options: PopulateOptions) -> Report {
     let work = |session: &PopulateSession<'_>| session.work();
     with(pieces, options, 1, work, work).1
@@ -182,7 +183,7 @@ mod tests {
 
     #[test]
     fn whatever_goes_wrong_is_counted_under_its_name() {
-        // The first pages of the address space are never mapped (vm.mmap_min_addr), nor is its upper half.
+        // The first pages of the address space (vm.mmap_min_addr) and its upper half are never mapped.
         let report = populate(&[piece(0, 0x1000), piece(1 << 63, 3 * PMD)], how(1, PMD));
         assert_eq!((report.calls, report.bytes, report.enomem), (4, 0, 4));
         assert_eq!(report.skipped_bytes, 0x1000 + 3 * PMD);
@@ -224,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_settled_piece_is_done_and_the_rest_may_be_left() {
-        // Unmapped memory: every chunk is one call that fails.
+        // Unmapped memory: each chunk is one call that fails.
         let pieces = [piece(1 << 63, 3 * PMD), piece(0, 0), piece(1 << 63, 1 << 40)];
         for threads in [1, 3] {
             let (settled, report) = with(
@@ -258,7 +259,7 @@ mod tests {
     }
 
     /// The order is forced: one worker takes the only chunk of piece 0, the calling thread returns, and only then the
-    /// worker finishes the chunk. A second worker waits for the piece all the time.
+    /// worker finishes the chunk. A second worker waits for the piece during all of this.
     #[test]
     fn a_waiter_stays_until_its_piece_is_done_after_the_calling_thread_has_returned() {
         let pieces = [piece(1 << 63, PMD), piece(1 << 63, PMD)];
@@ -268,7 +269,8 @@ mod tests {
             let queue = session.queue;
             if workers.fetch_add(1, Ordering::Relaxed) > 0 {
                 taken.wait();
-                // Not `settle`, which would take the other chunk: that one is untaken until the queue is closed.
+                // Not `settle`, which would take the other chunk: no thread may take that one until the queue is
+                // closed.
                 queue.wait(0);
                 released_early.fetch_or(!done.load(Ordering::Acquire), Ordering::Relaxed);
                 settled.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The work of a populate, shared out among threads.
+//! The work of a populate, shared among threads.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
@@ -11,48 +11,48 @@ use crate::sys::numa::{NodeBinding, Nodes};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::vma;
 
-/// Bytes that one call scans for missing pages: present memory costs one call for each of these ranges, and enough
-/// ranges remain to be shared among the threads.
+/// Bytes that one call scans for missing pages: large enough to make scanning present memory cheap, small enough to
+/// leave ranges for all threads.
 const SCAN_BYTES: u64 = 256 << 20;
 
-/// Pieces cut into chunks. Threads take one chunk after the other: how long a chunk takes is not known beforehand
-/// (present memory costs nothing, huge pages cost less), so no chunk is assigned in advance. The first thread in a scan
-/// range of [`SCAN_BYTES`] finds the missing pages for all chunks of it.
+/// Pieces cut into chunks. Threads take one chunk after the other; none is assigned in advance, because the time that
+/// a chunk takes is unknown (present memory takes none, huge pages take less). The first thread in a scan range of
+/// [`SCAN_BYTES`] finds the missing pages for all of its chunks.
 pub(super) struct Queue<'a> {
     pieces: &'a [HostRange],
     options: PopulateOptions,
     stretch: u64,
-    /// For each piece, how many stretches come before its first.
+    /// For each piece, the number of stretches in the pieces before it.
     first_stretch: Vec<u64>,
-    /// For each stretch, how many bytes are present from its beginning on, once it was looked at.
+    /// For each stretch that was scanned, how many bytes from its beginning are present.
     stretches: Vec<OnceLock<u64>>,
-    /// For each piece, how many chunks come before its first.
+    /// For each piece, the number of chunks in the pieces before it.
     first_chunk: Vec<u64>,
     chunks: u64,
     groups: Vec<Group>,
     nodes: Option<Nodes>,
-    /// For each piece, its chunks that are not done.
+    /// For each piece, the number of its chunks that are not done.
     left: Vec<AtomicU64>,
     cancelled: AtomicBool,
     /// Notified when the last chunk of a piece is done, and when the queue is cancelled.
     settled: (Mutex<()>, Condvar),
-    /// For each piece, whether it is device memory, once that has been asked.
+    /// For each piece, whether it is device memory, once that was checked.
     device: Vec<OnceLock<bool>>,
-    /// For each piece, whether huge pages were asked for: before its first fault, and not at all if it has none.
+    /// For each piece, whether huge pages were requested: before its first fault, and never if it has none.
     advised: Vec<OnceLock<()>>,
-    /// To see what is there already.
+    /// Used to find memory that is already present.
     pagemap: Option<Pagemap>,
 }
 
-/// Neighbouring pieces whose memory will be on the same NUMA node, or on any.
+/// Adjacent pieces with memory on the same NUMA node, or without a preferred node.
 struct Group {
     node: Option<usize>,
     next: AtomicU64,
-    /// The number after that of its last chunk.
+    /// The end of its range of chunk numbers, exclusive.
     end: u64,
 }
 
-/// A thread that works, and which group it took its last chunk from.
+/// A working thread, and the group that it took its last chunk from.
 pub(super) struct Worker<'a> {
     group: usize,
     /// The node it is bound to; `None`: it stays on its CPUs.
@@ -91,12 +91,12 @@ impl<'a> Queue<'a> {
         self.chunks
     }
 
-    /// The calling thread: it works from the front, and stays on its CPUs.
+    /// The calling thread, which works from the front and stays on its CPUs.
     pub fn caller(&self) -> Worker<'_> {
         Worker { group: 0, binding: None, done: Report::default() }
     }
 
-    /// Worker `number`, counted from 0. They begin in different groups and meet where there is most to do.
+    /// Worker `number`, counted from 0. Workers begin in different groups and move on to the next group with work.
     pub fn worker(&self, number: usize) -> Worker<'_> {
         let group = number % self.groups.len().max(1);
         Worker {
@@ -106,7 +106,7 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Takes a chunk and deals with it; `false` if none is left to take.
+    /// Takes one chunk and processes it; `false` if none is left.
     pub fn step(&self, worker: &mut Worker<'_>) -> bool {
         let Some(number) = self.take(&mut worker.group) else { return false };
         if let Some(binding) = &mut worker.binding {
@@ -121,7 +121,7 @@ impl<'a> Queue<'a> {
         true
     }
 
-    /// The next chunk of `group`, or of the next one that has any, which `group` is then.
+    /// Takes the next chunk of `group`, or else of the next group that has one, and updates `group`.
     fn take(&self, group: &mut usize) -> Option<u64> {
         for _ in 0..self.groups.len() {
             let Group { next, end, .. } = &self.groups[*group];
@@ -134,9 +134,8 @@ impl<'a> Queue<'a> {
         None
     }
 
-    /// Closes the queue: no further chunk is taken. A chunk that a thread has taken stays in progress, and those who
-    /// wait for its piece go on waiting. A chunk that no thread has taken stays undone, and nothing waits for it any
-    /// more.
+    /// Closes the queue: no further chunk is taken. Chunks that were taken stay in progress, and threads that wait
+    /// for their pieces keep waiting. All other chunks stay undone, and nothing waits for them any more.
     pub fn close(&self) {
         for group in &self.groups {
             let untaken = group.next.swap(group.end, Ordering::AcqRel).min(group.end)..group.end;
@@ -152,7 +151,7 @@ impl<'a> Queue<'a> {
         self.notify();
     }
 
-    /// Gives up: closes the queue and releases every waiter, whether or not its memory is present.
+    /// Cancels: closes the queue and releases every waiter, even if its memory is not present.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
         self.close();
@@ -161,7 +160,7 @@ impl<'a> Queue<'a> {
     /// Makes every waiter check its condition again.
     fn notify(&self) {
         let (lock, settled) = &self.settled;
-        // A thread that has checked its condition and does not wait yet holds the lock.
+        // A thread that has checked its condition but does not wait yet holds the lock.
         drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
         settled.notify_all();
     }
@@ -176,8 +175,8 @@ impl<'a> Queue<'a> {
         !self.is_done(index) && !self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Waits until no chunk of piece `index` is left, or the queue is cancelled. Only a thread that can take no further
-    /// chunk may wait.
+    /// Waits until no chunk of piece `index` is left, or the queue is cancelled. Only for threads that cannot take
+    /// another chunk.
     pub fn wait(&self, index: usize) {
         let (lock, settled) = &self.settled;
         let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -191,8 +190,8 @@ impl<'a> Queue<'a> {
         self.device[index].get() == Some(&true)
     }
 
-    /// How many bytes are present from the beginning of stretch `number` on. The first caller scans, others wait for
-    /// it.
+    /// The number of bytes present from the beginning of stretch `number`. The first caller scans, and others wait
+    /// for it.
     fn present_in(&self, index: usize, number: u64, done: &mut Report) -> u64 {
         let slot = usize::try_from(number).map(|number| &self.stretches[number]);
         let Ok(slot) = slot else { return 0 };
@@ -202,8 +201,8 @@ impl<'a> Queue<'a> {
         })
     }
 
-    /// How many bytes from `hva` on are present; counts them. What cannot be scanned counts as missing: to fault in
-    /// present memory is slower and does no harm.
+    /// Returns and counts the bytes present from `hva` on. Memory that cannot be scanned counts as missing: faulting
+    /// in present memory is slower, but harmless.
     fn look(&self, index: usize, hva: HostVa, bytes: u64, done: &mut Report) -> u64 {
         let asked =
             self.pagemap.as_ref().map(|pagemap| pagemap.present(hva, bytes, access(&self.pieces[index])));
@@ -213,7 +212,7 @@ impl<'a> Queue<'a> {
         mapped.bytes()
     }
 
-    /// Makes chunk `number`, which is of piece `index`, present from its first missing byte on.
+    /// Makes chunk `number` of piece `index` present, from its first missing byte on.
     fn fault_in(&self, index: usize, number: u64, done: &mut Report) {
         let piece = &self.pieces[index];
         let (hva, bytes) = cell_of(piece, self.options.chunk, number - self.first_chunk[index]);
@@ -252,15 +251,15 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Whether piece `index` is device memory: looked up once, on the first EINVAL.
+    /// Whether piece `index` is device memory. Looked up once, on the first EINVAL.
     fn is_device(&self, index: usize) -> bool {
         let piece = &self.pieces[index];
-        // Where the flags cannot be read nothing is known, and unknown memory is the map call's to judge.
+        // If the flags cannot be read, leave the decision to the map call.
         *self.device[index].get_or_init(|| vma::is_device(piece.hva, piece.bytes).unwrap_or(false))
     }
 }
 
-/// One chunk of piece `index` is done when this is dropped, even by a panic: no thread may wait for it forever.
+/// Marks one chunk of piece `index` as done when dropped, even by a panic, so that no thread waits for it forever.
 struct Finished<'a> {
     queue: &'a Queue<'a>,
     index: usize,
@@ -279,15 +278,15 @@ fn access(piece: &HostRange) -> Access {
     if piece.writable { Access::Write } else { Access::Read }
 }
 
-/// Asks for huge pages, if the piece could hold one. A kernel that cannot provide them refuses, which is no error.
+/// Requests huge pages if the piece can contain one. If the kernel cannot provide them, that is not an error.
 fn prefer_huge_pages(piece: &HostRange) {
     if piece.writable && piece.bytes >= HUGE_PAGE {
-        // The pages show the effect, not the result of the call: a kernel can accept the advice and never follow it.
+        // Ignored, because only the pages show the effect: a kernel can accept the advice and never follow it.
         let _ = madvise::prefer_huge_pages(piece.hva, piece.bytes);
     }
 }
 
-/// For each piece, how many cells of `size` come before its first; and how many there are in all.
+/// For each piece, the number of cells of `size` in the pieces before it; and the total number.
 fn numbered(pieces: &[HostRange], size: u64) -> (Vec<u64>, u64) {
     let mut total = 0;
     let first = pieces.iter().map(|piece| {
@@ -299,7 +298,7 @@ fn numbered(pieces: &[HostRange], size: u64) -> (Vec<u64>, u64) {
     (first, total)
 }
 
-/// Runs of pieces that have a chunk and are on the same node.
+/// Groups adjacent pieces that have chunks and are on the same node.
 fn grouped(first: &[u64], chunks: u64, node: impl Fn(usize) -> Option<usize>) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for (index, &begin) in first.iter().enumerate() {
@@ -316,24 +315,24 @@ fn grouped(first: &[u64], chunks: u64, node: impl Fn(usize) -> Option<usize>) ->
     groups
 }
 
-/// The piece that cell `number` is of: the last that starts at or before it. Empty pieces start where their successor
+/// The piece that contains cell `number`: the last that starts at or before it. Empty pieces start where the next one
 /// does.
 fn holder(first: &[u64], number: u64) -> usize {
     first.partition_point(|&first| first <= number) - 1
 }
 
-/// The last byte of a piece that is not empty. A piece that runs past the end of the address space ends there: no such
-/// memory exists, and the kernel returns an error.
+/// The last byte of a piece, unless that is empty. A piece that extends past the end of the address space ends there;
+/// no such memory exists, and the kernel returns an error.
 fn last_byte(piece: &HostRange) -> Option<u64> {
     piece.bytes.checked_sub(1).map(|more| piece.hva.raw().saturating_add(more))
 }
 
-/// How many multiples of `size` a piece has bytes between.
+/// The number of cells of a piece: the parts into which multiples of `size` cut it.
 fn cells_of(piece: &HostRange, size: u64) -> u64 {
     last_byte(piece).map_or(0, |last| last / size - piece.hva.raw() / size + 1)
 }
 
-/// Cell `number` of a piece: what lies between two neighbouring multiples of `size`.
+/// Cell `number` of a piece: the part between two adjacent multiples of `size`.
 fn cell_of(piece: &HostRange, size: u64, number: u64) -> (HostVa, u64) {
     let start = piece.hva.raw();
     let floor = (start / size + number) * size;
@@ -415,7 +414,7 @@ mod tests {
             Finished { queue: self, index: holder(&self.first_chunk, number) }
         }
 
-        /// Whether nothing is left to take.
+        /// Whether no chunk is left to take.
         pub fn is_closed(&self) -> bool {
             self.groups.iter().all(|group| group.next.load(Ordering::Acquire) >= group.end)
         }
@@ -433,7 +432,7 @@ mod tests {
         assert_eq!(worker.done.calls, 1);
     }
 
-    /// One chunk is in progress when the queue is closed or cancelled, the others are untaken.
+    /// One chunk is in progress when the queue is closed or cancelled; no thread has taken the others.
     #[test]
     fn of_a_closed_queue_only_chunks_in_progress_are_awaited() {
         let pieces = [2, 0, 3, 1].map(|pmds| piece(0, pmds * PMD));
@@ -460,7 +459,7 @@ mod tests {
         let pieces: Vec<HostRange> = [2, 0, 3, 1, 4].map(|pmds| piece(0, pmds * PMD)).into();
         let options = PopulateOptions { threads: 1, huge_pages: false, chunk: PMD };
         let (first, chunks) = numbered(&pieces, PMD);
-        // As if the pieces were on these nodes; the empty one's is never asked.
+        // The node of each piece; that of the empty piece is never requested.
         let on = [Some(0), Some(9), Some(0), None, Some(1)];
         let queue =
             Queue { groups: grouped(&first, chunks, |index| on[index]), ..Queue::new(&pieces, options) };

@@ -1,26 +1,26 @@
-//! What faulting in did, in numbers.
+//! The results of faulting in.
 
 use std::time::Duration;
 
 use crate::error::Errno;
 use crate::sys::pagemap::Mapped;
 
-/// What a populate did.
+/// The results of one populate.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Report {
-    /// Calls that fault in, failed ones included.
+    /// Calls that fault in, including failed ones.
     pub calls: u64,
-    /// Bytes made present by them.
+    /// Bytes made present by those calls.
     pub bytes: u64,
-    /// Bytes that were present before, and passed over.
+    /// Bytes that were already present and skipped.
     pub present_bytes: u64,
-    /// Bytes that are mapped by huge pages now.
+    /// Bytes now mapped by huge pages.
     pub huge_bytes: u64,
-    /// Bytes of anonymous memory that are mapped by base pages now.
+    /// Bytes of anonymous memory now mapped by base pages.
     pub small_anonymous_bytes: u64,
-    /// Bytes of files (shmem and memfd are files) that are mapped by base pages now.
+    /// Bytes of files (including shmem and memfd) now mapped by base pages.
     pub small_file_bytes: u64,
-    /// Bytes in chunks that were left to the map call, for one of the five reasons below.
+    /// Bytes in chunks that were left to the map call, for one of the five errors below.
     pub skipped_bytes: u64,
     /// Chunks that failed with EINVAL: a kernel before 5.14, a special mapping, or one without the permission.
     pub einval: u64,
@@ -32,14 +32,14 @@ pub struct Report {
     pub ehwpoison: u64,
     /// Chunks that failed with any other errno.
     pub other: u64,
-    /// Threads that worked, the calling one included.
+    /// Threads that worked, including the calling one.
     pub threads: u64,
     /// Threads that could not be started.
     pub thread_start_failures: u64,
-    /// Indices, ascending, of the pieces that turned out to be device memory. Nothing is wrong with them: of the
-    /// numbers above they are in `calls` only.
+    /// The indices, ascending, of the pieces that turned out to be device memory. That is not an error; of the
+    /// numbers above, only `calls` includes them.
     pub device_pieces: Vec<usize>,
-    /// Wall time the calling thread gave to it, threads and waiting included, without what it did in between.
+    /// Wall time that the calling thread spent on it, including starting threads and waiting, but not on other work.
     pub duration: Duration,
 }
 
@@ -61,7 +61,7 @@ impl Report {
         self.small_file_bytes += mapped.small_file;
     }
 
-    /// Adds what one thread did.
+    /// Adds the results of one thread.
     pub(super) fn add(&mut self, done: &Self) {
         self.calls += done.calls;
         self.bytes += done.bytes;

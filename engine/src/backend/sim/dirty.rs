@@ -1,4 +1,4 @@
-//! type1's rules of dirty pages (6.12 and 7.2).
+//! type1's rules for dirty pages (6.12 and 7.2).
 
 use super::SimConfig;
 use super::rules::KernelState;
@@ -6,7 +6,7 @@ use crate::addr::{Iova, IovaRange};
 use crate::error::Errno;
 
 impl KernelState {
-    // vfio_iommu_type1_dirty_pages: to start what has started, and to stop what has stopped, is fine.
+    // vfio_iommu_type1_dirty_pages: starting twice and stopping twice is allowed.
     pub(super) fn track(&mut self, config: &SimConfig, on: bool) -> Result<(), Errno> {
         if config.max_bitmap_bytes == 0 {
             return Err(Errno::ENOTTY);
@@ -18,7 +18,7 @@ impl KernelState {
         Ok(())
     }
 
-    // vfio_iommu_type1_dirty_pages, vfio_iova_dirty_bitmap: no entry may be cut.
+    // vfio_iommu_type1_dirty_pages, vfio_iova_dirty_bitmap: the range must not cut an entry.
     pub(super) fn read_dirty(
         &mut self,
         config: &SimConfig,
@@ -50,7 +50,7 @@ impl KernelState {
             .sum())
     }
 
-    // verify_bitmap_size, and that dirty pages are tracked.
+    // verify_bitmap_size, and the check that tracking is on.
     fn tracked(
         &self,
         config: &SimConfig,

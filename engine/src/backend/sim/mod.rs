@@ -1,7 +1,7 @@
 //! An executable specification of the kernel's type1v2 container and of iommufd's IOAS, for tests.
 //!
-//! It must not use `sys` or `execute`: what it does is written down from the kernel's rules alone, so that it can be
-//! held to the kernel by conformance cases. It never accesses the memory at a host address.
+//! It must not use `sys` or `execute`: it is derived from the kernel's rules alone, so that conformance cases can
+//! compare it with the kernel. It never accesses the memory at a host address.
 
 mod dirty;
 mod rules;
@@ -25,40 +25,40 @@ pub enum Rules {
     Iommufd,
 }
 
-/// What the modelled container offers, and which of its calls fail.
+/// The properties of the modelled container, and the calls that fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SimConfig {
-    /// The driver it follows.
+    /// The driver to model.
     pub rules: Rules,
-    /// Whether a device is attached. Without one nothing is pinned, and an IOAS does not know yet which IOVAs can be
-    /// translated; see [`Sim::attach`].
+    /// Whether a device is attached. Without one nothing is pinned, and an IOAS has no restrictions on IOVAs yet; see
+    /// [`Sim::attach`].
     pub attached: bool,
     /// IOMMU page sizes.
     pub page_sizes: PageSizes,
-    /// IOVAs that can be translated; empty: all.
+    /// The IOVAs that can be translated; empty: all.
     pub iova_ranges: Vec<IovaRange>,
-    /// Entries it can hold (`dma_entry_limit`); of no meaning to iommufd.
+    /// Maximum number of entries (`dma_entry_limit`); ignored by iommufd.
     pub dma_avail: u64,
     /// RLIMIT_MEMLOCK in bytes; `None`: not enforced.
     pub memlock_limit: Option<u64>,
-    /// Whether [`Backend::memlock`] reports the limit, so that preflight fails before the map call does.
+    /// Whether [`Backend::memlock`] reports the limit, so that the preflight fails before the map call does.
     pub memlock_told: bool,
-    /// Host addresses the kernel refuses to map (EFAULT), as `start..=last`.
+    /// Ranges of host addresses that cannot be mapped (EFAULT), as `start..=last`.
     pub unmappable: Vec<(u64, u64)>,
-    /// Host addresses it refuses to map writable (EFAULT), as `start..=last`.
+    /// Ranges of host addresses that cannot be mapped writable (EFAULT), as `start..=last`.
     pub read_only: Vec<(u64, u64)>,
-    /// IOVAs of mappings that iommufd cannot unmap (EBUSY): something else uses them.
+    /// IOVAs of mappings that iommufd cannot unmap (EBUSY), because they are in use.
     pub busy: Vec<u64>,
-    /// The calls of map and unmap that fail, counted from 1, with what errno.
+    /// The numbers of the map and unmap calls that fail, counted from 1, and their errnos.
     pub failures: Vec<(u64, Errno)>,
-    /// The call of map or unmap that panics, counted from 1.
+    /// The number of the map or unmap call that panics, counted from 1.
     pub panic_nth: Option<u64>,
-    /// Bytes of the largest bitmap of dirty pages that type1 takes; 0: it tracks none.
+    /// Maximum size of type1's dirty bitmap in bytes; 0: no dirty tracking.
     pub max_bitmap_bytes: u64,
-    /// Whether every mapped page counts as dirty, as the kernel has it for devices that do not report their writes,
+    /// Whether every mapped page counts as dirty. The kernel does so for devices that do not report their writes,
     /// such as those of vfio-pci. If not, only the pages of [`Sim::write`] are dirty.
     pub all_dirty: bool,
-    /// When the engine faults memory in. Anything but never requires real memory.
+    /// When the engine faults memory in. Anything except `Never` requires real memory.
     pub populate: PopulatePolicy,
 }
 
@@ -84,18 +84,18 @@ impl Default for SimConfig {
     }
 }
 
-/// One call that reached the model.
+/// A call that the model received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// VFIO_IOMMU_MAP_DMA or IOMMU_IOAS_MAP.
     Map(Mapping),
-    /// IOMMU_IOAS_MAP_FILE of so many bytes into what was named.
+    /// IOMMU_IOAS_MAP_FILE, with the kind of the object and the offset in it.
     MapFile(Mapping, ObjectKind, u64),
-    /// VFIO_IOMMU_UNMAP_DMA, with a bitmap or without, or IOMMU_IOAS_UNMAP.
+    /// VFIO_IOMMU_UNMAP_DMA, with or without a bitmap, or IOMMU_IOAS_UNMAP.
     Unmap(IovaRange),
-    /// The unmap call for everything.
+    /// The call that unmaps everything.
     UnmapAll,
-    /// VFIO_IOMMU_DIRTY_PAGES for a bitmap.
+    /// VFIO_IOMMU_DIRTY_PAGES that reads a bitmap.
     ReadDirty(IovaRange),
 }
 
@@ -105,55 +105,56 @@ struct State {
     calls: Vec<Call>,
 }
 
-/// The model. Clones share one container, so a test can keep one and look inside.
+/// The model. Clones share one container, so that a test can keep one and inspect it.
 #[derive(Clone, Debug)]
 pub struct Sim {
     config: Arc<Mutex<SimConfig>>,
-    /// Locked before the configuration where both are.
+    /// If both are locked, this is locked before the configuration.
     state: Arc<Mutex<State>>,
 }
 
 impl Sim {
-    /// An empty container.
+    /// Creates an empty container.
     pub fn new(config: SimConfig) -> Self {
         Self { config: Arc::new(Mutex::new(config)), state: Arc::default() }
     }
 
-    /// What is mapped, ascending by IOVA.
+    /// All mappings, ascending by IOVA.
     pub fn mappings(&self) -> Vec<Mapping> {
         self.state().held.mappings.values().copied().collect()
     }
 
-    /// Bytes counted against memlock.
+    /// Bytes that count against RLIMIT_MEMLOCK.
     pub fn locked(&self) -> u64 {
         self.state().held.locked
     }
 
-    /// Every map and unmap call of a backend so far, failed ones too.
+    /// Every map and unmap call of a backend so far, including those that failed.
     pub fn calls(&self) -> Vec<Call> {
         self.state().calls.clone()
     }
 
-    /// Changes what the container offers or which calls fail, from now on.
+    /// Changes the container's properties, or which calls fail, from now on.
     pub fn reconfigure(&self, change: impl FnOnce(&mut SimConfig)) {
         change(&mut lock(&self.config));
     }
 
-    /// Removes a mapping without the engine's knowledge, as another user of the container could.
+    /// Removes a mapping without the engine's knowledge, as another user of the container could. Returns whether
+    /// there was one.
     pub fn steal(&self, iova: u64) -> bool {
         let mut state = self.state();
         let stolen = state.held.mappings.get(&iova).map(|mapping| mapping.range);
         stolen.map(|range| state.held.remove(&self.config(), range)).is_some()
     }
 
-    /// A device writes to the page at `iova`.
+    /// Marks the page at `iova` as written by a device.
     pub fn write(&self, iova: u64) {
         let mut state = self.state();
         let page = self.config().page_sizes.smallest();
         state.held.written.insert(iova / page);
     }
 
-    /// Attaches the first device, which pins what was only noted so far.
+    /// Attaches the first device, which pins everything that was only recorded so far.
     pub fn attach(&self) -> KernelResult<()> {
         let mut state = self.state();
         let mut config = lock(&self.config);
@@ -162,14 +163,14 @@ impl Sim {
         Ok(())
     }
 
-    /// The map ioctl, with any numbers, with the kernel's result. Not among [`Sim::calls`].
+    /// Makes the map ioctl with arbitrary numbers and returns the kernel's result. Not included in [`Sim::calls`].
     pub fn ask_to_map(&self, iova: u64, length: u64, hva: HostVa, perm: Perm) -> KernelResult<()> {
         let mut state = self.state();
         state.held.map(&self.config(), Request { iova, length, hva, perm })
     }
 
-    /// IOMMU_IOAS_MAP_FILE of a file of so many bytes, with any numbers, with the kernel's result. Not among
-    /// [`Sim::calls`].
+    /// Makes IOMMU_IOAS_MAP_FILE for a file of that many bytes, with arbitrary numbers, and returns the kernel's
+    /// result. Not included in [`Sim::calls`].
     pub fn ask_to_map_file(
         &self,
         iova: u64,
@@ -183,13 +184,13 @@ impl Sim {
         state.held.map_file(&self.config(), Request { iova, length, hva, perm }, file_bytes)
     }
 
-    /// The unmap ioctl, with any numbers, with the kernel's result. Not among [`Sim::calls`].
+    /// Makes the unmap ioctl with arbitrary numbers and returns the kernel's result. Not included in [`Sim::calls`].
     pub fn ask_to_unmap(&self, iova: u64, length: u64) -> KernelResult<u64> {
         let mut state = self.state();
         state.held.unmap(&self.config(), iova, length)
     }
 
-    /// The unmap ioctl for everything, with the kernel's result. Not among [`Sim::calls`].
+    /// Makes the call that unmaps everything and returns the kernel's result. Not included in [`Sim::calls`].
     pub fn ask_to_unmap_all(&self) -> KernelResult<u64> {
         let mut state = self.state();
         state.held.unmap_all(&self.config())
@@ -203,7 +204,7 @@ impl Sim {
         lock(&self.config).clone()
     }
 
-    /// Counts the call; returns the failure that was configured for it.
+    /// Counts and records the call; returns the failure configured for it, if any.
     fn record(&self, state: &mut State, call: Call) -> KernelResult<SimConfig> {
         state.calls.push(call);
         let nth = state.calls.len() as u64;
@@ -217,11 +218,11 @@ impl Sim {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic that a test asked for leaves the model as it was.
+    // After a panic that a test requested, the state of the model is still valid.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-// What the real backends do with the kernel's results, this one does with the model's.
+// Converts the model's results as the real backends convert the kernel's.
 impl Backend for Sim {
     fn name(&self) -> &'static str {
         "sim"

@@ -1,5 +1,5 @@
-//! The kernel's rules, from its sources (6.12 and 7.2): what a call returns and what it changes, check by check in the
-//! kernel's order.
+//! The kernel's rules according to its sources (6.12 and 7.2): the result and the effect of each call, with the
+//! checks in the kernel's order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,10 +8,10 @@ use crate::addr::{HostVa, Iova, IovaRange};
 use crate::error::{Errno, KernelResult};
 use crate::region::{Mapping, Perm};
 
-/// The CPU's page: what is pinned and counted.
+/// The CPU's page, the unit of pinning and accounting.
 const PAGE: u64 = 4096;
 
-/// What a map call asks for. Unlike a [`Mapping`] it need not make sense.
+/// The arguments of a map call. Unlike a [`Mapping`], they can be invalid.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request {
     pub(super) iova: u64,
@@ -27,16 +27,15 @@ impl From<&Mapping> for Request {
     }
 }
 
-/// What the kernel holds.
+/// The state of the container.
 #[derive(Debug, Default)]
 pub(super) struct KernelState {
-    /// By IOVA.
+    /// The mappings by IOVA.
     pub(super) mappings: BTreeMap<u64, Mapping>,
-    /// Bytes counted against memlock.
+    /// Bytes that count against RLIMIT_MEMLOCK.
     pub(super) locked: u64,
-    /// Whether dirty pages are tracked.
     pub(super) tracking: bool,
-    /// The numbers of the pages that a device wrote to since the last report.
+    /// The numbers of the pages that devices wrote to since the last report.
     pub(super) written: BTreeSet<u64>,
 }
 
@@ -49,8 +48,8 @@ impl KernelState {
         self.hold(config, mapping)
     }
 
-    // iommufd_ioas_map_file, memfd_pin_folios. The request's host address is the offset in the file: what an IOAS asks
-    // of one it asks of the other.
+    // iommufd_ioas_map_file, memfd_pin_folios. `hva` of the request is the offset in the file: an IOAS has the same
+    // requirements for both.
     pub(super) fn map_file(
         &mut self,
         config: &SimConfig,
@@ -64,7 +63,7 @@ impl KernelState {
         self.hold(config, mapping)
     }
 
-    /// Pins and counts what may be mapped; without a device it is only noted.
+    /// Pins and counts the memory of a valid mapping. Without a device the mapping is only recorded.
     fn hold(&mut self, config: &SimConfig, mapping: Mapping) -> KernelResult<()> {
         if config.attached {
             pin(config, self.locked, &mapping)?;
@@ -81,7 +80,7 @@ impl KernelState {
         }
     }
 
-    /// VFIO_DMA_UNMAP_FLAG_ALL; iommufd's largest length.
+    /// VFIO_DMA_UNMAP_FLAG_ALL, or with iommufd the maximum length.
     pub(super) fn unmap_all(&mut self, config: &SimConfig) -> KernelResult<u64> {
         match config.rules {
             Rules::Type1 => {
@@ -91,7 +90,7 @@ impl KernelState {
         }
     }
 
-    /// The first device of an IOAS: what was only noted so far is pinned, or nothing is.
+    /// Attaches the first device of an IOAS: pins everything that was only recorded, or nothing.
     pub(super) fn attach(&mut self, config: &SimConfig) -> KernelResult<()> {
         let mut locked = self.locked;
         for mapping in self.mappings.values() {
@@ -110,11 +109,11 @@ impl KernelState {
         Ok(())
     }
 
-    /// Removes one mapping; returns its bytes.
+    /// Removes one mapping; returns its length.
     pub(super) fn remove(&mut self, config: &SimConfig, range: IovaRange) -> u64 {
         self.mappings.remove(&range.start());
         let page = config.page_sizes.smallest();
-        // The bits went with the entry.
+        // The dirty bits are dropped with the entry.
         self.written.retain(|number| !(range.start()..=range.last()).contains(&(number * page)));
         if config.attached {
             self.locked -= range.length();
@@ -185,7 +184,7 @@ impl KernelState {
         Ok(self.whole(range)?.map(|mapping| self.remove(config, mapping)).sum())
     }
 
-    /// The mappings in `range`, of which type1 lets none be cut.
+    /// The mappings in `range`; an error if the range cuts one, which type1 does not allow.
     pub(super) fn whole(&self, range: IovaRange) -> KernelResult<std::vec::IntoIter<IovaRange>> {
         let inside = self.overlapping(range);
         let cut = inside.as_slice().iter().any(|mapping| !range.contains(*mapping));
@@ -210,7 +209,7 @@ impl KernelState {
         }
     }
 
-    // iopt_unmap_iova_range: from the lowest mapping up, and what is gone before an error stays gone.
+    // iopt_unmap_iova_range: from the lowest mapping up. An error does not restore the mappings already removed.
     fn iommufd_unmap_range(&mut self, config: &SimConfig, range: IovaRange) -> KernelResult<u64> {
         let mut bytes = 0;
         for mapping in self.overlapping(range) {
@@ -226,7 +225,7 @@ impl KernelState {
     }
 }
 
-/// An IOAS without a device restricts nothing.
+/// The required alignment. An IOAS without a device has no restrictions.
 pub(super) fn alignment(config: &SimConfig) -> u64 {
     if config.attached { config.page_sizes.smallest() } else { 1 }
 }
@@ -235,7 +234,7 @@ fn valid(config: &SimConfig, range: IovaRange) -> bool {
     config.iova_ranges.is_empty() || config.iova_ranges.iter().any(|valid| valid.contains(range))
 }
 
-/// Whether the memory can be pinned with `locked` bytes counted already.
+/// Returns the error of pinning this memory, if any, when `locked` bytes are counted already.
 fn pin(config: &SimConfig, locked: u64, mapping: &Mapping) -> KernelResult<()> {
     let (start, length) = (mapping.hva.raw(), mapping.range.length());
     let last = start + (length - 1);
