@@ -1,8 +1,8 @@
-//! What the caller wants a device to reach: regions of memory at IOVAs.
+//! Regions: memory at IOVAs that the caller wants devices to access.
 
 use crate::addr::{HostVa, IovaRange};
 
-/// What a device may do. Reading is always allowed: VFIO has no write-only mappings worth having.
+/// A device's access. Reading is always allowed, because write-only mappings have no use here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
 pub enum Perm {
     /// The device may read.
@@ -18,50 +18,51 @@ impl Perm {
     }
 }
 
-/// What kind of memory a region is.
+/// The kind of a region's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Ordinary memory with struct pages: faulted in before the map, counted against memlock, fatal if it cannot be
-    /// mapped.
+    /// Ordinary memory with struct pages: faulted in before the map, counted as locked; a failure to map it fails the
+    /// commit.
     Ram,
-    /// Another device's memory (a BAR): never touched, not counted, and "no peer-to-peer" if it cannot be mapped.
+    /// Another device's memory (a BAR): never accessed and not counted. If it cannot be mapped, there is no
+    /// peer-to-peer DMA.
     Device,
 }
 
-/// The identity of the memory object that a region is a part of (in QEMU: its RAMBlock). Two regions can be joined into
-/// one kernel entry only if both name the same object: host addresses of different objects can be adjacent by accident,
-/// and what is joined by accident would have to be cut when one of them goes away.
+/// The identity of the memory object that a region is a part of (in QEMU: its RAMBlock). Two regions can be joined
+/// into one kernel entry only if both have the same backing. Host addresses of different objects can be adjacent by
+/// accident, and an entry joined by accident would have to be cut when one of the objects is unmapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
 pub struct Backing(pub u64);
 
 impl Backing {
-    /// Nothing is known of the object: the region is joined with nothing.
+    /// An unknown object: the region is never joined with another.
     pub const UNKNOWN: Self = Self(0);
 }
 
 /// A contiguous range of memory that devices may access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Region {
-    /// Where the device sees it.
+    /// The IOVAs.
     pub range: IovaRange,
     /// Host address of the first byte.
     pub hva: HostVa,
-    /// What the device may do.
+    /// The device's access.
     pub perm: Perm,
     /// RAM or device memory.
     pub kind: Kind,
-    /// The memory object it is a part of.
+    /// The memory object that the region is a part of.
     pub backing: Backing,
-    /// One kernel entry, neither joined with a neighbour nor cut: for what the caller will take away in exactly these
-    /// pieces (virtio-mem blocks, vIOMMU mappings).
+    /// One kernel entry, neither joined with a neighbour nor cut. For memory that the caller will unmap in exactly
+    /// these pieces (virtio-mem blocks, vIOMMU mappings).
     pub exact: bool,
 }
 
 impl Region {
-    /// The host address of the byte the device sees at `iova`, which lies in this region.
+    /// The host address at `iova`, which lies in this region.
     pub(crate) fn hva_at(&self, iova: u64) -> HostVa {
         debug_assert!(self.range.start() <= iova && iova <= self.range.last());
-        // The region's own end was checked when it was accepted, so no byte inside it can wrap.
+        // The region's end was checked when the region was accepted, so no byte inside it can wrap.
         HostVa::from_raw(self.hva.raw().wrapping_add(iova - self.range.start()))
     }
 
@@ -72,13 +73,13 @@ impl Region {
     }
 }
 
-/// One entry to be put into the kernel.
+/// The arguments of one map call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mapping {
-    /// Where the device sees it.
+    /// The IOVAs.
     pub range: IovaRange,
     /// Host address of the first byte.
     pub hva: HostVa,
-    /// What the device may do.
+    /// The device's access.
     pub perm: Perm,
 }

@@ -1,17 +1,18 @@
-//! What was done, in numbers.
+//! Counters of an engine.
 
 use crate::addr::Superpages;
 
-/// Declares [`Stats`], and the macro that hands the names of its fields to another macro.
+/// Declares [`Stats`], and a macro that passes the names of its fields to another macro.
 macro_rules! stats {
     (($dollar:tt) $($(#[$doc:meta])* $name:ident: $type:ty,)+) => {
-        /// Totals since open; fields marked "now" are the state after the last commit. Bytes, nanoseconds and counts.
+        /// Totals since open, except that fields marked "now" are the state after the last commit. Units are bytes,
+        /// nanoseconds and counts.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
         pub struct Stats {
             $($(#[$doc])* pub $name: $type,)+
         }
 
-        /// Calls a macro with the name of each field of `Stats`, so that what is made of them leaves none out.
+        /// Calls a macro with the names of all fields of `Stats`, so that the macro cannot leave one out.
         #[macro_export]
         macro_rules! with_each_stat {
             ($dollar callback:ident) => { $dollar callback! { $($name)+ } };
@@ -21,7 +22,7 @@ macro_rules! stats {
 
 stats! {
     ($)
-    /// Commits with something to do.
+    /// Successful commits of transactions that touched something.
     commits: u64,
     /// Commits of transactions that touched nothing.
     empty_commits: u64,
@@ -37,35 +38,36 @@ stats! {
     mapped_bytes: u64,
     /// Map calls that succeeded.
     map_calls: u64,
-    /// Bytes they mapped.
+    /// Bytes that the map calls mapped.
     map_bytes: u64,
     /// Unmap calls that succeeded.
     unmap_calls: u64,
-    /// Bytes they unmapped.
+    /// Bytes that the unmap calls unmapped.
     unmap_bytes: u64,
-    /// Entries that transactions touched and left in place.
+    /// Entries that transactions touched and that stayed mapped.
     kept_entries: u64,
-    /// Their bytes.
+    /// Bytes of the kept entries.
     kept_bytes: u64,
-    /// Time spent comparing.
+    /// Time spent on planning.
     plan_ns: u64,
-    /// Time commits gave to faulting memory in, whatever the number of threads. Concurrent map calls are not included.
+    /// Time that commits spent on faulting memory in, whatever the number of threads. Concurrent map calls are not
+    /// included.
     populate_ns: u64,
-    /// Time spent in map calls; of calls made at the same time, each counts.
+    /// Time spent in map calls. Concurrent calls each count in full.
     map_ns: u64,
-    /// Time spent in unmap calls; of calls made at the same time, each counts.
+    /// Time spent in unmap calls. Concurrent calls each count in full.
     unmap_ns: u64,
     /// madvise calls that faulted memory in.
     populate_calls: u64,
-    /// Bytes they faulted in.
+    /// Bytes that those calls faulted in.
     populate_bytes: u64,
-    /// Bytes that were present before and passed over.
+    /// Bytes that were already present and skipped.
     populate_present: u64,
-    /// Bytes about to be mapped that huge pages back (THP or hugetlbfs).
+    /// Bytes backed by huge pages (THP or hugetlbfs) just before they were mapped.
     populate_huge: u64,
-    /// Bytes about to be mapped that base pages back.
+    /// Bytes backed by base pages just before they were mapped.
     populate_small: u64,
-    /// Bytes left to the map call because faulting in did not work.
+    /// Bytes left to the map call because faulting in failed.
     populate_skipped: u64,
     /// Chunks that failed with EINVAL: a kernel before 5.14, or a special mapping.
     populate_einval: u64,
@@ -79,27 +81,27 @@ stats! {
     populate_other: u64,
     /// Worker threads that could not be started.
     thread_start_failures: u64,
-    /// Most threads a commit faulted memory in with, the caller's included.
+    /// Maximum number of threads that a commit used to fault memory in, including the caller's.
     threads_peak: u64,
-    /// Device regions the kernel refused.
+    /// Device regions that the kernel refused.
     device_failures: u64,
-    /// Commits that were taken back.
+    /// Commits that were rolled back.
     rollbacks: u64,
-    /// Commits refused before anything was touched.
+    /// Commits refused before any mapping was changed.
     preflight_refusals: u64,
-    /// Bytes now mapped whose IOVA and host address agree modulo 2 MiB.
+    /// Bytes mapped now with an IOVA and a host address that agree modulo 2 MiB.
     congruent_2m_bytes: u64,
-    /// Bytes now mapped whose IOVA and host address agree modulo 1 GiB.
+    /// Bytes mapped now with an IOVA and a host address that agree modulo 1 GiB.
     congruent_1g_bytes: u64,
-    /// Bytes that commits unmapped and mapped again just so, because their entry held something that had to go: for a
-    /// moment no device could reach them.
+    /// Bytes that commits unmapped and mapped again identically, because another part of their entry was unmapped.
+    /// For a short time no device could access them.
     remapped_bytes: u64,
-    /// The longest unmap call: about as long as others had to wait for the container.
+    /// The longest unmap call: about as long as other threads had to wait for the container.
     max_unmap_ns: u64,
-    /// What large pages the IOMMU has now.
+    /// The IOMMU's superpage sizes now.
     superpages: Superpages,
-    /// Bytes given back to the system.
+    /// Bytes discarded.
     discard_bytes: u64,
-    /// Time spent on that.
+    /// Time spent on discarding.
     discard_ns: u64,
 }

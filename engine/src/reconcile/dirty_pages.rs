@@ -1,27 +1,27 @@
-//! Which pages devices have written to: bits, moved between bitmaps that begin at different pages.
+//! Pages that devices have written to: bits, copied between bitmaps that begin at different pages.
 
 use std::collections::BTreeMap;
 
 use crate::addr::IovaRange;
 
-/// Bits of a word.
+/// Bits per word.
 const BITS: u64 = u64::BITS as u64;
 
-/// How many words the bits of `range` take, one for each page of `page` bytes.
+/// The number of words for the bits of `range`, with one bit per page of `page` bytes.
 pub fn words_for(range: IovaRange, page: u64) -> u64 {
     (range.length() / page).div_ceil(BITS)
 }
 
-/// Pages that were written to and not reported yet, in pages of one size.
+/// Pages that were written to and not reported yet, all of one size.
 #[derive(Clone, Debug)]
 pub struct DirtyPages {
     page: u64,
-    /// By the number of the first page, a multiple of 64. None is zero.
+    /// Words by the number of their first page, a multiple of 64. No word is zero.
     words: BTreeMap<u64, u64>,
 }
 
 impl DirtyPages {
-    /// None. `page` is a power of two.
+    /// An empty set. `page` is a power of two.
     pub fn none(page: u64) -> Self {
         Self { page, words: BTreeMap::new() }
     }
@@ -31,7 +31,7 @@ impl DirtyPages {
         self.page
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.words.is_empty()
     }
@@ -45,7 +45,7 @@ impl DirtyPages {
         }
     }
 
-    /// Adds the pages of `bitmap`, which begins at the first page of `range`.
+    /// Adds the pages of `bitmap`, in which the first bit is the first page of `range`.
     pub fn add(&mut self, range: IovaRange, bitmap: &[u64]) {
         let (first, last) = self.pages(range);
         for (start, word) in (first..=last).step_by(BITS as usize).zip(bitmap) {
@@ -54,8 +54,8 @@ impl DirtyPages {
         }
     }
 
-    /// Moves those inside `part` to `bitmap`, which begins at the first page of `whole`, and keeps what is set there.
-    /// `part` lies in `whole`, for which `bitmap` has words enough.
+    /// Moves the pages inside `part` to `bitmap`, in which the first bit is the first page of `whole`; bits that are
+    /// already set stay set. `part` lies in `whole`, and `bitmap` has enough words for `whole`.
     pub fn take(&mut self, part: IovaRange, whole: IovaRange, bitmap: &mut [u64]) {
         let (first, _) = self.pages(whole);
         self.remove(part, |start, word| {
@@ -68,7 +68,7 @@ impl DirtyPages {
         });
     }
 
-    /// Forgets those inside `range`.
+    /// Drops the pages inside `range`.
     pub fn forget(&mut self, range: IovaRange) {
         self.remove(range, |_, _| ());
     }
@@ -96,7 +96,7 @@ impl DirtyPages {
         (range.start() / self.page, range.last() / self.page)
     }
 
-    /// Sets the bits of `word`; its first bit is the page `start`.
+    /// Sets the bits of `word`, in which the first bit is page `start`.
     fn or(&mut self, start: u64, word: u64) {
         let (base, shift) = (start & !(BITS - 1), start % BITS);
         let mut set = |base, bits| {
@@ -111,8 +111,8 @@ impl DirtyPages {
     }
 }
 
-/// The part of a word, whose first bit is the page `start`, is not before `first` nor after `last`, and the page of its
-/// first bit.
+/// Cuts a word, in which the first bit is page `start`, to the pages from `first` to `last`. Returns the rest and the
+/// page of its first bit.
 fn clip(start: u64, word: u64, first: u64, last: u64) -> (u64, u64) {
     let before = first.saturating_sub(start);
     let (start, word) = (start + before, if before < BITS { word >> before } else { 0 });
@@ -179,7 +179,7 @@ mod tests {
                         set.extend(first..first + pages);
                     }
                     Step::Add(first, pages, written) => {
-                        // Bits after the end of the range mean nothing.
+                        // Bits after the end of the range are ignored.
                         let mut words = bitmap(first, pages, &written);
                         if pages % BITS != 0 {
                             *words.last_mut().unwrap() |= u64::MAX << (pages % BITS);

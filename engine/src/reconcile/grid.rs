@@ -1,27 +1,28 @@
-//! Where kernel entries may begin and end.
+//! The points at which kernel entries may begin and end.
 //!
-//! Entries are cut at 1 MiB and at every multiple of the entry size. The first cut is there because a PC's firmware
-//! opens and closes the shadow memory below 1 MiB again and again, and each time the flat view joins or parts with all
-//! of the RAM above it; the others bound how long one ioctl holds the container's lock and keep superpages whole.
+//! Entries are cut at 1 MiB and at every multiple of the entry size. The first cut exists because a PC's firmware
+//! repeatedly opens and closes the shadow memory below 1 MiB, and each time the flat view joins it with all of the
+//! RAM above, or splits it off. The other cuts limit how long one ioctl holds the container's lock, and keep
+//! superpages whole.
 
 use crate::addr::IovaRange;
 
 const MIB: u64 = 1 << 20;
 
-/// A set of cut points. Copyable, pure arithmetic.
+/// A set of cut points.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Grid {
     entry_size: u64,
 }
 
 impl Grid {
-    /// The least entry size: below a 2 MiB superpage a cut would cost page-table levels.
+    /// The minimum entry size: below a 2 MiB superpage, a cut would cost page-table levels.
     pub const MIN_ENTRY: u64 = 2 * MIB;
-    /// What is used when the caller has no wish: 65,535 such entries are 64 TiB.
+    /// The default entry size: 65,535 such entries cover 64 TiB.
     pub const DEFAULT_ENTRY: u64 = 1 << 30;
 
-    /// A grid with cuts at 1 MiB and each multiple of `entry_size`; `None` unless that is a power of two of at least
-    /// [`Grid::MIN_ENTRY`].
+    /// A grid with cuts at 1 MiB and at each multiple of `entry_size`; `None` unless that is a power of two of at
+    /// least [`Grid::MIN_ENTRY`].
     pub fn new(entry_size: u64) -> Option<Self> {
         (entry_size.is_power_of_two() && entry_size >= Self::MIN_ENTRY).then_some(Self { entry_size })
     }
@@ -31,17 +32,17 @@ impl Grid {
         self.entry_size
     }
 
-    /// The grid with entries twice as large; `None` at the end of the address space.
+    /// The grid with entries twice as large; `None` if they would not fit in the address space.
     pub fn coarser(self) -> Option<Self> {
         self.entry_size.checked_mul(2).map(|entry_size| Self { entry_size })
     }
 
-    /// The last byte of the grid cell that `address` lies in.
+    /// The last byte of the grid cell that contains `address`.
     fn cell_last(self, address: u64) -> u64 {
         if address < MIB { MIB - 1 } else { address | (self.entry_size - 1) }
     }
 
-    /// `range` cut into pieces, none of which crosses a cut point.
+    /// Cuts `range` into pieces that do not cross a cut point.
     pub fn pieces(self, range: IovaRange) -> impl Iterator<Item = IovaRange> {
         let mut rest = Some(range);
         std::iter::from_fn(move || {

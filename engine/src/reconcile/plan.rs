@@ -6,13 +6,13 @@ use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::{Wanted, WantedSet};
 use crate::region::{Kind, Region};
 
-/// The maximum that one call unmaps, but always at least one entry: large enough to save calls, small enough to bound
-/// how long a call holds the container's lock.
+/// Maximum size of one unmap call, which always covers at least one entry: large enough to save calls, small enough
+/// to limit how long a call holds the container's lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Batch {
-    /// Adjacent entries.
+    /// Maximum number of adjacent entries.
     pub entries: u64,
-    /// Their bytes, which is what the time of a call grows with: each page is unpinned.
+    /// Maximum number of bytes. They determine the time of a call, because each page is unpinned.
     pub bytes: u64,
 }
 
@@ -25,28 +25,28 @@ impl Default for Batch {
 /// One unmap call: a range of whole, adjacent entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Unmap {
-    /// What is unmapped.
+    /// The range to unmap.
     pub range: IovaRange,
-    /// How many entries that is.
+    /// The number of entries in it.
     pub entries: u64,
-    /// Bytes of it that count against memlock.
+    /// Bytes in it that count against RLIMIT_MEMLOCK.
     pub ram_bytes: u64,
 }
 
-/// What to do, in the order of the lists: first all unmaps, then all maps.
+/// The calls to make: first all unmaps, then all maps, in the order of the lists.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
     /// Unmap calls.
     pub unmaps: Vec<Unmap>,
     /// Entries to map.
     pub maps: Vec<Entry>,
-    /// Entries the transaction touched that stay as they are.
+    /// Entries that the transaction touched and that stay mapped.
     pub kept_entries: u64,
-    /// Their bytes.
+    /// Bytes of the kept entries.
     pub kept_bytes: u64,
-    /// Bytes that are unmapped only to be mapped again in the same way.
+    /// Bytes that are unmapped only to be mapped again at the same addresses.
     pub remapped_bytes: u64,
-    /// Everything the plan may change: what was touched, and every entry it unmaps.
+    /// Everything that the plan can change: the ranges that were touched, and every entry that it unmaps.
     pub scope: Vec<IovaRange>,
 }
 
@@ -58,20 +58,20 @@ impl Plan {
     }
 }
 
-/// More entries are needed than the container can hold, on the coarsest grid.
+/// The plan needs more entries than the container can hold, even on the coarsest grid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NoRoom {
     /// Entries the plan adds.
     pub needed: u64,
-    /// Entries left once the plan's unmaps are done.
+    /// Entries left after the plan's unmaps.
     pub available: u64,
 }
 
-/// Computes the calls that make `table` hold `wanted`. Only the ranges in `touched` may have changed.
+/// Computes the calls that turn `table` into `wanted`. Only the ranges in `touched` may differ.
 ///
-/// An entry that is still wanted as a whole is kept, wherever it begins and ends: it needs no new pin, and devices can
-/// access its memory all the time. The grid decides only where new entries are cut, and is made coarser only if
-/// `capacity`, the number of entries the container can hold in all, would not suffice.
+/// An entry that is still wanted as a whole is kept, whatever the grid: it needs no new pin, and devices keep access
+/// to its memory. The grid only cuts new entries. It becomes coarser only if the plan would otherwise exceed
+/// `capacity`, the total number of entries that the container can hold.
 pub fn plan(
     wanted: &WantedSet,
     table: &MapTable,
@@ -88,7 +88,7 @@ pub fn plan(
     let mut gone = Vec::new();
     let mut seen = None;
     for range in merged(touched.to_vec()) {
-        // An entry that reaches into two ranges is met twice, one right after the other.
+        // An entry that overlaps two ranges is found twice in succession.
         for entry in table
             .overlapping(range)
             .filter(|entry| seen.replace(entry.range.start()) != Some(entry.range.start()))
@@ -117,7 +117,7 @@ pub fn plan(
     }
 }
 
-/// Wanted memory that may become one entry, if the grid allows it.
+/// Wanted memory that can become one entry if the grid allows it.
 struct Stretch {
     entry: Entry,
     exact: bool,
@@ -129,17 +129,17 @@ impl Stretch {
     }
 
     fn entries(&self, grid: Grid) -> impl Iterator<Item = Entry> {
-        // An exact stretch is one entry.
+        // An exact stretch is never cut.
         let whole = self.exact.then_some(self.entry.range);
         let pieces = whole.into_iter().chain(grid.pieces(self.entry.range).filter(move |_| whole.is_none()));
         pieces.map(|range| Entry { range, hva: self.entry.hva_at(range.start()), ..self.entry })
     }
 }
 
-/// What is wanted inside `scope` and not covered by a kept entry, neighbours joined.
+/// The wanted memory inside `scope` that no kept entry covers, with neighbours joined.
 fn missing_stretches(wanted: &WantedSet, scope: &[IovaRange], kept: &[IovaRange]) -> Vec<Stretch> {
     let mut stretches: Vec<Stretch> = Vec::new();
-    // The region at whose end the last stretch ends, if it does.
+    // The region at the end of the last stretch, if that reaches the region's end.
     let mut open: Option<Wanted> = None;
     for range in scope {
         for wanted in wanted.overlapping(*range) {
@@ -178,7 +178,7 @@ fn holes(range: IovaRange, kept: &[IovaRange]) -> Vec<IovaRange> {
     holes
 }
 
-/// Unmap calls for entries, adjacent ones in one call up to the bound.
+/// Groups adjacent entries into unmap calls, within the limits of `batch`.
 fn grouped(gone: &[&Entry], batch: Batch) -> Vec<Unmap> {
     let mut unmaps: Vec<Unmap> = Vec::new();
     for entry in gone {
@@ -197,7 +197,7 @@ fn grouped(gone: &[&Entry], batch: Batch) -> Vec<Unmap> {
     unmaps
 }
 
-/// How many bytes of `maps` were mapped just so in `gone`; both are ascending and disjoint.
+/// The number of bytes of `maps` that `gone` maps identically. Both are ascending and disjoint.
 fn remapped(gone: &[&Entry], maps: &[Entry]) -> u64 {
     let mut bytes = 0u64;
     for entry in maps {
@@ -213,7 +213,7 @@ fn remapped(gone: &[&Entry], maps: &[Entry]) -> u64 {
     bytes
 }
 
-/// Sorted, with overlapping and adjacent ranges made one.
+/// Sorts the ranges, and joins those that overlap or are adjacent.
 fn merged(mut ranges: Vec<IovaRange>) -> Vec<IovaRange> {
     ranges.sort_unstable();
     let mut out: Vec<IovaRange> = Vec::with_capacity(ranges.len());

@@ -41,7 +41,7 @@ impl<V: Ranged> RangeMap<V> {
         self.0.range(first..=range.last()).map(|(_, value)| value)
     }
 
-    /// Adds a value, which shares no byte with another.
+    /// Adds a value, which must not overlap another.
     pub fn insert(&mut self, value: V) {
         debug_assert!(self.overlapping(value.range()).next().is_none(), "ranges are disjoint");
         self.0.insert(value.range().start(), value);
@@ -52,7 +52,7 @@ impl<V: Ranged> RangeMap<V> {
         self.0.remove(&start)
     }
 
-    /// Changes the value that starts at `start`. Its range stays.
+    /// Changes the value that starts at `start`, but not its range.
     pub fn change(&mut self, start: u64, change: impl FnOnce(&mut V)) {
         if let Some(value) = self.0.get_mut(&start) {
             change(value);

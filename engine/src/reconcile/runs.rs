@@ -2,20 +2,20 @@
 
 use crate::addr::{HostVa, Iova};
 
-/// Pages that follow each other both for the device and in the host's memory: one entry is enough for them.
+/// Pages that are adjacent in IOVA space and in host memory, so that one entry can map them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PageRun {
-    /// Where the device sees the first page.
+    /// The IOVA of the first page.
     pub iova: Iova,
-    /// Where the host has it.
+    /// The host address of the first page.
     pub hva: HostVa,
-    /// How many pages of the size that [`runs`] was given.
+    /// The number of pages, of the size passed to [`runs`].
     pub pages: u64,
 }
 
-/// Groups pages of `page` bytes, in their order: pages {1, 5, 6, 7, 9} are the runs {1}, {5, 6, 7}, {9}.
+/// Groups pages of `page` bytes, in order: pages {1, 5, 6, 7, 9} become the runs {1}, {5, 6, 7}, {9}.
 ///
-/// A page that comes before its neighbour in memory begins a run of its own: sort the pages to join more of them.
+/// A page that comes before its neighbour in memory starts a new run: sort the pages to get longer runs.
 pub fn runs(pages: impl IntoIterator<Item = (Iova, HostVa)>, page: u64) -> impl Iterator<Item = PageRun> {
     let mut pages = pages.into_iter().peekable();
     std::iter::from_fn(move || {

@@ -1,32 +1,33 @@
-//! The entries the kernel holds, as far as this engine put them there.
+//! The entries that the kernel holds, as far as this engine mapped them.
 
 use super::range_map::{RangeMap, Ranged};
 use crate::addr::{HostVa, IovaRange};
 use crate::region::{Backing, Kind, Mapping, Perm, Region};
 
-/// Which `map_region` call an exact entry belongs to; [`Generation::SHARED`] for everything that may be joined and cut.
+/// Identifies the `map_region` call of an exact entry; [`Generation::SHARED`] for all entries that may be joined and
+/// cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Generation(pub u64);
 
 impl Generation {
-    /// Not exact.
+    /// For everything that is not exact.
     pub const SHARED: Self = Self(0);
 }
 
 /// One entry of the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// Where the device sees it.
+    /// The IOVAs.
     pub range: IovaRange,
     /// Host address of its first byte.
     pub hva: HostVa,
-    /// What the device may do.
+    /// The device's access.
     pub perm: Perm,
     /// RAM or device memory.
     pub kind: Kind,
-    /// The memory object it is a part of.
+    /// The memory object that the entry is a part of.
     pub backing: Backing,
-    /// Exact entries carry the generation of their region.
+    /// The generation of its region if the entry is exact.
     pub generation: Generation,
 }
 
@@ -40,49 +41,49 @@ impl Ranged for Entry {
 }
 
 impl Entry {
-    /// The entry of a whole region, or of what an unmap left of it.
+    /// The entry for a whole region, or for what an unmap left of it.
     pub fn of(region: &Region, generation: Generation) -> Self {
         let Region { range, hva, perm, kind, backing, exact: _ } = *region;
         Self { range, hva, perm, kind, backing, generation }
     }
 
-    /// What the backend needs to know of it.
+    /// The arguments of the backend's map call.
     pub fn mapping(&self) -> Mapping {
         Mapping { range: self.range, hva: self.hva, perm: self.perm }
     }
 
-    /// The host address of the byte the device sees at `iova`, which lies in this entry.
+    /// The host address at `iova`, which lies in this entry.
     pub fn hva_at(&self, iova: u64) -> HostVa {
         debug_assert!(self.range.start() <= iova && iova <= self.range.last());
         HostVa::from_raw(self.hva.raw().wrapping_add(iova - self.range.start()))
     }
 
-    /// Whether the bytes of `shared`, which lies in both, are in `other` just what they are in this one.
+    /// Whether both entries map `shared`, which lies in both, identically.
     pub fn agrees_with(&self, other: &Self, shared: IovaRange) -> bool {
         (self.perm, self.kind, self.backing, self.generation)
             == (other.perm, other.kind, other.backing, other.generation)
             && self.hva_at(shared.start()) == other.hva_at(shared.start())
     }
 
-    /// Whether the IOVA and the host address agree modulo `page`, a power of two: only then can a superpage of that
-    /// size map it.
+    /// Whether the IOVA and the host address agree modulo `page`, a power of two: a superpage of that size can map
+    /// the entry only if they do.
     fn congruent(&self, page: u64) -> bool {
         (self.range.start() ^ self.hva.raw()) & (page - 1) == 0
     }
 }
 
-/// Sums over the table, kept as entries come and go.
+/// Sums over the table, updated with each entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Totals {
     /// Bytes mapped.
     pub bytes: u64,
-    /// Bytes whose IOVA and host address agree modulo 2 MiB.
+    /// Bytes with an IOVA and a host address that agree modulo 2 MiB.
     pub congruent_2m: u64,
-    /// Bytes whose IOVA and host address agree modulo 1 GiB.
+    /// Bytes with an IOVA and a host address that agree modulo 1 GiB.
     pub congruent_1g: u64,
 }
 
-/// The table: disjoint entries by IOVA.
+/// The table: disjoint entries, sorted by IOVA.
 #[derive(Clone, Debug, Default)]
 pub struct MapTable {
     entries: RangeMap<Entry>,
@@ -90,7 +91,7 @@ pub struct MapTable {
 }
 
 impl MapTable {
-    /// How many entries the kernel holds.
+    /// The number of entries.
     pub fn len(&self) -> u64 {
         self.entries.len()
     }
@@ -100,7 +101,7 @@ impl MapTable {
         self.entries.is_empty()
     }
 
-    /// The sums.
+    /// The sums over all entries.
     pub fn totals(&self) -> Totals {
         self.totals
     }
@@ -115,13 +116,13 @@ impl MapTable {
         self.entries.overlapping(range)
     }
 
-    /// Records an entry the kernel took.
+    /// Records an entry that the kernel mapped.
     pub fn insert(&mut self, entry: Entry) {
         self.count(&entry, u64::wrapping_add);
         self.entries.insert(entry);
     }
 
-    /// Forgets every entry wholly inside `range`: the kernel let go of them.
+    /// Removes every entry wholly inside `range`, after the kernel has unmapped them.
     pub fn remove_within(&mut self, range: IovaRange) {
         let gone: Vec<Entry> =
             self.overlapping(range).filter(|entry| range.contains(entry.range)).copied().collect();

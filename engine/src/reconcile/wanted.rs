@@ -1,4 +1,4 @@
-//! What the caller wants mapped, with a journal so that a transaction can be rolled back.
+//! The regions that the caller wants mapped, with a journal to roll a transaction back.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use crate::addr::IovaRange;
 use crate::reconcile::table::{Entry, Generation};
 use crate::region::{Backing, Kind, Region};
 
-/// A region the caller asked for.
+/// A region that the caller declared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Wanted {
     /// The region, or what later unmaps left of it.
     pub region: Region,
-    /// Which `map_region` call an exact region came with.
+    /// Identifies the `map_region` call of an exact region.
     pub generation: Generation,
 }
 
@@ -23,12 +23,12 @@ impl Ranged for Wanted {
 }
 
 impl Wanted {
-    /// Whether the entry's bytes are this region's, as far as they lie in it.
+    /// Whether the entry maps `shared` as this region does.
     fn agrees_with(&self, entry: &Entry, shared: IovaRange) -> bool {
         Entry::of(&self.region, self.generation).agrees_with(entry, shared)
     }
 
-    /// Whether one entry may cover the end of this region and the beginning of `next`, its neighbour.
+    /// Whether one entry may cover the end of this region and the beginning of its neighbour `next`.
     pub fn joins(&self, next: &Self) -> bool {
         let (a, b) = (&self.region, &next.region);
         !a.exact
@@ -49,7 +49,7 @@ enum Change {
     Removed(Wanted),
 }
 
-/// A point in a transaction to roll back to. The default is its beginning.
+/// A point in a transaction, to roll back to. The default is its beginning.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mark {
     journal: usize,
@@ -57,7 +57,7 @@ pub struct Mark {
     unmapped: usize,
 }
 
-/// The wanted set and its open transaction, if one is.
+/// The wanted set, and its open transaction if there is one.
 #[derive(Debug, Default)]
 pub struct WantedSet {
     regions: RangeMap<Wanted>,
@@ -70,7 +70,7 @@ pub struct WantedSet {
 }
 
 impl WantedSet {
-    /// How many regions are wanted.
+    /// The number of wanted regions.
     pub fn len(&self) -> u64 {
         self.regions.len()
     }
@@ -80,12 +80,12 @@ impl WantedSet {
         self.regions.is_empty()
     }
 
-    /// How many bytes are wanted.
+    /// The number of wanted bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Whether a wanted region names this backing.
+    /// Whether a wanted region has this backing.
     pub fn names(&self, backing: Backing) -> bool {
         self.uses.contains_key(&backing)
     }
@@ -100,7 +100,7 @@ impl WantedSet {
         self.regions.overlapping(range)
     }
 
-    /// Whether every byte of `entry` is still wanted just as it is mapped.
+    /// Whether every byte of `entry` is still wanted as it is mapped.
     pub fn covers(&self, entry: &Entry) -> bool {
         let mut previous: Option<&Wanted> = None;
         for wanted in self.overlapping(entry.range) {
@@ -121,7 +121,7 @@ impl WantedSet {
         previous.is_some_and(|last| last.region.range.last() >= entry.range.last())
     }
 
-    /// Adds a region; returns the range it overlaps, if it does.
+    /// Adds a region; if it overlaps a wanted one, returns that region's range as the error.
     pub fn insert(&mut self, region: Region) -> Result<(), IovaRange> {
         if let Some(other) = self.overlapping(region.range).next() {
             return Err(other.region.range);
@@ -137,7 +137,8 @@ impl WantedSet {
         Ok(())
     }
 
-    /// Removes `range`; returns how many bytes were wanted there, or the exact region that the range would cut.
+    /// Removes `range`; returns the number of bytes that were wanted there, or as the error the exact region that the
+    /// range would cut.
     pub fn remove(&mut self, range: IovaRange) -> Result<u64, IovaRange> {
         let affected: Vec<Wanted> = self.overlapping(range).copied().collect();
         if let Some(cut) = affected.iter().find(|w| w.region.exact && !range.contains(w.region.range)) {
@@ -161,7 +162,7 @@ impl WantedSet {
         Ok(bytes)
     }
 
-    /// Treats the regions that share a byte with `range` as device memory from now on.
+    /// Marks the regions that share a byte with `range` as device memory.
     pub fn reclassify_as_device(&mut self, range: IovaRange) {
         let starts: Vec<u64> = self.overlapping(range).map(|wanted| wanted.region.range.start()).collect();
         for start in starts {
@@ -169,7 +170,7 @@ impl WantedSet {
         }
     }
 
-    /// The ranges the open transaction touched, in the order it did.
+    /// The ranges that the open transaction touched, in order.
     pub fn touched(&self) -> &[IovaRange] {
         &self.touched
     }
@@ -181,7 +182,7 @@ impl WantedSet {
         self.unmapped.clear();
     }
 
-    /// This point in the transaction.
+    /// The current point in the transaction.
     pub fn mark(&self) -> Mark {
         Mark { journal: self.journal.len(), touched: self.touched.len(), unmapped: self.unmapped.len() }
     }
@@ -191,7 +192,7 @@ impl WantedSet {
         self.roll_back_to(Mark::default());
     }
 
-    /// Rolls back what the transaction did since `mark`.
+    /// Rolls back everything since `mark`.
     pub fn roll_back_to(&mut self, mark: Mark) {
         for change in self.journal.split_off(mark.journal).into_iter().rev() {
             match change {
@@ -210,12 +211,12 @@ impl WantedSet {
         self.unmapped.truncate(mark.unmapped);
     }
 
-    /// Rolls back what the transaction added and keeps what it unmapped: the state after a failed commit.
+    /// Rolls back what the transaction added, but keeps what it unmapped: the state after a failed commit.
     pub fn roll_back_additions(&mut self) {
         let unmapped = std::mem::take(&mut self.unmapped);
         self.roll_back();
         for range in unmapped {
-            // Each of these succeeded on a superset of what is here now, so none can cut an exact region.
+            // Each of these removals succeeded on a superset of the current regions, so none can cut an exact region.
             let removed = self.remove(range);
             debug_assert!(removed.is_ok());
         }

@@ -1,20 +1,21 @@
-//! Memory with contents that are no longer needed, and how it is returned to the system.
+//! Memory with contents that are no longer needed, and how to discard it.
 #![allow(unsafe_code)]
 
 use crate::addr::HostVa;
 use crate::error::Errno;
 
-/// What happens to the pages of a [`DiscardRange`].
+/// The way in which the pages of a [`DiscardRange`] are freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DiscardMode {
-    /// This process's own pages are freed: the next access finds zeros, or what the file has of which it is a private
-    /// mapping.
+    /// Frees this process's own pages. The next access reads zeros, or for a private file mapping the contents of the
+    /// file.
     Private,
-    /// The pages are taken out of the file of memory (shmem, a memfd, hugetlbfs) that is mapped there, for everybody.
+    /// Removes the pages from the memory file (shmem, a memfd, hugetlbfs) that is mapped there, for every user of the
+    /// file.
     Shared,
 }
 
-/// A range of host memory with contents that its owner no longer needs. Made by [`discard_range`].
+/// A range of host memory with contents that its owner no longer needs. Created by [`discard_range`].
 #[derive(Clone, Copy, Debug)]
 pub struct DiscardRange {
     hva: HostVa,
@@ -22,19 +23,20 @@ pub struct DiscardRange {
     mode: DiscardMode,
 }
 
-/// Declares that the contents of `bytes` bytes from `address` on are no longer needed. Returns `None` if these are not
-/// whole pages, if there are none, or if they run past the end of the address space.
+/// Declares that the contents of the `bytes` bytes from `address` on are no longer needed. Returns `None` unless
+/// these are whole pages, at least one, and do not extend past the end of the address space.
 ///
-/// This call does nothing to the memory.
+/// This call does not change the memory.
 ///
 /// # Safety
 ///
-/// From this call until the value is gone:
+/// From this call until the value is dropped:
 ///
 /// - **Nothing depends on the contents**: not this program, not the guest that used the memory, and with
-///   [`DiscardMode::Shared`] no other process, and no program that opens the file later.
+///   [`DiscardMode::Shared`] no other process and no program that opens the file later.
 /// - **The range is not part of any Rust allocation, stack or static**, and there is no Rust reference to a byte of it.
-/// - **It stays mapped in this process as it is**, or not mapped at all: what else is put there would be emptied.
+/// - **It stays mapped in this process as it is**, or is unmapped and not replaced: the contents of another mapping
+///   there would be discarded.
 pub unsafe fn discard_range(address: u64, bytes: u64, mode: DiscardMode) -> Option<DiscardRange> {
     let page = page_size();
     let whole = [address, bytes].iter().all(|value| value & (page - 1) == 0);
@@ -44,7 +46,7 @@ pub unsafe fn discard_range(address: u64, bytes: u64, mode: DiscardMode) -> Opti
 }
 
 impl DiscardRange {
-    /// Its first byte.
+    /// The first byte.
     pub fn hva(&self) -> HostVa {
         self.hva
     }
@@ -54,10 +56,10 @@ impl DiscardRange {
         self.bytes
     }
 
-    /// Discards `bytes` bytes from `offset` on, in one call. They lie in this memory and are whole pages.
+    /// Discards `bytes` bytes from `offset` on, in one call. They must be whole pages inside this memory.
     pub(crate) fn discard(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
         let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
-        // The kernel would round the length up, beyond what the owner named.
+        // The kernel would round the length up, past the end of the declared range.
         if !inside || bytes & (page_size() - 1) != 0 {
             return Err(Errno::EINVAL);
         }
@@ -69,8 +71,9 @@ impl DiscardRange {
         let address = usize::try_from(start.raw()).map_err(|_| Errno::EINVAL)?;
         let length = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
         let address = std::ptr::with_exposed_provenance_mut(address);
-        // SAFETY: the range lies in what `discard_range`'s caller vouched for: nothing depends on its contents, and no
-        // reference or Rust allocation is in it. What is not mapped, or cannot be given back, fails with an error.
+        // SAFETY: the range lies inside the one for which the caller of `discard_range` guaranteed that nothing
+        // depends on its contents, and that no reference or Rust allocation is in it. An unmapped range, or one that
+        // cannot be discarded, fails with an error.
         match unsafe { libc::madvise(address, length, advice) } {
             0 => Ok(()),
             _ => Err(Errno::last()),
@@ -78,7 +81,7 @@ impl DiscardRange {
     }
 }
 
-/// Bytes of a page of this system's memory.
+/// The system's page size in bytes.
 fn page_size() -> u64 {
     // SAFETY: sysconf reads and writes no memory of this program, for any argument.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
@@ -90,7 +93,7 @@ mod tests {
     use super::*;
 
     fn at(address: u64, bytes: u64) -> Option<DiscardRange> {
-        // SAFETY: nothing is mapped at these addresses, and if, nothing is done to it.
+        // SAFETY: nothing is mapped at these addresses, and the value does not change memory until it is discarded.
         unsafe { discard_range(address, bytes, DiscardMode::Private) }
     }
 

@@ -34,8 +34,9 @@ const _: () = {
     assert!(offset_of!(ExportRange, offset) == 24 && offset_of!(ExportRange, length) == 32);
 };
 
-/// A dma-buf of `length` bytes of a BAR, from `offset` on. The kernel takes away what is mapped of it while the device
-/// does not decode its memory, and does not bring it back. ENOTTY from kernels and devices that cannot do it.
+/// Creates a dma-buf of `length` bytes of a BAR, from `offset` on. When the device stops decoding its memory, the
+/// kernel removes the mappings of the dma-buf, and does not restore them. Returns ENOTTY if the kernel or the device
+/// does not support this.
 pub(crate) fn export(
     device: BorrowedFd<'_>,
     region_index: u32,
@@ -52,9 +53,9 @@ pub(crate) fn export(
         length,
         ..ExportRange::default()
     };
-    // SAFETY: `argument` is as long as its first field states and lives through the call.
+    // SAFETY: `argument` is as long as its first field states and outlives the call.
     let fd = unsafe { submit(device, DEVICE_FEATURE, (&raw mut argument).cast()) }?;
-    // SAFETY: the kernel has just made this descriptor for us, so nothing else owns it.
+    // SAFETY: the kernel has just created this descriptor, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

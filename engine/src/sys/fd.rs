@@ -5,19 +5,19 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use crate::error::Errno;
 
-/// The lowest descriptor a duplicate may get: 0 to 2 are what programs print to.
+/// The minimum number of a duplicate: 0 to 2 are the standard streams.
 const LOWEST_FD: libc::c_int = 3;
 
-/// A duplicate of `fd` that this process does not pass on to programs it executes.
+/// Duplicates `fd`; the duplicate is closed on exec.
 ///
-/// Takes a bare number because it comes from a C caller: a closed or negative one is EBADF.
+/// Takes a raw number because it comes from a C caller: EBADF if it is closed or negative.
 pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: F_DUPFD_CLOEXEC reads and writes no memory, and a number that is no open file fails with EBADF.
+    // SAFETY: F_DUPFD_CLOEXEC accesses no memory, and fails with EBADF if the number is not an open file.
     let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, LOWEST_FD) };
     if copy < 0 {
         return Err(Errno::last());
     }
-    // SAFETY: the kernel has just made this descriptor for us (it is not negative), so nothing else owns it.
+    // SAFETY: the kernel has just created this descriptor (it is not negative), so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 

@@ -1,4 +1,4 @@
-//! iommufd's ioctls on one IOAS, through the engine's one funnel.
+//! iommufd's ioctls on one IOAS.
 #![allow(unsafe_code)]
 
 use std::mem::{offset_of, size_of};
@@ -9,10 +9,10 @@ use crate::addr::IovaRange;
 use crate::error::{Errno, Error, KernelResult, Op, Result};
 use crate::region::{Mapping, Perm};
 
-// From include/uapi/linux/iommufd.h. The only published bindings may not be linked into everything this library may be
-// linked into, so they are what the test below compares with.
+// From include/uapi/linux/iommufd.h. The only published bindings may not be linked into every program that may use
+// this library, so only the test below uses them, for comparison.
 
-/// `_IO(IOMMUFD_TYPE, number)`: as with VFIO, the size is in the struct.
+/// `_IO(IOMMUFD_TYPE, number)`: as with VFIO, the size is not encoded in the request but stored in the struct.
 const fn request(number: libc::c_ulong) -> libc::c_ulong {
     const TYPE: libc::c_ulong = b';' as libc::c_ulong;
     TYPE << 8 | number
@@ -44,10 +44,10 @@ struct Range {
 struct IovaRanges {
     size: u32,
     ioas_id: u32,
-    /// How many fit, then how many there are.
+    /// In: the capacity of the array. Out: the number of ranges.
     num_iovas: u32,
     reserved: u32,
-    /// Where the array is.
+    /// The address of the array.
     allowed_iovas: u64,
     out_iova_alignment: u64,
 }
@@ -118,17 +118,17 @@ const _: () = {
     assert!(offset_of!(GetOption, val64) == 16);
 };
 
-/// How many ranges are asked for first. An IOMMU has one to four.
+/// The capacity of the first array. An IOMMU has one to four ranges.
 const FIRST_RANGES: usize = 16;
-/// The most ranges an IOAS may have: one that has more than this is not one.
+/// Maximum number of ranges: a file that reports more is not an IOAS.
 const MAX_RANGES: usize = 1 << 16;
 
-/// The length of an argument, as its first field states it.
+/// The size of an argument, for its first field.
 const fn size<T>() -> u32 {
     size_of::<T>() as u32
 }
 
-/// Lets devices reach the memory at the mapping's host address.
+/// Maps the memory at the mapping's host address for devices.
 pub(crate) fn map(iommufd: BorrowedFd<'_>, ioas_id: u32, mapping: &Mapping) -> KernelResult<()> {
     let mut argument = Map {
         size: size::<Map>(),
@@ -139,12 +139,12 @@ pub(crate) fn map(iommufd: BorrowedFd<'_>, ioas_id: u32, mapping: &Mapping) -> K
         iova: mapping.range.start(),
         ..Map::default()
     };
-    // SAFETY: `argument` is as long as its first field states and lives through the call. The creator of the `HostVa`
-    // vouched for the memory.
+    // SAFETY: `argument` is as long as its first field states and outlives the call. The creator of the `HostVa`
+    // guaranteed that the memory may be mapped.
     unsafe { submit(iommufd, IOAS_MAP, (&raw mut argument).cast()) }.map(drop)
 }
 
-/// Lets devices reach a file instead, from `start` on. ENOTTY from kernels before 6.13.
+/// Maps a file for devices, from `start` on. Kernels before 6.13 return ENOTTY.
 pub(crate) fn map_file(
     iommufd: BorrowedFd<'_>,
     ioas_id: u32,
@@ -161,9 +161,9 @@ pub(crate) fn map_file(
         length: mapping.range.length(),
         iova: mapping.range.start(),
     };
-    // SAFETY: `argument` is as long as its first field states and lives through the call. What is mapped is a file's,
-    // or a device's, and only what this process has a shared mapping of: the creator of the `HostVa` of that vouched
-    // for it.
+    // SAFETY: `argument` is as long as its first field states and outlives the call. It maps a file's or a device's
+    // memory, and only what this process has mapped shared: the creator of that mapping's `HostVa` guaranteed that it
+    // may be mapped.
     unsafe { submit(iommufd, IOAS_MAP_FILE, (&raw mut argument).cast()) }.map(drop)
 }
 
@@ -171,17 +171,17 @@ fn map_flags(perm: Perm) -> u32 {
     MAP_FIXED_IOVA | MAP_READABLE | if perm.is_writable() { MAP_WRITEABLE } else { 0 }
 }
 
-/// Unmaps every entry inside `range`, and returns how many bytes those were.
+/// Unmaps every entry inside `range`; returns the number of bytes unmapped.
 pub(crate) fn unmap(iommufd: BorrowedFd<'_>, ioas_id: u32, range: IovaRange) -> KernelResult<u64> {
-    // The length of the whole space does not fit; the kernel takes the largest number for it.
+    // The length of the whole space does not fit in 64 bits; the kernel takes the maximum for it.
     let (iova, length) = (range.start(), range.length());
     let mut argument = Unmap { size: size::<Unmap>(), ioas_id, iova, length };
-    // SAFETY: `argument` is as long as its first field states and lives through the call.
+    // SAFETY: `argument` is as long as its first field states and outlives the call.
     unsafe { submit(iommufd, IOAS_UNMAP, (&raw mut argument).cast()) }?;
     Ok(argument.length)
 }
 
-/// Whether pinned memory is counted per process, as VFIO does it, and not per user.
+/// Whether pinned memory is counted per process, as VFIO does, and not per user.
 pub(crate) fn counts_per_process(iommufd: BorrowedFd<'_>) -> KernelResult<bool> {
     let mut argument = GetOption {
         size: size::<GetOption>(),
@@ -189,21 +189,21 @@ pub(crate) fn counts_per_process(iommufd: BorrowedFd<'_>) -> KernelResult<bool> 
         op: OPTION_GET,
         ..GetOption::default()
     };
-    // SAFETY: `argument` is as long as its first field states and lives through the call.
+    // SAFETY: `argument` is as long as its first field states and outlives the call.
     unsafe { submit(iommufd, OPTION, (&raw mut argument).cast()) }?;
     Ok(argument.val64 == 1)
 }
 
-/// What an IOAS can translate.
+/// The restrictions on an IOAS's mappings.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Space {
-    /// The IOVAs, ascending and never empty.
+    /// The IOVAs that can be translated, ascending and never empty.
     pub(crate) ranges: Vec<IovaRange>,
-    /// What every IOVA, length and host address must be a multiple of: a power of two.
+    /// The alignment of every IOVA, length and host address: a power of two.
     pub(crate) alignment: u64,
 }
 
-/// What the IOAS can translate, as the devices attached to it now allow.
+/// Reads the restrictions of the devices that are attached now.
 pub(crate) fn space(iommufd: BorrowedFd<'_>, ioas_id: u32) -> Result<Space> {
     read_space(|buffer| {
         let mut argument = IovaRanges {
@@ -213,25 +213,25 @@ pub(crate) fn space(iommufd: BorrowedFd<'_>, ioas_id: u32) -> Result<Space> {
             allowed_iovas: buffer.as_mut_ptr() as u64,
             ..IovaRanges::default()
         };
-        // SAFETY: `argument` is as long as its first field states, the array it names holds as many ranges as it says,
-        // and both live through the call.
+        // SAFETY: `argument` is as long as its first field states, the array that it refers to has the stated
+        // capacity, and both outlive the call.
         let asked = unsafe { submit(iommufd, IOAS_IOVA_RANGES, (&raw mut argument).cast()) };
         match asked {
-            // The kernel has filled the struct all the same.
+            // The kernel has filled the struct despite EMSGSIZE.
             Ok(_) | Err(Errno::EMSGSIZE) => Ok(argument),
             Err(errno) => Err(Error::kernel(Op::Info, errno)),
         }
     })
 }
 
-/// Reads with a buffer that grows until everything fits. Every value of the result is checked.
+/// Reads with an array that grows until all ranges fit. Every value in the result is checked.
 fn read_space(mut ask: impl FnMut(&mut [Range]) -> Result<IovaRanges>) -> Result<Space> {
     let mut buffer = vec![Range::default(); FIRST_RANGES];
     loop {
         let answer = ask(&mut buffer)?;
         let count = answer.num_iovas as usize;
         let Some(ranges) = buffer.get(..count) else {
-            // Devices can come while we ask, but each round has more room than the one before.
+            // Devices can be attached between two calls, but each array is longer than the one before.
             if count > MAX_RANGES {
                 return Err(Error::malformed("the IOAS says it has more than 65536 ranges of valid IOVAs"));
             }
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(u32::from(OPTION_GET), uapi::iommufd_option_ops_IOMMU_OPTION_OP_GET);
     }
 
-    /// Compares sizes, and the offsets of fields by name; last those that have another name there.
+    /// Compares sizes, and the offsets of fields by name; the last list has the fields with another name there.
     macro_rules! same_layout {
         ($ours:ty, $theirs:ty, $($field:ident),+ $(; $own:ident = $their:ident)?) => {
             assert_eq!(size_of::<$ours>(), size_of::<$theirs>(), stringify!($theirs));
@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(space(fd, 1).unwrap_err(), Error::kernel(Op::Info, Errno::ENOTTY));
     }
 
-    /// Answers as the kernel does: fills what fits and says how many there are.
+    /// Behaves as the kernel does: fills the array, and reports the number of ranges.
     fn kernel(all: &[(u64, u64)], alignment: u64) -> impl FnMut(&mut [Range]) -> Result<IovaRanges> + '_ {
         move |buffer| {
             for (to, &(start, last)) in buffer.iter_mut().zip(all) {
@@ -343,7 +343,7 @@ mod tests {
             let bounds: Vec<_> = space.ranges.iter().map(|range| (range.start(), range.last())).collect();
             assert_eq!((bounds, space.alignment), (all, 0x1000), "{count} ranges");
         }
-        // Nothing attached yet.
+        // No device is attached yet.
         let space = read_space(kernel(&[(0, u64::MAX)], 1)).unwrap();
         assert_eq!(space, Space { ranges: vec![IovaRange::ALL], alignment: 1 });
     }
@@ -353,7 +353,7 @@ mod tests {
         let mut asked = 0;
         let space = read_space(|buffer| {
             asked += 1;
-            // One more than fits, three times over.
+            // One more than fits, in three calls.
             let count = if asked <= 3 { buffer.len() + 1 } else { buffer.len() };
             let all: Vec<(u64, u64)> = (0..count as u64).map(|n| (n, n)).collect();
             kernel(&all, 1)(buffer)

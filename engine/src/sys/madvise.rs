@@ -1,21 +1,21 @@
-//! Faulting pages in, without touching what they hold.
+//! Faults pages in without changing their contents.
 #![allow(unsafe_code)]
 
 use crate::addr::HostVa;
 use crate::error::Errno;
 
-/// What is about to be done with the pages, which decides how they are faulted in.
+/// The access that the pages are faulted in for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Access {
-    /// Read only: shared zero pages and page-cache pages will do.
+    /// Read: shared zero pages and page-cache pages are sufficient.
     Read,
-    /// Written: private copies are broken off and file pages are made dirty, as a write of each page would.
+    /// Write: private pages are copied and file pages are made dirty, as by a write to each page.
     Write,
 }
 
-/// Makes every page of `bytes` bytes at `hva` present, as if each had been accessed, in one call.
+/// Makes every page of the `bytes` bytes at `hva` present, as if each had been accessed, in one call.
 ///
-/// Stops at the first page that cannot be made present; those before it stay so.
+/// Stops at the first page that cannot be made present; the pages before it stay present.
 pub(crate) fn populate(hva: HostVa, bytes: u64, access: Access) -> Result<(), Errno> {
     let advice = match access {
         Access::Read => libc::MADV_POPULATE_READ,
@@ -24,24 +24,24 @@ pub(crate) fn populate(hva: HostVa, bytes: u64, access: Access) -> Result<(), Er
     let length = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
     let address = usize::try_from(hva.raw()).map_err(|_| Errno::EINVAL)?;
     let address = std::ptr::with_exposed_provenance_mut(address);
-    // SAFETY: the two populate advices only fault pages in. They change no byte of memory and no mapping, for any
-    // address: what is not mapped, or may not be accessed so, fails with an error and not with a signal. So there
-    // is no obligation on the range, and other users of this memory cannot see that the call was made.
+    // SAFETY: the two populate advices only fault pages in. For any address they change no byte of memory and no
+    // mapping: memory that is not mapped, or that does not allow the access, fails with an error and not with a
+    // signal. So the range has no obligations, and other users of the memory cannot notice the call.
     match unsafe { libc::madvise(address, length, advice) } {
         0 => Ok(()),
         _ => Err(Errno::last()),
     }
 }
 
-/// Asks for huge pages where `bytes` bytes at `hva` are faulted in from now on.
+/// Requests huge pages for later faults in the `bytes` bytes at `hva`.
 ///
-/// An error only means that the kernel has no huge pages, or that this memory cannot have them.
+/// An error only means that the kernel has no huge pages, or cannot use them for this memory.
 pub(crate) fn prefer_huge_pages(hva: HostVa, bytes: u64) -> Result<(), Errno> {
     let length = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
     let address = usize::try_from(hva.raw()).map_err(|_| Errno::EINVAL)?;
     let address = std::ptr::with_exposed_provenance_mut(address);
-    // SAFETY: the advice changes how faults to come are served and no byte of memory, for any address: what is not
-    // mapped fails with an error. So there is no obligation on the range.
+    // SAFETY: the advice changes how later faults are served, and no byte of memory, for any address: unmapped memory
+    // fails with an error. So the range has no obligations.
     match unsafe { libc::madvise(address, length, libc::MADV_HUGEPAGE) } {
         0 => Ok(()),
         _ => Err(Errno::last()),

@@ -1,4 +1,4 @@
-//! How much memory this process has locked, and how much it may lock.
+//! The amount of memory that this process has locked, and its limit.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -13,12 +13,13 @@ const CAP_IPC_LOCK: u32 = 14;
 /// Inode number of the user namespace that everything starts in (PROC_USER_INIT_INO in the kernel, never changed).
 const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
 
-/// How much memory this process has locked and may lock, as the calling thread's capabilities stand.
+/// Reads the locked memory of this process and its limit, with the calling thread's capabilities.
 ///
-/// What cannot be found out reads as "nothing locked" and "no limit": the kernel has the last word anyway, and a guess
-/// here must not refuse what it would allow.
+/// A value that cannot be read counts as "nothing locked" or "no limit": the kernel enforces the limit anyway, and a
+/// guess here must not refuse what the kernel would allow.
 pub fn memlock() -> Memlock {
-    // Capabilities and namespaces belong to threads, so this asks for the calling one's: it is the one that will map.
+    // Capabilities and namespaces belong to threads, so this reads those of the calling thread, which makes the map
+    // calls.
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let namespace = fs::metadata("/proc/thread-self/ns/user").ok().map(|namespace| namespace.ino());
     let status = Status::parse(&status);
@@ -38,19 +39,20 @@ fn memlock_limit() -> Option<u64> {
     (limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
-/// The lines of /proc/.../status that matter here.
+/// The relevant lines of /proc/.../status.
 #[derive(PartialEq, Eq, Debug)]
 struct Status {
     /// VmLck in bytes.
     locked: u64,
-    /// The effective capabilities; all of them if nothing is known.
+    /// The effective capabilities; all of them if they cannot be read.
     capabilities: u64,
 }
 
 impl Status {
-    /// Whether RLIMIT_MEMLOCK is not enforced on a thread in the user namespace with this inode number.
+    /// Whether a thread in the user namespace with this inode number is exempt from RLIMIT_MEMLOCK.
     fn may_lock_any(&self, namespace: Option<u64>) -> bool {
-        // The kernel asks for the capability on the host: root of a container's own user namespace has it only there.
+        // The kernel checks the capability in the initial namespace; root in another user namespace has it only
+        // there.
         let on_the_host = namespace.is_none_or(|inode| inode == INITIAL_USER_NAMESPACE);
         on_the_host && self.capabilities >> CAP_IPC_LOCK & 1 == 1
     }

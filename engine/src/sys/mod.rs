@@ -1,6 +1,6 @@
 //! The kernel: every system call of the engine, and all of its unsafe code.
 //!
-//! Each module that needs unsafe code allows it for itself; no module above this one may.
+//! Each module that needs unsafe code allows it for itself; no module above this one may do so.
 
 pub mod discard;
 pub(crate) mod dma_buf;

@@ -1,4 +1,4 @@
-//! The NUMA node that memory will be on, if its policy names one, and how a worker moves there.
+//! The NUMA node that a memory policy prefers, and the binding of a worker to it.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -8,13 +8,13 @@ use std::mem::{MaybeUninit, size_of};
 use crate::addr::HostVa;
 use crate::error::Errno;
 
-/// Nodes a policy can name here: the kernel's largest configuration.
+/// Maximum number of nodes: that of the kernel's largest configuration.
 const MAX_NODES: usize = 1024;
-/// The policy of an address instead of the thread's.
+/// Reads the policy of an address instead of the thread's.
 const MPOL_F_ADDR: libc::c_int = 2;
 const MPOL_PREFERRED: libc::c_int = 1;
 const MPOL_BIND: libc::c_int = 2;
-/// What user space adds to a mode (MPOL_F_STATIC_NODES and its like) is in the upper half.
+/// The mode without its flags (MPOL_F_STATIC_NODES and similar), which are in the upper bits.
 const MODE: libc::c_int = 0x1fff;
 
 /// The machine's nodes and their CPUs.
@@ -22,7 +22,7 @@ const MODE: libc::c_int = 0x1fff;
 pub(crate) struct Nodes(BTreeMap<usize, Vec<usize>>);
 
 impl Nodes {
-    /// `None` where there is nothing to choose: one node, or none is known.
+    /// `None` if there is no choice: there is only one node, or none is known.
     pub fn read() -> Option<Self> {
         let mut nodes = BTreeMap::new();
         for entry in fs::read_dir("/sys/devices/system/node").ok()?.flatten() {
@@ -33,33 +33,33 @@ impl Nodes {
                 nodes.insert(number, cpus);
             }
         }
-        // Memory without CPUs of its own (CXL) is as far from all of them.
+        // Memory without CPUs of its own (CXL) is equally far from all of them.
         nodes.retain(|_, cpus| !cpus.is_empty());
         (nodes.len() > 1).then_some(Self(nodes))
     }
 
-    /// The node that the pages at `hva` will be on, if their policy names one and it has CPUs.
+    /// The node that the policy of the memory at `hva` selects, if it selects one and that node has CPUs.
     pub fn node_of(&self, hva: HostVa) -> Option<usize> {
         policy(hva).filter(|node| self.0.contains_key(node))
     }
 }
 
-/// Where a worker may run, and where it is.
+/// The CPUs that a worker may run on, and the node it is bound to.
 pub(crate) struct NodeBinding<'a> {
     nodes: &'a Nodes,
-    /// The CPUs the thread was given; `None` if the kernel does not report them.
+    /// The thread's original CPUs; `None` if the kernel does not report them.
     allowed: Option<Cpus>,
     at: Option<usize>,
 }
 
 impl<'a> NodeBinding<'a> {
-    /// Of the calling thread, which must be a worker: it will be moved, and not moved back.
+    /// For the calling thread, which must be a worker, because its original CPUs are not restored.
     pub fn of_current_thread(nodes: &'a Nodes) -> Self {
         Self { nodes, allowed: Cpus::allowed().ok(), at: None }
     }
 
-    /// Moves the thread to the CPUs of a node, or of none in particular, as far as it may run there. A sandbox may
-    /// refuse that; then it stays where it is, which is only slower.
+    /// Moves the thread to the allowed CPUs of a node, or with `None` to all allowed CPUs. If a sandbox refuses that,
+    /// the thread stays where it is, which is only slower.
     pub fn move_to(&mut self, node: Option<usize>) {
         if self.at == node {
             return;
@@ -75,20 +75,20 @@ impl<'a> NodeBinding<'a> {
 struct Cpus(libc::cpu_set_t);
 
 impl Cpus {
-    /// Where the calling thread may run.
+    /// The CPUs that the calling thread may run on.
     fn allowed() -> Result<Self, Errno> {
         let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-        // SAFETY: writes at most the size of one set, which `set` has room for.
+        // SAFETY: writes at most the size of one set, which fits in `set`.
         match unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr()) } {
-            // SAFETY: a plain set of bits, for which every pattern is valid.
+            // SAFETY: a plain bit set, for which every pattern is valid.
             0 => Ok(Self(unsafe { set.assume_init() })),
             _ => Err(Errno::last()),
         }
     }
 
-    /// Those of `cpus` that are in this set; `None` if there are none.
+    /// The members of `cpus` that are in this set; `None` if there are none.
     fn only(&self, cpus: &[usize]) -> Option<Self> {
-        // SAFETY: a plain set of bits, for which all zeroes is the empty set.
+        // SAFETY: a plain bit set, for which all zeros is the empty set.
         let mut only = unsafe { MaybeUninit::<libc::cpu_set_t>::zeroed().assume_init() };
         let max = libc::CPU_SETSIZE as usize;
         let mut any = false;
@@ -111,13 +111,13 @@ impl Cpus {
     }
 }
 
-/// The one node that the policy of the memory at `hva` names, if it names one.
+/// The node that the policy of the memory at `hva` selects, if it selects exactly one.
 fn policy(hva: HostVa) -> Option<usize> {
     let mut mode: libc::c_int = 0;
     let mut nodes = [0u64; MAX_NODES / 64];
     let address = hva.raw();
-    // SAFETY: the call writes one int and a mask of `MAX_NODES` bits, and looks up which mapping an address belongs to;
-    // an address without one fails with an error.
+    // SAFETY: the call writes one int and a mask of `MAX_NODES` bits, and looks up the mapping at an address; an
+    // address without a mapping fails with an error.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_get_mempolicy,
@@ -136,7 +136,7 @@ fn policy(hva: HostVa) -> Option<usize> {
     (named == 1).then(|| first * 64 + nodes[first].trailing_zeros() as usize)
 }
 
-/// The numbers of a list as the kernel writes it: "0-3,8".
+/// Parses a list in the kernel's format: "0-3,8".
 fn listed(text: &str) -> Option<Vec<usize>> {
     let mut numbers = Vec::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
@@ -175,12 +175,12 @@ mod tests {
             assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
             assert_eq!(policy(hva), expected, "mode {mode}");
         }
-        // SAFETY: the range is the mapping's, and no reference exists into it.
+        // SAFETY: the range is the mapping's, and no reference into it exists.
         unsafe { libc::munmap(memory, BYTES) };
         assert_eq!(policy(HostVa::from_raw(1 << 63)), None, "no mapping");
     }
 
-    /// Where the calling thread may run.
+    /// The CPUs that the calling thread may run on.
     fn now() -> Vec<usize> {
         let Cpus(set) = Cpus::allowed().unwrap();
         // SAFETY: the number is below what a set can hold.
@@ -192,7 +192,7 @@ mod tests {
         let own = std::thread::spawn(move || {
             let before = now();
             let one = before[0];
-            // A machine of two nodes, one of which this thread may not run on.
+            // A machine with two nodes, on one of which this thread may not run.
             let nodes = Nodes(BTreeMap::from([(0, vec![one]), (1, vec![1023])]));
             let mut binding = NodeBinding::of_current_thread(&nodes);
             for (node, expected) in [(Some(0), vec![one]), (Some(1), before.clone()), (None, before)] {
@@ -207,7 +207,7 @@ mod tests {
     fn a_worker_that_may_not_move_stays() {
         let own = std::thread::spawn(move || {
             let before = now();
-            // The kernel refuses a set without a CPU that is there.
+            // The kernel refuses a set without an existing CPU.
             // SAFETY: a plain set of bits, for which all zeroes is the empty set.
             let nothing = Cpus(unsafe { MaybeUninit::<libc::cpu_set_t>::zeroed().assume_init() });
             assert_eq!(nothing.apply(), Err(Errno(libc::EINVAL)));

@@ -1,7 +1,7 @@
-//! Which pages of a host range are present: PAGEMAP_SCAN on /proc/self/pagemap (Linux 6.7).
+//! Finds the present pages of a host range: PAGEMAP_SCAN on /proc/self/pagemap (Linux 6.7).
 //!
-//! A look takes two or three nanoseconds per page-table entry, less than a hundredth of what faulting a page in takes,
-//! and no lock that faults of other threads wait for.
+//! A scan takes two or three nanoseconds per page-table entry, less than a hundredth of the time of faulting a page
+//! in, and takes no lock that page faults of other threads wait for.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -12,7 +12,7 @@ use crate::addr::{BASE_PAGE, HUGE_PAGE, HostVa};
 use crate::error::Errno;
 use crate::sys::madvise::Access;
 
-/// The process's own page tables, to be asked about.
+/// The page tables of this process.
 #[derive(Debug)]
 pub(crate) struct Pagemap {
     file: File,
@@ -55,10 +55,10 @@ const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
 const PAGE_IS_HUGE: u64 = 1 << 6;
 
-/// Present bytes, by what maps them.
+/// Present bytes, by the kind of page that maps them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Mapped {
-    /// In huge pages, of THP or hugetlbfs.
+    /// In huge pages (THP or hugetlbfs).
     pub huge: u64,
     /// In base pages of anonymous memory.
     pub small_anonymous: u64,
@@ -67,32 +67,33 @@ pub(crate) struct Mapped {
 }
 
 impl Mapped {
-    /// All of them.
+    /// The total.
     pub fn bytes(self) -> u64 {
         self.huge + self.small_anonymous + self.small_file
     }
 }
 
 impl Pagemap {
-    /// `None` where there is no /proc, or the kernel is older: then nothing is known of any page.
+    /// `None` if there is no /proc, or the kernel is older: then no page is known to be present.
     pub fn open() -> Option<Self> {
         let pagemap = Self { file: File::open("/proc/self/pagemap").ok()? };
-        // Every kernel that has the request accepts an empty range.
+        // Every kernel with this request accepts an empty range.
         pagemap.scan(&mut PmScanArg::default(), &mut []).ok().map(|_| pagemap)
     }
 
-    /// How many bytes from `hva` on can be accessed without a fault, at most `bytes`, and what maps them.
+    /// Counts the bytes from `hva` on, up to `bytes`, that can be accessed without a fault, by kind of page.
     ///
-    /// What a write would have to copy (after a fork) is taken for present: the pin will see to it. So is a shared zero
-    /// page that a write would replace, unless it is met where a huge page could begin: memory that was only read is so
-    /// all over. Memory without pages of its own (device memory) is never present.
+    /// A page that a write would have to copy (after a fork) counts as present: the pin copies it. So does a shared
+    /// zero page that a write would replace, unless it is found where a huge page could begin: memory that was only
+    /// read has zero pages everywhere. Memory without pages of its own (device memory) is never present.
     pub fn present(&self, hva: HostVa, bytes: u64, access: Access) -> Result<Mapped, Errno> {
-        // What the kernel passes over, device memory and holes, has no missing page either: one has to be seen.
+        // The scan skips device memory and holes, so it finds no missing page there: check that the first page is
+        // present.
         match self.page(hva)? {
             Some(categories) if !faults(categories, access) => {}
             _ => return Ok(Mapped::default()),
         }
-        // To ask for the first missing page is several times faster than to list all present ones.
+        // Scanning for the first missing page is several times faster than listing all present ones.
         let mut question = PmScanArg {
             start: hva.raw(),
             end: hva.raw().saturating_add(bytes),
@@ -108,8 +109,8 @@ impl Pagemap {
         self.kinds(hva, present, access)
     }
 
-    /// What kinds of pages map `bytes` bytes of present memory at `hva`, up to the first page seen that `access` would
-    /// fault.
+    /// The kinds of pages that map the `bytes` bytes of present memory at `hva`, up to the first page found that
+    /// would fault on `access`.
     ///
     /// Huge pages are counted exactly; the kind of the others is that of the first page.
     pub fn kinds(&self, hva: HostVa, bytes: u64, access: Access) -> Result<Mapped, Errno> {
@@ -120,7 +121,7 @@ impl Pagemap {
         let (mut huge, mut small) = (0, 0);
         let end = hva.raw().saturating_add(bytes);
         let mut at = hva;
-        // One look at each place where a huge page could begin: no base page is asked about twice.
+        // Check one page where each huge page could begin: no base page is checked twice.
         while at.raw() < end {
             let next = at.checked_add(HUGE_PAGE - at.raw() % HUGE_PAGE).filter(|next| next.raw() < end);
             let length = next.map_or(end, HostVa::raw) - at.raw();
@@ -150,7 +151,7 @@ impl Pagemap {
         Ok((self.scan(&mut question, &mut page)? > 0).then_some(page[0].categories))
     }
 
-    /// Whether huge pages map every byte: one question, however many there are.
+    /// Whether huge pages map every byte: one call, whatever their number.
     fn all_huge(&self, hva: HostVa, bytes: u64) -> Result<bool, Errno> {
         let mut question = PmScanArg {
             start: hva.raw(),
@@ -164,20 +165,20 @@ impl Pagemap {
         Ok(found > 0 && run[0].start == question.start && run[0].end >= question.end)
     }
 
-    /// Makes the call; returns how many of `found` were written.
+    /// Makes the call; returns the number of elements of `found` that were written.
     fn scan(&self, question: &mut PmScanArg, found: &mut [PageRegion]) -> Result<usize, Errno> {
         question.size = size_of::<PmScanArg>() as u64;
         question.vec = found.as_mut_ptr() as u64;
         question.vec_len = found.len() as u64;
-        // SAFETY: `question` says its own length, `vec` points to `vec_len` regions that may be written, and both live
-        // through the call. The scanned range is only looked at, in the page tables, and need not even be mapped.
+        // SAFETY: `question` contains its own length, `vec` points to `vec_len` writable regions, and both outlive
+        // the call. The call only reads the page tables of the scanned range, which does not even have to be mapped.
         let answer =
             unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, std::ptr::from_mut(question)) };
         usize::try_from(answer).map_err(|_| Errno::last())
     }
 }
 
-/// Whether an access faults though the page is present: a write replaces the shared zero page.
+/// Whether an access faults although the page is present: a write replaces the shared zero page.
 fn faults(categories: u64, access: Access) -> bool {
     access == Access::Write && categories & PAGE_IS_PFNZERO != 0
 }

@@ -1,4 +1,4 @@
-//! Whether host memory is a shared mapping of a certain part of a certain file, according to the kernel.
+//! Checks whether host memory is a shared mapping of a certain part of a certain file, according to the kernel.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -26,7 +26,7 @@ struct Query {
     vma_end: u64,
     vma_flags: u64,
     vma_page_size: u64,
-    /// Of `vma_start` in the file, in bytes.
+    /// The offset of `vma_start` in the file, in bytes.
     vma_offset: u64,
     inode: u64,
     dev_major: u32,
@@ -43,7 +43,7 @@ const _: () = {
     assert!(offset_of!(Query, vma_name_size) == 80 && offset_of!(Query, build_id_addr) == 96);
 };
 
-/// What distinguishes a file from all others.
+/// The identity of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Identity {
     inode: u64,
@@ -51,10 +51,10 @@ struct Identity {
     minor: u32,
 }
 
-/// Whether all of the `bytes` bytes at `hva` are a shared mapping of `file` from `offset` on, and the file is one of
-/// memory (shmem or hugetlbfs, a memfd included). What cannot be found out is a no.
+/// Whether all of the `bytes` bytes at `hva` are a shared mapping of `file` from `offset` on, and `file` is a memory
+/// file (shmem or hugetlbfs, including a memfd). Returns `false` if that cannot be determined.
 ///
-/// A private mapping is of other pages than the file as soon as it is written to.
+/// A private mapping has other pages than the file once it has been written to.
 pub(crate) fn is_shared_memory(hva: HostVa, bytes: u64, file: BorrowedFd<'_>, offset: u64) -> bool {
     let Some(end) = hva.raw().checked_add(bytes) else { return false };
     let Some(identity) = memory_file(file) else { return false };
@@ -76,25 +76,25 @@ pub(crate) fn is_shared_memory(hva: HostVa, bytes: u64, file: BorrowedFd<'_>, of
 
 fn query(maps: &File, address: u64) -> KernelResult<Query> {
     let mut argument = Query { size: size_of::<Query>() as u64, query_addr: address, ..Query::default() };
-    // SAFETY: `argument` is as long as its first field states and lives through the call; it asks for no name.
+    // SAFETY: `argument` is as long as its first field states and outlives the call; it requests no name.
     unsafe { submit(maps.as_fd(), QUERY, (&raw mut argument).cast()) }?;
     Ok(argument)
 }
 
-/// The identity of a file of memory, `None` for any other.
+/// The identity of a memory file; `None` for any other file.
 fn memory_file(file: BorrowedFd<'_>) -> Option<Identity> {
     let mut system = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: the struct is the one the call fills.
+    // SAFETY: the struct is the one that the call fills.
     let asked = unsafe { libc::fstatfs(file.as_raw_fd(), system.as_mut_ptr()) };
-    // SAFETY: filled, as the call succeeded.
+    // SAFETY: the call succeeded, so it has filled the struct.
     let kind = (asked == 0).then(|| unsafe { system.assume_init() }.f_type)?;
     if kind != libc::TMPFS_MAGIC && kind != libc::HUGETLBFS_MAGIC {
         return None;
     }
     let mut status = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: the struct is the one the call fills.
+    // SAFETY: the struct is the one that the call fills.
     let asked = unsafe { libc::fstat(file.as_raw_fd(), status.as_mut_ptr()) };
-    // SAFETY: filled, as the call succeeded.
+    // SAFETY: the call succeeded, so it has filled the struct.
     let status = (asked == 0).then(|| unsafe { status.assume_init() })?;
     let (major, minor) = (libc::major(status.st_dev), libc::minor(status.st_dev));
     Some(Identity { inode: status.st_ino, major, minor })
@@ -111,7 +111,7 @@ mod tests {
     const PAGE: usize = 4096;
     const BYTES: usize = 8 * PAGE;
 
-    /// A mapping of pages 4 to 11 of a file of 16, at its own address.
+    /// A mapping of pages 4 to 11 of a file of 16 pages.
     struct Mapped {
         start: *mut libc::c_void,
     }
@@ -122,7 +122,7 @@ mod tests {
             Self { start: shared.map(file, libc::MAP_SHARED, 0, BYTES, 4) }
         }
 
-        /// Maps so many bytes of the file from that page on, `at` bytes into this mapping.
+        /// Maps `bytes` bytes of the file from `page` on, `at` bytes into this mapping.
         fn map(
             &self,
             file: &File,
@@ -175,7 +175,7 @@ mod tests {
         let regular = File::open("/proc/self/exe").unwrap();
         assert!(!is(0, BYTES, &regular, 4), "no file of memory");
         assert!(!is_shared_memory(HostVa::from_raw(u64::MAX - 4095), 8192, first.as_fd(), 0), "wraps");
-        // Several mappings that continue each other are as good as one.
+        // Several contiguous mappings count as one.
         mapped.map(&first, libc::MAP_SHARED | libc::MAP_FIXED, 2 * PAGE, PAGE, 6);
         assert!(is(0, BYTES, &first, 4));
         mapped.map(&first, libc::MAP_SHARED | libc::MAP_FIXED, 2 * PAGE, PAGE, 9);

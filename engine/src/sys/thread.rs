@@ -1,4 +1,4 @@
-//! Worker threads that exist for one piece of work and that no signal ever reaches.
+//! Worker threads that exist for one task and receive no signals.
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
@@ -9,25 +9,25 @@ use std::thread;
 
 use crate::error::Errno;
 
-/// Bytes of stack per worker. A host program that locks all its future memory pays for every byte of it, and a worker's
+/// Bytes of stack per worker. In a program that locks all its future memory, every byte of it is locked. A worker's
 /// deepest call is a read of /proc.
 const STACK: usize = 256 * 1024;
 
-/// Runs `body` on the calling thread while up to `extra` workers run `work`, and waits until all of them are done.
-/// Returns what `body` returned, and how many workers could not be started.
+/// Runs `body` on the calling thread while up to `extra` workers run `work`, and waits until all of them have ended.
+/// Returns the result of `body`, and the number of workers that could not be started.
 ///
-/// `body` must be able to do without the workers. They inherit the calling thread's CPU affinity and memory policy,
-/// take no signal, and none is left when this returns; a panic in one of them is passed on.
+/// `body` must not depend on the workers. They inherit the calling thread's CPU affinity and memory policy, and
+/// receive no signals. All of them have ended when this returns; a panic in one of them is propagated.
 pub fn run<R>(extra: usize, work: impl Fn() + Sync, body: impl FnOnce() -> R) -> (R, usize) {
     let mut refused = 0;
-    // A new thread's stack is an mmap, which has to wait for page faults that are being served: were the first worker
-    // let loose at once, the second would start after it has faulted in its first chunk. So they wait for each other.
+    // A new thread's stack is an mmap, which has to wait for page faults in progress. If the first worker started at
+    // once, the second would start only after the first has faulted in a chunk. So the workers wait for each other.
     let gate = Mutex::new(());
     let answer = thread::scope(|scope| {
         let mut workers = Vec::new();
         if extra > 0 {
             let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
-            // What is blocked when a thread is created is blocked in it from its first instruction.
+            // A new thread inherits the signal mask, so the signals are blocked from its first instruction.
             let blocked = SignalsBlocked::all();
             for number in 1..=extra {
                 let worker = || {
@@ -49,7 +49,7 @@ pub fn run<R>(extra: usize, work: impl Fn() + Sync, body: impl FnOnce() -> R) ->
         }
         let answer = body();
         for worker in workers {
-            // The scope would only wait for the work's end; this waits for the thread's.
+            // The scope only waits for the end of the closure; this waits for the end of the thread.
             if let Err(panic) = worker.join() {
                 resume_unwind(panic);
             }
@@ -59,7 +59,7 @@ pub fn run<R>(extra: usize, work: impl Fn() + Sync, body: impl FnOnce() -> R) ->
     (answer, refused)
 }
 
-/// Runs `body`, and `cleanup` only if it panics, before the panic goes on.
+/// Runs `body`. If it panics, runs `cleanup` before the panic continues.
 pub fn on_panic<R>(cleanup: impl FnOnce(), body: impl FnOnce() -> R) -> R {
     struct Guard<C: FnOnce()>(Option<C>);
     impl<C: FnOnce()> Drop for Guard<C> {
@@ -75,10 +75,10 @@ pub fn on_panic<R>(cleanup: impl FnOnce(), body: impl FnOnce() -> R) -> R {
     answer
 }
 
-/// All signals are blocked in the calling thread while this lives.
+/// Blocks all signals in the calling thread until dropped.
 struct SignalsBlocked {
     before: libc::sigset_t,
-    /// The mask belongs to the thread that made this, which therefore has to be the one that drops it.
+    /// The mask belongs to the thread that created this, so the same thread has to drop it.
     not_send: PhantomData<*const ()>,
 }
 
@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    /// A line of the calling thread's /proc status.
+    /// A field of the calling thread's /proc status.
     fn own_status(field: &str) -> String {
         let status = fs::read_to_string("/proc/thread-self/status").unwrap();
         status.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim().to_owned()
@@ -125,7 +125,7 @@ mod tests {
         let caller = own_status("Name:");
         let mask = own_status("SigBlk:");
         let seen = Mutex::new(Vec::new());
-        // Nobody leaves before all are there: otherwise one could do everything while the others start.
+        // All threads wait for each other; otherwise one could do everything while the others start.
         let all_there = Barrier::new(4);
         let look = || {
             all_there.wait();
@@ -137,7 +137,7 @@ mod tests {
         let own = seen.iter().position(|(name, _)| *name == caller).expect("the calling thread works too");
         assert_eq!(seen.remove(own).1, mask, "the calling thread works with its own mask");
         assert_eq!(own_status("SigBlk:"), mask);
-        // All 64 but SIGKILL (9), SIGSTOP (19) and the two the C library keeps for itself (32, 33): bit n is signal
+        // All 64 except SIGKILL (9), SIGSTOP (19) and the two that the C library reserves (32, 33): bit n is signal
         // n+1.
         let every = format!("{:016x}", !(1u64 << 8 | 1 << 18 | 0b11 << 31));
         for (number, (name, blocked)) in (1..).zip(&seen) {

@@ -1,22 +1,22 @@
-//! Whether host memory is device memory, according to the kernel's mapping flags.
+//! Checks whether host memory is device memory, according to the kernel's mapping flags.
 //!
-//! The flags are only to be had from /proc/self/smaps, which the kernel writes while it walks the page tables of every
-//! mapping it lists: that costs milliseconds per GiB of memory in front of the one that is asked about. So this is
-//! read only after a populate call has failed with EINVAL (as it always does for device memory), and reading stops at
-//! the first mapping that settles the question.
+//! The flags are only available in /proc/self/smaps. The kernel walks the page tables of every mapping that it lists
+//! there, which takes milliseconds per GiB of memory at lower addresses. So this is read only after a populate call
+//! has failed with EINVAL (as it always does for device memory), and reading stops at the first mapping that decides
+//! the result.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 
 use crate::addr::HostVa;
 
-/// One page: reading ahead any further would make the kernel walk mappings that do not matter here.
+/// One page: reading further ahead would make the kernel walk mappings that do not matter here.
 const READ_AHEAD: usize = 4096;
 
 /// Whether all of the `bytes` bytes at `hva` are mapped to device memory.
 ///
-/// "All" because a region is treated as a whole: one that is device memory only in part has RAM that must not be
-/// forgotten, and the map ioctl decides about the rest.
+/// "All", because a region is treated as a whole: a region that is only partly device memory contains RAM that must
+/// be faulted in, and the map ioctl decides about the rest.
 pub(crate) fn is_device(hva: HostVa, bytes: u64) -> io::Result<bool> {
     let Some(last) = bytes.checked_sub(1).and_then(|more| hva.raw().checked_add(more)) else {
         return Ok(false);
@@ -25,10 +25,10 @@ pub(crate) fn is_device(hva: HostVa, bytes: u64) -> io::Result<bool> {
     all_device(smaps, hva.raw(), last)
 }
 
-/// Whether every byte from `start` to the inclusive `last` lies in a mapping of `smaps` that is marked as I/O (`io`,
+/// Whether every byte from `start` to the inclusive `last` lies in a mapping in `smaps` that is marked as I/O (`io`,
 /// VM_IO) or as bare page frames (`pf`, VM_PFNMAP).
 fn all_device(mut smaps: impl BufRead, start: u64, last: u64) -> io::Result<bool> {
-    // The first byte that no mapping has been seen for yet, and the end of the mapping being read if it covers it.
+    // The first byte without a mapping so far, and the end of the current mapping if that covers it.
     let mut next = start;
     let mut covering: Option<u64> = None;
     let mut line = Vec::new();
@@ -38,7 +38,7 @@ fn all_device(mut smaps: impl BufRead, start: u64, last: u64) -> io::Result<bool
             return Ok(false);
         }
         if let Some((begin, end)) = header(&line) {
-            // Mappings come in address order, so this byte lies in a hole, or in a mapping without reported flags.
+            // Mappings are in address order, so this byte lies in a hole, or in a mapping without flags.
             if begin > next {
                 return Ok(false);
             }
@@ -57,8 +57,8 @@ fn all_device(mut smaps: impl BufRead, start: u64, last: u64) -> io::Result<bool
     }
 }
 
-/// The bounds of the mapping a header line introduces (`begin-end perms offset dev inode path`, end exclusive), `None`
-/// for any other line.
+/// The bounds of the mapping that a header line starts (`begin-end perms offset dev inode path`, end exclusive);
+/// `None` for any other line.
 fn header(line: &[u8]) -> Option<(u64, u64)> {
     let bounds = line.split(|&byte| byte == b' ').next()?;
     let (begin, end) = std::str::from_utf8(bounds).ok()?.split_once('-')?;
@@ -69,9 +69,8 @@ fn header(line: &[u8]) -> Option<(u64, u64)> {
 mod tests {
     use super::*;
 
-    /// Two ordinary mappings, a BAR of two VMAs in one piece, a hole, a mapping of I/O memory without page frames,
-    /// directly followed by ordinary memory, and a mapping whose flags the kernel does not tell, directly followed by a
-    /// BAR.
+    /// Two ordinary mappings, a BAR of two contiguous VMAs, a hole, a mapping of I/O memory without page frames,
+    /// directly followed by ordinary memory, and a mapping without reported flags, directly followed by a BAR.
     const SMAPS: &str = "\
 00400000-00401000 r--p 00000000 fe:00 1234                       /opt/a-b c/VmFlags: io
 Size:                  4 kB

@@ -1,4 +1,4 @@
-//! Closing: nothing stays mapped.
+//! Closing an engine, which leaves nothing mapped.
 
 use super::{Engine, State};
 use crate::addr::IovaRange;
@@ -9,7 +9,7 @@ use crate::reconcile::table::MapTable;
 use crate::reconcile::wanted::WantedSet;
 
 impl Engine {
-    /// Unmaps everything that is still mapped. A poisoned engine does not know what that is, and empties the whole
+    /// Unmaps everything that is still mapped. A poisoned engine does not know what that is, and unmaps the whole
     /// container.
     pub fn close(self) -> Result<()> {
         self.empty()
@@ -30,8 +30,8 @@ impl Engine {
         };
         let State { table, wanted, objects, .. } = &mut *state;
         let mut executor = self.executor(table, objects, None, &plan);
-        // Little memory in many entries, such as arrays of pages, takes a single call, which lasts no longer than other
-        // calls.
+        // Little memory in many entries, such as arrays of pages, is unmapped in a single call, which takes no longer
+        // than other calls.
         let at_once = plan.unmaps.len() > 1 && plan.bytes() <= self.batch.bytes;
         let emptied = match at_once.then(|| executor.clear_all()) {
             None | Some(Ok(false)) => executor.run(&plan, wanted, None),
@@ -45,7 +45,8 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // A second panic while one unwinds would end the process; the kernel lets go when the container is closed.
+        // A second panic while one unwinds would abort the process; the kernel unmaps everything when the container
+        // is closed.
         if std::thread::panicking() {
             return;
         }

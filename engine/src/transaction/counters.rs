@@ -1,4 +1,4 @@
-//! What an engine counts and logs.
+//! The counters and log messages of an engine.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl Engine {
         stats.threads_peak = stats.threads_peak.max(report.threads);
     }
 
-    /// Counts a commit that succeeded. Its calls are counted already.
+    /// Counts a successful commit, except for its calls, which are counted already.
     pub(super) fn record_commit(&self, outcome: &Outcome) {
         let mut stats = self.stats_mut();
         stats.commits += 1;
@@ -80,7 +80,7 @@ impl Engine {
         }
     }
 
-    /// Logs once what keeps the host from providing huge pages.
+    /// Logs once why the host does not provide huge pages.
     fn log_base_pages(&self, state: &mut State, report: &Report) {
         if !self.huge_pages || state.logged_base_pages {
             return;

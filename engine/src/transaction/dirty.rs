@@ -1,4 +1,4 @@
-//! Dirty pages: which pages devices have written to. The kernel reports them by whole entries.
+//! Dirty pages: the pages that devices have written to. The kernel reports them by whole entries.
 
 use super::{Engine, State};
 use crate::addr::IovaRange;
@@ -8,7 +8,7 @@ use crate::reconcile::dirty_pages::{DirtyPages, words_for};
 use crate::reconcile::plan::Batch;
 
 impl State {
-    /// Drops the dirty pages that are not wanted any more.
+    /// Drops the dirty pages that are no longer wanted.
     pub(super) fn forget_dirty(&mut self) {
         let Some(dirty) = self.dirty.as_mut().filter(|dirty| !dirty.is_empty()) else { return };
         let mut rest = Some(IovaRange::ALL);
@@ -23,8 +23,8 @@ impl State {
 }
 
 impl Engine {
-    /// Starts or stops tracking which pages devices write to. It may be in that state already. Once it has started,
-    /// [`Engine::read_dirty`] and [`Engine::unmap_dirty`] report every such page.
+    /// Starts or stops tracking the pages that devices write to; no effect if it is already started or stopped. While
+    /// it is on, [`Engine::read_dirty`] and [`Engine::unmap_dirty`] report every such page.
     pub fn track_dirty(&self, on: bool) -> Result<()> {
         let mut state = self.healthy()?;
         let tracking = self.tracking(None)?;
@@ -37,11 +37,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Sets the bits of the pages in `range` that were written to since the last report; other bits stay as they are.
-    /// The first bit is that of the first page, in pages of the smallest IOMMU page.
+    /// Sets the bits of the pages in `range` that were written to since the last report; other bits are unchanged.
+    /// There is one bit per smallest IOMMU page, starting with the first page of `range`.
     ///
-    /// The kernel reports whole entries only. What it reports of pages outside `range` is kept until a call covers
-    /// them.
+    /// The kernel reports whole entries only. Reported pages outside `range` are kept until a call covers them.
     pub fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<()> {
         let mut state = self.healthy()?;
         let tracking = self.tracking(Some(range))?;
@@ -51,23 +50,23 @@ impl Engine {
         let Some(dirty) = dirty else { return Ok(()) };
         for call in calls(table.overlapping(range).map(|entry| entry.range), batch, self.page) {
             if call.length() > tracking.max_bytes() {
-                // An entry too large for any bitmap.
+                // The entry is too large for any bitmap.
                 dirty.add_all(call);
             } else {
                 let mut words = vec![0; words_for(call, self.page) as usize];
                 tracking.read_dirty(call, &mut words).map_err(|errno| not_told(Some(call), errno))?;
                 dirty.add(call, &words);
             }
-            // One call's bits at a time: those of a large guest would take more memory than the bitmap does.
+            // Move the bits after each call: the bits of a large guest would need more memory than the bitmap.
             call.intersection(range).into_iter().for_each(|part| dirty.take(part, range, bitmap));
         }
         dirty.take(range, range, bitmap);
         Ok(())
     }
 
-    /// [`Engine::unmap`], and sets the bits of the pages in `range` that were written to, as [`Engine::read_dirty`]
-    /// does. Not in a transaction, since what is unmapped then is not asked for any more. If it fails, the bits of what
-    /// was unmapped are set.
+    /// Like [`Engine::unmap`], but also sets the bits of the pages in `range` that were written to, as
+    /// [`Engine::read_dirty`] does. Not available in a transaction, because memory unmapped there is unmapped only at
+    /// the commit. If it fails, the bits of the pages that were unmapped are set.
     pub fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<u64> {
         let mut state = self.healthy()?;
         if state.in_transaction {
@@ -84,7 +83,7 @@ impl Engine {
         reconciled.map(|_| removed)
     }
 
-    /// The maximum that one call unmaps: while dirty pages are tracked, no more than one bitmap covers.
+    /// Maximum size of one unmap call: while tracking is on, no more than one bitmap covers.
     pub(super) fn batch(&self, state: &State) -> Batch {
         match (&state.dirty, self.backend.dirty_tracking()) {
             (Some(_), Some(tracking)) => {
@@ -118,8 +117,9 @@ impl Engine {
     }
 }
 
-/// Adjacent entries in one call, up to the bounds. An entry in it begins with a word of the bitmap: of one that does
-/// not, type1 (6.12, 7.2) shifts the bits and forgets to clear those after its end, which from then on are set as well.
+/// Groups adjacent entries into calls, within the limits of `batch`. Each entry in a call begins with a word of the
+/// bitmap. If one does not, type1 (6.12, 7.2) shifts the bits and does not clear those after its end, which are then
+/// set from the second call on.
 fn calls(entries: impl Iterator<Item = IovaRange>, batch: Batch, page: u64) -> Vec<IovaRange> {
     let mut calls: Vec<IovaRange> = Vec::new();
     for entry in entries {

@@ -1,4 +1,4 @@
-//! Discarding memory that was mapped.
+//! Discards memory that was mapped for devices.
 
 use std::time::Instant;
 
@@ -9,13 +9,13 @@ use crate::populate::discard;
 use crate::sys::discard::DiscardRange;
 
 impl Engine {
-    /// Discards `memory`, on as many threads as commits use. Refused if any of it is mapped for devices or wanted: the
-    /// kernel pins pages, not addresses, and the device would keep the old pages.
+    /// Discards `memory`, on as many threads as commits use. Refused if any of it is mapped for devices or wanted:
+    /// the kernel pins pages, not addresses, so the device would keep the old pages.
     ///
-    /// The memory stays mapped in this process and reads as zero. After an error a part of it may.
+    /// The memory stays mapped in this process and reads as zero. After an error, only a part of it may be discarded.
     pub fn discard(&self, memory: &DiscardRange) -> Result<()> {
         let start = Instant::now();
-        // Locked to the end, so that no other thread maps it.
+        // Hold the lock to the end, so that no other thread maps the memory.
         let state = self.healthy()?;
         let wanted = state.wanted.iter().map(|wanted| (wanted.region.range, wanted.region.hva));
         let held = state.table.iter().map(|entry| (entry.range, entry.hva));
@@ -36,7 +36,7 @@ impl Engine {
     }
 }
 
-/// Whether `memory` has a byte of what is mapped at `hva`.
+/// Whether `memory` shares a byte with the memory mapped at `hva`.
 fn overlap(memory: &DiscardRange, range: IovaRange, hva: HostVa) -> bool {
     // Both ends were checked not to wrap.
     let mapped = (hva.raw(), hva.raw().saturating_add(range.length() - 1));

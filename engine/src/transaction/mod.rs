@@ -1,4 +1,4 @@
-//! Transactions: a caller's changes, committed as a difference and rolled back as a whole.
+//! Transactions: the changes of a caller, committed as a difference and rolled back as a whole.
 
 mod close;
 mod counters;
@@ -27,18 +27,18 @@ use crate::reconcile::wanted::WantedSet;
 use crate::region::Region;
 use crate::stats::Stats;
 
-/// How an engine works.
+/// The configuration of an engine.
 #[derive(Debug)]
 pub struct Config {
     /// Bytes of the largest kernel entry; see [`Grid`].
     pub entry_size: u64,
-    /// Maximum number of threads a commit works with, whatever the number of CPUs; 0: one per CPU the process may use.
+    /// Maximum number of threads for a commit, whatever the number of CPUs; 0: one per CPU that the process may use.
     pub threads: usize,
-    /// Whether to ask for huge pages before memory is faulted in.
+    /// Whether to request huge pages before memory is faulted in.
     pub huge_pages: bool,
-    /// Maximum number of entries that one call unmaps, at least 1; see [`Batch`].
+    /// Maximum number of entries per unmap call, at least 1; see [`Batch`].
     pub max_unmap_entries: u64,
-    /// Where messages go.
+    /// The destination of messages.
     pub log: Log,
 }
 
@@ -54,33 +54,33 @@ impl Default for Config {
     }
 }
 
-/// What one commit did.
+/// The results of one commit.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// The calls it made, and what came of them.
+    /// The calls that it made, and their effects.
     pub executed: Executed,
-    /// Entries that were touched and left in place.
+    /// Entries that were touched and stayed mapped.
     pub kept_entries: u64,
-    /// Their bytes.
+    /// Bytes of the kept entries.
     pub kept_bytes: u64,
-    /// Of the bytes mapped, those that were mapped in the same way before, in entries of which a part had to go.
+    /// Bytes that were unmapped and mapped again identically, because another part of their entry was unmapped.
     pub remapped_bytes: u64,
     /// Wall time.
     pub duration: Duration,
 }
 
-/// What an engine works with.
+/// The settings and the current state of an engine.
 #[derive(Clone, Debug)]
 pub struct Info {
-    /// The backend's limits, now.
+    /// The backend's current limits.
     pub limits: Limits,
-    /// How much may be pinned, now.
+    /// The current memlock usage and limit.
     pub memlock: Memlock,
     /// Bytes of the largest entry.
     pub entry_size: u64,
-    /// The maximum that one call unmaps.
+    /// Maximum size of one unmap call.
     pub batch: Batch,
-    /// Maximum number of threads a commit works with.
+    /// Maximum number of threads for a commit.
     pub threads: usize,
     /// Whether these threads map and unmap concurrently, or only fault memory in.
     pub parallel: bool,
@@ -92,12 +92,12 @@ pub struct Info {
 
 #[derive(Debug)]
 struct State {
-    /// As they were when last asked, but `entries` is how many there can be in all.
+    /// The limits as last read, except that `entries` is the total that the container can hold.
     limits: Limits,
     wanted: WantedSet,
     objects: Objects,
     table: MapTable,
-    /// Dirty pages that were not reported yet, while they are tracked.
+    /// Dirty pages that were not reported yet; `None` while tracking is off.
     dirty: Option<DirtyPages>,
     in_transaction: bool,
     logged_base_pages: bool,
@@ -105,7 +105,7 @@ struct State {
 }
 
 impl State {
-    /// Closes the objects that no wanted region is a part of any more.
+    /// Closes the objects that no longer belong to a wanted region.
     fn forget_objects(&mut self) {
         let Self { objects, wanted, .. } = self;
         objects.retain(|backing| wanted.names(backing));
@@ -124,12 +124,12 @@ pub struct Engine {
     huge_pages: bool,
     log: Log,
     state: Mutex<State>,
-    // Apart from the state, so that reading statistics never waits for a commit.
+    // Separate from the state, so that reading statistics never waits for a commit.
     stats: Mutex<Stats>,
 }
 
 impl Engine {
-    /// An engine over an empty `backend`. No thread is started.
+    /// Creates an engine on an empty `backend`. Starts no threads.
     pub fn new(backend: Box<dyn Backend>, config: Config) -> Result<Self> {
         let refused = |text| Error::check(Errno::EINVAL, ErrorKind::Other(text)).of(Op::Open);
         let grid = Grid::new(config.entry_size)
@@ -159,8 +159,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the kernel hold what is wanted. If that fails, it holds what was wanted before, except what the
-    /// transaction unmapped. The transaction is closed in both cases.
+    /// Makes the kernel's mappings equal the wanted regions. If that fails, it restores the mappings from before,
+    /// except what the transaction unmapped. The transaction is closed in both cases.
     pub fn commit(&self) -> Result<Outcome> {
         let mut state = self.in_transaction()?;
         state.in_transaction = false;
@@ -176,17 +176,17 @@ impl Engine {
         Ok(())
     }
 
-    /// The smallest IOMMU page in bytes: the unit of every address and length. Never waits for a commit.
+    /// The smallest IOMMU page in bytes: every address and length must be a multiple of it. Never waits for a commit.
     pub fn page(&self) -> u64 {
         self.page
     }
 
-    /// What was done so far. Never waits for a commit.
+    /// The totals so far. Never waits for a commit.
     pub fn stats(&self) -> Stats {
         *self.stats_mut()
     }
 
-    /// What the engine works with.
+    /// The settings and the current state.
     pub fn info(&self) -> Info {
         let mut state = self.state();
         self.ask_limits(&mut state);
@@ -204,20 +204,21 @@ impl Engine {
         }
     }
 
-    /// What is wanted, ascending.
+    /// The wanted regions, ascending.
     pub fn regions(&self) -> Vec<Region> {
         self.state().wanted.iter().map(|wanted| wanted.region).collect()
     }
 
-    /// What the engine believes the kernel to hold, ascending.
+    /// The entries of the table, ascending.
     pub fn entries(&self) -> Vec<Entry> {
         self.state().table.iter().copied().collect()
     }
 
-    /// Declares that the table can no longer be trusted, for example after a panic. Only closing is left.
+    /// Declares that the table is no longer reliable, for example after a panic. After that the engine can only be
+    /// closed.
     pub fn poison(&self, cause: &str) {
         let mut state = self.state();
-        state.poison = None; // What `state` may have noted of the same panic is less than `cause`.
+        state.poison = None; // `cause` says more than what `state` noted about the same panic.
         self.set_poison(&mut state, cause.to_owned());
     }
 
@@ -228,7 +229,7 @@ impl Engine {
         reconciled
     }
 
-    /// The same, but dirty pages that are no longer wanted are kept.
+    /// The same, but keeps dirty pages that are no longer wanted.
     fn reconcile_with_dirty(&self, state: &mut State) -> Result<Outcome> {
         let start = Instant::now();
         if state.wanted.touched().is_empty() {
@@ -257,7 +258,8 @@ impl Engine {
         }
     }
 
-    /// One try at making the kernel hold what is wanted. `scope` grows to everything that may have changed.
+    /// Tries once to make the kernel's mappings equal the wanted regions. `scope` is extended to everything that may
+    /// have changed.
     fn attempt(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Outcome> {
         let plan = self.plan_or_ask_limits(state, scope)?;
         let Plan { kept_entries, kept_bytes, remapped_bytes, .. } = plan;
@@ -275,12 +277,12 @@ impl Engine {
         run.map(|()| Outcome { executed, kept_entries, kept_bytes, remapped_bytes, duration: Duration::ZERO })
     }
 
-    /// The plan for what the transaction touched. Limits that would refuse it are brought up to date first.
+    /// Plans what the transaction touched. If the limits would refuse the plan, reads them again first.
     fn plan_or_ask_limits(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
         let start = Instant::now();
         let mut plan = self.plan(state, scope);
         if let Err(Error { kind: ErrorKind::Entries { .. } | ErrorKind::OutsideIova { .. }, .. }) = &plan {
-            // Groups join and leave the container, and an administrator may have raised a limit.
+            // Groups can join and leave the container, and an administrator can raise a limit.
             self.ask_limits(state);
             plan = self.plan(state, scope);
         }
@@ -290,7 +292,7 @@ impl Engine {
         plan
     }
 
-    /// The plan for what the transaction touched, if it can be known to fit. `scope` becomes the plan's.
+    /// Plans what the transaction touched, and checks the plan against the limits. Sets `scope` to the plan's.
     fn plan(&self, state: &State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
         let capacity = state.limits.entries;
         let plan = plan::plan(&state.wanted, &state.table, scope, self.grid, self.batch(state), capacity)
@@ -303,7 +305,7 @@ impl Engine {
         Ok(plan)
     }
 
-    /// Brings the limits up to date; what cannot be asked stays as it was, and the kernel has the last word anyway.
+    /// Reads the limits again. If that fails they stay as they were; the kernel enforces them anyway.
     fn ask_limits(&self, state: &mut State) {
         if let Ok(limits) = self.backend.limits() {
             let entries = limits.entries.map(|left| left.saturating_add(state.table.len()));
@@ -311,15 +313,15 @@ impl Engine {
         }
     }
 
-    /// After a failure: makes the kernel hold what was wanted before the transaction, except what the transaction
-    /// unmapped.
+    /// After a failure, restores the mappings from before the transaction, except what the transaction unmapped.
     fn roll_back(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         state.wanted.roll_back_additions();
         self.stats_mut().rollbacks += 1;
         self.restore(state, scope, error);
     }
 
-    /// Makes the kernel hold what is wanted in `scope` again, after `error`. If that fails, the engine is poisoned.
+    /// Makes the mappings in `scope` equal the wanted regions again, after `error`. If that fails, poisons the
+    /// engine.
     fn restore(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         let State { table, wanted, objects, dirty, .. } = state;
         let undone = plan::plan(wanted, table, scope, self.grid, self.batch, None).map(|plan| {
@@ -343,7 +345,7 @@ impl Engine {
         dirty: Option<&'a mut DirtyPages>,
         plan: &Plan,
     ) -> Executor<'a> {
-        // To count the CPUs costs more than a small plan: affinity and cgroup are read anew.
+        // Counting the CPUs costs more than a small plan, because affinity and cgroup are read each time.
         let threads = if plan.bytes() < populate::MIN_PARALLEL_BYTES { 1 } else { self.threads() };
         Executor { backend: &*self.backend, table, objects, dirty, threads, executed: Executed::default() }
     }
@@ -360,8 +362,8 @@ impl Engine {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| {
-            // A call panicked while it changed the state. The code that catches the panic calls `poison`, but until
-            // then other threads that wait for this lock would go on with the broken state.
+            // A call panicked while it changed the state. The code that catches the panic calls `poison`, but other
+            // threads that already wait for this lock would continue with the broken state.
             self.state.clear_poison();
             let mut state = poisoned.into_inner();
             self.set_poison(&mut state, "a panic".to_owned());
@@ -369,7 +371,7 @@ impl Engine {
         })
     }
 
-    // Counters are not worse than the panic that interrupted them.
+    // The panic that interrupted an update of the counters does not make them unusable.
     fn stats_mut(&self) -> MutexGuard<'_, Stats> {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! Mapping and unmapping of regions, and of arrays of pages.
+//! Maps and unmaps regions and arrays of pages.
 
 use std::sync::MutexGuard;
 
@@ -11,14 +11,14 @@ use crate::reconcile::runs::runs;
 use crate::region::{Backing, Kind, Perm, Region};
 
 impl Engine {
-    /// Maps a region: at once outside a transaction, at the commit inside one.
+    /// Maps a region: outside a transaction before this returns, inside one at the commit.
     pub fn map_region(&self, region: Region) -> Result<()> {
         self.map(region, None)
     }
 
-    /// Maps a region that is a part of `object`. Some kernels can map an object where they refuse its host addresses,
-    /// or map it faster. All regions of one backing are parts of one object, and each byte of it has one host address.
-    /// BARs are exact: the kernel may have unmapped them.
+    /// Maps a region that is a part of `object`. Some kernels can map an object although they refuse its host
+    /// addresses, or can map it faster. All regions of one backing must be parts of one object, and each byte of the
+    /// object must have one host address. BARs must be exact, because the kernel may have unmapped them.
     pub fn map_object(&self, region: Region, object: &ObjectRef) -> Result<()> {
         let is_bar = matches!(object.kind, ObjectKind::Bar { .. });
         self.map(Region { exact: region.exact || is_bar, ..region }, Some(object))
@@ -36,12 +36,11 @@ impl Engine {
         self.reconcile_or_refuse(state)
     }
 
-    /// Maps RAM in pages of the smallest IOMMU page, each at its IOVA: all of them, or none if this fails. They are
-    /// mapped at once outside a transaction, at the commit inside one.
+    /// Maps RAM in pages of the smallest IOMMU page, each at its IOVA: all of them, or none if this fails. Outside a
+    /// transaction they are mapped before this returns, inside one at the commit.
     ///
-    /// Pages that follow each other in the array, for the device and in the host's memory are one region, and so one
-    /// entry and one map call: {1, 5, 6, 7, 9} are three. Those of a known backing also join what follows them anyhow,
-    /// as regions do.
+    /// Pages that are adjacent in the array, in IOVA space and in host memory form one region, which takes one entry
+    /// and one map call: {1, 5, 6, 7, 9} are three. Regions of a known backing can also join other adjacent regions.
     pub fn map_pages(
         &self,
         pages: impl IntoIterator<Item = (Iova, HostVa)>,
@@ -64,21 +63,21 @@ impl Engine {
         self.reconcile_or_refuse(state)
     }
 
-    /// Unmaps everything in `range`, and returns how many bytes were wanted there: at once outside a transaction, at
-    /// the commit inside one.
+    /// Unmaps everything in `range`: outside a transaction before this returns, inside one at the commit. Returns the
+    /// number of bytes that were wanted there.
     pub fn unmap(&self, range: IovaRange) -> Result<u64> {
         self.unmap_each([Ok(range)])
     }
 
-    /// Unmaps these pages of the smallest IOMMU page, and returns how many bytes were wanted there: all or none of
-    /// them. Pages where nothing is wanted are ignored. They are unmapped at once outside a transaction, at the commit
-    /// inside one.
+    /// Unmaps these pages of the smallest IOMMU page: all of them, or none if this fails. Pages that are not wanted
+    /// are ignored. Outside a transaction they are unmapped before this returns, inside one at the commit. Returns
+    /// the number of bytes that were wanted there.
     ///
-    /// To unmap a page in the middle of an entry, the whole entry is unmapped and the rest of it is mapped again: for a
-    /// short time devices cannot access the rest. [`Stats::remapped_bytes`](crate::stats::Stats::remapped_bytes) counts
-    /// the rest.
+    /// To unmap a page in the middle of an entry, the engine unmaps the whole entry and maps the rest of it again.
+    /// For a short time devices cannot access the rest, which
+    /// [`Stats::remapped_bytes`](crate::stats::Stats::remapped_bytes) counts.
     pub fn unmap_pages(&self, iovas: impl IntoIterator<Item = Iova>) -> Result<u64> {
-        // The host address does not matter here, so each page gets that of its IOVA.
+        // The host address does not matter here, so use the IOVA.
         let pages = iovas.into_iter().map(|iova| (iova, HostVa::from_raw(iova.0)));
         self.unmap_each(
             runs(pages, self.page).map(|run| range(run.iova.0, run.pages.saturating_mul(self.page))),
@@ -114,11 +113,11 @@ impl Engine {
         removed.map_err(|region| Error::check(Errno::EINVAL, ErrorKind::CutsExact { region }).at(range))
     }
 
-    /// Whether the numbers of a region can be a region's.
+    /// Checks the addresses and the length of a region.
     fn check(&self, region: &Region) -> Result<()> {
         let (page, range) = (self.page, region.range);
         let refused = |kind| Err(refusal_of(region, Errno::EINVAL, kind));
-        // Of an aligned length, the last byte's low bits are all set.
+        // If the length is aligned, the low bits of the last byte are all set.
         let length = range.last().wrapping_add(1).wrapping_sub(range.start());
         if let Some(value) =
             [range.start(), length, region.hva.raw()].into_iter().find(|v| v & (page - 1) != 0)
@@ -131,8 +130,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The end of a call that added regions. Inside a transaction there is nothing more to do. Outside, where no
-    /// outcome is returned, a refusal is the error of the call, and the regions that it added are removed.
+    /// Ends a call that added regions. Inside a transaction there is nothing left to do. Outside, no outcome is
+    /// returned, so a refusal becomes the call's error, and the regions that the call added are removed.
     fn reconcile_or_refuse(&self, mut state: MutexGuard<'_, State>) -> Result<()> {
         if state.in_transaction {
             return Ok(());
@@ -163,7 +162,7 @@ fn refusal_of(region: &Region, errno: Errno, kind: ErrorKind) -> Error {
     Error::check(errno, kind).at(region.range).at_hva(region.hva)
 }
 
-/// A range from a start and a length, as most interfaces give it.
+/// Creates a range from a start and a length.
 pub fn range(iova: u64, length: u64) -> Result<IovaRange> {
     IovaRange::new(Iova(iova), length).ok_or_else(|| Error::check(Errno::EINVAL, ErrorKind::BadRange))
 }

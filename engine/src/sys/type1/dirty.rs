@@ -1,4 +1,4 @@
-//! The ioctls with which a VFIO container reports which pages devices have written to (Linux 5.8).
+//! The ioctls with which a VFIO container reports the pages that devices have written to (Linux 5.8).
 #![allow(unsafe_code)]
 
 use std::mem::{offset_of, size_of};
@@ -16,14 +16,14 @@ use crate::sys::ioctl::submit;
 
 const IOMMU_DIRTY_PAGES: libc::c_ulong = request(17);
 
-/// What follows the head of a question for a bitmap.
+/// The argument after the header of a request for a bitmap.
 #[repr(C)]
 struct Get {
     head: vfio_iommu_type1_dirty_bitmap,
     get: vfio_iommu_type1_dirty_bitmap_get,
 }
 
-/// An unmap that returns a bitmap.
+/// The argument of an unmap that returns a bitmap.
 #[repr(C)]
 struct Unmap {
     head: vfio_iommu_type1_dma_unmap,
@@ -36,7 +36,7 @@ const _: () = {
     assert!(size_of::<Unmap>() == 48 && offset_of!(Unmap, bitmap) == 24);
 };
 
-/// Starts or stops tracking. It may be in that state already.
+/// Starts or stops tracking; no effect if it is already started or stopped.
 pub(crate) fn track(container: BorrowedFd<'_>, on: bool) -> KernelResult<()> {
     let flags =
         if on { uapi::VFIO_IOMMU_DIRTY_PAGES_FLAG_START } else { uapi::VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP };
@@ -45,11 +45,11 @@ pub(crate) fn track(container: BorrowedFd<'_>, on: bool) -> KernelResult<()> {
         flags,
         ..Default::default()
     };
-    // SAFETY: `argument` is as long as its first field states and lives through the call.
+    // SAFETY: `argument` is as long as its first field states and outlives the call.
     unsafe { submit(container, IOMMU_DIRTY_PAGES, (&raw mut argument).cast()) }.map(drop)
 }
 
-/// Moves what is known of the whole entries in `range` to `bitmap`, a bit for each page of `page` bytes.
+/// Moves the dirty bits of the whole entries in `range` to `bitmap`, one bit per page of `page` bytes.
 pub(crate) fn read(
     container: BorrowedFd<'_>,
     range: IovaRange,
@@ -68,13 +68,13 @@ pub(crate) fn read(
             bitmap: named(page, bitmap),
         },
     };
-    // SAFETY: `argument` is as long as its first field states; the array it names is as long as is said next to it, and
-    // both live through the call.
+    // SAFETY: `argument` is as long as its first field states, the array that it refers to has the stated length, and
+    // both outlive the call.
     unsafe { submit(container, IOMMU_DIRTY_PAGES, (&raw mut argument).cast()) }.map(drop)
 }
 
-/// Unmaps every entry inside `range` and returns how many bytes those were; `bitmap` receives what [`read`] would have
-/// reported of them.
+/// Unmaps every entry inside `range`; returns the number of bytes unmapped. `bitmap` receives what [`read`] would
+/// have reported for those entries.
 pub(crate) fn unmap(
     container: BorrowedFd<'_>,
     range: IovaRange,

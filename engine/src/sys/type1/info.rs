@@ -1,4 +1,5 @@
-//! The description of a type1 container: `struct vfio_iommu_type1_info` and the chain of capabilities after it.
+//! Parses the description of a type1 container: `struct vfio_iommu_type1_info` and the chain of capabilities after
+//! it.
 
 use std::mem::{offset_of, size_of};
 
@@ -24,39 +25,39 @@ const _: () = {
     assert!(size_of::<CapDmaAvail>() == 12 && offset_of!(CapDmaAvail, avail) == 8);
 };
 
-/// The only version of each capability there is. The layout of another one is not known.
+/// The only version of each capability so far. The layout of other versions is unknown.
 const KNOWN_VERSION: u16 = 1;
 
-/// A container's description, as far as the kernel gave one.
+/// A container's description, as far as the kernel reports it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Type1Info {
     /// Bitmap of IOMMU page sizes; 0 if the kernel does not report them.
     pub(crate) page_sizes: u64,
     /// IOVAs that can be mapped, ascending; empty if the kernel does not report them.
     pub(crate) iova_ranges: Vec<IovaRange>,
-    /// How many more entries fit.
+    /// The number of entries that still fit.
     pub(crate) dma_avail: Option<u32>,
-    /// What dirty tracking can do.
+    /// The properties of dirty tracking.
     pub(crate) migration: Option<Migration>,
 }
 
-/// What the container's dirty page tracking can do.
+/// The properties of a container's dirty tracking.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Migration {
-    /// Bitmap of the page sizes it can track.
+    /// Bitmap of the page sizes for which it can track dirty pages.
     pub(crate) page_sizes: u64,
-    /// The largest bitmap it takes, in bytes.
+    /// Maximum size of a bitmap in bytes.
     pub(crate) max_bitmap_bytes: u64,
 }
 
-/// Why a description cannot be read.
+/// The reason why a description cannot be parsed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Malformed {
-    /// It ends inside the fixed part.
+    /// The description ends inside the fixed part.
     Short,
-    /// A capability lies, or reaches, outside the description.
+    /// A capability extends outside the description.
     OutOfBounds,
-    /// The capabilities overlap, or their chain leads back to one already seen.
+    /// The capabilities overlap, or their chain has a loop.
     Endless,
     /// A range of IOVAs ends before it starts.
     BackwardRange,
@@ -73,8 +74,8 @@ impl Malformed {
     }
 }
 
-/// Reads a description. `bytes` is all of it: nothing is taken on trust, for a length wrong by a byte here would be
-/// memory read out of bounds in the process of the virtual machine.
+/// Parses a description. `bytes` is all of it: nothing is trusted, because a length that is wrong by one byte would
+/// read memory out of bounds in the process of the virtual machine.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Type1Info, Malformed> {
     if bytes.len() < size_of::<Info>() {
         return Err(Malformed::Short);
@@ -88,9 +89,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Type1Info, Malformed> {
         return Ok(info);
     }
     let mut offset = u32_at(bytes, offset_of!(Info, cap_offset))?;
-    // Capabilities do not overlap, so there can be no more of them than headers would fit.
+    // Capabilities do not overlap, so there can be no more of them than headers fit in the description.
     for _ in 0..=bytes.len() / size_of::<Header>() {
-        // The chain ends where it says 0; one that leads into the fixed part is as wrong as one that leads out.
+        // An offset of 0 ends the chain; an offset into the fixed part is as invalid as one past the end.
         let start = match usize::try_from(offset) {
             Ok(0) => return Ok(info),
             Ok(start) if start >= size_of::<Info>() => start,
@@ -104,7 +105,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Type1Info, Malformed> {
 }
 
 impl Type1Info {
-    /// Takes in the capability that `bytes` starts with. Unknown ones are ignored.
+    /// Parses the capability at the start of `bytes`. Ignores unknown ones.
     fn add(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
         let id = u32::from(u16_at(bytes, offset_of!(Header, id))?);
         if u16_at(bytes, offset_of!(Header, version))? != KNOWN_VERSION {
@@ -138,7 +139,7 @@ impl Type1Info {
     }
 }
 
-/// One element of the IOVA range capability.
+/// Parses one element of the IOVA range capability.
 fn range(bytes: &[u8]) -> Result<IovaRange, Malformed> {
     let start = u64_at(bytes, offset_of!(Range, start))?;
     let last = u64_at(bytes, offset_of!(Range, end))?;
@@ -185,7 +186,7 @@ mod tests {
         bytes.extend(body.concat());
     }
 
-    /// What a 6.12 kernel answers behind an emulated VT-d: migration, then dma_avail, then two ranges around the MSI
+    /// The result of a 6.12 kernel on an emulated VT-d: migration, then dma_avail, then two ranges around the MSI
     /// window.
     fn kernel() -> Vec<u8> {
         let mut bytes = fixed(24);
@@ -241,7 +242,7 @@ mod tests {
         for length in 0..24 {
             assert_eq!(parse(&bytes[..length]), Err(Malformed::Short), "{length} bytes");
         }
-        // The padding behind dma_avail belongs to nothing, everything else does.
+        // The padding after dma_avail belongs to no capability; everything else is needed.
         for length in 24..bytes.len() {
             assert_eq!(parse(&bytes[..length]), Err(Malformed::OutOfBounds), "{length} bytes");
         }
@@ -308,7 +309,7 @@ mod tests {
             let _ = parse(&bytes);
         }
 
-        /// Random bytes rarely have a chain at all: these start from one that does.
+        /// Random bytes rarely contain a chain, so these start from a description that does.
         #[test]
         fn damaged_descriptions_never_panic(
             damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),

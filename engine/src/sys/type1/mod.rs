@@ -16,8 +16,8 @@ use super::ioctl::submit;
 use crate::addr::{HostVa, Iova};
 use crate::error::{Error, KernelResult, Op, Result};
 
-/// `_IO(VFIO_TYPE, VFIO_BASE + number)`. VFIO's requests encode neither size nor direction: each struct says itself how
-/// long it is, in its first field.
+/// `_IO(VFIO_TYPE, VFIO_BASE + number)`. VFIO's requests encode neither size nor direction: the first field of each
+/// struct is its length.
 const fn request(number: u32) -> libc::c_ulong {
     let code = (uapi::VFIO_TYPE as u32) << uapi::_IOC_TYPESHIFT | (uapi::VFIO_BASE + number);
     code as libc::c_ulong
@@ -43,17 +43,17 @@ const _: () = {
     assert!(offset_of!(unmap, iova) == 8 && offset_of!(unmap, size) == 16);
 };
 
-/// Maximum length of the description in bytes. The kernel's takes a few hundred; if more than this is needed, it is not
-/// a container.
+/// Maximum length of the description in bytes. The kernel needs a few hundred; a file that needs more than this is
+/// not a container.
 const MAX_INFO_BYTES: usize = 1 << 20;
 
-/// The version of the VFIO interface of `container`.
+/// Reads the version of the VFIO interface of `container`.
 pub(crate) fn api_version(container: BorrowedFd<'_>) -> KernelResult<libc::c_int> {
     // SAFETY: this request takes no argument.
     unsafe { submit(container, GET_API_VERSION, std::ptr::null_mut()) }
 }
 
-/// Lets devices read, and if `writable` also write, the `size` bytes at `hva` through `iova`.
+/// Maps the `size` bytes at `hva` to `iova` for devices, writable if `writable`.
 pub(crate) fn map(
     container: BorrowedFd<'_>,
     iova: Iova,
@@ -69,21 +69,21 @@ pub(crate) fn map(
         iova: iova.0,
         size,
     };
-    // SAFETY: `argument` is as long as its first field states and lives through the call. The creator of the `HostVa`
-    // vouched for the memory.
+    // SAFETY: `argument` is as long as its first field states and outlives the call. The creator of the `HostVa`
+    // guaranteed that the memory may be mapped.
     unsafe { submit(container, IOMMU_MAP_DMA, (&raw mut argument).cast()) }.map(drop)
 }
 
-/// What an unmap is about.
+/// The extent of an unmap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Extent {
-    /// So many bytes from here on.
+    /// A number of bytes from an IOVA on.
     Bytes(Iova, u64),
-    /// The whole 64-bit space, which has no size in 64 bits (VFIO_UNMAP_ALL, Linux 5.12).
+    /// The whole 64-bit space, which has no length in 64 bits (VFIO_UNMAP_ALL, Linux 5.12).
     All,
 }
 
-/// Unmaps every entry inside `extent`, and returns how many bytes those were.
+/// Unmaps every entry inside `extent`; returns the number of bytes unmapped.
 pub(crate) fn unmap(container: BorrowedFd<'_>, extent: Extent) -> KernelResult<u64> {
     let (flags, iova, size) = match extent {
         Extent::Bytes(iova, size) => (0, iova.0, size),
@@ -96,30 +96,30 @@ pub(crate) fn unmap(container: BorrowedFd<'_>, extent: Extent) -> KernelResult<u
         size,
         ..Default::default()
     };
-    // SAFETY: `argument` is as long as its first field states (the dirty bitmap that may follow it is not asked for)
-    // and lives through the call.
+    // SAFETY: `argument` is as long as its first field states (it requests no dirty bitmap, which could follow) and
+    // outlives the call.
     unsafe { submit(container, IOMMU_UNMAP_DMA, (&raw mut argument).cast()) }?;
     Ok(argument.size)
 }
 
-/// The description of the container: a `vfio_iommu_type1_info` and the capabilities after it, as bytes.
+/// Reads the description of the container: a `vfio_iommu_type1_info` and the capabilities after it, as bytes.
 pub(crate) fn info(container: BorrowedFd<'_>) -> Result<Vec<u8>> {
     let mut length = size_of::<vfio_iommu_type1_info>();
     loop {
-        // The kernel asks for no alignment of what it copies; the parser reads single bytes.
+        // The kernel requires no alignment of the buffer; the parser reads single bytes.
         let mut bytes = vec![0u8; length];
         let argsz =
             u32::try_from(length).map_err(|_| Error::malformed("the answer does not fit a struct"))?;
         bytes[..size_of::<u32>()].copy_from_slice(&argsz.to_ne_bytes());
-        // SAFETY: `bytes` starts with its own length, and lives through the call.
+        // SAFETY: `bytes` starts with its own length, and outlives the call.
         unsafe { submit(container, IOMMU_GET_INFO, bytes.as_mut_ptr().cast()) }
             .map_err(|errno| Error::kernel(Op::Info, errno))?;
         let wanted = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
         if wanted <= length {
             return Ok(bytes);
         }
-        // The capabilities did not fit and were left out. They can have grown again by the time of the next call, but
-        // each round is longer than the one before.
+        // The capabilities did not fit and were left out. They can have grown again by the next call, but each buffer
+        // is longer than the one before.
         if wanted > MAX_INFO_BYTES {
             return Err(Error::malformed("the container asks for more than a mebibyte to describe itself"));
         }
