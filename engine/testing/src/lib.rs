@@ -61,7 +61,7 @@ pub struct Space {
 }
 
 impl Space {
-    /// An empty space whose first byte is at `base`.
+    /// An empty space that starts at `base`.
     pub fn new(base: u64) -> Self {
         Self { base, cells: vec![None; UNITS as usize], generations: 0 }
     }
