@@ -217,7 +217,7 @@ static uint64_t address_of(int fd, uint64_t start, uint64_t length)
     return found;
 }
 
-/* KVM_SET_USER_MEMORY_REGION and its successor, whose first fields are the same. */
+/* KVM_SET_USER_MEMORY_REGION and its successor, which starts with the same fields. */
 static int sets_memory(unsigned long cmd)
 {
     return _IOC_TYPE(cmd) == KVMIO && (_IOC_NR(cmd) == 0x46 || _IOC_NR(cmd) == 0x49);

@@ -1,4 +1,4 @@
-//! What the project promises of its speed, held against one run.
+//! The project's performance targets, and the comparison of one run with them.
 
 use serde::Serialize;
 
@@ -6,30 +6,30 @@ use super::summary::{Row, Summary};
 use vfio_fast_protocol::bench::native::{Backing, Case};
 
 const GIB: u64 = 1 << 30;
-/// Below this a guest is mapped in no time anyway.
+/// The minimum guest size: smaller guests are mapped too quickly to matter.
 const FROM: u64 = 4 * GIB;
-/// With iommufd from here on: less may be one entry, which no two threads share.
+/// The minimum size with iommufd: a smaller guest can be a single entry, which threads cannot share.
 const FROM_BESIDE: u64 = 2 * GIB;
-/// How many times as fast as stock two threads map and unmap huge pages through iommufd.
+/// The target for mapping and unmapping huge pages through iommufd on two threads: the speed-up over stock.
 const MAP_BESIDE: f64 = 1.6;
 const UNMAP_BESIDE: f64 = 1.5;
-/// Nanoseconds a transaction may take that has next to nothing to do.
+/// The target for a transaction with little or nothing to do, in nanoseconds.
 const PURE: f64 = 20_000.0;
 
-/// One promise.
+/// A target and the result of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Target {
-    /// Of what.
+    /// The quantity that was measured.
     pub what: String,
-    /// What was promised.
+    /// The value to reach.
     pub promised: String,
-    /// What was found: a median.
+    /// The median that was measured.
     pub found: String,
-    /// Whether that is enough.
+    /// Whether the run reached the target.
     pub reached: bool,
 }
 
-/// Every promise this run can say something about.
+/// Judges every target that this run covers.
 pub fn judge(summary: &Summary) -> Vec<Target> {
     let mut targets = Vec::new();
     let mut bar = |what: String, promised: String, found: String, reached: bool| {
@@ -68,7 +68,7 @@ pub fn judge(summary: &Summary) -> Vec<Target> {
     targets
 }
 
-/// Every promise of iommufd, where entries are mapped and unmapped beside each other, that this run can say something about.
+/// Judges every target for iommufd, which maps and unmaps entries concurrently, that this run covers.
 pub fn judge_iommufd(summary: &Summary) -> Vec<Target> {
     let rows = [
         (&summary.cold, "cold, against one map per region", MAP_BESIDE),
@@ -95,17 +95,17 @@ pub fn judge_iommufd(summary: &Summary) -> Vec<Target> {
     targets
 }
 
-/// "1.87×".
+/// Formats a ratio as "1.87×".
 pub fn times(ratio: f64) -> String {
     format!("{ratio:.2}×")
 }
 
-/// "93 %".
+/// Formats a share as "93 %".
 pub fn percent(part: f64) -> String {
     format!("{:.0} %", part * 100.0)
 }
 
-/// "3.20 µs".
+/// Formats nanoseconds as "3.20 µs".
 pub fn micros(nanoseconds: f64) -> String {
     format!("{:.2} µs", nanoseconds / 1e3)
 }
@@ -131,7 +131,7 @@ mod tests {
             {
                 text += &line(case, backing, seconds);
             }
-            // Other ways of mapping promise nothing.
+            // There are no targets for the other ways to map.
             text += &line("maps-only", backing, 9.0);
         }
         let mut summary = Summary::of(&text).unwrap();
