@@ -1,6 +1,6 @@
 //! The runs: one boot of L1 for each scenario and mode. Runs that are not timed run concurrently.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -27,6 +27,8 @@ use vfio_fast_assets::progress;
 
 /// Maximum number of concurrent runs.
 const WORKERS: usize = 2;
+/// How often L1 is booted for one run, if the emulator fails each time.
+const MAX_ATTEMPTS: u32 = 3;
 /// Memory a run needs in addition to that of its machine.
 const OVERHEAD_MIB: u64 = 1024;
 
@@ -88,28 +90,37 @@ impl Runs<'_> {
         (verdicts.into_iter().map(|(_, verdict)| verdict).collect(), outcome)
     }
 
-    /// Boots L1, and boots it once more if the emulator failed; see [`emulator_fault`]. A deterministic failure fails
-    /// both attempts. The verdict counts the retry.
+    /// Boots L1, and boots it again if the emulator failed; see [`emulator_fault`]. A deterministic failure fails every
+    /// attempt. The verdict counts the retries.
     fn run_with_retry(&self, plan: &ScenarioSpec, mode: Mode) -> Result<Verdict> {
-        let first = self.one(plan, mode);
-        let cause = match (&first, self.accel) {
-            (_, Accel::Kvm) => None,
-            (Ok(verdict), _) if verdict.passed() => None,
-            (Ok(verdict), _) => emulator_fault(verdict),
-            (Err(error), _) => error.downcast_ref::<NotBooted>().map(|_| "L1 did not reach user space"),
-        };
-        let Some(cause) = cause else { return first };
-        let folder = self.folder.join(plan.run_name(mode));
-        let kept = folder.with_extension("first-try");
-        progress::print(&format!(
-            "    {}: {cause}: booting L1 once more; logs of this try: {}",
-            plan.run_name(mode),
-            kept.display()
-        ));
-        fs::rename(&folder, kept)?;
-        let mut verdict = self.one(plan, mode)?;
-        *verdict.retries.entry(format!("boot of L1, because {cause}")).or_default() += 1;
-        Ok(verdict)
+        let name = plan.run_name(mode);
+        let mut retries = BTreeMap::<String, u32>::new();
+        let mut attempt = 1;
+        loop {
+            let mut result = self.one(plan, mode);
+            let cause = match (&result, self.accel) {
+                _ if attempt == MAX_ATTEMPTS => None,
+                (_, Accel::Kvm) => None,
+                (Ok(verdict), _) if verdict.passed() => None,
+                (Ok(verdict), _) => emulator_fault(verdict),
+                (Err(error), _) => error.downcast_ref::<NotBooted>().map(|_| "L1 did not reach user space"),
+            };
+            let Some(cause) = cause else {
+                if let Ok(verdict) = &mut result {
+                    verdict.retries.extend(retries);
+                }
+                return result;
+            };
+            let folder = self.folder.join(&name);
+            let kept = folder.with_extension(format!("try-{attempt}"));
+            progress::print(&format!(
+                "    {name}: {cause}: booting L1 once more; logs of this try: {}",
+                kept.display()
+            ));
+            fs::rename(&folder, kept)?;
+            *retries.entry(format!("boot of L1, because {cause}")).or_default() += 1;
+            attempt += 1;
+        }
     }
 
     /// Boots L1 once.
@@ -199,12 +210,15 @@ impl Runs<'_> {
 /// A fault of the emulated processors or clock that does not occur on real hardware. QEMU's TCG has such faults with
 /// and without the library.
 fn emulator_fault(verdict: &Verdict) -> Option<&'static str> {
-    let emulator = log_text(&verdict.folder, "l0-qemu");
-    if splat::has_triple_fault(&emulator) {
+    let log = |name| log_text(&verdict.folder, name);
+    if splat::has_triple_fault(&log("l0-qemu")) {
         return Some("an emulated processor had a triple fault or was reset");
     }
-    if splat::stalled(&log_text(&verdict.folder, "l1-console")) {
+    if splat::stalled(&log("l1-console")) {
         return Some("an emulated processor stalled or its clock was unreliable");
+    }
+    if ["l2-console", "l2-dmesg"].iter().any(|name| splat::stalled(&log(name))) {
+        return Some("the emulated processor of L2 stalled");
     }
     verdict.stalled.then_some("L1 stopped responding")
 }
