@@ -17,7 +17,6 @@ mod vm;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -92,7 +91,7 @@ fn run(args: &Args) -> Result<()> {
     let maps =
         args.iommufd.then(|| iommufd::Wanted::new(&iommufd_sizes(args), vm_rounds(args))).transpose()?;
     let calls = args.calls.then(|| calls::Wanted::new(args.quick, vm_rounds(args))).transpose()?;
-    let folder = new_run()?;
+    let folder = paths::new_run("bench")?;
     let mut report = Report::default();
     if measures_native {
         let mut summary = measure_native(args, &folder)?;
@@ -259,17 +258,4 @@ fn command_line(args: &Args) -> String {
         words.push("--host-settings".to_owned());
     }
     words.join(" ")
-}
-
-/// Creates a folder for this run, and points the link `latest` to it.
-fn new_run() -> Result<PathBuf> {
-    let root = paths::target().join("bench");
-    fs::create_dir_all(&root)?;
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let name = format!("{seconds}-{}", std::process::id());
-    fs::create_dir(root.join(&name))?;
-    let latest = root.join("latest");
-    let _ = fs::remove_file(&latest);
-    std::os::unix::fs::symlink(&name, &latest).context("Cannot point target/bench/latest to this run")?;
-    Ok(root.join(name))
 }

@@ -28,11 +28,9 @@ pub use records::Check;
 pub use runs::{Runs, require_memory};
 pub use vfio_fast_protocol::spec::ScenarioSpec;
 
-use std::fs;
-use std::path::PathBuf;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::{paths, progress};
 
@@ -67,7 +65,7 @@ pub fn run(args: &Args) -> Result<()> {
     let phases = Phases::default();
     phases.enter(Phase::Setup);
     let cache = Cache::open()?;
-    let folder = new_run()?;
+    let folder = paths::new_run("e2e")?;
     let parts = Parts::prepare(&cache, &folder, &specs)?;
     let accel = choose(&parts, &folder)?;
     progress::print(&format!("    L1 runs under {accel}"));
@@ -96,17 +94,4 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("{failed} of {} runs failed", verdicts.len());
     }
     outcome
-}
-
-/// Creates a folder for this run and points `latest` to it.
-fn new_run() -> Result<PathBuf> {
-    let root = paths::target().join("e2e");
-    fs::create_dir_all(&root)?;
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let name = format!("{seconds}-{}", std::process::id());
-    fs::create_dir(root.join(&name))?;
-    let latest = root.join("latest");
-    let _ = fs::remove_file(&latest);
-    std::os::unix::fs::symlink(&name, &latest).context("Cannot point target/e2e/latest to this run")?;
-    Ok(root.join(name))
 }

@@ -217,9 +217,6 @@ fn emulator_fault(verdict: &Verdict) -> Option<&'static str> {
     if splat::stalled(&log("l1-console")) {
         return Some("an emulated processor stalled or its clock was unreliable");
     }
-    if ["l2-console", "l2-dmesg"].iter().any(|name| splat::stalled(&log(name))) {
-        return Some("the emulated processor of L2 stalled");
-    }
     verdict.stalled.then_some("L1 stopped responding")
 }
 
