@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -26,6 +26,11 @@ pub const STEPS: &str = "steps.jsonl";
 const POWER_OFF: Duration = Duration::from_secs(120);
 /// A running machine, however slow, sends many heartbeats in this time.
 const SILENCE: Duration = Duration::from_millis(30 * HEARTBEAT_MS);
+/// An L1 that hangs prints the stacks of all its tasks well within this time.
+const LAST_WORDS: Duration = Duration::from_secs(60);
+
+/// What L1's kernel prints when it panics: its tasks (1), its timers (4), and what each processor does (64).
+const PANIC_PRINT: u32 = 1 | 4 | 64;
 
 /// QEMU with the devices that every L1 has. The caller adds memory, IOMMU and devices under test.
 pub fn command(
@@ -52,11 +57,12 @@ pub fn command(
         .arg("-append")
         .arg(format!(
             "console=ttyS0 earlycon=uart8250,io,0x3f8 panic=-1 mitigations=off random.trust_cpu=on \
-             log_buf_len=4M no_timer_check vft.role=l1 {}",
+             log_buf_len=4M no_timer_check unknown_nmi_panic panic_print={PANIC_PRINT} vft.role=l1 {}",
             host.kernel_options()
         ))
         .args(["-chardev", &format!("file,id=console,{}", file("l1-console.log"))])
         .args(["-serial", "chardev:console"])
+        .args(["-chardev", "stdio,id=monitor,signal=off", "-mon", "chardev=monitor,mode=readline"])
         .args(["-chardev", &format!("file,id=records,{}", file(RECORDS))])
         .args(["-device", "virtio-serial-pci,addr=1e.0"])
         .args(["-device", &format!("virtserialport,chardev=records,name={L1_PORT}")]);
@@ -88,7 +94,7 @@ pub fn run(
 ) -> Result<RunRecord> {
     fs::write(folder.join("l0-command.txt"), format!("{command:?}\n"))?;
     let log = File::create(folder.join("l0-qemu.log"))?;
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
     let (mut child, _cleanup) = interrupt::spawn(&mut command)
         .with_context(|| format!("Cannot start {}", command.get_program().display()))?;
     let start = Instant::now();
@@ -124,6 +130,9 @@ pub fn run(
         Some(status) if status.success() => {}
         Some(status) => told.trouble.push(format!("L1's emulator ended with {status}")),
         None => {
+            if !told.ended {
+                ask_for_stacks(&mut child)?;
+            }
             child.kill()?;
             child.wait()?;
             let why = match (told.ended, told.stalled) {
@@ -135,4 +144,17 @@ pub fn run(
         }
     }
     Ok(told)
+}
+
+/// Makes an L1 that hangs show why in its log: QEMU prints the registers of each processor, and an NMI makes the kernel
+/// panic, which prints the stacks of all tasks.
+fn ask_for_stacks(child: &mut Child) -> Result<()> {
+    let Some(mut monitor) = child.stdin.take() else { return Ok(()) };
+    // QEMU can have ended, or not read its monitor any more.
+    let _ = monitor.write_all(b"info registers -a\nnmi\n");
+    let start = Instant::now();
+    while start.elapsed() < LAST_WORDS && child.try_wait()?.is_none() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }

@@ -210,6 +210,10 @@ impl Runs<'_> {
 /// A fault of the emulated processors or clock that does not occur on real hardware. QEMU's TCG has such faults with
 /// and without the library.
 fn emulator_fault(verdict: &Verdict) -> Option<&'static str> {
+    if verdict.stalled {
+        // Its logs show the panic that was asked for, so they are not searched for other faults.
+        return Some("L1 stopped responding");
+    }
     let log = |name| log_text(&verdict.folder, name);
     if splat::has_triple_fault(&log("l0-qemu")) {
         return Some("an emulated processor had a triple fault or was reset");
@@ -217,7 +221,7 @@ fn emulator_fault(verdict: &Verdict) -> Option<&'static str> {
     if splat::stalled(&log("l1-console")) {
         return Some("an emulated processor stalled or its clock was unreliable");
     }
-    verdict.stalled.then_some("L1 stopped responding")
+    None
 }
 
 /// The number of runs that fit into memory at the same time.
