@@ -379,7 +379,8 @@ struct vfio_fast_config {
     uint64_t entry_size;
     /**
      * Maximum number of threads that work during a commit. They fault memory in and, with VFIO_FAST_INFO_PARALLEL,
-     * map and unmap. The number of CPUs does not limit it. 0: one for each CPU that this process may use.
+     * map and unmap. The number of CPUs does not limit it. 0: one for each CPU that the threads may run on (see
+     * cpu_set), but not more than the cgroup's CPU quota.
      */
     uint32_t threads;
     /**
@@ -416,9 +417,28 @@ struct vfio_fast_config {
      */
     uint32_t max_unmap_entries;
     /**
-     * Must be 0. Any other value is -EOPNOTSUPP.
+     * Number of addresses in cuts.
      */
-    uint32_t reserved;
+    uint32_t cut_count;
+    /**
+     * IOVAs at which kernel entries are always cut, in addition to the multiples of entry_size: multiples of the
+     * smallest IOMMU page, in any order, read only during vfio_fast_open(). May be NULL if cut_count is 0. Name an
+     * address if regions are often split and joined there: what is on the other side of the cut then stays mapped.
+     * An example is 1 MiB, below which the firmware of a PC has its shadow memory. A cut costs the superpage that
+     * contains it: with a cut at 1 MiB, the first 2 MiB take 512 entries of 4 KiB in the IOMMU's page table instead
+     * of one of 2 MiB, and the first 1 GiB cannot be one entry of 1 GiB. Exact regions are not cut.
+     */
+    const uint64_t *cuts;
+    /**
+     * CPUs that the library's threads run on, in the format of sched_setaffinity(2), read only during
+     * vfio_fast_open(). The calling thread is not moved. CPUs that the machine does not have are ignored. NULL: the
+     * CPUs of the process's main thread, or those of the calling thread if these are more.
+     */
+    const void *cpu_set;
+    /**
+     * Size of cpu_set in bytes. Must be 0 if cpu_set is NULL.
+     */
+    uint64_t cpu_set_size;
 };
 
 /**
@@ -946,8 +966,9 @@ extern "C" {
  *
  * # Returns
  * 0, or
- * - -EINVAL: config or out is NULL; a struct is too short; entry_size is not a power of two or is below 2 MiB; sim
- *   is set and the backend is not VFIO_FAST_BACKEND_SIM; the container has no IOMMU type
+ * - -EINVAL: config or out is NULL; a struct is too short; entry_size is not a power of two or is below 2 MiB; cuts
+ *   is NULL or misaligned, or a cut is not a multiple of the smallest IOMMU page; cpu_set contains no CPU; sim is set
+ *   and the backend is not VFIO_FAST_BACKEND_SIM; the container has no IOMMU type
  * - -E2BIG: a struct is too long
  * - -EOPNOTSUPP: unknown backend, flags or log_level; a reserved field is not 0
  * - -ENOENT: the iommufd has no IOAS with this ioas_id

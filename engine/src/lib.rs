@@ -31,6 +31,7 @@ mod sys;
 pub mod transaction;
 
 pub use error::{Errno, Error, Result};
+pub use sys::cpu::CpuSet;
 pub use sys::discard::{DiscardMode, DiscardRange, discard_range};
 pub use sys::hva::host_va;
 pub use transaction::{Config, Engine, Info, Outcome};

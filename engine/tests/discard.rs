@@ -111,7 +111,7 @@ fn region(memory: &Memory, offset: usize, bytes: usize) -> Region {
 fn pages_are_gone_and_the_memory_is_zero() {
     let memory = Memory::anonymous(3 * MIB);
     assert_eq!(memory.resident(), 3 * MIB / PAGE);
-    discard::discard(&memory.all(DiscardMode::Private), 8).0.unwrap();
+    discard::discard(&memory.all(DiscardMode::Private), 8, None).0.unwrap();
     assert_eq!(memory.resident(), 0);
     assert_eq!((memory.read(0), memory.read(3 * MIB - 1)), (0, 0));
 }
@@ -125,7 +125,7 @@ fn threads_share_it() {
         let (start, end) =
             (memory.address as usize / CHUNK_BYTES as usize, memory.address as usize + length - 1);
         let chunks = end / CHUNK_BYTES as usize - start + 1;
-        let report = discard::discard(&memory.all(DiscardMode::Private), threads);
+        let report = discard::discard(&memory.all(DiscardMode::Private), threads, None);
         assert_eq!(
             report,
             (Ok(()), Report { threads: chunks.min(threads) as u64, thread_start_failures: 0 })
@@ -135,7 +135,7 @@ fn threads_share_it() {
 
     // In two chunks, but too small for a second thread.
     let boundary = 2 * CHUNK_BYTES as usize - memory.address as usize % CHUNK_BYTES as usize;
-    let report = discard::discard(&memory.part(boundary - MIB, 2 * MIB, DiscardMode::Private), 3);
+    let report = discard::discard(&memory.part(boundary - MIB, 2 * MIB, DiscardMode::Private), 3, None);
     assert_eq!(report, (Ok(()), Report { threads: 1, thread_start_failures: 0 }));
 }
 
@@ -146,7 +146,7 @@ fn neighbours_keep_what_they_hold() {
     // The ends lie inside chunks, wherever the mapping begins.
     let (offset, bytes) = (5 * PAGE, length - 9 * PAGE);
     for threads in [1, 3, 4, 8, 64] {
-        discard::discard(&memory.part(offset, bytes, DiscardMode::Private), threads).0.unwrap();
+        discard::discard(&memory.part(offset, bytes, DiscardMode::Private), threads, None).0.unwrap();
         assert_eq!(memory.resident(), 9);
         assert_eq!((memory.read(offset - 1), memory.read(offset + bytes)), (FULL, FULL));
     }
@@ -158,9 +158,9 @@ fn a_file_of_memory_loses_its_pages_only_if_that_is_asked_for() {
     let file = memfd(length);
     let held = || file.metadata().unwrap().blocks() * 512;
     let memory = Memory::new(length, libc::MAP_SHARED, file.as_raw_fd());
-    discard::discard(&memory.all(DiscardMode::Private), 2).0.unwrap();
+    discard::discard(&memory.all(DiscardMode::Private), 2, None).0.unwrap();
     assert_eq!((held(), memory.read(0)), (length as u64, FULL));
-    discard::discard(&memory.all(DiscardMode::Shared), 2).0.unwrap();
+    discard::discard(&memory.all(DiscardMode::Shared), 2, None).0.unwrap();
     assert_eq!(held(), 0);
     assert_eq!(memory.read(length - 1), 0);
 }

@@ -137,7 +137,7 @@ fn as_mapped(expected: Report, report: &Report) -> Report {
 }
 
 fn populate(pieces: &[HostRange], threads: usize) -> Report {
-    populate::populate(pieces, PopulateOptions { threads, huge_pages: false, chunk: CHUNK_BYTES })
+    populate::populate(pieces, PopulateOptions { threads, cpus: None, huge_pages: false, chunk: CHUNK_BYTES })
 }
 
 /// The number of chunks of the mapping: chunk boundaries inside it, and one for its beginning.
@@ -329,7 +329,7 @@ fn huge_pages_are_asked_for_before_the_first_fault() {
     let knob = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap();
     for (huge_pages, granted) in [(false, knob.contains("[always]")), (true, !knob.contains("[never]"))] {
         let memory = Memory::anonymous(16 * MIB, READ_WRITE);
-        let how = PopulateOptions { threads: 1, huge_pages, chunk: CHUNK_BYTES };
+        let how = PopulateOptions { threads: 1, cpus: None, huge_pages, chunk: CHUNK_BYTES };
         let report = populate::populate(&[memory.whole(true)], how);
         assert_eq!(report.huge_bytes + report.small_anonymous_bytes, 16 * MIB as u64);
         // The ends of the mapping may be unaligned, and memory can be fragmented.

@@ -34,7 +34,8 @@ fn ram(start: u64, length: u64) -> Region {
 
 fn open(rules: Rules, failures: Vec<(u64, Errno)>) -> (Engine, Sim) {
     let sim = Sim::new(SimConfig { rules, failures, ..SimConfig::default() });
-    (Engine::new(Box::new(sim.clone()), Config::default()).unwrap(), sim)
+    let config = Config { cuts: vec![MIB], ..Config::default() };
+    (Engine::new(Box::new(sim.clone()), config).unwrap(), sim)
 }
 
 /// A file that only this test uses, and a count of its descriptors in this process.
@@ -85,7 +86,7 @@ fn every_entry_knows_its_place_in_the_file() {
     engine.map_object(ram(4 * MIB, 4 * MIB), &file.memory(12 * MIB)).unwrap();
     engine.commit().unwrap();
     assert_eq!(file.opened(), 2, "one descriptor for both");
-    // The grid cuts at 1 MiB.
+    // Cut at 1 MiB.
     let whole = by_descriptor(&sim.calls());
     assert_eq!(whole, [(8, 1, ObjectKind::Memory), (9, 7, ObjectKind::Memory)]);
     let before = sim.calls().len();

@@ -14,7 +14,9 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 fn open(config: SimConfig) -> (Engine, Sim) {
     let sim = Sim::new(config);
-    (Engine::new(Box::new(sim.clone()), Config::default()).unwrap(), sim)
+    // QEMU's cut, for the shadow memory of a PC's firmware.
+    let config = Config { cuts: vec![MIB], ..Config::default() };
+    (Engine::new(Box::new(sim.clone()), config).unwrap(), sim)
 }
 
 fn transact(
@@ -179,6 +181,23 @@ fn what_a_refused_transaction_unmaps_is_unmapped() {
     assert_eq!((error.op, error.errno), (Op::Check, Errno::ENOMEM));
     assert_eq!(held(&sim), [(3 * GIB / 2, GIB / 2), (4 * GIB, GIB)]);
     assert_eq!(engine.regions().len(), 2);
+}
+
+#[test]
+fn entries_are_cut_only_where_the_caller_says() {
+    let open = |cuts| {
+        let sim = Sim::new(SimConfig::default());
+        Engine::new(Box::new(sim.clone()), Config { cuts, ..Config::default() }).map(|engine| (engine, sim))
+    };
+    let (engine, sim) = open(vec![]).unwrap();
+    transact(&engine, &[], &[ram(0, 2 * GIB)]).unwrap();
+    assert_eq!(held(&sim), [(0, GIB), (GIB, GIB)], "no cut of the engine's own");
+    let (engine, sim) = open(vec![GIB / 2, 2 * MIB]).unwrap();
+    transact(&engine, &[], &[ram(0, GIB), Region { exact: true, ..ram(4 * GIB, GIB) }]).unwrap();
+    assert_eq!(held(&sim), [(0, 2 * MIB), (2 * MIB, GIB / 2 - 2 * MIB), (GIB / 2, GIB / 2), (4 * GIB, GIB)]);
+    let error = open(vec![MIB, MIB + 0x800]).unwrap_err();
+    assert_eq!((error.op, error.errno), (Op::Open, Errno::EINVAL));
+    assert_eq!(error.kind, ErrorKind::Misaligned { value: MIB + 0x800, page: 4 * KIB });
 }
 
 #[test]

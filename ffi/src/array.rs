@@ -9,7 +9,25 @@ use crate::failure::{Failure, Result};
 /// # Safety
 /// `first` is NULL or points to `count` numbers that stay readable and unchanged during `'a`, the call.
 pub(crate) unsafe fn numbers<'a>(first: *const u64, count: u64, what: &str) -> Result<&'a [u64]> {
-    const MAX_COUNT: usize = isize::MAX as usize / size_of::<u64>();
+    // SAFETY: this function's contract.
+    unsafe { values(first, count, what) }
+}
+
+/// Borrows `count` bytes of a caller. `what` is their name in messages.
+///
+/// # Safety
+/// `first` is NULL or points to `count` bytes that stay readable and unchanged during `'a`, the call.
+pub(crate) unsafe fn bytes<'a>(first: *const u8, count: u64, what: &str) -> Result<&'a [u8]> {
+    // SAFETY: this function's contract.
+    unsafe { values(first, count, what) }
+}
+
+/// Borrows a caller's array of plain integers.
+///
+/// # Safety
+/// `T` is an integer. `first` is NULL or points to `count` of them that stay readable and unchanged during `'a`, the
+/// call.
+unsafe fn values<'a, T>(first: *const T, count: u64, what: &str) -> Result<&'a [T]> {
     if count == 0 {
         return Ok(&[]);
     }
@@ -17,13 +35,14 @@ pub(crate) unsafe fn numbers<'a>(first: *const u64, count: u64, what: &str) -> R
         return Err(Failure::null(what));
     }
     let refused = |text| Err(Failure::check(libc::EINVAL, text));
-    let Some(count) = usize::try_from(count).ok().filter(|count| *count <= MAX_COUNT) else {
-        return refused(format!("{what}: {count} numbers do not fit in the address space"));
+    let max = isize::MAX as usize / size_of::<T>();
+    let Some(count) = usize::try_from(count).ok().filter(|count| *count <= max) else {
+        return refused(format!("{what}: {count} elements do not fit in the address space"));
     };
     if !first.is_aligned() {
         return refused(format!("{what}: the array at {first:p} is not aligned"));
     }
-    // SAFETY: by this function's contract there are `count` readable and unchanging numbers at `first`. It was checked
+    // SAFETY: by this function's contract there are `count` readable and unchanging integers at `first`. It was checked
     // that `first` is neither NULL nor misaligned and that the array has at most isize::MAX bytes.
     Ok(unsafe { std::slice::from_raw_parts(first, count) })
 }

@@ -1,13 +1,12 @@
 //! Converts C structs to engine values and back. Rejects fields with unknown values.
 
-use vfio_fast_engine::DiscardMode;
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange, Superpages};
 use vfio_fast_engine::limits::MemlockScope;
 use vfio_fast_engine::log::Level;
 use vfio_fast_engine::object::{ObjectKind, ObjectRef};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
-use vfio_fast_engine::{Info, Outcome};
+use vfio_fast_engine::{CpuSet, DiscardMode, Info, Outcome};
 
 use crate::abi::{
     VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_MEMLOCK_PER_USER, VFIO_FAST_INFO_PARALLEL,
@@ -45,6 +44,13 @@ pub(crate) fn object(region: &vfio_fast_region) -> Option<ObjectRef> {
         ObjectKind::Memory
     };
     has(VFIO_FAST_REGION_FD).then_some(ObjectRef { fd: region.fd, kind, offset: region.fd_offset })
+}
+
+/// A caller's set of CPUs.
+pub(crate) fn cpu_set(bytes: &[u8]) -> Result<CpuSet> {
+    CpuSet::from_bytes(bytes).ok_or_else(|| {
+        Failure::check(libc::EINVAL, "struct vfio_fast_config: cpu_set contains no CPU".to_owned())
+    })
 }
 
 /// How to discard memory.

@@ -7,12 +7,13 @@ use vfio_fast_engine::backend::iommufd::Iommufd;
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::backend::type1::Type1;
 use vfio_fast_engine::log::Log;
-use vfio_fast_engine::{Config, Engine, Errno};
+use vfio_fast_engine::{Config, CpuSet, Engine, Errno};
 
 use crate::abi::{
     VFIO_FAST_BACKEND_IOMMUFD, VFIO_FAST_BACKEND_SIM, VFIO_FAST_BACKEND_TYPE1, VFIO_FAST_CONFIG_NO_HUGEPAGE,
     VFIO_FAST_LOG_DEBUG, vfio_fast_config, vfio_fast_sim_config,
 };
+use crate::array;
 use crate::convert;
 use crate::failure::{Failure, Result};
 use crate::log::Sink;
@@ -27,10 +28,12 @@ pub struct vfio_fast {
     pub(crate) backend: u32,
 }
 
-/// A copy of a configuration and its nested struct.
+/// A copy of a configuration and of what it points to.
 pub(crate) struct Settings {
     pub(crate) config: vfio_fast_config,
     pub(crate) sim: Option<vfio_fast_sim_config>,
+    pub(crate) cuts: Vec<u64>,
+    pub(crate) cpu_set: Option<CpuSet>,
     pub(crate) sink: Option<Sink>,
 }
 
@@ -38,8 +41,8 @@ impl Settings {
     /// Copies a caller's configuration.
     ///
     /// # Safety
-    /// `config` and, in it, `sim` are NULL or point to as many bytes as the sizes in them say, unchanged during the
-    /// call. As long as a handle opened with the result exists, `log` can be called with `log_opaque` on any thread
+    /// `config` and, in it, `sim`, `cuts` and `cpu_set` are NULL or point to as many bytes as their sizes say, unchanged
+    /// during the call. As long as a handle opened with the result exists, `log` can be called with `log_opaque` on any thread
     /// that calls into the handle.
     pub(crate) unsafe fn read(config: *const vfio_fast_config) -> Result<Self> {
         // SAFETY: config is as this function's contract says.
@@ -48,21 +51,30 @@ impl Settings {
         let sim = (!config.sim.is_null()).then(|| unsafe { sized::read(config.sim) }).transpose()?;
         // SAFETY: config.log is as this function's contract says.
         let sink = config.log.map(|log| unsafe { Sink::new(log, config.log_opaque) });
-        Ok(Self { config, sim, sink })
+        // SAFETY: config.cuts is as this function's contract says.
+        let cuts =
+            unsafe { array::numbers(config.cuts, config.cut_count.into(), "struct vfio_fast_config: cuts") }?;
+        // SAFETY: config.cpu_set is as this function's contract says.
+        let set = unsafe {
+            array::bytes(config.cpu_set.cast(), config.cpu_set_size, "struct vfio_fast_config: cpu_set")
+        }?;
+        let cpu_set = (!config.cpu_set.is_null()).then(|| convert::cpu_set(set)).transpose()?;
+        Ok(Self { config, sim, cuts: cuts.to_vec(), cpu_set, sink })
     }
 }
 
 impl vfio_fast {
     /// Opens a handle.
     pub(crate) fn open(settings: Settings) -> Result<Self> {
-        let Settings { config, sim, sink } = settings;
+        let Settings { config, sim, cuts, cpu_set, sink } = settings;
         convert::known("struct vfio_fast_config: flags", config.flags, VFIO_FAST_CONFIG_NO_HUGEPAGE)?;
-        convert::known("struct vfio_fast_config: reserved", config.reserved, 0)?;
         if config.log_level > VFIO_FAST_LOG_DEBUG {
             return Err(Failure::unknown("struct vfio_fast_config: log_level", config.log_level));
         }
         let mut engine = Config {
+            cuts,
             threads: config.threads as usize,
+            cpu_set,
             huge_pages: config.flags & VFIO_FAST_CONFIG_NO_HUGEPAGE == 0,
             log: log(sink, config.log_level),
             ..Config::default()

@@ -14,6 +14,7 @@ use crate::reconcile::plan::{Plan, Unmap};
 use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
+use crate::sys::cpu::CpuSet;
 
 /// A device region the kernel refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +65,8 @@ pub struct Executor<'a> {
     pub dirty: Option<&'a mut DirtyPages>,
     /// Maximum number of threads to call a parallel backend from, including the calling one.
     pub threads: usize,
+    /// The CPUs of the other threads; `None`: those of the process.
+    pub cpus: Option<&'a CpuSet>,
     /// The results so far.
     pub executed: Executed,
 }
@@ -74,7 +77,12 @@ impl Executor<'_> {
     ///
     /// A failed unmap does not stop the other unmaps, but no map follows it. The first map failure that is not due to
     /// device memory stops the run. The table records how far it came.
-    pub fn run(&mut self, plan: &Plan, wanted: &WantedSet, fault_in: Option<PopulateOptions>) -> Result<()> {
+    pub fn run(
+        &mut self,
+        plan: &Plan,
+        wanted: &WantedSet,
+        fault_in: Option<PopulateOptions<'_>>,
+    ) -> Result<()> {
         let Capabilities { populate: policy, parallel, .. } = self.backend.capabilities();
         let fault_in = fault_in.filter(|_| policy != PopulatePolicy::Never);
         let mut entries = plan.maps.clone();

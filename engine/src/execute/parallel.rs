@@ -24,7 +24,7 @@ impl Executor<'_> {
         &mut self,
         mut entries: Vec<Entry>,
         wanted: &WantedSet,
-        fault_in: Option<PopulateOptions>,
+        fault_in: Option<PopulateOptions<'_>>,
     ) -> Result<()> {
         let queue = MapQueue {
             entries: &entries,
@@ -39,6 +39,7 @@ impl Executor<'_> {
         let pieces = if faulted { pieces(&entries) } else { Vec::new() };
         let options = fault_in.unwrap_or(PopulateOptions {
             threads: self.threads,
+            cpus: self.cpus,
             huge_pages: false,
             chunk: populate::CHUNK_BYTES,
         });
@@ -78,7 +79,7 @@ impl Executor<'_> {
         let bytes = calls.iter().fold(0u64, |sum, range| sum.saturating_add(range.length()));
         let useful = if bytes < MIN_PARALLEL_BYTES { 1 } else { calls.len() };
         let threads = self.threads.min(useful);
-        let backend = self.backend;
+        let (backend, cpus) = (self.backend, self.cpus);
         let next = AtomicUsize::new(0);
         let first = Mutex::new(Ok(()));
         let noted = Mutex::new(&mut *self);
@@ -94,7 +95,7 @@ impl Executor<'_> {
                 note(*range, answer, start.elapsed());
             }
         };
-        thread::run(threads.saturating_sub(1), work, work);
+        thread::run(threads.saturating_sub(1), cpus, work, work);
         first.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }

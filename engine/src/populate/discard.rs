@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{CHUNK_BYTES, MIN_PARALLEL_BYTES};
 use crate::error::Errno;
+use crate::sys::cpu::CpuSet;
 use crate::sys::discard::DiscardRange;
 use crate::sys::thread;
 
@@ -20,11 +21,11 @@ pub struct Report {
     pub thread_start_failures: u64,
 }
 
-/// Discards all of `memory` on at most `threads` threads, including the calling one. After an error any part of it
+/// Discards all of `memory` on at most `threads` threads, including the calling one; the others run on `cpus`. After an error any part of it
 /// may be discarded.
 ///
 /// All other threads have ended when this returns.
-pub fn discard(memory: &DiscardRange, threads: usize) -> (Result<(), Errno>, Report) {
+pub fn discard(memory: &DiscardRange, threads: usize, cpus: Option<&CpuSet>) -> (Result<(), Errno>, Report) {
     let start = memory.hva().raw();
     // Chunks end at multiples of their size, so two threads never share a huge page.
     let (first, last) = (start / CHUNK_BYTES, (start + (memory.bytes() - 1)) / CHUNK_BYTES);
@@ -46,9 +47,9 @@ pub fn discard(memory: &DiscardRange, threads: usize) -> (Result<(), Errno>, Rep
             }
         }
     };
-    let ((), thread_start_failures) = thread::run(extra, work, work);
-    let report =
-        Report { threads: threads.into_inner(), thread_start_failures: thread_start_failures as u64 };
+    let ((), refused_threads) = thread::run(extra, cpus, work, work);
+    let thread_start_failures = refused_threads.not_started as u64;
+    let report = Report { threads: threads.into_inner(), thread_start_failures };
     if !refused.load(Ordering::Relaxed) {
         return (Ok(()), report);
     }

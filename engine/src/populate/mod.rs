@@ -7,19 +7,20 @@
 
 pub mod discard;
 mod hint;
+mod limit;
 mod queue;
 mod report;
 
 use std::cell::{Cell, RefCell};
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use crate::addr::HostVa;
+use crate::sys::cpu::CpuSet;
 use crate::sys::thread;
 pub(crate) use hint::hint;
+pub use limit::{Cause, ThreadLimit};
 use queue::{Queue, Worker};
 pub use report::Report;
 
@@ -44,20 +45,16 @@ pub struct HostRange {
 
 /// The options for faulting in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PopulateOptions {
+pub struct PopulateOptions<'a> {
     /// Maximum number of threads, including the calling one.
     pub threads: usize,
+    /// The CPUs of the other threads; `None`: those of the process.
+    pub cpus: Option<&'a CpuSet>,
     /// Whether to request huge pages first, if there is anything to fault in.
     pub huge_pages: bool,
     /// Bytes that a thread takes and faults in at a time: a power of two of at least a page. [`CHUNK_BYTES`] except
     /// in benches.
     pub chunk: u64,
-}
-
-/// Maximum number of concurrent threads: `configured`, or if that is 0 one per CPU that the calling thread may run on
-/// (affinity mask) and may use (cgroup quota).
-pub fn thread_limit(configured: usize) -> usize {
-    if configured == 0 { available_parallelism().map_or(1, NonZeroUsize::get) } else { configured }
 }
 
 /// One thread's handle to a populate in progress.
@@ -114,7 +111,7 @@ impl<'a> PopulateSession<'a> {
 /// All other threads have ended when this returns.
 pub fn with<R>(
     pieces: &[HostRange],
-    options: PopulateOptions,
+    options: PopulateOptions<'_>,
     jobs: usize,
     work: impl Fn(&PopulateSession<'_>) + Sync,
     body: impl FnOnce(&PopulateSession<'_>) -> R,
@@ -136,7 +133,7 @@ pub fn with<R>(
     };
     // The time that the calling thread spent on other work than faulting in.
     let mut elsewhere = Duration::ZERO;
-    let (answer, refused) = thread::run(extra, work, || {
+    let (answer, refused) = thread::run(extra, options.cpus, work, || {
         let session = PopulateSession::new(&queue, queue.caller());
         let begun = Instant::now();
         let answer = thread::on_panic(|| queue.cancel(), || body(&session));
@@ -148,7 +145,8 @@ pub fn with<R>(
         answer
     });
     let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
-    report.thread_start_failures = refused as u64;
+    report.thread_start_failures = refused.not_started as u64;
+    report.threads_not_moved = refused.not_moved as u64;
     report.device_pieces = (0..pieces.len()).filter(|&index| queue.found_device(index)).collect();
     if queue.chunks() > 0 {
         report.duration = started.elapsed().saturating_sub(elsewhere);
@@ -157,7 +155,7 @@ pub fn with<R>(
 }
 
 /// Makes `pieces` present as far as possible, without other work; see [`with`].
-pub fn populate(pieces: &[HostRange], options: PopulateOptions) -> Report {
+pub fn populate(pieces: &[HostRange], options: PopulateOptions<'_>) -> Report {
     let work = |session: &PopulateSession<'_>| session.work();
     with(pieces, options, 1, work, work).1
 }
@@ -177,8 +175,8 @@ mod tests {
         HostRange { hva: HostVa::from_raw(start), bytes, writable: true }
     }
 
-    fn how(threads: usize, chunk: u64) -> PopulateOptions {
-        PopulateOptions { threads, huge_pages: false, chunk }
+    fn how(threads: usize, chunk: u64) -> PopulateOptions<'static> {
+        PopulateOptions { threads, cpus: None, huge_pages: false, chunk }
     }
 
     #[test]
@@ -213,14 +211,6 @@ mod tests {
         assert_eq!(threads(&[piece(0, MIN_PARALLEL_BYTES)], 8), 2, "two chunks");
         assert_eq!(threads(&[piece(0, 8 * PMD)], 3), 3);
         assert_eq!(threads(&[piece(0, 8 * PMD)], 0), 1, "the calling thread always works");
-    }
-
-    #[test]
-    fn the_number_of_threads_follows_the_cpus_only_by_default() {
-        let cpus = available_parallelism().unwrap().get();
-        assert_eq!(thread_limit(0), cpus);
-        assert_eq!(thread_limit(1), 1);
-        assert_eq!(thread_limit(cpus + 7), cpus + 7);
     }
 
     #[test]

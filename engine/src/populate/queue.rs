@@ -20,7 +20,7 @@ const SCAN_BYTES: u64 = 256 << 20;
 /// [`SCAN_BYTES`] finds the missing pages for all of its chunks.
 pub(super) struct Queue<'a> {
     pieces: &'a [HostRange],
-    options: PopulateOptions,
+    options: PopulateOptions<'a>,
     stretch: u64,
     /// For each piece, the number of stretches in the pieces before it.
     first_stretch: Vec<u64>,
@@ -62,7 +62,7 @@ pub(super) struct Worker<'a> {
 }
 
 impl<'a> Queue<'a> {
-    pub fn new(pieces: &'a [HostRange], options: PopulateOptions) -> Self {
+    pub fn new(pieces: &'a [HostRange], options: PopulateOptions<'a>) -> Self {
         let stretch = SCAN_BYTES.max(options.chunk);
         let (first_stretch, stretches) = numbered(pieces, stretch);
         let (first_chunk, chunks) = numbered(pieces, options.chunk);
@@ -423,7 +423,8 @@ mod tests {
     #[test]
     fn what_is_cancelled_is_not_begun() {
         let pieces = [piece(0, 4 * PMD), piece(0, 0)];
-        let queue = Queue::new(&pieces, PopulateOptions { threads: 1, huge_pages: false, chunk: PMD });
+        let queue =
+            Queue::new(&pieces, PopulateOptions { threads: 1, cpus: None, huge_pages: false, chunk: PMD });
         let mut worker = queue.caller();
         assert!(queue.is_done(1) && !queue.is_done(0));
         assert!(queue.step(&mut worker));
@@ -436,7 +437,7 @@ mod tests {
     #[test]
     fn of_a_closed_queue_only_chunks_in_progress_are_awaited() {
         let pieces = [2, 0, 3, 1].map(|pmds| piece(0, pmds * PMD));
-        let options = PopulateOptions { threads: 1, huge_pages: false, chunk: PMD };
+        let options = PopulateOptions { threads: 1, cpus: None, huge_pages: false, chunk: PMD };
         for cancelled in [false, true] {
             let queue = Queue::new(&pieces, options);
             assert_eq!([0, 1, 2, 3].map(|index| queue.is_awaited(index)), [true, false, true, true]);
@@ -457,7 +458,7 @@ mod tests {
     #[test]
     fn workers_begin_apart_and_every_chunk_is_taken_once() {
         let pieces: Vec<HostRange> = [2, 0, 3, 1, 4].map(|pmds| piece(0, pmds * PMD)).into();
-        let options = PopulateOptions { threads: 1, huge_pages: false, chunk: PMD };
+        let options = PopulateOptions { threads: 1, cpus: None, huge_pages: false, chunk: PMD };
         let (first, chunks) = numbered(&pieces, PMD);
         // The node of each piece; that of the empty piece is never requested.
         let on = [Some(0), Some(9), Some(0), None, Some(1)];

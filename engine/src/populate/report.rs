@@ -36,6 +36,8 @@ pub struct Report {
     pub threads: u64,
     /// Threads that could not be started.
     pub thread_start_failures: u64,
+    /// Threads that were not allowed to leave the CPUs of the calling thread.
+    pub threads_not_moved: u64,
     /// The indices, ascending, of the pieces that turned out to be device memory. That is not an error; of the
     /// numbers above, only `calls` includes them.
     pub device_pieces: Vec<usize>,

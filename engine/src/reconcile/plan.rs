@@ -1,5 +1,7 @@
 //! The difference between what is wanted and what the kernel holds.
 
+use std::borrow::Cow;
+
 use crate::addr::IovaRange;
 use crate::reconcile::grid::Grid;
 use crate::reconcile::table::{Entry, MapTable};
@@ -76,7 +78,7 @@ pub fn plan(
     wanted: &WantedSet,
     table: &MapTable,
     touched: &[IovaRange],
-    grid: Grid,
+    grid: &Grid,
     batch: Batch,
     capacity: Option<u64>,
 ) -> Result<Plan, NoRoom> {
@@ -103,17 +105,17 @@ pub fn plan(
 
     let stretches = missing_stretches(wanted, &plan.scope, &kept);
     let remaining = table.len() - gone.len() as u64;
-    let mut grid = grid;
+    let mut grid = Cow::Borrowed(grid);
     loop {
-        plan.maps = stretches.iter().flat_map(|stretch| stretch.entries(grid)).collect();
+        plan.maps = stretches.iter().flat_map(|stretch| stretch.entries(&grid)).collect();
         let needed = plan.maps.len() as u64;
         let available = capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(remaining));
         if needed <= available {
             plan.remapped_bytes = remapped(&gone, &plan.maps);
             return Ok(plan);
         }
-        grid =
-            grid.coarser().filter(|_| needed > stretches.len() as u64).ok_or(NoRoom { needed, available })?;
+        let coarser = grid.coarser().filter(|_| needed > stretches.len() as u64);
+        grid = Cow::Owned(coarser.ok_or(NoRoom { needed, available })?);
     }
 }
 
@@ -128,7 +130,7 @@ impl Stretch {
         Self { entry: Entry::of(&part, wanted.generation), exact: part.exact }
     }
 
-    fn entries(&self, grid: Grid) -> impl Iterator<Item = Entry> {
+    fn entries(&self, grid: &Grid) -> impl Iterator<Item = Entry> {
         // An exact stretch is never cut.
         let whole = self.exact.then_some(self.entry.range);
         let pieces = whole.into_iter().chain(grid.pieces(self.entry.range).filter(move |_| whole.is_none()));

@@ -2,6 +2,8 @@
 //!
 //! Each module that needs unsafe code allows it for itself; no module above this one may do so.
 
+pub(crate) mod cgroup;
+pub mod cpu;
 pub mod discard;
 pub(crate) mod dma_buf;
 pub(crate) mod fd;
@@ -12,6 +14,7 @@ pub(crate) mod madvise;
 pub(crate) mod memlock;
 pub(crate) mod numa;
 pub(crate) mod pagemap;
+pub(crate) mod placement;
 pub(crate) mod procmap;
 pub(crate) mod thread;
 pub(crate) mod type1;

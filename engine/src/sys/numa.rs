@@ -3,17 +3,21 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::mem::{MaybeUninit, size_of};
 
+use super::cpu::CpuSet;
 use crate::addr::HostVa;
 use crate::error::Errno;
 
 /// Maximum number of nodes: that of the kernel's largest configuration.
 const MAX_NODES: usize = 1024;
 /// Reads the policy of an address instead of the thread's.
-const MPOL_F_ADDR: libc::c_int = 2;
+const MPOL_F_ADDR: libc::c_ulong = 2;
+/// Reads the nodes that the thread may allocate on.
+const MPOL_F_MEMS_ALLOWED: libc::c_ulong = 4;
+const MPOL_DEFAULT: libc::c_int = 0;
 const MPOL_PREFERRED: libc::c_int = 1;
 const MPOL_BIND: libc::c_int = 2;
+const MPOL_LOCAL: libc::c_int = 4;
 /// The mode without its flags (MPOL_F_STATIC_NODES and similar), which are in the upper bits.
 const MODE: libc::c_int = 0x1fff;
 
@@ -48,14 +52,14 @@ impl Nodes {
 pub(crate) struct NodeBinding<'a> {
     nodes: &'a Nodes,
     /// The thread's original CPUs; `None` if the kernel does not report them.
-    allowed: Option<Cpus>,
+    allowed: Option<CpuSet>,
     at: Option<usize>,
 }
 
 impl<'a> NodeBinding<'a> {
     /// For the calling thread, which must be a worker, because its original CPUs are not restored.
     pub fn of_current_thread(nodes: &'a Nodes) -> Self {
-        Self { nodes, allowed: Cpus::allowed().ok(), at: None }
+        Self { nodes, allowed: CpuSet::of_current_thread(), at: None }
     }
 
     /// Moves the thread to the allowed CPUs of a node, or with `None` to all allowed CPUs. If a sandbox refuses that,
@@ -71,69 +75,58 @@ impl<'a> NodeBinding<'a> {
     }
 }
 
-/// A set of CPUs.
-struct Cpus(libc::cpu_set_t);
-
-impl Cpus {
-    /// The CPUs that the calling thread may run on.
-    fn allowed() -> Result<Self, Errno> {
-        let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-        // SAFETY: writes at most the size of one set, which fits in `set`.
-        match unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr()) } {
-            // SAFETY: a plain bit set, for which every pattern is valid.
-            0 => Ok(Self(unsafe { set.assume_init() })),
-            _ => Err(Errno::last()),
-        }
+/// The node that the policy of the memory at `hva` selects, if it selects exactly one.
+fn policy(hva: HostVa) -> Option<usize> {
+    let (mode, nodes) = get_mempolicy(hva.raw(), MPOL_F_ADDR).ok()?;
+    if !matches!(mode & MODE, MPOL_BIND | MPOL_PREFERRED) {
+        return None;
     }
+    let first = nodes.iter().position(|word| *word != 0)?;
+    (count(&nodes) == 1).then(|| first * 64 + nodes[first].trailing_zeros() as usize)
+}
 
-    /// The members of `cpus` that are in this set; `None` if there are none.
-    fn only(&self, cpus: &[usize]) -> Option<Self> {
-        // SAFETY: a plain bit set, for which all zeros is the empty set.
-        let mut only = unsafe { MaybeUninit::<libc::cpu_set_t>::zeroed().assume_init() };
-        let max = libc::CPU_SETSIZE as usize;
-        let mut any = false;
-        // SAFETY: the number is below what a set can hold.
-        for &cpu in cpus.iter().filter(|cpu| **cpu < max && unsafe { libc::CPU_ISSET(**cpu, &self.0) }) {
-            // SAFETY: as above.
-            unsafe { libc::CPU_SET(cpu, &mut only) };
-            any = true;
-        }
-        any.then_some(Self(only))
-    }
+/// Whether the calling thread may allocate memory on more than one node. This needs no file, and so works in a
+/// sandbox that hides the list of nodes.
+pub(crate) fn several_nodes() -> bool {
+    get_mempolicy(0, MPOL_F_MEMS_ALLOWED).is_ok_and(|(_, nodes)| count(&nodes) > 1)
+}
 
-    /// Binds the calling thread to this set.
-    fn apply(&self) -> Result<(), Errno> {
-        // SAFETY: reads one set.
-        match unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &self.0) } {
-            0 => Ok(()),
-            _ => Err(Errno::last()),
-        }
+/// Whether memory without a policy of its own is allocated on the node of the thread that faults it in: the calling
+/// thread has no other policy that its workers inherit (as with numactl's --membind or --interleave).
+pub(crate) fn allocates_locally() -> bool {
+    get_mempolicy(0, 0).is_ok_and(|(mode, _)| matches!(mode & MODE, MPOL_DEFAULT | MPOL_LOCAL))
+}
+
+/// Makes the calling thread allocate memory without a policy of its own on that node, as long as the node has any.
+pub(crate) fn prefer(node: usize) -> Result<(), Errno> {
+    let mut nodes: NodeMask = [0; MAX_NODES / 64];
+    *nodes.get_mut(node / 64).ok_or(Errno::EINVAL)? |= 1 << (node % 64);
+    // The kernel reads one bit less than the number that it is given.
+    let bits = MAX_NODES as libc::c_ulong + 1;
+    // SAFETY: the call reads a mask of MAX_NODES bits.
+    match unsafe { libc::syscall(libc::SYS_set_mempolicy, MPOL_PREFERRED, nodes.as_ptr(), bits) } {
+        0 => Ok(()),
+        _ => Err(Errno::last()),
     }
 }
 
-/// The node that the policy of the memory at `hva` selects, if it selects exactly one.
-fn policy(hva: HostVa) -> Option<usize> {
+type NodeMask = [u64; MAX_NODES / 64];
+
+fn count(nodes: &NodeMask) -> u32 {
+    nodes.iter().map(|word| word.count_ones()).sum()
+}
+
+/// The policy at an address (with MPOL_F_ADDR) or of the calling thread, and its nodes; or with MPOL_F_MEMS_ALLOWED
+/// the nodes that the thread may allocate on.
+fn get_mempolicy(address: u64, flags: libc::c_ulong) -> Result<(libc::c_int, NodeMask), Errno> {
     let mut mode: libc::c_int = 0;
-    let mut nodes = [0u64; MAX_NODES / 64];
-    let address = hva.raw();
+    let mut nodes: NodeMask = [0; MAX_NODES / 64];
+    let (to_mode, bits) = (&raw mut mode, MAX_NODES as libc::c_ulong);
     // SAFETY: the call writes one int and a mask of `MAX_NODES` bits, and looks up the mapping at an address; an
     // address without a mapping fails with an error.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_get_mempolicy,
-            &raw mut mode,
-            nodes.as_mut_ptr(),
-            MAX_NODES as libc::c_ulong,
-            address,
-            libc::c_ulong::from(MPOL_F_ADDR as u32),
-        )
-    };
-    if answer != 0 || !matches!(mode & MODE, MPOL_BIND | MPOL_PREFERRED) {
-        return None;
-    }
-    let named: u32 = nodes.iter().map(|word| word.count_ones()).sum();
-    let first = nodes.iter().position(|word| *word != 0)?;
-    (named == 1).then(|| first * 64 + nodes[first].trailing_zeros() as usize)
+    let answer =
+        unsafe { libc::syscall(libc::SYS_get_mempolicy, to_mode, nodes.as_mut_ptr(), bits, address, flags) };
+    if answer == 0 { Ok((mode, nodes)) } else { Err(Errno::last()) }
 }
 
 /// Parses a list in the kernel's format: "0-3,8".
@@ -182,9 +175,24 @@ mod tests {
 
     /// The CPUs that the calling thread may run on.
     fn now() -> Vec<usize> {
-        let Cpus(set) = Cpus::allowed().unwrap();
-        // SAFETY: the number is below what a set can hold.
-        (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect()
+        CpuSet::of_current_thread().unwrap().numbers()
+    }
+
+    #[test]
+    fn a_preferred_node_is_the_policy_of_the_thread() {
+        let own = std::thread::spawn(|| {
+            assert!(allocates_locally(), "tests run without a policy");
+            prefer(0).unwrap();
+            assert!(!allocates_locally());
+            let (mode, nodes) = get_mempolicy(0, 0).unwrap();
+            assert_eq!((mode & MODE, nodes[0], count(&nodes)), (MPOL_PREFERRED, 1, 1));
+            assert_eq!(prefer(MAX_NODES), Err(Errno::EINVAL));
+            assert_eq!(prefer(MAX_NODES - 1), Err(Errno::EINVAL), "a node that does not exist");
+            // A thread that this one creates begins with the same policy.
+            assert!(!std::thread::spawn(allocates_locally).join().unwrap());
+        });
+        own.join().unwrap();
+        assert!(allocates_locally());
     }
 
     #[test]
@@ -208,9 +216,8 @@ mod tests {
         let own = std::thread::spawn(move || {
             let before = now();
             // The kernel refuses a set without an existing CPU.
-            // SAFETY: a plain set of bits, for which all zeroes is the empty set.
-            let nothing = Cpus(unsafe { MaybeUninit::<libc::cpu_set_t>::zeroed().assume_init() });
-            assert_eq!(nothing.apply(), Err(Errno(libc::EINVAL)));
+            let nothing = CpuSet::for_test(&[]);
+            assert_eq!(nothing.apply(), Err(Errno::EINVAL));
             let nodes = Nodes(BTreeMap::from([(0, before.clone()), (1, vec![1023])]));
             let mut binding = NodeBinding { nodes: &nodes, allowed: Some(nothing), at: None };
             for node in [Some(0), Some(1), None] {

@@ -4,33 +4,55 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use super::cpu::CpuSet;
+use super::placement::Placement;
 use crate::error::Errno;
 
 /// Bytes of stack per worker. In a program that locks all its future memory, every byte of it is locked. A worker's
 /// deepest call is a read of /proc.
 const STACK: usize = 256 * 1024;
 
+/// What the kernel or a sandbox refused to the workers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Refused {
+    /// Workers that could not be started.
+    pub not_started: usize,
+    /// Workers that stayed on the CPUs of the calling thread.
+    pub not_moved: usize,
+}
+
 /// Runs `body` on the calling thread while up to `extra` workers run `work`, and waits until all of them have ended.
-/// Returns the result of `body`, and the number of workers that could not be started.
+/// Returns the result of `body`, and what was refused.
 ///
-/// `body` must not depend on the workers. They inherit the calling thread's CPU affinity and memory policy, and
-/// receive no signals. All of them have ended when this returns; a panic in one of them is propagated.
-pub fn run<R>(extra: usize, work: impl Fn() + Sync, body: impl FnOnce() -> R) -> (R, usize) {
-    let mut refused = 0;
+/// `body` must not depend on the workers. They run on `cpus` or, by default, on those of the process, and receive no
+/// signals; see [`Placement`]. All of them have ended when this returns; a panic in one of them is propagated.
+pub fn run<R>(
+    extra: usize,
+    cpus: Option<&CpuSet>,
+    work: impl Fn() + Sync,
+    body: impl FnOnce() -> R,
+) -> (R, Refused) {
+    let mut not_started = 0;
+    let not_moved = AtomicUsize::new(0);
     // A new thread's stack is an mmap, which has to wait for page faults in progress. If the first worker started at
     // once, the second would start only after the first has faulted in a chunk. So the workers wait for each other.
     let gate = Mutex::new(());
+    let placement = (extra > 0).then(|| Placement::of_workers(cpus));
     let answer = thread::scope(|scope| {
         let mut workers = Vec::new();
-        if extra > 0 {
+        if let Some(placement) = &placement {
             let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
             // A new thread inherits the signal mask, so the signals are blocked from its first instruction.
             let blocked = SignalsBlocked::all();
             for number in 1..=extra {
                 let worker = || {
+                    if placement.enter().is_err() {
+                        not_moved.fetch_add(1, Ordering::Relaxed);
+                    }
                     drop(gate.lock().unwrap_or_else(PoisonError::into_inner));
                     work();
                 };
@@ -39,7 +61,7 @@ pub fn run<R>(extra: usize, work: impl Fn() + Sync, body: impl FnOnce() -> R) ->
                     Ok(Ok(handle)) => workers.push(handle),
                     // The next one would be refused, too: the cause is a sandbox or RLIMIT_NPROC.
                     Ok(Err(_)) | Err(_) => {
-                        refused = extra - workers.len();
+                        not_started = extra - workers.len();
                         break;
                     }
                 }
@@ -56,7 +78,7 @@ pub fn run<R>(extra: usize, work: impl Fn() + Sync, body: impl FnOnce() -> R) ->
         }
         answer
     });
-    (answer, refused)
+    (answer, Refused { not_started, not_moved: not_moved.into_inner() })
 }
 
 /// Runs `body`. If it panics, runs `cleanup` before the panic continues.
@@ -131,7 +153,7 @@ mod tests {
             all_there.wait();
             seen.lock().unwrap().push((own_status("Name:"), own_status("SigBlk:")));
         };
-        assert_eq!(run(3, look, look), ((), 0));
+        assert_eq!(run(3, None, look, look), ((), Refused::default()));
         let mut seen = seen.into_inner().unwrap();
         seen.sort();
         let own = seen.iter().position(|(name, _)| *name == caller).expect("the calling thread works too");
@@ -160,14 +182,14 @@ mod tests {
         let caller = thread::current().id();
         let runs = Mutex::new(Vec::new());
         let note = || runs.lock().unwrap().push(thread::current().id());
-        assert_eq!(run(0, note, note), ((), 0));
+        assert_eq!(run(0, None, note, note), ((), Refused::default()));
         assert_eq!(runs.into_inner().unwrap(), [caller]);
     }
 
     #[test]
     fn a_panicking_worker_is_not_lost() {
         let mask = own_status("SigBlk:");
-        let panic = catch_unwind(|| run(2, || panic!("worker down"), || ())).unwrap_err();
+        let panic = catch_unwind(|| run(2, None, || panic!("worker down"), || ())).unwrap_err();
         assert!(panic.downcast::<&str>().unwrap().contains("worker down"));
         assert_eq!(own_status("SigBlk:"), mask);
     }

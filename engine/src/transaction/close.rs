@@ -24,7 +24,7 @@ impl Engine {
         }
         state.wanted = WantedSet::default();
         let Ok(plan) =
-            plan::plan(&state.wanted, &state.table, &[IovaRange::ALL], self.grid, self.batch, None)
+            plan::plan(&state.wanted, &state.table, &[IovaRange::ALL], &self.grid, self.batch, None)
         else {
             return Ok(()); // Without a capacity there is always room.
         };

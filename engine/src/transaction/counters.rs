@@ -1,11 +1,21 @@
 //! The counters and log messages of an engine.
 
+use std::fmt;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Engine, Outcome, State};
 use crate::execute::Executed;
 use crate::log::Level;
-use crate::populate::{self, Report};
+use crate::populate::{self, Report, ThreadLimit};
+
+/// The messages that are logged once per handle, and were.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Logged {
+    base_pages: bool,
+    refused_threads: bool,
+    refused_cpus: bool,
+}
 
 impl Engine {
     pub(super) fn record_executed(&self, executed: &Executed) {
@@ -59,6 +69,7 @@ impl Engine {
     pub(super) fn log_executed(&self, state: &mut State, executed: &Executed) {
         if let Some(report) = &executed.populated {
             self.log_base_pages(state, report);
+            self.log_refused_threads(state, report);
         }
         for entry in &executed.devices {
             self.log.write(
@@ -80,13 +91,43 @@ impl Engine {
         }
     }
 
+    /// Logs once why commits use fewer threads than there are CPUs.
+    pub(super) fn log_limit(&self, limit: ThreadLimit) {
+        if limit.is_short() && !self.logged_limit.swap(true, Ordering::Relaxed) {
+            self.log.write(Level::Info, format_args!("{limit}"));
+        }
+    }
+
+    /// Logs what was refused to threads, each once.
+    fn log_refused_threads(&self, state: &mut State, report: &Report) {
+        let once = |logged: &mut bool, message: fmt::Arguments<'_>| {
+            if !std::mem::replace(logged, true) {
+                self.log.write(Level::Info, message);
+            }
+        };
+        let Logged { refused_threads, refused_cpus, .. } = &mut state.logged;
+        if report.thread_start_failures > 0 {
+            let (failed, worked) = (report.thread_start_failures, report.threads);
+            let all = failed + worked;
+            once(
+                refused_threads,
+                format_args!("{failed} of {all} threads could not be started (sandbox, RLIMIT_NPROC)"),
+            );
+        }
+        if report.threads_not_moved > 0 {
+            let message =
+                "The library's threads may not leave the CPUs of the calling thread (sandbox, cpuset)";
+            once(refused_cpus, format_args!("{message}"));
+        }
+    }
+
     /// Logs once why the host does not provide huge pages.
     fn log_base_pages(&self, state: &mut State, report: &Report) {
-        if !self.huge_pages || state.logged_base_pages {
+        if !self.huge_pages || state.logged.base_pages {
             return;
         }
         if let Some(hint) = populate::hint(report) {
-            state.logged_base_pages = true;
+            state.logged.base_pages = true;
             self.log.write(Level::Warn, format_args!("{hint}"));
         }
     }

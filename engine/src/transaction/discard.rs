@@ -22,7 +22,8 @@ impl Engine {
         if let Some((with, _)) = wanted.chain(held).find(|(range, hva)| overlap(memory, *range, *hva)) {
             return Err(Error::check(Errno::EBUSY, ErrorKind::Overlap { with }).at_hva(memory.hva()));
         }
-        let (discarded, report) = discard::discard(memory, self.threads());
+        let (discarded, report) =
+            discard::discard(memory, self.thread_limit().threads, self.cpu_set.as_ref());
         let mut stats = self.stats_mut();
         stats.thread_start_failures += report.thread_start_failures;
         stats.discard_ns += counters::nanoseconds(start.elapsed());

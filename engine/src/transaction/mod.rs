@@ -7,6 +7,7 @@ mod discard;
 mod regions;
 
 use std::fmt::Write as _;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use crate::execute::{Executed, Executor};
 use crate::limits::{Limits, Memlock};
 use crate::log::{Level, Log};
 use crate::object::Objects;
-use crate::populate::{self, PopulateOptions};
+use crate::populate::{self, PopulateOptions, ThreadLimit};
 use crate::preflight;
 use crate::reconcile::dirty_pages::DirtyPages;
 use crate::reconcile::grid::Grid;
@@ -26,14 +27,19 @@ use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::WantedSet;
 use crate::region::Region;
 use crate::stats::Stats;
+use crate::sys::cpu::CpuSet;
 
 /// The configuration of an engine.
 #[derive(Debug)]
 pub struct Config {
     /// Bytes of the largest kernel entry; see [`Grid`].
     pub entry_size: u64,
+    /// IOVAs at which entries are cut as well: multiples of the smallest IOMMU page, in any order.
+    pub cuts: Vec<u64>,
     /// Maximum number of threads for a commit, whatever the number of CPUs; 0: one per CPU that the process may use.
     pub threads: usize,
+    /// The CPUs that the library's threads run on; `None`: those of the process.
+    pub cpu_set: Option<CpuSet>,
     /// Whether to request huge pages before memory is faulted in.
     pub huge_pages: bool,
     /// Maximum number of entries per unmap call, at least 1; see [`Batch`].
@@ -46,7 +52,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             entry_size: Grid::DEFAULT_ENTRY,
+            cuts: Vec::new(),
             threads: 0,
+            cpu_set: None,
             huge_pages: true,
             max_unmap_entries: Batch::default().entries,
             log: Log::none(),
@@ -100,7 +108,7 @@ struct State {
     /// Dirty pages that were not reported yet; `None` while tracking is off.
     dirty: Option<DirtyPages>,
     in_transaction: bool,
-    logged_base_pages: bool,
+    logged: counters::Logged,
     poison: Option<String>,
 }
 
@@ -121,8 +129,11 @@ pub struct Engine {
     grid: Grid,
     batch: Batch,
     threads: usize,
+    cpu_set: Option<CpuSet>,
     huge_pages: bool,
     log: Log,
+    /// Whether it was logged why there are few threads.
+    logged_limit: AtomicBool,
     state: Mutex<State>,
     // Separate from the state, so that reading statistics never waits for a commit.
     stats: Mutex<Stats>,
@@ -139,14 +150,18 @@ impl Engine {
         }
         let batch = Batch { entries: config.max_unmap_entries, ..Batch::default() };
         let limits = backend.limits()?;
-        let Config { threads, huge_pages, log, .. } = config;
+        let Config { cuts, threads, cpu_set, huge_pages, log, .. } = config;
         let page = limits.page_sizes.smallest();
-        let (wanted, objects, table, in_transaction, logged_base_pages) = Default::default();
+        if let Some(&value) = cuts.iter().find(|cut| !cut.is_multiple_of(page)) {
+            return Err(Error::check(Errno::EINVAL, ErrorKind::Misaligned { value, page }).of(Op::Open));
+        }
+        let grid = grid.with_cuts(cuts);
+        let (wanted, objects, table, in_transaction, logged) = Default::default();
         let (dirty, poison) = (None, None);
-        let state =
-            State { limits, wanted, objects, table, dirty, in_transaction, logged_base_pages, poison };
+        let state = State { limits, wanted, objects, table, dirty, in_transaction, logged, poison };
         let (state, stats) = (Mutex::new(state), Mutex::default());
-        Ok(Self { backend, page, grid, batch, threads, huge_pages, log, state, stats })
+        let logged_limit = AtomicBool::new(false);
+        Ok(Self { backend, page, grid, batch, threads, cpu_set, huge_pages, log, logged_limit, state, stats })
     }
 
     /// Opens a transaction: until [`Engine::commit`], changes are only recorded.
@@ -197,7 +212,7 @@ impl Engine {
             memlock: self.backend.memlock(),
             entry_size: self.grid.entry_size(),
             batch: self.batch,
-            threads: self.threads(),
+            threads: self.thread_limit().threads,
             parallel: self.backend.capabilities().parallel,
             in_transaction: state.in_transaction,
             poisoned: state.poison.is_some(),
@@ -265,8 +280,9 @@ impl Engine {
         let Plan { kept_entries, kept_bytes, remapped_bytes, .. } = plan;
         let State { table, wanted, objects, dirty, .. } = state;
         let mut executor = self.executor(table, objects, dirty.as_mut(), &plan);
-        let threads = executor.threads;
-        let options = PopulateOptions { threads, huge_pages: self.huge_pages, chunk: populate::CHUNK_BYTES };
+        let Executor { threads, cpus, .. } = executor;
+        let options =
+            PopulateOptions { threads, cpus, huge_pages: self.huge_pages, chunk: populate::CHUNK_BYTES };
         let run = executor.run(&plan, wanted, Some(options));
         let executed = executor.executed;
         self.record_executed(&executed);
@@ -295,7 +311,7 @@ impl Engine {
     /// Plans what the transaction touched, and checks the plan against the limits. Sets `scope` to the plan's.
     fn plan(&self, state: &State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
         let capacity = state.limits.entries;
-        let plan = plan::plan(&state.wanted, &state.table, scope, self.grid, self.batch(state), capacity)
+        let plan = plan::plan(&state.wanted, &state.table, scope, &self.grid, self.batch(state), capacity)
             .map_err(|room| {
                 let kind = ErrorKind::Entries { needed: room.needed, available: room.available };
                 Error::check(Errno::ENOSPC, kind)
@@ -324,7 +340,7 @@ impl Engine {
     /// engine.
     fn restore(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         let State { table, wanted, objects, dirty, .. } = state;
-        let undone = plan::plan(wanted, table, scope, self.grid, self.batch, None).map(|plan| {
+        let undone = plan::plan(wanted, table, scope, &self.grid, self.batch, None).map(|plan| {
             let mut executor = self.executor(table, objects, dirty.as_mut(), &plan);
             let run = executor.run(&plan, wanted, None);
             self.record_executed(&executor.executed);
@@ -346,12 +362,27 @@ impl Engine {
         plan: &Plan,
     ) -> Executor<'a> {
         // Counting the CPUs costs more than a small plan, because affinity and cgroup are read each time.
-        let threads = if plan.bytes() < populate::MIN_PARALLEL_BYTES { 1 } else { self.threads() };
-        Executor { backend: &*self.backend, table, objects, dirty, threads, executed: Executed::default() }
+        let threads = if plan.bytes() < populate::MIN_PARALLEL_BYTES {
+            1
+        } else {
+            let limit = self.thread_limit();
+            self.log_limit(limit);
+            limit.threads
+        };
+        let cpus = self.cpu_set.as_ref();
+        Executor {
+            backend: &*self.backend,
+            table,
+            objects,
+            dirty,
+            threads,
+            cpus,
+            executed: Executed::default(),
+        }
     }
 
-    fn threads(&self) -> usize {
-        populate::thread_limit(self.threads)
+    fn thread_limit(&self) -> ThreadLimit {
+        ThreadLimit::new(self.threads, self.cpu_set.as_ref())
     }
 
     fn set_poison(&self, state: &mut State, cause: String) {

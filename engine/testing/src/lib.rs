@@ -12,12 +12,14 @@ use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Error};
 
-/// Bytes of one unit: a quarter of the first grid cell, an eighth of the smallest entry.
+/// Bytes of one unit: a quarter of the first grid cell of [`engine_with`], an eighth of the smallest entry.
 pub const UNIT: u64 = 256 << 10;
 /// Units of the test space: 16 MiB.
 pub const UNITS: u64 = 64;
 /// The minimum entry size, which gives the small space many grid cells.
 pub const ENTRY: u64 = 2 << 20;
+/// The cut that [`engine_with`] names in addition, inside the first entry.
+pub const CUT: u64 = 1 << 20;
 
 /// Thread counts for tests: more than a small machine has CPUs.
 pub const THREADS: [usize; 4] = [3, 4, 8, 64];
@@ -172,7 +174,7 @@ impl Space {
                 assert_eq!(whole, cells.len(), "an exact region was cut: {mapping:?}");
             } else {
                 assert_eq!(start / ENTRY, last / ENTRY, "crosses an entry boundary: {mapping:?}");
-                assert!(start >= 1 << 20 || last < 1 << 20, "crosses 1 MiB: {mapping:?}");
+                assert!(start >= CUT || last < CUT, "crosses the caller's cut: {mapping:?}");
             }
         }
     }
@@ -239,7 +241,7 @@ pub fn engine(config: SimConfig) -> (Engine, Sim) {
 /// An engine with that number of threads on a model, and the model.
 pub fn engine_with(threads: usize, config: SimConfig) -> (Engine, Sim) {
     let sim = Sim::new(config);
-    let config = Config { entry_size: ENTRY, threads, ..Config::default() };
+    let config = Config { entry_size: ENTRY, cuts: vec![CUT], threads, ..Config::default() };
     (Engine::new(Box::new(sim.clone()), config).expect("the model always opens"), sim)
 }
 
@@ -290,7 +292,7 @@ pub fn transactions() -> impl Strategy<Value = Vec<Vec<Step>>> {
     prop::collection::vec(prop::collection::vec(step(), 0..6), 1..12)
 }
 
-/// The base of a space at the bottom (with the cut at 1 MiB) or at the very top of 2^64.
+/// The base of a space at the bottom (with the cut at [`CUT`]) or at the very top of 2^64.
 pub fn base() -> impl Strategy<Value = u64> {
     prop_oneof![3 => Just(0u64), 1 => Just((UNITS * UNIT).wrapping_neg())]
 }

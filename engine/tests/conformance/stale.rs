@@ -21,7 +21,7 @@ use vfio_fast_engine::{Config, Engine, Errno, Result};
 const INJECTED: Errno = Errno(libc::EREMOTEIO);
 const SECOND: Errno = Errno(libc::ENOLINK);
 
-/// Mapped before the transaction: across 1 MiB and several entries, read-only, and exact.
+/// Mapped before the transaction: across several entries, read-only, and exact.
 const BEFORE: &[Step] = &[
     map(0, 24, 1, Perm::ReadWrite, false),
     map(32, 8, 2, Perm::Read, false),

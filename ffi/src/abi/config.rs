@@ -57,7 +57,8 @@ pub struct vfio_fast_config {
     /// size if the container has too few entries left.
     pub entry_size: u64,
     /// Maximum number of threads that work during a commit. They fault memory in and, with VFIO_FAST_INFO_PARALLEL,
-    /// map and unmap. The number of CPUs does not limit it. 0: one for each CPU that this process may use.
+    /// map and unmap. The number of CPUs does not limit it. 0: one for each CPU that the threads may run on (see
+    /// cpu_set), but not more than the cgroup's CPU quota.
     pub threads: u32,
     /// The most verbose level that is passed to log, VFIO_FAST_LOG_*. 0: none. Any other value is -EOPNOTSUPP.
     pub log_level: u32,
@@ -78,8 +79,21 @@ pub struct vfio_fast_config {
     /// also removes at most 4 GiB: the kernel unpins every page, and other users of the container wait until the call
     /// ends. With VFIO_FAST_INFO_PARALLEL every call removes one entry.
     pub max_unmap_entries: u32,
-    /// Must be 0. Any other value is -EOPNOTSUPP.
-    pub reserved: u32,
+    /// Number of addresses in cuts.
+    pub cut_count: u32,
+    /// IOVAs at which kernel entries are always cut, in addition to the multiples of entry_size: multiples of the
+    /// smallest IOMMU page, in any order, read only during vfio_fast_open(). May be NULL if cut_count is 0. Name an
+    /// address if regions are often split and joined there: what is on the other side of the cut then stays mapped.
+    /// An example is 1 MiB, below which the firmware of a PC has its shadow memory. A cut costs the superpage that
+    /// contains it: with a cut at 1 MiB, the first 2 MiB take 512 entries of 4 KiB in the IOMMU's page table instead
+    /// of one of 2 MiB, and the first 1 GiB cannot be one entry of 1 GiB. Exact regions are not cut.
+    pub cuts: *const u64,
+    /// CPUs that the library's threads run on, in the format of sched_setaffinity(2), read only during
+    /// vfio_fast_open(). The calling thread is not moved. CPUs that the machine does not have are ignored. NULL: the
+    /// CPUs of the process's main thread, or those of the calling thread if these are more.
+    pub cpu_set: *const c_void,
+    /// Size of cpu_set in bytes. Must be 0 if cpu_set is NULL.
+    pub cpu_set_size: u64,
 }
 
 // The end of the last field of the first release: the minimum size of a caller's struct.

@@ -35,8 +35,9 @@ use crate::log::refuse_inside;
 ///
 /// # Returns
 /// 0, or
-/// - -EINVAL: config or out is NULL; a struct is too short; entry_size is not a power of two or is below 2 MiB; sim
-///   is set and the backend is not VFIO_FAST_BACKEND_SIM; the container has no IOMMU type
+/// - -EINVAL: config or out is NULL; a struct is too short; entry_size is not a power of two or is below 2 MiB; cuts
+///   is NULL or misaligned, or a cut is not a multiple of the smallest IOMMU page; cpu_set contains no CPU; sim is set
+///   and the backend is not VFIO_FAST_BACKEND_SIM; the container has no IOMMU type
 /// - -E2BIG: a struct is too long
 /// - -EOPNOTSUPP: unknown backend, flags or log_level; a reserved field is not 0
 /// - -ENOENT: the iommufd has no IOAS with this ioas_id
@@ -52,7 +53,7 @@ use crate::log::refuse_inside;
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_open(config: *const vfio_fast_config, out: *mut *mut vfio_fast) -> c_int {
     guard(|| {
-        // SAFETY: config, its sim and its log function are as this function's contract says.
+        // SAFETY: config, what it points to, and its log function are as this function's contract says.
         let settings = unsafe { Settings::read(config) }?;
         if out.is_null() {
             return Err(Failure::null("the new handle"));

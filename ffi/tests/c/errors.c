@@ -16,6 +16,58 @@ static void check_failure(uint32_t op, int error, uint64_t iova, uint64_t length
     CHECK(f.reserved == 0);
 }
 
+static void bad_cuts(const struct vfio_fast_sim_config *sim)
+{
+    static const uint64_t cuts[] = { 64 * MIB, MIB + 2 * KIB };
+    struct vfio_fast_config config = sim_config(sim);
+    struct vfio_fast *vf = NULL;
+
+    config.cuts = cuts;
+    config.cut_count = 2;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EINVAL);
+    CHECK_TEXT("0x100800");
+    CHECK_TEXT("4096");
+    CHECK(failure().op == VFIO_FAST_OP_OPEN);
+    config.cuts = (const uint64_t *)((uintptr_t)cuts + 1);
+    CHECK_RC(vfio_fast_open(&config, &vf), -EINVAL);
+    CHECK_TEXT("cuts");
+    config.cuts = NULL;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EINVAL);
+    CHECK_TEXT("cuts");
+    CHECK(vf == NULL);
+    /* The array is not read at all if it has no elements. */
+    config.cuts = (const uint64_t *)1;
+    config.cut_count = 0;
+    CHECK_RC(vfio_fast_open(&config, &vf), 0);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+}
+
+static void bad_cpu_sets(const struct vfio_fast_sim_config *sim)
+{
+    static const unsigned char empty[200], one[3] = { 0, 0, 1 };
+    struct vfio_fast_config config = sim_config(sim);
+    struct vfio_fast *vf = NULL;
+
+    config.cpu_set = empty;
+    config.cpu_set_size = sizeof(empty);
+    CHECK_RC(vfio_fast_open(&config, &vf), -EINVAL);
+    CHECK_TEXT("cpu_set");
+    config.cpu_set_size = 0;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EINVAL);
+    CHECK_TEXT("cpu_set");
+    config.cpu_set = NULL;
+    config.cpu_set_size = 8;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EINVAL);
+    CHECK_TEXT("cpu_set");
+    CHECK(vf == NULL);
+    /* Any size is accepted, and CPUs that do not exist are no error, as with sched_setaffinity(2). */
+    config.cpu_set = one;
+    config.cpu_set_size = sizeof(one);
+    CHECK_RC(vfio_fast_open(&config, &vf), 0);
+    CHECK(info(vf).threads == 1);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+}
+
 static void bad_configurations(void)
 {
     struct vfio_fast_sim_config sim = sim_defaults();
@@ -58,6 +110,9 @@ static void bad_configurations(void)
     config.sim = &sim;
     CHECK_RC(vfio_fast_open(&config, &vf), -EINVAL);
     CHECK_TEXT("VFIO_FAST_BACKEND_SIM");
+
+    bad_cuts(&sim);
+    bad_cpu_sets(&sim);
 
     config = sim_config(&sim);
     sim.backend = VFIO_FAST_BACKEND_SIM;

@@ -60,7 +60,7 @@ static void runs_are_single_calls(void)
     CHECK(stats(vf).entries == 0);
 
     for (n = 0; n < COUNT(many); n++)
-        many[n] = 1000 + n; /* across 1 MiB, where entries are split */
+        many[n] = 1000 + n;
     CHECK_RC(map(vf, many, COUNT(many)), 0);
     CHECK(map_calls(vf) == 6);
     CHECK(unmap(vf, many, COUNT(many)) == COUNT(many));

@@ -2,6 +2,8 @@
 /* Every function once, in the case of success. */
 #include "check.h"
 
+#include <sched.h>
+
 static void versions(void)
 {
     char text[32];
@@ -143,6 +145,53 @@ static void information(void)
     CHECK_RC(vfio_fast_close(&vf), 0);
 }
 
+/* Entries are cut where the caller says, and nowhere else below the entry size. */
+static void cuts(void)
+{
+    uint64_t at[] = { 3 * MIB, MIB };
+    struct vfio_fast_config config = sim_config(NULL);
+    struct vfio_fast_region ram = region(0, 4 * MIB, memory(4 * MIB), VFIO_FAST_REGION_WRITE);
+    struct vfio_fast *vf = NULL;
+
+    CHECK_RC(vfio_fast_open(&config, &vf), 0);
+    CHECK_RC(vfio_fast_map_region(vf, &ram), 0);
+    CHECK(stats(vf).entries == 1);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+
+    config.cuts = at;
+    config.cut_count = 2;
+    CHECK_RC(vfio_fast_open(&config, &vf), 0);
+    memset(at, 0xff, sizeof(at)); /* read only during the call */
+    CHECK_RC(vfio_fast_map_region(vf, &ram), 0);
+    CHECK(stats(vf).entries == 3);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+}
+
+/* The number of threads follows the set; a bound thread may use all CPUs of the process. */
+static void cpu_sets(void)
+{
+    struct vfio_fast_config config = sim_config(NULL);
+    struct vfio_fast *vf = open_sim(NULL);
+    uint32_t all = info(vf).threads;
+    cpu_set_t set;
+
+    CHECK(all >= 1);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+    CPU_ZERO(&set);
+    CPU_SET(0, &set);
+    config.cpu_set = &set;
+    config.cpu_set_size = sizeof(set);
+    CHECK_RC(vfio_fast_open(&config, &vf), 0);
+    CPU_ZERO(&set); /* read only during the call */
+    CHECK(info(vf).threads == 1);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+    CPU_SET(0, &set);
+    config.threads = 5;
+    CHECK_RC(vfio_fast_open(&config, &vf), 0);
+    CHECK(info(vf).threads == 5);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+}
+
 int main(void)
 {
     versions();
@@ -152,6 +201,8 @@ int main(void)
     transaction();
     edges();
     information();
+    cuts();
+    cpu_sets();
     /* No call has failed. */
     CHECK(vfio_fast_last_error()[0] == '\0');
     return 0;

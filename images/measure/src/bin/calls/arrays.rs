@@ -77,7 +77,6 @@ fn page(iova: Iova) -> Result<IovaRange> {
 }
 
 fn pages(shape: Shape, count: u64, hva: HostVa) -> Result<Pages> {
-    // Above 1 MiB, because entries are cut there.
     let at = |place: u64| -> Result<(Iova, HostVa)> {
         let hva = hva.checked_add(place * PAGE).context("The memory's end")?;
         Ok((Iova((4 << 30) + place * PAGE), hva))

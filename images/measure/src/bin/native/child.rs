@@ -137,7 +137,7 @@ fn batch(job: &Job, memory: &Memory) -> Result<()> {
     let piece = HostRange { hva: memory.hva(), bytes: job.bytes, writable: true };
     let start = Instant::now();
     let (threads, huge_pages) = (job.threads, huge_pages(job.backing));
-    let how = PopulateOptions { threads, huge_pages, chunk: job.pages_per_call * PAGE };
+    let how = PopulateOptions { threads, cpus: None, huge_pages, chunk: job.pages_per_call * PAGE };
     let report = populate::populate(&[piece], how);
     let populated = start.elapsed();
     for region in regions(memory, job.bytes) {

@@ -1,0 +1,119 @@
+//! The number of threads for a commit, and why it is not larger.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::thread::available_parallelism;
+
+use crate::sys::cpu::{self, CpuSet};
+use crate::sys::{cgroup, placement};
+
+/// The maximum number of threads for a commit, including the calling one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ThreadLimit {
+    /// The number, at least 1.
+    pub threads: usize,
+    /// The CPUs of the machine that are online.
+    pub online: usize,
+    /// What sets the number.
+    pub cause: Cause,
+}
+
+/// What sets the number of threads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// The caller's configuration: a number.
+    Configured,
+    /// The caller's configuration: a set of CPUs.
+    CpuSet,
+    /// The CPUs that the process may run on.
+    Affinity,
+    /// The CPU quota of a cgroup.
+    Quota,
+}
+
+impl ThreadLimit {
+    /// `configured`, or if that is 0 one per CPU that the threads may run on (`cpus`, or else the affinity mask) and
+    /// may use (cgroup quota).
+    pub fn new(configured: usize, cpus: Option<&CpuSet>) -> Self {
+        let online = cpu::online();
+        if configured > 0 {
+            return Self { threads: configured, online, cause: Cause::Configured };
+        }
+        let allowed = placement::cpus(cpus).map_or(online, |cpus| cpus.count().min(online));
+        let cause = if cpus.is_some() { Cause::CpuSet } else { Cause::Affinity };
+        match quota(allowed).filter(|quota| *quota < allowed) {
+            Some(threads) => Self { threads, online, cause: Cause::Quota },
+            None => Self { threads: allowed, online, cause },
+        }
+    }
+
+    /// Whether CPUs stay idle.
+    pub const fn is_short(&self) -> bool {
+        self.threads < self.online
+    }
+}
+
+impl fmt::Display for ThreadLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { threads, online, cause } = self;
+        write!(f, "Commits use {threads} of {online} CPUs: ")?;
+        f.write_str(match cause {
+            Cause::Configured => "this number of threads is configured",
+            Cause::CpuSet => "the configured CPU set has no more",
+            Cause::Affinity => "the affinity mask of the process has no more",
+            Cause::Quota => "the CPU quota of the cgroup allows no more",
+        })
+    }
+}
+
+/// The cgroup's CPU quota in CPUs; `None` if it is no less than `allowed`.
+fn quota(allowed: usize) -> Option<usize> {
+    // The standard library knows both versions of cgroups, but stops counting at the calling thread's affinity mask.
+    let counted = available_parallelism().map_or(1, NonZeroUsize::get);
+    let own = CpuSet::of_current_thread().map_or(allowed, |own| own.count());
+    if counted < own { Some(counted) } else { (own < allowed).then(cgroup::cpu_quota).flatten() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_threads_follows_the_cpus_only_by_default() {
+        let limit = |configured, cpus| ThreadLimit::new(configured, cpus);
+        let all = limit(0, None);
+        assert_eq!(all.threads, available_parallelism().unwrap().get());
+        for configured in [1, all.threads + 7] {
+            let expected = ThreadLimit { threads: configured, cause: Cause::Configured, ..all };
+            assert_eq!(limit(configured, None), expected);
+        }
+        let process = CpuSet::of_main_thread().unwrap();
+        let one = process.only(&process.numbers()[..1]).unwrap();
+        let expected = ThreadLimit { threads: 1, cause: Cause::CpuSet, ..all };
+        assert_eq!(limit(0, Some(&one)), expected);
+        assert_eq!(limit(3, Some(&one)).threads, 3);
+        let most = CpuSet::from_bytes(&[0xff; 1024]).unwrap();
+        assert_eq!(limit(0, Some(&most)).threads.max(all.threads), all.online.max(all.threads));
+    }
+
+    #[test]
+    fn a_bound_thread_may_use_the_cpus_of_the_process() {
+        let all = ThreadLimit::new(0, None);
+        std::thread::spawn(move || {
+            let process = CpuSet::of_main_thread().unwrap();
+            process.only(&process.numbers()[..1]).unwrap().apply().unwrap();
+            assert_eq!(ThreadLimit::new(0, None), all);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn the_line_says_how_many_and_why() {
+        let limit = ThreadLimit { threads: 1, online: 4, cause: Cause::Affinity };
+        assert!(limit.is_short());
+        let expected = "Commits use 1 of 4 CPUs: the affinity mask of the process has no more";
+        assert_eq!(limit.to_string(), expected);
+        assert!(!ThreadLimit { threads: 4, ..limit }.is_short());
+    }
+}
