@@ -185,7 +185,9 @@
 
 /**
  * Region flag: the region is exactly one kernel entry, never joined with a neighbour and never split. It can only be
- * unmapped as a whole. Unmapping and mapping it again in one transaction always reaches the kernel.
+ * unmapped as a whole. Unmapping and mapping it again in one transaction always reaches the kernel. Outside a
+ * transaction, an exact region of less than 4 MiB of RAM is one kernel call: it is not faulted in before, and no huge
+ * pages are requested for it.
  */
 #define VFIO_FAST_REGION_EXACT (1u << 2)
 

@@ -123,6 +123,11 @@ impl Objects {
         Some(Object { fd: held.fd.as_fd(), kind: held.kind, offset })
     }
 
+    /// Closes the object of `backing`, if one is held.
+    pub fn remove(&mut self, backing: Backing) {
+        self.held.remove(&backing);
+    }
+
     /// Closes the objects of all backings that are not `wanted`.
     pub fn retain(&mut self, mut wanted: impl FnMut(Backing) -> bool) {
         self.held.retain(|backing, _| wanted(*backing));

@@ -1,8 +1,10 @@
 //! Counters of an engine.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::addr::Superpages;
 
-/// Declares [`Stats`], and a macro that passes the names of its fields to another macro.
+/// Declares [`Stats`], the same fields as [`Counters`], and a macro that passes the names of its fields to another macro.
 macro_rules! stats {
     (($dollar:tt) $($(#[$doc:meta])* $name:ident: $type:ty,)+) => {
         /// Totals since open, except that fields marked "now" are the state after the last commit. Units are bytes,
@@ -12,12 +14,65 @@ macro_rules! stats {
             $($(#[$doc])* pub $name: $type,)+
         }
 
+        /// The counters behind [`Stats`], which any thread can read at any time, without a lock.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter,)+
+        }
+
+        impl Counters {
+            /// The current values. While another thread counts a commit, it may be counted in part.
+            pub fn read(&self) -> Stats {
+                Stats { $($name: Value::from_number(self.$name.get()),)+ }
+            }
+        }
+
         /// Calls a macro with the names of all fields of `Stats`, so that the macro cannot leave one out.
         #[macro_export]
         macro_rules! with_each_stat {
             ($dollar callback:ident) => { $dollar callback! { $($name)+ } };
         }
     };
+}
+
+/// A number that one thread at a time changes: the one that holds the lock of the engine's state.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// The current value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Replaces the value.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Adds to the value. Not atomic: a locked instruction for each counter would cost more than a map of one page
+    /// may cost in all.
+    pub fn add(&self, more: u64) {
+        self.set(self.get().wrapping_add(more));
+    }
+}
+
+/// A field of [`Stats`], which is stored as a number.
+trait Value {
+    fn from_number(number: u64) -> Self;
+}
+
+impl Value for u64 {
+    fn from_number(number: u64) -> Self {
+        number
+    }
+}
+
+impl Value for Superpages {
+    fn from_number(number: u64) -> Self {
+        let all = [Self::Unknown, Self::Coarse, Self::Fine];
+        all.into_iter().find(|style| *style as u64 == number).unwrap_or_default()
+    }
 }
 
 stats! {

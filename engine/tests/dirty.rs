@@ -116,6 +116,25 @@ fn what_is_mapped_again_stays_dirty() {
 }
 
 #[test]
+fn what_is_unmapped_by_itself_is_clean_when_it_is_mapped_again() {
+    let (engine, sim) = open(exact());
+    let (region, other) = (ram(range(2 * MIB, MIB), true), ram(range(4 * MIB, MIB), true));
+    engine.map_region(region).unwrap();
+    engine.map_region(other).unwrap();
+    engine.track_dirty(true).unwrap();
+    sim.write(2 * MIB);
+    sim.write(3 * MIB - PAGE);
+    sim.write(5 * MIB - PAGE);
+    // Leaves the last page of each region to be reported.
+    assert_eq!(read(&engine, range(2 * MIB, PAGE)), [512].into());
+    assert!(read(&engine, range(4 * MIB, PAGE)).is_empty());
+    engine.unmap(region.range).unwrap();
+    engine.map_region(region).unwrap();
+    assert!(read(&engine, region.range).is_empty());
+    assert_eq!(read(&engine, other.range), [1279].into(), "the other region was not touched");
+}
+
+#[test]
 fn devices_that_do_not_tell_make_everything_dirty() {
     let (engine, _sim) = open(SimConfig::default());
     engine.map_region(ram(pages(600, 10), false)).unwrap();

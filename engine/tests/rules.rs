@@ -121,6 +121,24 @@ fn neighbours_join_only_if_they_are_one_object() {
 }
 
 #[test]
+fn a_part_that_is_mapped_again_without_a_backing_is_an_entry_of_its_own() {
+    for (again, rest) in [(range(GIB, MIB), range(GIB + MIB, MIB)), (range(GIB + MIB, MIB), range(GIB, MIB))]
+    {
+        let (engine, sim) = open(SimConfig::default());
+        let unknown =
+            |range: IovaRange| Region { backing: Backing::UNKNOWN, ..ram(range.start(), range.length()) };
+        transact(&engine, &[], &[unknown(range(GIB, 2 * MIB))]).unwrap();
+        let outcome = transact(&engine, &[again], &[unknown(again)]).unwrap();
+        assert_eq!(
+            (outcome.executed.unmap_calls, outcome.executed.map_calls),
+            (1, 2),
+            "{again} beside {rest}"
+        );
+        assert_eq!(held(&sim), [(GIB, MIB), (GIB + MIB, MIB)]);
+    }
+}
+
+#[test]
 fn the_same_address_of_another_object_is_mapped_anew() {
     let (engine, sim) = open(SimConfig::default());
     transact(&engine, &[], &[ram(GIB, GIB)]).unwrap();

@@ -126,9 +126,7 @@ impl Executor<'_> {
             if session.is_some_and(|session| session.wait_for(index)) {
                 self.found_device(&mut entry);
             }
-            let start = Instant::now();
-            let answer = self.backend.map(&entry.mapping(), self.objects.object_of(&entry));
-            self.record_map(&entry, answer, start.elapsed());
+            let answer = self.map(&entry);
             match (answer, entry.kind) {
                 (Ok(()), _) => {}
                 (Err(errno), Kind::Ram) => return Err(not_mapped(&entry, errno)),
@@ -136,6 +134,14 @@ impl Executor<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Maps one entry, without faulting it in.
+    pub fn map(&mut self, entry: &Entry) -> KernelResult<()> {
+        let start = Instant::now();
+        let answer = self.backend.map(&entry.mapping(), self.objects.object_of(entry));
+        self.record_map(entry, answer, start.elapsed());
+        answer
     }
 
     /// Unmaps entries. Continues after a failure; returns the first one.
@@ -186,7 +192,8 @@ impl Executor<'_> {
         self.executed.devices.push(*entry);
     }
 
-    fn unmap(&mut self, range: IovaRange) -> Result<()> {
+    /// Unmaps the whole entries in `range`.
+    pub fn unmap(&mut self, range: IovaRange) -> Result<()> {
         let start = Instant::now();
         let answer = match (&mut self.dirty, self.backend.dirty_tracking()) {
             (Some(dirty), Some(tracking)) if range.length() <= tracking.max_bytes() => {
@@ -237,7 +244,8 @@ impl Executor<'_> {
     }
 }
 
-fn not_mapped(entry: &Entry, errno: Errno) -> Error {
+/// The error of a map call for RAM.
+pub fn not_mapped(entry: &Entry, errno: Errno) -> Error {
     Error::kernel(Op::Map, errno).at(entry.range).at_hva(entry.hva)
 }
 

@@ -86,18 +86,21 @@ pub fn plan(
     if touched.is_empty() {
         return Ok(plan);
     }
-    let mut kept = Vec::new();
-    let mut gone = Vec::new();
-    let mut seen = None;
+    // The entries that overlap what was touched, and whether each is still wanted as a whole.
+    let mut found: Vec<(&Entry, bool)> = Vec::new();
     for range in merged(touched.to_vec()) {
-        // An entry that overlaps two ranges is found twice in succession.
-        for entry in table
-            .overlapping(range)
-            .filter(|entry| seen.replace(entry.range.start()) != Some(entry.range.start()))
-        {
-            if wanted.covers(entry) { kept.push(entry.range) } else { gone.push(entry) }
+        for entry in table.overlapping(range) {
+            let covered = wanted.covers(entry, range);
+            match found.last_mut() {
+                // An entry that overlaps two ranges is found twice in succession.
+                Some((last, whole)) if last.range.start() == entry.range.start() => *whole &= covered,
+                _ => found.push((entry, covered)),
+            }
         }
     }
+    let kept: Vec<IovaRange> =
+        found.iter().filter(|(_, whole)| *whole).map(|(entry, _)| entry.range).collect();
+    let gone: Vec<&Entry> = found.iter().filter(|(_, whole)| !*whole).map(|(entry, _)| *entry).collect();
     plan.kept_entries = kept.len() as u64;
     plan.kept_bytes = kept.iter().fold(0, |sum, range| sum.saturating_add(range.length()));
     plan.scope = merged(touched.iter().copied().chain(gone.iter().map(|entry| entry.range)).collect());

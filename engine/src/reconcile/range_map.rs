@@ -41,9 +41,21 @@ impl<V: Ranged> RangeMap<V> {
         self.0.range(first..=range.last()).map(|(_, value)| value)
     }
 
+    /// The value on exactly `range`.
+    pub fn on(&self, range: IovaRange) -> Option<&V> {
+        self.0.get(&range.start()).filter(|value| value.range() == range)
+    }
+
+    /// The last value that shares a byte with `range`. Takes one search, where `overlapping` takes two.
+    pub fn last_overlapping(&self, range: IovaRange) -> Option<&V> {
+        // Of the values that begin before the end of `range`, the last one also ends last.
+        let (_, last) = self.0.range(..=range.last()).next_back()?;
+        Some(last).filter(|value| value.range().overlaps(range))
+    }
+
     /// Adds a value, which must not overlap another.
     pub fn insert(&mut self, value: V) {
-        debug_assert!(self.overlapping(value.range()).next().is_none(), "ranges are disjoint");
+        debug_assert!(self.last_overlapping(value.range()).is_none(), "ranges are disjoint");
         self.0.insert(value.range().start(), value);
     }
 

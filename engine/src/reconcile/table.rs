@@ -116,6 +116,16 @@ impl MapTable {
         self.entries.overlapping(range)
     }
 
+    /// The entry that is exactly `range`.
+    pub fn on(&self, range: IovaRange) -> Option<&Entry> {
+        self.entries.on(range)
+    }
+
+    /// Whether no entry shares a byte with `range`.
+    pub fn is_free(&self, range: IovaRange) -> bool {
+        self.entries.last_overlapping(range).is_none()
+    }
+
     /// Records an entry that the kernel mapped.
     pub fn insert(&mut self, entry: Entry) {
         self.count(&entry, u64::wrapping_add);
@@ -124,11 +134,18 @@ impl MapTable {
 
     /// Removes every entry wholly inside `range`, after the kernel has unmapped them.
     pub fn remove_within(&mut self, range: IovaRange) {
-        let gone: Vec<Entry> =
-            self.overlapping(range).filter(|entry| range.contains(entry.range)).copied().collect();
-        for entry in gone {
+        // Most calls unmap one entry.
+        if self.on(range).is_some() {
+            return self.remove(range.start());
+        }
+        let gone = self.overlapping(range).filter(|entry| range.contains(entry.range));
+        let gone: Vec<u64> = gone.map(|entry| entry.range.start()).collect();
+        gone.into_iter().for_each(|start| self.remove(start));
+    }
+
+    fn remove(&mut self, start: u64) {
+        if let Some(entry) = self.entries.remove(start) {
             self.count(&entry, u64::wrapping_sub);
-            self.entries.remove(entry.range.start());
         }
     }
 

@@ -43,9 +43,12 @@ impl Wanted {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Change {
-    Inserted(IovaRange),
+/// A change of the wanted set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// A region was added.
+    Inserted(Wanted),
+    /// A region, or what was left of it, was removed.
     Removed(Wanted),
 }
 
@@ -62,6 +65,7 @@ pub struct Mark {
 pub struct WantedSet {
     regions: RangeMap<Wanted>,
     bytes: u64,
+    /// The number of regions of each known backing.
     uses: BTreeMap<Backing, u64>,
     generations: u64,
     journal: Vec<Change>,
@@ -85,7 +89,7 @@ impl WantedSet {
         self.bytes
     }
 
-    /// Whether a wanted region has this backing.
+    /// Whether a wanted region has this backing, which is not [`Backing::UNKNOWN`].
     pub fn names(&self, backing: Backing) -> bool {
         self.uses.contains_key(&backing)
     }
@@ -100,17 +104,22 @@ impl WantedSet {
         self.regions.overlapping(range)
     }
 
-    /// Whether every byte of `entry` is still wanted as it is mapped.
-    pub fn covers(&self, entry: &Entry) -> bool {
+    /// Whether every byte of `entry` is still wanted as it is mapped, if only `touched` can have changed since it was
+    /// mapped. Takes time in proportion to the regions in `touched`, not to those in `entry`.
+    pub fn covers(&self, entry: &Entry, touched: IovaRange) -> bool {
+        // The regions at both ends of `touched` must still join those next to them.
+        let start = entry.range.start().max(touched.start().saturating_sub(1));
+        let last = entry.range.last().min(touched.last().saturating_add(1));
+        let Some(part) = IovaRange::from_bounds(start, last) else { return true };
         let mut previous: Option<&Wanted> = None;
-        for wanted in self.overlapping(entry.range) {
+        for wanted in self.overlapping(part) {
             let region = &wanted.region;
-            let Some(shared) = region.range.intersection(entry.range) else { return false };
+            let Some(shared) = region.range.intersection(part) else { return false };
             if !wanted.agrees_with(entry, shared) || (region.exact && region.range != entry.range) {
                 return false;
             }
             let contiguous = match previous {
-                None => region.range.start() <= entry.range.start(),
+                None => region.range.start() <= part.start(),
                 Some(previous) => previous.joins(wanted),
             };
             if !contiguous {
@@ -118,13 +127,15 @@ impl WantedSet {
             }
             previous = Some(wanted);
         }
-        previous.is_some_and(|last| last.region.range.last() >= entry.range.last())
+        previous.is_some_and(|last| last.region.range.last() >= part.last())
     }
 
     /// Adds a region; if it overlaps a wanted one, returns that region's range as the error.
     pub fn insert(&mut self, region: Region) -> Result<(), IovaRange> {
-        if let Some(other) = self.overlapping(region.range).next() {
-            return Err(other.region.range);
+        if self.regions.last_overlapping(region.range).is_some()
+            && let Some(first) = self.overlapping(region.range).next()
+        {
+            return Err(first.region.range);
         }
         let generation = if region.exact {
             self.generations += 1;
@@ -140,14 +151,19 @@ impl WantedSet {
     /// Removes `range`; returns the number of bytes that were wanted there, or as the error the exact region that the
     /// range would cut.
     pub fn remove(&mut self, range: IovaRange) -> Result<u64, IovaRange> {
-        let affected: Vec<Wanted> = self.overlapping(range).copied().collect();
-        if let Some(cut) = affected.iter().find(|w| w.region.exact && !range.contains(w.region.range)) {
-            return Err(cut.region.range);
+        if let Some(&wanted) = self.regions.on(range) {
+            self.take(&wanted);
+            self.touched.push(range);
+            self.unmapped.push(range);
+            return Ok(range.length());
+        }
+        if let Some(cut) = self.cut_exact(range) {
+            return Err(cut);
         }
         let mut bytes = 0u64;
-        for wanted in affected {
+        while let Some(&wanted) = self.regions.last_overlapping(range) {
             let whole = wanted.region.range;
-            let Some(gone) = whole.intersection(range) else { continue };
+            let Some(gone) = whole.intersection(range) else { break };
             self.take(&wanted);
             let (before, after) = whole.without(range);
             for rest in [before, after].into_iter().flatten() {
@@ -162,6 +178,16 @@ impl WantedSet {
         Ok(bytes)
     }
 
+    /// The first exact region that `range` cuts: it can only contain the first or the last byte of `range`.
+    fn cut_exact(&self, range: IovaRange) -> Option<IovaRange> {
+        let ends = [range.start(), range.last()].into_iter().filter_map(|end| {
+            let end = IovaRange::from_bounds(end, end)?;
+            self.regions.last_overlapping(end)
+        });
+        let mut exact = ends.filter(|end| end.region.exact).map(|end| end.region.range);
+        exact.find(|region| !range.contains(*region))
+    }
+
     /// Marks the regions that share a byte with `range` as device memory.
     pub fn reclassify_as_device(&mut self, range: IovaRange) {
         let starts: Vec<u64> = self.overlapping(range).map(|wanted| wanted.region.range.start()).collect();
@@ -173,6 +199,14 @@ impl WantedSet {
     /// The ranges that the open transaction touched, in order.
     pub fn touched(&self) -> &[IovaRange] {
         &self.touched
+    }
+
+    /// The only change of the open transaction; `None` if there is none, or more than one.
+    pub fn only_change(&self) -> Option<Change> {
+        match self.journal[..] {
+            [change] => Some(change),
+            _ => None,
+        }
     }
 
     /// Commits the transaction: it can no longer be rolled back.
@@ -196,10 +230,9 @@ impl WantedSet {
     pub fn roll_back_to(&mut self, mark: Mark) {
         for change in self.journal.split_off(mark.journal).into_iter().rev() {
             match change {
-                Change::Inserted(range) => {
-                    if let Some(wanted) = self.regions.remove(range.start()) {
-                        self.count_out(&wanted.region);
-                    }
+                Change::Inserted(wanted) => {
+                    self.count_out(&wanted.region);
+                    self.regions.remove(wanted.region.range.start());
                 }
                 Change::Removed(wanted) => {
                     self.count_in(&wanted.region);
@@ -224,21 +257,22 @@ impl WantedSet {
     }
 
     fn put(&mut self, wanted: Wanted) {
-        let range = wanted.region.range;
         self.count_in(&wanted.region);
         self.regions.insert(wanted);
-        self.journal.push(Change::Inserted(range));
+        self.journal.push(Change::Inserted(wanted));
     }
 
     fn take(&mut self, wanted: &Wanted) {
-        let range = wanted.region.range;
         self.count_out(&wanted.region);
-        self.regions.remove(range.start());
+        self.regions.remove(wanted.region.range.start());
         self.journal.push(Change::Removed(*wanted));
     }
 
     fn count_in(&mut self, region: &Region) {
         self.bytes = self.bytes.wrapping_add(region.range.length());
+        if region.backing == Backing::UNKNOWN {
+            return;
+        }
         *self.uses.entry(region.backing).or_default() += 1;
     }
 

@@ -29,7 +29,7 @@ impl Engine {
             return Ok(()); // Without a capacity there is always room.
         };
         let State { table, wanted, objects, .. } = &mut *state;
-        let mut executor = self.executor(table, objects, None, &plan);
+        let mut executor = self.executor(table, objects, None, self.threads_for(&plan));
         // Little memory in many entries, such as arrays of pages, is unmapped in a single call, which takes no longer
         // than other calls.
         let at_once = plan.unmaps.len() > 1 && plan.bytes() <= self.batch.bytes;

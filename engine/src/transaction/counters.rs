@@ -8,6 +8,7 @@ use super::{Engine, Outcome, State};
 use crate::execute::Executed;
 use crate::log::Level;
 use crate::populate::{self, Report, ThreadLimit};
+use crate::stats::Counter;
 
 /// The messages that are logged once per handle, and were.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,51 +20,50 @@ pub(super) struct Logged {
 
 impl Engine {
     pub(super) fn record_executed(&self, executed: &Executed) {
-        let mut stats = self.stats_mut();
-        stats.map_calls += executed.map_calls;
-        stats.map_bytes += executed.map_bytes;
-        stats.map_ns += nanoseconds(executed.map_time);
-        stats.unmap_calls += executed.unmap_calls;
-        stats.unmap_bytes += executed.unmap_bytes;
-        stats.unmap_ns += nanoseconds(executed.unmap_time);
-        stats.max_unmap_ns = stats.max_unmap_ns.max(nanoseconds(executed.unmap_longest));
+        let counters = &self.counters;
+        counters.map_calls.add(executed.map_calls);
+        counters.map_bytes.add(executed.map_bytes);
+        counters.map_ns.add(nanoseconds(executed.map_time));
+        counters.unmap_calls.add(executed.unmap_calls);
+        counters.unmap_bytes.add(executed.unmap_bytes);
+        counters.unmap_ns.add(nanoseconds(executed.unmap_time));
+        raise(&counters.max_unmap_ns, nanoseconds(executed.unmap_longest));
         let Some(report) = &executed.populated else { return };
-        stats.populate_ns += nanoseconds(report.duration);
-        stats.populate_calls += report.calls;
-        stats.populate_bytes += report.bytes;
-        stats.populate_present += report.present_bytes;
-        stats.populate_huge += report.huge_bytes;
-        stats.populate_small += report.small_anonymous_bytes + report.small_file_bytes;
-        stats.populate_skipped += report.skipped_bytes;
-        stats.populate_einval += report.einval;
-        stats.populate_efault += report.efault;
-        stats.populate_enomem += report.enomem;
-        stats.populate_ehwpoison += report.ehwpoison;
-        stats.populate_other += report.other;
-        stats.thread_start_failures += report.thread_start_failures;
-        stats.threads_peak = stats.threads_peak.max(report.threads);
+        counters.populate_ns.add(nanoseconds(report.duration));
+        counters.populate_calls.add(report.calls);
+        counters.populate_bytes.add(report.bytes);
+        counters.populate_present.add(report.present_bytes);
+        counters.populate_huge.add(report.huge_bytes);
+        counters.populate_small.add(report.small_anonymous_bytes + report.small_file_bytes);
+        counters.populate_skipped.add(report.skipped_bytes);
+        counters.populate_einval.add(report.einval);
+        counters.populate_efault.add(report.efault);
+        counters.populate_enomem.add(report.enomem);
+        counters.populate_ehwpoison.add(report.ehwpoison);
+        counters.populate_other.add(report.other);
+        counters.thread_start_failures.add(report.thread_start_failures);
+        raise(&counters.threads_peak, report.threads);
     }
 
     /// Counts a successful commit, except for its calls, which are counted already.
     pub(super) fn record_commit(&self, outcome: &Outcome) {
-        let mut stats = self.stats_mut();
-        stats.commits += 1;
-        stats.kept_entries += outcome.kept_entries;
-        stats.kept_bytes += outcome.kept_bytes;
-        stats.remapped_bytes += outcome.remapped_bytes;
-        stats.device_failures += outcome.executed.refusals.len() as u64;
+        let counters = &self.counters;
+        counters.commits.add(1);
+        counters.kept_entries.add(outcome.kept_entries);
+        counters.kept_bytes.add(outcome.kept_bytes);
+        counters.remapped_bytes.add(outcome.remapped_bytes);
+        counters.device_failures.add(outcome.executed.refusals.len() as u64);
     }
 
     pub(super) fn record_state(&self, state: &State) {
-        let totals = state.table.totals();
-        let mut stats = self.stats_mut();
-        stats.regions = state.wanted.len();
-        stats.wanted_bytes = state.wanted.bytes();
-        stats.entries = state.table.len();
-        stats.mapped_bytes = totals.bytes;
-        stats.congruent_2m_bytes = totals.congruent_2m;
-        stats.congruent_1g_bytes = totals.congruent_1g;
-        stats.superpages = state.limits.page_sizes.superpages();
+        let (counters, totals) = (&self.counters, state.table.totals());
+        counters.regions.set(state.wanted.len());
+        counters.wanted_bytes.set(state.wanted.bytes());
+        counters.entries.set(state.table.len());
+        counters.mapped_bytes.set(totals.bytes);
+        counters.congruent_2m_bytes.set(totals.congruent_2m);
+        counters.congruent_1g_bytes.set(totals.congruent_1g);
+        counters.superpages.set(state.limits.page_sizes.superpages() as u64);
     }
 
     pub(super) fn log_executed(&self, state: &mut State, executed: &Executed) {
@@ -131,6 +131,11 @@ impl Engine {
             self.log.write(Level::Warn, format_args!("{hint}"));
         }
     }
+}
+
+/// Raises a counter to `value`.
+fn raise(counter: &Counter, value: u64) {
+    counter.set(counter.get().max(value));
 }
 
 pub(super) fn nanoseconds(duration: Duration) -> u64 {

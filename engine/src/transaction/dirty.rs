@@ -8,17 +8,19 @@ use crate::reconcile::dirty_pages::{DirtyPages, words_for};
 use crate::reconcile::plan::Batch;
 
 impl State {
-    /// Drops the dirty pages that are no longer wanted.
-    pub(super) fn forget_dirty(&mut self) {
+    /// Drops the dirty pages in `ranges` that are no longer wanted. Everything else that is dirty is still wanted.
+    pub(super) fn forget_dirty(&mut self, ranges: &[IovaRange]) {
         let Some(dirty) = self.dirty.as_mut().filter(|dirty| !dirty.is_empty()) else { return };
-        let mut rest = Some(IovaRange::ALL);
-        for wanted in self.wanted.iter() {
-            let Some(open) = rest else { break };
-            let (before, after) = open.without(wanted.region.range);
-            before.into_iter().for_each(|gap| dirty.forget(gap));
-            rest = after;
+        for range in ranges {
+            let mut rest = Some(*range);
+            for wanted in self.wanted.overlapping(*range) {
+                let Some(open) = rest else { break };
+                let (before, after) = open.without(wanted.region.range);
+                before.into_iter().for_each(|gap| dirty.forget(gap));
+                rest = after;
+            }
+            rest.into_iter().for_each(|gap| dirty.forget(gap));
         }
-        rest.into_iter().for_each(|gap| dirty.forget(gap));
     }
 }
 
@@ -75,11 +77,12 @@ impl Engine {
         self.tracking(Some(range))?;
         self.check_bitmap(&state, range, bitmap)?;
         let removed = self.remove(&mut state, range)?;
-        let reconciled = self.reconcile_with_dirty(&mut state);
+        let mut scope = state.wanted.touched().to_vec();
+        let reconciled = self.reconcile_with_dirty(&mut state, &mut scope);
         if let Some(dirty) = &mut state.dirty {
             dirty.take(range, range, bitmap);
         }
-        state.forget_dirty();
+        state.forget_dirty(&scope);
         reconciled.map(|_| removed)
     }
 

@@ -24,12 +24,11 @@ impl Engine {
         }
         let (discarded, report) =
             discard::discard(memory, self.thread_limit().threads, self.cpu_set.as_ref());
-        let mut stats = self.stats_mut();
-        stats.thread_start_failures += report.thread_start_failures;
-        stats.discard_ns += counters::nanoseconds(start.elapsed());
+        self.counters.thread_start_failures.add(report.thread_start_failures);
+        self.counters.discard_ns.add(counters::nanoseconds(start.elapsed()));
         match discarded {
             Ok(()) => {
-                stats.discard_bytes += memory.bytes();
+                self.counters.discard_bytes.add(memory.bytes());
                 Ok(())
             }
             Err(errno) => Err(Error::kernel(Op::Discard, errno).at_hva(memory.hva())),

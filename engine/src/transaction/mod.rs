@@ -5,10 +5,11 @@ mod counters;
 mod dirty;
 mod discard;
 mod regions;
+mod single;
 
 use std::fmt::Write as _;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::addr::IovaRange;
@@ -26,7 +27,7 @@ use crate::reconcile::plan::{self, Batch, Plan};
 use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::WantedSet;
 use crate::region::Region;
-use crate::stats::Stats;
+use crate::stats::{Counters, Stats};
 use crate::sys::cpu::CpuSet;
 
 /// The configuration of an engine.
@@ -135,8 +136,8 @@ pub struct Engine {
     /// Whether it was logged why there are few threads.
     logged_limit: AtomicBool,
     state: Mutex<State>,
-    // Separate from the state, so that reading statistics never waits for a commit.
-    stats: Mutex<Stats>,
+    /// Changed only while `state` is locked; reading them never waits for a commit.
+    counters: Counters,
 }
 
 impl Engine {
@@ -159,9 +160,9 @@ impl Engine {
         let (wanted, objects, table, in_transaction, logged) = Default::default();
         let (dirty, poison) = (None, None);
         let state = State { limits, wanted, objects, table, dirty, in_transaction, logged, poison };
-        let (state, stats) = (Mutex::new(state), Mutex::default());
+        let (state, counters) = (Mutex::new(state), Counters::default());
         let logged_limit = AtomicBool::new(false);
-        Ok(Self { backend, page, grid, batch, threads, cpu_set, huge_pages, log, logged_limit, state, stats })
+        Ok(Self { backend, page, grid, batch, threads, cpu_set, huge_pages, log, logged_limit, state, counters })
     }
 
     /// Opens a transaction: until [`Engine::commit`], changes are only recorded.
@@ -198,7 +199,7 @@ impl Engine {
 
     /// The totals so far. Never waits for a commit.
     pub fn stats(&self) -> Stats {
-        *self.stats_mut()
+        self.counters.read()
     }
 
     /// The settings and the current state.
@@ -239,21 +240,22 @@ impl Engine {
 
     /// Plans and executes what the open transaction touched.
     fn reconcile(&self, state: &mut State) -> Result<Outcome> {
-        let reconciled = self.reconcile_with_dirty(state);
-        state.forget_dirty();
+        let mut scope = state.wanted.touched().to_vec();
+        let reconciled = self.reconcile_with_dirty(state, &mut scope);
+        state.forget_dirty(&scope);
         reconciled
     }
 
-    /// The same, but keeps dirty pages that are no longer wanted.
-    fn reconcile_with_dirty(&self, state: &mut State) -> Result<Outcome> {
+    /// The same, but keeps dirty pages that are no longer wanted. `scope` is what the transaction touched; it is
+    /// extended to everything that may have changed.
+    fn reconcile_with_dirty(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Outcome> {
         let start = Instant::now();
-        if state.wanted.touched().is_empty() {
+        if scope.is_empty() {
             state.wanted.commit();
-            self.stats_mut().empty_commits += 1;
+            self.counters.empty_commits.add(1);
             return Ok(Outcome::default());
         }
-        let mut scope = state.wanted.touched().to_vec();
-        match self.attempt(state, &mut scope) {
+        match self.attempt(state, scope) {
             Ok(outcome) => {
                 state.wanted.commit();
                 state.forget_objects();
@@ -263,14 +265,20 @@ impl Engine {
                 Ok(outcome)
             }
             Err(error) => {
-                self.log.write(Level::Error, format_args!("{error}"));
-                self.roll_back(state, &scope, &error);
-                state.forget_objects();
-                self.stats_mut().failed_commits += 1;
-                self.record_state(state);
+                self.fail(state, scope, &error);
                 Err(error)
             }
         }
+    }
+
+    /// Ends a commit that failed with `error`: restores the mappings in `scope` from before, except what the
+    /// transaction unmapped.
+    fn fail(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
+        self.log.write(Level::Error, format_args!("{error}"));
+        self.roll_back(state, scope, error);
+        state.forget_objects();
+        self.counters.failed_commits.add(1);
+        self.record_state(state);
     }
 
     /// Tries once to make the kernel's mappings equal the wanted regions. `scope` is extended to everything that may
@@ -279,7 +287,7 @@ impl Engine {
         let plan = self.plan_or_ask_limits(state, scope)?;
         let Plan { kept_entries, kept_bytes, remapped_bytes, .. } = plan;
         let State { table, wanted, objects, dirty, .. } = state;
-        let mut executor = self.executor(table, objects, dirty.as_mut(), &plan);
+        let mut executor = self.executor(table, objects, dirty.as_mut(), self.threads_for(&plan));
         let Executor { threads, cpus, .. } = executor;
         let options =
             PopulateOptions { threads, cpus, huge_pages: self.huge_pages, chunk: populate::CHUNK_BYTES };
@@ -302,9 +310,8 @@ impl Engine {
             self.ask_limits(state);
             plan = self.plan(state, scope);
         }
-        let mut stats = self.stats_mut();
-        stats.plan_ns += counters::nanoseconds(start.elapsed());
-        stats.preflight_refusals += u64::from(plan.is_err());
+        self.counters.plan_ns.add(counters::nanoseconds(start.elapsed()));
+        self.counters.preflight_refusals.add(u64::from(plan.is_err()));
         plan
     }
 
@@ -332,7 +339,7 @@ impl Engine {
     /// After a failure, restores the mappings from before the transaction, except what the transaction unmapped.
     fn roll_back(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         state.wanted.roll_back_additions();
-        self.stats_mut().rollbacks += 1;
+        self.counters.rollbacks.add(1);
         self.restore(state, scope, error);
     }
 
@@ -341,7 +348,7 @@ impl Engine {
     fn restore(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
         let State { table, wanted, objects, dirty, .. } = state;
         let undone = plan::plan(wanted, table, scope, &self.grid, self.batch, None).map(|plan| {
-            let mut executor = self.executor(table, objects, dirty.as_mut(), &plan);
+            let mut executor = self.executor(table, objects, dirty.as_mut(), self.threads_for(&plan));
             let run = executor.run(&plan, wanted, None);
             self.record_executed(&executor.executed);
             run
@@ -359,26 +366,28 @@ impl Engine {
         table: &'a mut MapTable,
         objects: &'a Objects,
         dirty: Option<&'a mut DirtyPages>,
-        plan: &Plan,
+        threads: usize,
     ) -> Executor<'a> {
-        // Counting the CPUs costs more than a small plan, because affinity and cgroup are read each time.
-        let threads = if plan.bytes() < populate::MIN_PARALLEL_BYTES {
-            1
-        } else {
-            let limit = self.thread_limit();
-            self.log_limit(limit);
-            limit.threads
-        };
-        let cpus = self.cpu_set.as_ref();
         Executor {
             backend: &*self.backend,
             table,
             objects,
             dirty,
             threads,
-            cpus,
+            cpus: self.cpu_set.as_ref(),
             executed: Executed::default(),
         }
+    }
+
+    /// The maximum number of threads for `plan`.
+    fn threads_for(&self, plan: &Plan) -> usize {
+        // Counting the CPUs costs more than a small plan, because affinity and cgroup are read each time.
+        if plan.bytes() < populate::MIN_PARALLEL_BYTES {
+            return 1;
+        }
+        let limit = self.thread_limit();
+        self.log_limit(limit);
+        limit.threads
     }
 
     fn thread_limit(&self) -> ThreadLimit {
@@ -400,11 +409,6 @@ impl Engine {
             self.set_poison(&mut state, "a panic".to_owned());
             state
         })
-    }
-
-    // The panic that interrupted an update of the counters does not make them unusable.
-    fn stats_mut(&self) -> MutexGuard<'_, Stats> {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn healthy(&self) -> Result<MutexGuard<'_, State>> {

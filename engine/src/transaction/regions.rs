@@ -97,7 +97,7 @@ impl Engine {
                 }
             }
         }
-        if !state.in_transaction {
+        if !state.in_transaction && !self.reconcile_single(&mut state)? {
             self.reconcile(&mut state)?;
         }
         Ok(bytes)
@@ -136,6 +136,9 @@ impl Engine {
         if state.in_transaction {
             return Ok(());
         }
+        if self.reconcile_single(&mut state)? {
+            return Ok(());
+        }
         let added = state.wanted.touched().to_vec();
         let outcome = self.reconcile(&mut state)?;
         let Some(refusal) = outcome.executed.refusals.first() else { return Ok(()) };
@@ -147,6 +150,7 @@ impl Engine {
         }
         state.wanted.commit();
         self.restore(&mut state, &added, &error);
+        state.forget_dirty(&added);
         state.forget_objects();
         self.record_state(&state);
         Err(error)

@@ -63,7 +63,9 @@ pub const VFIO_FAST_REGION_WRITE: u32 = 1u32 << 0;
 pub const VFIO_FAST_REGION_DEVICE: u32 = 1u32 << 1;
 
 /// Region flag: the region is exactly one kernel entry, never joined with a neighbour and never split. It can only be
-/// unmapped as a whole. Unmapping and mapping it again in one transaction always reaches the kernel.
+/// unmapped as a whole. Unmapping and mapping it again in one transaction always reaches the kernel. Outside a
+/// transaction, an exact region of less than 4 MiB of RAM is one kernel call: it is not faulted in before, and no huge
+/// pages are requested for it.
 pub const VFIO_FAST_REGION_EXACT: u32 = 1u32 << 2;
 
 /// Region flag: fd, fd_offset and, for device memory, region_index identify the memory in addition to its address.

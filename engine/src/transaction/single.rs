@@ -1,0 +1,99 @@
+//! Commits of one region that is one entry, outside transactions: what vIOMMUs and virtio-mem map and unmap.
+//!
+//! These commits are frequent and small, so their cost beside the kernel's call matters. They make no other system
+//! call and allocate no memory, except for a node of a tree now and then. The plan would always be the one call.
+
+use super::{Engine, State};
+use crate::addr::BASE_PAGE;
+use crate::error::{Errno, Result};
+use crate::execute::not_mapped;
+use crate::populate::MIN_PARALLEL_BYTES;
+use crate::preflight;
+use crate::reconcile::table::Entry;
+use crate::reconcile::wanted::{Change, Wanted};
+use crate::region::{Kind, Region};
+
+impl Engine {
+    /// Maps or unmaps the only region that a call outside a transaction has added or removed. Returns `false`, having
+    /// done nothing, if that takes a plan.
+    pub(super) fn reconcile_single(&self, state: &mut State) -> Result<bool> {
+        let reconciled = match state.wanted.only_change() {
+            Some(Change::Inserted(wanted)) if self.is_single_map(state, &wanted.region) => {
+                self.map_single(state, &wanted)
+            }
+            Some(Change::Removed(Wanted { region, .. })) if state.table.on(region.range).is_some() => {
+                self.unmap_single(state, &region)
+            }
+            _ => return Ok(false),
+        };
+        reconciled.map(|()| true)
+    }
+
+    /// Whether a region that was added becomes one new entry, is not faulted in ahead, and is within the limits as
+    /// last read.
+    fn is_single_map(&self, state: &State, region: &Region) -> bool {
+        let Region { range, kind, exact, .. } = *region;
+        // Device memory can be refused, which is reported in another way. Below the size at which several threads
+        // share the work, faulting in ahead only moves it from the map call to another call.
+        let small = range.length() <= BASE_PAGE || (exact && range.length() < MIN_PARALLEL_BYTES);
+        let one_entry = exact || self.grid.pieces(range).nth(1).is_none();
+        let has_room = state.limits.entries.is_none_or(|entries| state.table.len() < entries);
+        kind == Kind::Ram
+            && small
+            && one_entry
+            && has_room
+            && preflight::translatable(&state.limits, range)
+            && state.table.is_free(range)
+    }
+
+    fn map_single(&self, state: &mut State, wanted: &Wanted) -> Result<()> {
+        let entry = Entry::of(&wanted.region, wanted.generation);
+        let State { table, objects, .. } = &mut *state;
+        let mut executor = self.executor(table, objects, None, 1);
+        let answer = executor.map(&entry);
+        self.record_executed(&executor.executed);
+        let error = match answer {
+            Ok(()) => {
+                self.end_single(state);
+                return Ok(());
+            }
+            // The kernel checks the limit as the preflight of a plan does. Reading it before each call would take
+            // longer than the call.
+            Err(Errno::ENOMEM) => {
+                let locked = preflight::too_much_locked(&entry, entry.range.length(), self.backend.memlock());
+                self.counters.preflight_refusals.add(u64::from(locked.is_some()));
+                locked.unwrap_or_else(|| not_mapped(&entry, Errno::ENOMEM))
+            }
+            Err(errno) => not_mapped(&entry, errno),
+        };
+        self.fail(state, &[entry.range], &error);
+        state.forget_dirty(&[entry.range]);
+        Err(error)
+    }
+
+    fn unmap_single(&self, state: &mut State, region: &Region) -> Result<()> {
+        let range = region.range;
+        let State { table, objects, .. } = &mut *state;
+        // Which of its pages are dirty no longer matters: nothing in the entry is wanted.
+        let mut executor = self.executor(table, objects, None, 1);
+        let unmapped = executor.unmap(range);
+        self.record_executed(&executor.executed);
+        match &unmapped {
+            Ok(()) => {
+                if !state.wanted.names(region.backing) {
+                    state.objects.remove(region.backing);
+                }
+                self.end_single(state);
+            }
+            Err(error) => self.fail(state, &[range], error),
+        }
+        state.forget_dirty(&[range]);
+        unmapped
+    }
+
+    fn end_single(&self, state: &mut State) {
+        state.wanted.commit();
+        self.counters.commits.add(1);
+        self.record_state(state);
+    }
+}
