@@ -2,16 +2,21 @@
 #![allow(unsafe_code, reason = "naming a host address is unsafe; see `hva`")]
 
 use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
+use vfio_fast_engine::addr::{HostVa, Iova, IovaRange, PageSizes};
 use vfio_fast_engine::backend::sim::{Sim, SimConfig};
+use vfio_fast_engine::backend::{Backend, Capabilities, DirtyTracking, PopulatePolicy};
+use vfio_fast_engine::error::{Error, KernelResult};
+use vfio_fast_engine::limits::{Limits, Memlock, MemlockScope};
+use vfio_fast_engine::object::Object;
 use vfio_fast_engine::reconcile::grid::Grid;
 use vfio_fast_engine::reconcile::plan::{Batch, Plan, plan};
 use vfio_fast_engine::reconcile::runs::runs;
 use vfio_fast_engine::reconcile::table::MapTable;
 use vfio_fast_engine::reconcile::wanted::WantedSet;
-use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
+use vfio_fast_engine::region::{Backing, Kind, Mapping, Perm, Region};
 use vfio_fast_engine::{Config, Engine};
 
 /// The default maximum number of entries of a type1 container (`dma_entry_limit`).
@@ -213,5 +218,160 @@ fn groups(c: &mut Criterion) {
     }
 }
 
-criterion_group!(pure, commits, plans, groups, arrays);
+/// A model that does as little as possible, so that its own cost can be measured and subtracted: it keeps no mapping.
+#[derive(Debug)]
+struct Accepting;
+
+impl Backend for Accepting {
+    fn name(&self) -> &'static str {
+        "accepting"
+    }
+
+    fn limits(&self) -> Result<Limits, Error> {
+        let page_sizes = PageSizes::from_bitmap(0x4020_1000);
+        Ok(Limits { page_sizes, iova_ranges: vec![IovaRange::ALL], entries: Some(u64::MAX) })
+    }
+
+    fn memlock(&self) -> Memlock {
+        Memlock { locked: 0, limit: Some(u64::MAX), scope: MemlockScope::Process }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let populate = PopulatePolicy::Upfront;
+        Capabilities { populate, parallel: false, objects: false, exclusive: true }
+    }
+
+    fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
+        Some(self)
+    }
+
+    fn map(&self, _: &Mapping, _: Option<Object<'_>>) -> KernelResult<()> {
+        Ok(())
+    }
+
+    fn unmap(&self, range: IovaRange) -> KernelResult<u64> {
+        Ok(range.length())
+    }
+
+    fn unmap_all(&self) -> KernelResult<u64> {
+        Ok(0)
+    }
+}
+
+impl DirtyTracking for Accepting {
+    fn max_bytes(&self) -> u64 {
+        1 << 30
+    }
+
+    fn track_dirty(&self, _: bool) -> KernelResult<()> {
+        Ok(())
+    }
+
+    fn read_dirty(&self, _: IovaRange, bitmap: &mut [u64]) -> KernelResult<()> {
+        bitmap.fill(u64::MAX);
+        Ok(())
+    }
+
+    fn unmap_dirty(&self, range: IovaRange, _: &mut [u64]) -> KernelResult<u64> {
+        Ok(range.length())
+    }
+}
+
+/// An exact page, as a vIOMMU maps it; every other page is left free.
+fn single(number: u64) -> Region {
+    let start = 4 * GIB + number * 2 * PAGE;
+    Region { exact: true, backing: Backing::UNKNOWN, ..ram(start, start + PAGE, Perm::ReadWrite) }
+}
+
+fn singles_engine(regions: u64) -> Engine {
+    let engine = Engine::new(Box::new(Accepting), Config::default()).expect("opens");
+    for number in 0..regions {
+        engine.map_region(single(number)).expect("free");
+    }
+    engine
+}
+
+/// The time for `rounds` maps, or for their unmaps, of the 64 regions after the first `regions`, each taken once before
+/// one of them is taken again, as a driver takes IOVAs.
+fn timed(rounds: u64, maps: bool, mut map: impl FnMut(u64), mut unmap: impl FnMut(u64)) -> Duration {
+    const RING: u64 = 64;
+    let mut spent = Duration::ZERO;
+    for first in (0..rounds).step_by(RING as usize) {
+        let numbers = || 0..RING.min(rounds - first);
+        let start = Instant::now();
+        numbers().for_each(&mut map);
+        let mapped = Instant::now();
+        numbers().for_each(&mut unmap);
+        spent += if maps { mapped - start } else { mapped.elapsed() };
+    }
+    spent
+}
+
+/// One exact region outside a transaction. Subtract the rows of the model.
+fn singles(c: &mut Criterion) {
+    let model: &dyn Backend = &Accepting;
+    for (name, maps) in [("map", true), ("unmap", false)] {
+        c.bench_function(&format!("one exact {name}, the model alone"), |b| {
+            b.iter_custom(|rounds| {
+                let map = |number| {
+                    let Region { range, hva, perm, .. } = single(number);
+                    black_box(model).map(&Mapping { range, hva, perm }, None).expect("accepted");
+                };
+                let unmap = |number| {
+                    black_box(model).unmap(single(number).range).expect("accepted");
+                };
+                timed(rounds, maps, map, unmap)
+            });
+        });
+        for regions in [1, 1_000, 1_000_000] {
+            let engine = singles_engine(regions);
+            c.bench_function(&format!("one exact {name}, {regions} regions"), |b| {
+                b.iter_custom(|rounds| {
+                    let map = |number| engine.map_region(single(regions + number)).expect("free");
+                    let unmap = |number| {
+                        assert_eq!(engine.unmap(single(regions + number).range).expect("whole"), PAGE)
+                    };
+                    timed(rounds, maps, map, unmap)
+                });
+            });
+        }
+    }
+    let region = single(100_000);
+    let tracked = singles_engine(100_000);
+    tracked.track_dirty(true).expect("tracks");
+    let toggle = |engine: &Engine| {
+        engine.map_region(region).expect("free");
+        engine.unmap(region.range).expect("whole")
+    };
+    c.bench_function("one exact map and unmap, 100000 regions, dirty pages tracked", |b| {
+        b.iter(|| toggle(&tracked));
+    });
+    // Reads a part of an exact region of two pages: the report for the other page is kept.
+    let two = Region { range: IovaRange::new(Iova(GIB), 2 * PAGE).expect("not empty"), ..single(0) };
+    tracked.map_region(two).expect("free");
+    tracked.read_dirty(IovaRange::new(Iova(GIB), PAGE).expect("not empty"), &mut [0]).expect("tracks");
+    c.bench_function("one exact map and unmap, 100000 regions, a dirty page pending", |b| {
+        b.iter(|| toggle(&tracked));
+    });
+}
+
+/// One page told again of an entry that many regions share.
+fn shared(c: &mut Criterion) {
+    let page = |number: u64| ram(4 * GIB + number * PAGE, 4 * GIB + (number + 1) * PAGE, Perm::ReadWrite);
+    for regions in [1, 262_144] {
+        let engine = engine((0..regions).map(page));
+        assert_eq!(engine.stats().entries, 1);
+        let again = page(regions / 2);
+        c.bench_function(&format!("commit, one page told again of an entry of {regions} regions"), |b| {
+            b.iter(|| {
+                engine.begin().expect("healthy");
+                engine.unmap(again.range).expect("a whole region");
+                engine.map_region(again).expect("free");
+                assert_eq!(engine.commit().expect("commits").kept_entries, 1);
+            });
+        });
+    }
+}
+
+criterion_group!(pure, commits, plans, groups, arrays, singles, shared);
 criterion_main!(pure);
