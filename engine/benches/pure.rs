@@ -187,23 +187,29 @@ fn arrays_of(count: u64) -> [Array; 3] {
     })
 }
 
-/// Maps and unmaps an array in one call, and page by page. Includes the model's own calls, each of which copies its
-/// configuration.
+/// Maps and then unmaps an array, in calls of `pages` pages each.
+fn toggle(engine: &Engine, array: &[(Iova, HostVa)], pages: usize) {
+    for part in array.chunks(pages) {
+        engine.map_pages(part.iter().copied(), Perm::ReadWrite, Backing::UNKNOWN).expect("free");
+    }
+    for part in array.chunks(pages) {
+        engine.unmap_pages(part.iter().map(|(iova, _)| *iova)).expect("no exact region");
+    }
+}
+
+/// Maps and unmaps an array in one call, and page by page.
 fn arrays(c: &mut Criterion) {
-    const PAGES: u64 = 4096;
-    let engine = engine(std::iter::empty());
+    const PAGES: u64 = 512;
+    let engine = Engine::new(Box::new(Accepting), Config::default()).expect("opens");
     for (name, runs, pages) in arrays_of(PAGES) {
-        let toggle = |pages: &[(Iova, HostVa)]| {
-            engine.map_pages(pages.iter().copied(), Perm::ReadWrite, Backing::UNKNOWN).expect("free");
-            engine.unmap_pages(pages.iter().map(|(iova, _)| *iova)).expect("no exact region")
-        };
         let before = engine.stats();
-        assert_eq!(toggle(&pages), PAGES * PAGE);
+        toggle(&engine, &pages, pages.len());
         assert_eq!(engine.stats().map_calls - before.map_calls, runs);
-        c.bench_function(&format!("array of 4096 pages {name}"), |b| b.iter(|| toggle(black_box(&pages))));
-        c.bench_function(&format!("array of 4096 pages {name}, page by page"), |b| {
-            b.iter(|| black_box(&pages).chunks(1).map(toggle).sum::<u64>());
-        });
+        for (how, size) in [("", pages.len()), (", page by page", 1)] {
+            c.bench_function(&format!("array of 512 pages {name}{how}"), |b| {
+                b.iter_custom(|rounds| median(rounds, || toggle(&engine, black_box(&pages), size)));
+            });
+        }
     }
 }
 
@@ -291,68 +297,91 @@ fn singles_engine(regions: u64) -> Engine {
     engine
 }
 
-/// The time for `rounds` maps, or for their unmaps, of the 64 regions after the first `regions`, each taken once before
-/// one of them is taken again, as a driver takes IOVAs.
-fn timed(rounds: u64, maps: bool, mut map: impl FnMut(u64), mut unmap: impl FnMut(u64)) -> Duration {
-    const RING: u64 = 64;
-    let mut spent = Duration::ZERO;
-    for first in (0..rounds).step_by(RING as usize) {
-        let numbers = || 0..RING.min(rounds - first);
+/// Regions that are mapped, and then unmapped, before one of them is mapped again, as a driver takes IOVAs.
+const RING: u64 = 64;
+
+/// The time for `rounds` calls, where `ring` returns the time for [`RING`] of them.
+fn timed(rounds: u64, ring: impl FnMut() -> Duration) -> Duration {
+    median_of(rounds.div_ceil(RING), ring).mul_f64(rounds as f64 / RING as f64)
+}
+
+/// The time for `rounds` calls of `work`.
+fn median(rounds: u64, mut work: impl FnMut()) -> Duration {
+    let one = || {
         let start = Instant::now();
-        numbers().for_each(&mut map);
-        let mapped = Instant::now();
-        numbers().for_each(&mut unmap);
-        spent += if maps { mapped - start } else { mapped.elapsed() };
-    }
-    spent
+        work();
+        start.elapsed()
+    };
+    median_of(rounds, one).mul_f64(rounds as f64)
+}
+
+/// The median of `count` times. Each is short, so that other processes run between them and not within most of them.
+fn median_of(count: u64, mut time: impl FnMut() -> Duration) -> Duration {
+    let mut times: Vec<Duration> = (0..count).map(|_| time()).collect();
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+/// The time that [`RING`] calls of `map`, or of `unmap` after them, take.
+fn ring(maps: bool, map: impl FnMut(u64), unmap: impl FnMut(u64)) -> Duration {
+    let start = Instant::now();
+    (0..RING).for_each(map);
+    let mapped = Instant::now();
+    (0..RING).for_each(unmap);
+    if maps { mapped - start } else { mapped.elapsed() }
+}
+
+/// Maps, or unmaps, exact regions behind the `regions` that the engine holds.
+fn engine_ring(engine: &Engine, regions: u64, maps: bool) -> Duration {
+    let map = |number| engine.map_region(single(regions + number)).expect("free");
+    let unmap = |number| {
+        assert_eq!(engine.unmap(single(regions + number).range).expect("whole"), PAGE);
+    };
+    ring(maps, map, unmap)
 }
 
 /// One exact region outside a transaction. Subtract the rows of the model.
 fn singles(c: &mut Criterion) {
     let model: &dyn Backend = &Accepting;
+    let model_ring = |maps| {
+        let map = |number| {
+            let Region { range, hva, perm, .. } = single(number);
+            black_box(model).map(&Mapping { range, hva, perm }, None).expect("accepted");
+        };
+        let unmap = |number| {
+            assert_eq!(black_box(model).unmap(single(number).range).expect("accepted"), PAGE);
+        };
+        ring(maps, map, unmap)
+    };
     for (name, maps) in [("map", true), ("unmap", false)] {
         c.bench_function(&format!("one exact {name}, the model alone"), |b| {
-            b.iter_custom(|rounds| {
-                let map = |number| {
-                    let Region { range, hva, perm, .. } = single(number);
-                    black_box(model).map(&Mapping { range, hva, perm }, None).expect("accepted");
-                };
-                let unmap = |number| {
-                    black_box(model).unmap(single(number).range).expect("accepted");
-                };
-                timed(rounds, maps, map, unmap)
-            });
+            b.iter_custom(|rounds| timed(rounds, || model_ring(maps)));
         });
-        for regions in [1, 1_000, 1_000_000] {
-            let engine = singles_engine(regions);
+    }
+    for regions in [1, 1_000, 1_000_000] {
+        let engine = singles_engine(regions);
+        for (name, maps) in [("map", true), ("unmap", false)] {
             c.bench_function(&format!("one exact {name}, {regions} regions"), |b| {
-                b.iter_custom(|rounds| {
-                    let map = |number| engine.map_region(single(regions + number)).expect("free");
-                    let unmap = |number| {
-                        assert_eq!(engine.unmap(single(regions + number).range).expect("whole"), PAGE)
-                    };
-                    timed(rounds, maps, map, unmap)
-                });
+                b.iter_custom(|rounds| timed(rounds, || engine_ring(&engine, regions, maps)));
             });
         }
     }
-    let region = single(100_000);
     let tracked = singles_engine(100_000);
     tracked.track_dirty(true).expect("tracks");
-    let toggle = |engine: &Engine| {
-        engine.map_region(region).expect("free");
-        engine.unmap(region.range).expect("whole")
-    };
-    c.bench_function("one exact map and unmap, 100000 regions, dirty pages tracked", |b| {
-        b.iter(|| toggle(&tracked));
-    });
     // Reads a part of an exact region of two pages: the report for the other page is kept.
     let two = Region { range: IovaRange::new(Iova(GIB), 2 * PAGE).expect("not empty"), ..single(0) };
     tracked.map_region(two).expect("free");
-    tracked.read_dirty(IovaRange::new(Iova(GIB), PAGE).expect("not empty"), &mut [0]).expect("tracks");
-    c.bench_function("one exact map and unmap, 100000 regions, a dirty page pending", |b| {
-        b.iter(|| toggle(&tracked));
-    });
+    for state in ["no dirty page", "a dirty page"] {
+        if state == "a dirty page" {
+            let first = IovaRange::new(Iova(GIB), PAGE).expect("not empty");
+            tracked.read_dirty(first, &mut [0]).expect("tracks");
+        }
+        for (name, maps) in [("map", true), ("unmap", false)] {
+            c.bench_function(&format!("one exact {name}, 100000 regions, {state} pending"), |b| {
+                b.iter_custom(|rounds| timed(rounds, || engine_ring(&tracked, 100_000, maps)));
+            });
+        }
+    }
 }
 
 /// One page told again of an entry that many regions share.
@@ -362,13 +391,14 @@ fn shared(c: &mut Criterion) {
         let engine = engine((0..regions).map(page));
         assert_eq!(engine.stats().entries, 1);
         let again = page(regions / 2);
+        let commit = |_| {
+            engine.begin().expect("healthy");
+            engine.unmap(again.range).expect("a whole region");
+            engine.map_region(again).expect("free");
+            assert_eq!(engine.commit().expect("commits").kept_entries, 1);
+        };
         c.bench_function(&format!("commit, one page told again of an entry of {regions} regions"), |b| {
-            b.iter(|| {
-                engine.begin().expect("healthy");
-                engine.unmap(again.range).expect("a whole region");
-                engine.map_region(again).expect("free");
-                assert_eq!(engine.commit().expect("commits").kept_entries, 1);
-            });
+            b.iter_custom(|rounds| timed(rounds, || ring(true, commit, drop)));
         });
     }
 }
