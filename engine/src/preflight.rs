@@ -7,6 +7,11 @@ use crate::reconcile::plan::Plan;
 use crate::reconcile::table::Entry;
 use crate::region::Kind;
 
+/// A plan that maps less than this, and unmaps nothing, is not compared with RLIMIT_MEMLOCK beforehand: reading the
+/// limit takes as long as mapping several pages. If such a plan exceeds the limit, a map call fails soon enough, and
+/// the rollback has nothing to map again.
+const CHECKED_BYTES: u64 = 4 << 20;
+
 /// Refuses a plan that the kernel would refuse half-way: too much memory pinned, or RAM that the IOMMU cannot
 /// translate.
 ///
@@ -17,6 +22,9 @@ pub fn check(plan: &Plan, limits: &Limits, memlock: impl FnOnce() -> Memlock) ->
         let kind = ErrorKind::OutsideIova { valid: limits.iova_ranges.clone() };
         return Err(Error::check(Errno::EINVAL, kind).at(entry.range).at_hva(entry.hva));
     }
+    if plan.unmaps.is_empty() && plan.bytes() < CHECKED_BYTES {
+        return Ok(());
+    }
     let pinned = ram().fold(0u64, |sum, entry| sum.saturating_add(entry.range.length()));
     let unpinned = plan.unmaps.iter().fold(0u64, |sum, unmap| sum.saturating_add(unmap.ram_bytes));
     let needed = pinned.saturating_sub(unpinned);
@@ -24,6 +32,15 @@ pub fn check(plan: &Plan, limits: &Limits, memlock: impl FnOnce() -> Memlock) ->
         Some(first) if needed > 0 => too_much_locked(first, needed, memlock()).map_or(Ok(()), Err),
         _ => Ok(()),
     }
+}
+
+/// The error of a plan without unmaps for which a map call has failed with ENOMEM, if RLIMIT_MEMLOCK explains it:
+/// what [`check`] returns, or would have returned. `mapped` bytes were mapped before the failure.
+pub fn explain(plan: &Plan, mapped: u64, memlock: Memlock) -> Option<Error> {
+    let ram = || plan.maps.iter().filter(|entry| entry.kind == Kind::Ram);
+    let needed = ram().fold(0u64, |sum, entry| sum.saturating_add(entry.range.length()));
+    let before = Memlock { locked: memlock.locked.saturating_sub(mapped), ..memlock };
+    too_much_locked(ram().next()?, needed, before)
 }
 
 /// Whether the IOMMU can translate every byte of `range`, as far as the kernel reports it.

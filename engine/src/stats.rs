@@ -21,9 +21,13 @@ macro_rules! stats {
         }
 
         impl Counters {
-            /// The current values. While another thread counts a commit, it may be counted in part.
+            /// The current values. While another thread counts a commit, it may be counted in part, but never with
+            /// more bytes unmapped than mapped.
             pub fn read(&self) -> Stats {
-                Stats { $($name: Value::from_number(self.$name.get()),)+ }
+                // What is unmapped was mapped and counted before, so it is read first.
+                let (unmap_calls, unmap_bytes) = (self.unmap_calls.get(), self.unmap_bytes.get());
+                let all = Stats { $($name: Value::from_number(self.$name.get()),)+ };
+                Stats { unmap_calls, unmap_bytes, ..all }
             }
         }
 
@@ -35,19 +39,20 @@ macro_rules! stats {
     };
 }
 
-/// A number that one thread at a time changes: the one that holds the lock of the engine's state.
+/// A number that one thread at a time changes: the one that holds the lock of the engine's state. A thread that reads
+/// its value also sees what was counted before.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
     /// The current value.
     pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Acquire)
     }
 
     /// Replaces the value.
     pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
+        self.0.store(value, Ordering::Release);
     }
 
     /// Adds to the value. Not atomic: a locked instruction for each counter would cost more than a map of one page

@@ -283,6 +283,27 @@ fn too_little_memlock_for_one_region_is_told_with_numbers() {
 }
 
 #[test]
+fn too_little_memlock_for_a_small_array_is_told_with_numbers() {
+    let pages = |count: u64| (0..count).map(|page| (Iova(2 * page * PAGE), hva((1 << 46) + 2 * page * PAGE)));
+    let map = |engine: &Engine, count| engine.map_pages(pages(count), Perm::ReadWrite, Backing::UNKNOWN);
+    let config = SimConfig { memlock_limit: Some(6 * PAGE), ..SimConfig::default() };
+    let (engine, sim) = common::engine(config);
+    engine.map_region(exact(MIB, PAGE)).unwrap();
+    let error = map(&engine, 8).unwrap_err();
+    // The numbers from before the array, of which the kernel has mapped five pages.
+    let kind = ErrorKind::Memlock { needed: 8 * PAGE, locked: PAGE, limit: 6 * PAGE };
+    assert_eq!((error.op, error.errno, error.kind), (Op::Check, Errno::ENOMEM, kind));
+    assert_eq!(sim.calls().len(), 1 + 6 + 5);
+    common::assert_table(&engine, &sim);
+    map(&engine, 5).unwrap();
+    // If nothing fails, the limit is not read.
+    let backend = Accepting::default();
+    let memlock_reads = Arc::clone(&backend.memlock_reads);
+    map(&Engine::new(Box::new(backend), Config::default()).unwrap(), 512).unwrap();
+    assert_eq!(memlock_reads.load(Ordering::Relaxed), 0);
+}
+
+#[test]
 fn limits_are_asked_again_before_they_refuse_one_region() {
     let limited = SimConfig { dma_avail: 1, iova_ranges: vec![range(0, MIB)], ..SimConfig::default() };
     let (engine, sim) = common::engine(limited);

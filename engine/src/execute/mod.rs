@@ -84,7 +84,10 @@ impl Executor<'_> {
         fault_in: Option<PopulateOptions<'_>>,
     ) -> Result<()> {
         let Capabilities { populate: policy, parallel, .. } = self.backend.capabilities();
-        let fault_in = fault_in.filter(|_| policy != PopulatePolicy::Never);
+        // An array of scattered pages has nothing to fault in.
+        let fault_in = fault_in.filter(|_| {
+            policy != PopulatePolicy::Never && pieces(&plan.maps).iter().any(|piece| piece.bytes > 0)
+        });
         let mut entries = plan.maps.clone();
         let mut meanwhile = fault_in;
         if policy == PopulatePolicy::Upfront || !plan.unmaps.is_empty() {

@@ -169,18 +169,21 @@ fn missing_stretches(wanted: &WantedSet, scope: &[IovaRange], kept: &[IovaRange]
 }
 
 /// The parts of `range` that no kept entry covers. `kept` is ascending and disjoint.
-fn holes(range: IovaRange, kept: &[IovaRange]) -> Vec<IovaRange> {
-    let mut holes = Vec::new();
-    let mut rest = Some(range);
+fn holes(range: IovaRange, kept: &[IovaRange]) -> impl Iterator<Item = IovaRange> {
     let first = kept.partition_point(|entry| entry.last() < range.start());
-    for entry in kept[first..].iter().take_while(|entry| entry.start() <= range.last()) {
-        let Some(open) = rest else { break };
-        let (before, after) = open.without(*entry);
-        holes.extend(before);
-        rest = after;
-    }
-    holes.extend(rest);
-    holes
+    let mut kept = kept[first..].iter().take_while(move |entry| entry.start() <= range.last());
+    let mut rest = Some(range);
+    std::iter::from_fn(move || {
+        while let Some(open) = rest {
+            let Some(entry) = kept.next() else { return rest.take() };
+            let (before, after) = open.without(*entry);
+            rest = after;
+            if before.is_some() {
+                return before;
+            }
+        }
+        None
+    })
 }
 
 /// Groups adjacent entries into unmap calls, within the limits of `batch`.

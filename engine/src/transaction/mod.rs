@@ -298,7 +298,15 @@ impl Engine {
         for entry in &executed.devices {
             state.wanted.reclassify_as_device(entry.range);
         }
-        run.map(|()| Outcome { executed, kept_entries, kept_bytes, remapped_bytes, duration: Duration::ZERO })
+        match run {
+            Ok(()) => {
+                Ok(Outcome { executed, kept_entries, kept_bytes, remapped_bytes, duration: Duration::ZERO })
+            }
+            Err(error) if error.errno == Errno::ENOMEM && plan.unmaps.is_empty() => {
+                Err(preflight::explain(&plan, executed.map_bytes, self.backend.memlock()).unwrap_or(error))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Plans what the transaction touched. If the limits would refuse the plan, reads them again first.
