@@ -4,7 +4,8 @@ use super::plot::{Anchor, Area, Canvas};
 use super::summary::{Row, Spread, Summary};
 use super::table::{Section, fault_in, gib};
 use super::targets::{percent, times};
-use vfio_fast_protocol::bench::native::{Backing, Case};
+use vfio_fast_protocol::bench::native::Case;
+use vfio_fast_protocol::memory::MemoryKind;
 
 pub const WIDTH: f64 = 1200.0;
 /// The margin on each side.
@@ -87,18 +88,18 @@ pub fn most(values: impl IntoIterator<Item = f64>) -> f64 {
 fn own(summary: &Summary) -> Vec<&Row> {
     let mut rows: Vec<&Row> = Vec::new();
     for row in &summary.cold {
-        rows.extend(summary.engine(row.backing, row.bytes).filter(|own| std::ptr::eq(*own, row)));
+        rows.extend(summary.engine(row.memory, row.bytes).filter(|own| std::ptr::eq(*own, row)));
     }
     rows
 }
 
 fn largest(summary: &Summary) -> Vec<&Row> {
-    summary.largest().into_iter().filter_map(|(backing, bytes)| summary.engine(backing, bytes)).collect()
+    summary.largest().into_iter().filter_map(|(memory, bytes)| summary.engine(memory, bytes)).collect()
 }
 
 /// Writes a label such as "anon-thp, 16 GiB" below a group of bars.
-fn label(canvas: &mut Canvas, area: &Area, x: f64, backing: Backing, below: &str) {
-    canvas.text(x, area.floor() + 18.0, 12, Anchor::Middle, backing.name());
+fn label(canvas: &mut Canvas, area: &Area, x: f64, memory: MemoryKind, below: &str) {
+    canvas.text(x, area.floor() + 18.0, 12, Anchor::Middle, memory.name());
     canvas.text(x, area.floor() + 34.0, 12, Anchor::Middle, below);
 }
 
@@ -130,8 +131,8 @@ fn throughput(canvas: &mut Canvas, frame: Box, summary: &Summary) {
         canvas.text(middle, above, 12, Anchor::Middle, &times(row.ratio.median));
         canvas.text(middle, area.floor() + 18.0, 12, Anchor::Middle, &gib(row.bytes));
         x += slot;
-        if rows.get(number + 1).is_none_or(|next| next.backing != row.backing) {
-            canvas.text((start + x) / 2.0, area.floor() + 38.0, 14, Anchor::Middle, row.backing.name());
+        if rows.get(number + 1).is_none_or(|next| next.memory != row.memory) {
+            canvas.text((start + x) / 2.0, area.floor() + 38.0, 14, Anchor::Middle, row.memory.name());
             x += slot * 0.7;
             start = x;
         }
@@ -141,13 +142,13 @@ fn throughput(canvas: &mut Canvas, frame: Box, summary: &Summary) {
 /// Draws the speed-up over stock by threads, at the largest size.
 fn scaling(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     let largest = summary.largest();
-    let rows = |wanted: (Backing, u64)| {
+    let rows = |wanted: (MemoryKind, u64)| {
         let own = summary.cold.iter().filter(|row| row.case == Case::Engine);
-        own.filter(move |row| (row.backing, row.bytes) == wanted)
+        own.filter(move |row| (row.memory, row.bytes) == wanted)
     };
     let all = || largest.iter().flat_map(|wanted| rows(*wanted));
     let top = most(all().map(|row| row.ratio.median)) * ROOM;
-    let legend: Vec<(&str, &str)> = largest.iter().map(|(backing, _)| backing.name()).zip(LINES).collect();
+    let legend: Vec<(&str, &str)> = largest.iter().map(|(memory, _)| memory.name()).zip(LINES).collect();
     let titles = ("Scaling by threads, largest guest", "times stock");
     let area = Area::new(canvas, frame, titles, &legend, top.max(1.0));
     let threads = most(all().map(|row| row.threads as f64)).max(1.0);
@@ -196,7 +197,7 @@ fn limits(canvas: &mut Canvas, frame: Box, summary: &Summary) {
             let above = area.level(part.max * 100.0) - 6.0;
             canvas.text(x + bar / 2.0, above, 12, Anchor::Middle, &percent(part.median));
         }
-        label(canvas, &area, middle, row.backing, &gib(row.bytes));
+        label(canvas, &area, middle, row.memory, &gib(row.bytes));
     }
     let promised = area.level(90.0);
     canvas.line((area.x, promised), (area.x + area.width, promised), 1.5, BARE, true);
@@ -206,17 +207,17 @@ fn limits(canvas: &mut Canvas, frame: Box, summary: &Summary) {
 fn batches(canvas: &mut Canvas, frame: Box, summary: &Summary) {
     let colours = ["#d3e3f1", "#a9c7e2", "#7fb0d8", FAST, "#9a9a9a"];
     // Batches are not measured at every size.
-    let measured = |backing: Backing| {
+    let measured = |memory: MemoryKind| {
         let batches =
-            summary.cold.iter().filter(move |row| row.backing == backing && row.pages_per_call.is_some());
+            summary.cold.iter().filter(move |row| row.memory == memory && row.pages_per_call.is_some());
         batches.map(|row| (row.bytes, row.threads)).max()
     };
     let groups: Vec<Vec<&Row>> = summary
         .largest()
         .into_iter()
-        .filter_map(|(backing, _)| {
-            let wanted = measured(backing)?;
-            let same = |row: &&Row| row.backing == backing && (row.bytes, row.threads) == wanted;
+        .filter_map(|(memory, _)| {
+            let wanted = measured(memory)?;
+            let same = |row: &&Row| row.memory == memory && (row.bytes, row.threads) == wanted;
             let mut rows: Vec<&Row> = summary.cold.iter().filter(same).collect();
             rows.sort_by_key(|row| (row.case == Case::InTurn, row.pages_per_call.unwrap_or(u64::MAX)));
             Some(rows)
@@ -245,7 +246,7 @@ fn batches(canvas: &mut Canvas, frame: Box, summary: &Summary) {
             x += bar;
         }
         if let Some(row) = rows.first() {
-            label(canvas, &area, middle, row.backing, &gib(row.bytes));
+            label(canvas, &area, middle, row.memory, &gib(row.bytes));
         }
     }
 }
@@ -256,7 +257,7 @@ fn remap(canvas: &mut Canvas, frame: Box, summary: &Summary) {
         .largest()
         .into_iter()
         .filter_map(|wanted| {
-            let same = summary.remap.iter().filter(|row| (row.backing, row.bytes) == wanted);
+            let same = summary.remap.iter().filter(|row| (row.memory, row.bytes) == wanted);
             same.max_by_key(|row| row.threads)
         })
         .collect();
@@ -280,6 +281,6 @@ fn remap(canvas: &mut Canvas, frame: Box, summary: &Summary) {
                 &format!("{:.1}", value.0),
             );
         }
-        label(canvas, &area, middle, row.backing, &gib(row.bytes));
+        label(canvas, &area, middle, row.memory, &gib(row.bytes));
     }
 }

@@ -16,14 +16,13 @@ use super::table::{Section, about_run, left_out, memory_tables, promises};
 use super::targets::{self, Target, percent};
 use super::vm::TRANSLATED;
 use vfio_fast_e2e::{Accel, ScenarioSpec, Verdict};
-use vfio_fast_protocol::bench::native::{Backing, Case, Machine};
+use vfio_fast_protocol::bench::native::{Case, Machine};
 use vfio_fast_protocol::host::Host;
+use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::scenarios::map_bench;
 
 /// The name of the backend in the report.
 const PINS: &str = "iommufd on an emulated VT-d";
-/// L1 reserves no hugetlb pages.
-const BACKINGS: [Backing; 4] = [Backing::Anon4k, Backing::AnonThp, Backing::Memfd4k, Backing::MemfdThp];
 /// Memory of L1 that the bench leaves free: see its `SPARE`.
 const SPARE_MIB: u64 = 1024;
 
@@ -52,7 +51,7 @@ impl Wanted {
         let arguments = [
             ["--sizes", &gib.join(",")],
             ["--rounds", &self.rounds.to_string()],
-            ["--backings", &BACKINGS.map(Backing::name).join(",")],
+            ["--kinds", &MemoryKind::UNRESERVED.map(MemoryKind::name).join(",")],
         ];
         let largest = self.sizes.last().copied().unwrap_or(0);
         // A generous multiple of the time that L1 needs.
@@ -115,10 +114,10 @@ impl Summary {
 fn check(verdict: &Verdict, measured: &Measured, wanted: &Wanted) -> Result<()> {
     let mut wrong = verdict.problems();
     wrong.extend(measured.left_out.iter().map(left_out));
-    for backing in BACKINGS {
+    for memory in MemoryKind::UNRESERVED {
         for mib in &wanted.sizes {
-            let problem = missing(measured, backing, mib << 20, wanted.rounds as usize);
-            wrong.extend(problem.map(|problem| format!("{mib} MiB of {}: {problem}", backing.name())));
+            let problem = missing(measured, memory, mib << 20, wanted.rounds as usize);
+            wrong.extend(problem.map(|problem| format!("{mib} MiB of {}: {problem}", memory.name())));
         }
     }
     ensure!(wrong.is_empty(), "{}, logs: {}", wrong.join("\n"), verdict.folder.display());
@@ -126,9 +125,9 @@ fn check(verdict: &Verdict, measured: &Measured, wanted: &Wanted) -> Result<()> 
 }
 
 /// The reason why the results for that memory are incomplete, if they are.
-fn missing(measured: &Measured, backing: Backing, bytes: u64, rounds: usize) -> Option<String> {
+fn missing(measured: &Measured, memory: MemoryKind, bytes: u64, rounds: usize) -> Option<String> {
     let row = |rows: &'_ [Row], case: Case| {
-        let of = rows.iter().filter(|row| (row.backing, row.bytes, row.case) == (backing, bytes, case));
+        let of = rows.iter().filter(|row| (row.memory, row.bytes, row.case) == (memory, bytes, case));
         of.max_by_key(|row| row.threads).cloned()
     };
     let mapped = row(&measured.cold, Case::Engine);
@@ -140,8 +139,7 @@ fn missing(measured: &Measured, backing: Backing, bytes: u64, rounds: usize) -> 
         }
     }
     let (stock, fast) = mapped.map_or((0.0, 0.0), |row| row.huge);
-    let may_be_huge = matches!(backing, Backing::AnonThp | Backing::MemfdThp);
-    let as_asked = |part: f64| if may_be_huge { part > 0.5 } else { part == 0.0 };
+    let as_asked = |part: f64| if memory.may_be_huge() { part > 0.5 } else { part == 0.0 };
     let parts = format!("{} and {} are in huge pages", percent(stock), percent(fast));
     (!as_asked(stock) || !as_asked(fast)).then_some(parts)
 }
@@ -190,12 +188,14 @@ mod tests {
             ("unmap-stock", 0.2),
             ("unmap-engine", 0.1),
         ];
-        for (backing, round) in BACKINGS.into_iter().flat_map(|backing| [(backing, 0), (backing, 1)]) {
-            let name = backing.name();
+        for (memory, round) in
+            MemoryKind::UNRESERVED.into_iter().flat_map(|memory| [(memory, 0), (memory, 1)])
+        {
+            let name = memory.name();
             let huge: u64 = if name.ends_with("thp") { 2 << 30 } else { 0 };
             lines.extend(seconds.map(|(case, seconds)| {
                 format!(
-                    "{{\"kind\":\"sample\",\"round\":{round},\"case\":\"{case}\",\"backing\":\"{name}\",\
+                    "{{\"kind\":\"sample\",\"round\":{round},\"case\":\"{case}\",\"memory\":\"{name}\",\
                      \"bytes\":2147483648,\"threads\":2,\"seconds\":{seconds},\"huge_bytes\":{huge}}}"
                 )
             }));
@@ -245,8 +245,7 @@ mod tests {
         assert!(!small.contains("4k"), "{small}");
         let huge = wrong(|lines| lines.iter_mut().for_each(|line| *line = line.replace(":0}", ":2097152}")));
         assert!(huge.contains("memfd-4k: 0 % and 0 % are in huge pages"), "{huge}");
-        let out =
-            "{\"kind\":\"left-out\",\"backing\":\"anon-4k\",\"bytes\":1073741824,\"why\":\"no memory\"}";
+        let out = "{\"kind\":\"left-out\",\"memory\":\"anon-4k\",\"bytes\":1073741824,\"why\":\"no memory\"}";
         assert!(wrong(|lines| lines.push(out.into())).contains("Left out: 1 GiB of anon-4k: no memory"));
         let measured = Measured::of(&right().join("\n")).unwrap();
         let error = check(&verdict(false), &measured, &wanted()).unwrap_err().to_string();
@@ -275,7 +274,7 @@ mod tests {
         assert_eq!(promised, ["reached"; 4]);
         let figure =
             figure::draw(None, |canvas, y| figure::draw_iommufd(canvas, y, &summary.measured, &section));
-        assert!(BACKINGS.iter().all(|backing| figure.contains(backing.name())));
+        assert!(MemoryKind::UNRESERVED.iter().all(|memory| figure.contains(memory.name())));
     }
 
     #[test]
@@ -292,15 +291,7 @@ mod tests {
         let Program::Bench(command) = &plan.program else { panic!("no bench") };
         assert_eq!(
             *command,
-            [
-                "native",
-                "--sizes",
-                "0.5,2",
-                "--rounds",
-                "3",
-                "--backings",
-                "anon-4k,anon-thp,memfd-4k,memfd-thp"
-            ]
+            ["native", "--sizes", "0.5,2", "--rounds", "3", "--kinds", "anon-4k,anon-thp,memfd-4k,memfd-thp"]
         );
         // The bench itself leaves 2 GiB unused, and L1's system needs the rest.
         assert_eq!(plan.l1_memory_mib(), 2048 + 3072);

@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::criterion::Pure;
-use vfio_fast_protocol::bench::native::{Backing, Case, LeftOut, Machine, Record, Sample};
+use vfio_fast_protocol::bench::native::{Case, LeftOut, Machine, Record, Sample};
+use vfio_fast_protocol::memory::MemoryKind;
 
 /// The results of the native part.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -34,7 +35,7 @@ pub struct Summary {
 /// One case, compared with stock.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    pub backing: Backing,
+    pub memory: MemoryKind,
     pub bytes: u64,
     /// Maximum number of threads.
     pub threads: usize,
@@ -61,7 +62,7 @@ pub struct Row {
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Limit {
-    pub backing: Backing,
+    pub memory: MemoryKind,
     pub bytes: u64,
     /// CPUs used.
     pub cpus: usize,
@@ -96,7 +97,7 @@ impl Spread {
 }
 
 /// The fields that samples of one case share in all rounds.
-type Key = (Backing, u64, Case, usize, Option<u64>);
+type Key = (MemoryKind, u64, Case, usize, Option<u64>);
 
 impl Summary {
     /// Aggregates the file that the native bench wrote.
@@ -116,16 +117,16 @@ impl Summary {
                 Record::Others(shared) => others.push(shared.share),
                 Record::LeftOut(left_out) => summary.left_out.push(left_out),
                 Record::Sample(s) => {
-                    let key = (s.backing, s.bytes, s.case, s.threads, s.pages_per_call);
+                    let key = (s.memory, s.bytes, s.case, s.threads, s.pages_per_call);
                     samples.entry(key).or_default().push(s);
                 }
             }
         }
         summary.others = Spread::of(others);
         for (key, rounds) in &samples {
-            let (backing, bytes, case, ..) = *key;
+            let (memory, bytes, case, ..) = *key;
             let others = |case: Case| {
-                let found = samples.iter().find(|((b, n, c, ..), _)| (*b, *n, *c) == (backing, bytes, case));
+                let found = samples.iter().find(|((b, n, c, ..), _)| (*b, *n, *c) == (memory, bytes, case));
                 found.map_or(&[][..], |(_, rounds)| rounds)
             };
             match case {
@@ -134,7 +135,7 @@ impl Summary {
                 }
                 Case::RemapEngine => summary.remap.push(row(key, rounds, Case::RemapStock, &others)),
                 Case::Bare => summary.limits.push(Limit {
-                    backing,
+                    memory,
                     bytes,
                     cpus: key.3,
                     clear: Spread::of(others(Case::Clear).iter().map(|s| s.seconds)),
@@ -153,24 +154,24 @@ impl Summary {
     }
 
     /// The kinds of memory that were measured, each with its largest size.
-    pub fn largest(&self) -> Vec<(Backing, u64)> {
+    pub fn largest(&self) -> Vec<(MemoryKind, u64)> {
         let mut largest = BTreeMap::new();
         for row in &self.cold {
-            let bytes = largest.entry(row.backing).or_insert(0);
+            let bytes = largest.entry(row.memory).or_insert(0);
             *bytes = row.bytes.max(*bytes);
         }
         largest.into_iter().collect()
     }
 
     /// The engine's row with the largest number of threads.
-    pub fn engine(&self, backing: Backing, bytes: u64) -> Option<&Row> {
+    pub fn engine(&self, memory: MemoryKind, bytes: u64) -> Option<&Row> {
         let own = self.cold.iter().filter(|row| row.case == Case::Engine);
-        own.filter(|row| (row.backing, row.bytes) == (backing, bytes)).max_by_key(|row| row.threads)
+        own.filter(|row| (row.memory, row.bytes) == (memory, bytes)).max_by_key(|row| row.threads)
     }
 }
 
 fn row<'a>(key: &Key, rounds: &[Sample], stock: Case, others: &impl Fn(Case) -> &'a [Sample]) -> Row {
-    let (backing, bytes, case, threads, pages_per_call) = *key;
+    let (memory, bytes, case, threads, pages_per_call) = *key;
     // Within one round: the other case's seconds divided by this one's.
     let against = |case: Case| {
         Spread::of(rounds.iter().filter_map(|sample| {
@@ -181,7 +182,7 @@ fn row<'a>(key: &Key, rounds: &[Sample], stock: Case, others: &impl Fn(Case) -> 
     let huge =
         |samples: &[Sample]| Spread::of(samples.iter().map(|s| s.huge_bytes as f64 / bytes as f64)).median;
     Row {
-        backing,
+        memory,
         bytes,
         threads,
         case,
@@ -203,7 +204,7 @@ mod tests {
 
     fn line(case: &str, round: u32, seconds: f64) -> String {
         format!(
-            "{{\"kind\":\"sample\",\"round\":{round},\"case\":\"{case}\",\"backing\":\"anon-4k\",\"bytes\":1073741824,\
+            "{{\"kind\":\"sample\",\"round\":{round},\"case\":\"{case}\",\"memory\":\"anon-4k\",\"bytes\":1073741824,\
              \"threads\":2,\"seconds\":{seconds},\"huge_bytes\":0}}\n"
         )
     }
@@ -221,13 +222,13 @@ mod tests {
             text += &line("remap-engine", round, 0.1 * slow);
         }
         let summary = Summary::of(&text).unwrap();
-        let row = summary.engine(Backing::Anon4k, 1 << 30).unwrap();
+        let row = summary.engine(MemoryKind::Anon4k, 1 << 30).unwrap();
         assert_eq!(row.ratio, Spread { median: 2.0, min: 2.0, max: 2.0, count: 3 });
         assert_eq!((row.of_bare.median, row.of_clear.median), (0.5, 0.25));
         assert_eq!((row.stock.median, row.stock.min, row.stock.max), (2.0, 1.0, 2.0));
         assert_eq!(summary.remap[0].ratio.median, 1.0);
         assert_eq!((summary.limits[0].clear.median, summary.limits[0].bare.median), (0.25, 0.5));
-        assert_eq!(summary.largest(), [(Backing::Anon4k, 1 << 30)]);
+        assert_eq!(summary.largest(), [(MemoryKind::Anon4k, 1 << 30)]);
     }
 
     #[test]

@@ -78,7 +78,7 @@ fn about(summary: &Summary) -> Vec<String> {
 
 /// Describes a case that could not be measured.
 pub fn left_out(out: &LeftOut) -> String {
-    format!("Left out: {} of {}: {}", gib(out.bytes), out.backing.name(), out.why)
+    format!("Left out: {} of {}: {}", gib(out.bytes), out.memory.name(), out.why)
 }
 
 fn tables(summary: &Summary, targets: &[Target]) -> Vec<(&'static str, Table)> {
@@ -101,7 +101,7 @@ pub fn memory_tables(summary: &Summary) -> Vec<(&'static str, Table)> {
 const WHICH: [&str; 3] = ["memory", "size", "threads"];
 
 fn which(row: &Row) -> [String; 3] {
-    [row.backing.name().into(), gib(row.bytes), row.threads.to_string()]
+    [row.memory.name().into(), gib(row.bytes), row.threads.to_string()]
 }
 
 /// A table of cases: the columns that identify the row, then `head`.
@@ -145,7 +145,7 @@ fn limits(summary: &Summary) -> Table {
     let row = |limit: &Limit| {
         let speed = |spread: Spread| format!("{:.2}", limit.bytes as f64 / GIB / spread.median);
         vec![
-            limit.backing.name().into(),
+            limit.memory.name().into(),
             gib(limit.bytes),
             limit.cpus.to_string(),
             seconds(limit.clear),

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::summary::{Row, Summary};
-use vfio_fast_protocol::bench::native::{Backing, Case};
+use vfio_fast_protocol::bench::native::Case;
+use vfio_fast_protocol::memory::MemoryKind;
 
 const GIB: u64 = 1 << 30;
 /// The minimum guest size: smaller guests are mapped too quickly to matter.
@@ -36,15 +37,15 @@ pub fn judge(summary: &Summary) -> Vec<Target> {
         targets.push(Target { what, promised, found, reached });
     };
     for row in &summary.cold {
-        let own = summary.engine(row.backing, row.bytes).filter(|own| std::ptr::eq(*own, row));
+        let own = summary.engine(row.memory, row.bytes).filter(|own| std::ptr::eq(*own, row));
         let Some(row) = own.filter(|row| row.bytes >= FROM) else { continue };
-        let what = format!("{}, {} GiB, {} threads", row.backing.name(), row.bytes / GIB, row.threads);
-        if matches!(row.backing, Backing::Anon4k | Backing::AnonThp | Backing::MemfdThp) {
+        let what = format!("{}, {} GiB, {} threads", row.memory.name(), row.bytes / GIB, row.threads);
+        if matches!(row.memory, MemoryKind::Anon4k | MemoryKind::AnonThp | MemoryKind::MemfdThp) {
             let found = row.ratio.median;
             bar(format!("{what}: against stock"), "≥ 1.8×".into(), times(found), found >= 1.8);
         }
-        let without = summary.engine(Backing::Memfd4k, row.bytes);
-        if let (Backing::MemfdThp, Some(without)) = (row.backing, without) {
+        let without = summary.engine(MemoryKind::Memfd4k, row.bytes);
+        if let (MemoryKind::MemfdThp, Some(without)) = (row.memory, without) {
             let found = without.stock.median / row.fast.median;
             let what = format!("{what}: against stock without shmem huge pages");
             bar(what, "≥ 4×".into(), times(found), found >= 4.0);
@@ -54,7 +55,7 @@ pub fn judge(summary: &Summary) -> Vec<Target> {
     }
     for row in summary.remap.iter().filter(|row| row.bytes >= FROM && row.threads == summary.machine.cpus) {
         let what =
-            format!("{}, {} GiB: time to map populated memory again", row.backing.name(), row.bytes / GIB);
+            format!("{}, {} GiB: time to map populated memory again", row.memory.name(), row.bytes / GIB);
         let found = 1.0 / row.ratio.median;
         bar(what, "≤ 105 % of stock".into(), percent(found), found <= 1.05);
     }
@@ -78,12 +79,12 @@ pub fn judge_iommufd(summary: &Summary) -> Vec<Target> {
     for (rows, what, promised) in rows {
         let is_wanted = |row: &&Row| {
             let of_engine = matches!(row.case, Case::Engine | Case::UnmapEngine);
-            let is_huge = matches!(row.backing, Backing::AnonThp | Backing::MemfdThp);
+            let is_huge = matches!(row.memory, MemoryKind::AnonThp | MemoryKind::MemfdThp);
             of_engine && is_huge && row.bytes >= FROM_BESIDE && row.threads == summary.machine.cpus
         };
         for row in rows.iter().filter(is_wanted) {
             let found = row.ratio.median;
-            let (memory, bytes, threads) = (row.backing.name(), row.bytes / GIB, row.threads);
+            let (memory, bytes, threads) = (row.memory.name(), row.bytes / GIB, row.threads);
             targets.push(Target {
                 what: format!("{memory}, {bytes} GiB, {threads} threads: {what}"),
                 promised: format!("≥ {promised}×"),
@@ -115,9 +116,9 @@ mod tests {
     use super::*;
 
     /// One sample of 2 GiB with two threads.
-    fn line(case: &str, backing: &str, seconds: f64) -> String {
+    fn line(case: &str, memory: &str, seconds: f64) -> String {
         format!(
-            "{{\"kind\":\"sample\",\"round\":0,\"case\":\"{case}\",\"backing\":\"{backing}\",\"bytes\":2147483648,\
+            "{{\"kind\":\"sample\",\"round\":0,\"case\":\"{case}\",\"memory\":\"{memory}\",\"bytes\":2147483648,\
              \"threads\":2,\"seconds\":{seconds},\"huge_bytes\":0}}\n"
         )
     }
@@ -125,14 +126,14 @@ mod tests {
     #[test]
     fn iommufd_is_held_against_both_targets() {
         let mut text = String::new();
-        for (backing, seconds) in [("anon-4k", 9.0), ("anon-thp", 1.0), ("memfd-thp", 1.1)] {
+        for (memory, seconds) in [("anon-4k", 9.0), ("anon-thp", 1.0), ("memfd-thp", 1.1)] {
             for (case, seconds) in
                 [("stock", 1.6), ("engine", seconds), ("unmap-stock", 1.5), ("unmap-engine", seconds)]
             {
-                text += &line(case, backing, seconds);
+                text += &line(case, memory, seconds);
             }
             // There are no targets for the other ways to map.
-            text += &line("maps-only", backing, 9.0);
+            text += &line("maps-only", memory, 9.0);
         }
         let mut summary = Summary::of(&text).unwrap();
         summary.machine.cpus = 2;

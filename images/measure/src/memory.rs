@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use vfio_fast_engine::addr::HostVa;
 use vfio_fast_engine::host_va;
 
-use vfio_fast_protocol::bench::native::Backing;
+use vfio_fast_protocol::memory::MemoryKind;
 
 /// Alignment of guest memory in this process, so that huge pages of every size can back it.
 const ALIGNMENT: u64 = 1 << 30;
@@ -22,33 +22,33 @@ const CLEARED_AT_ONCE: u64 = 2 << 20;
 pub struct Memory {
     start: u64,
     bytes: u64,
-    backing: Backing,
+    kind: MemoryKind,
     file: Option<OwnedFd>,
 }
 
 impl Memory {
     /// Maps the memory. This reserves hugetlb pages, but no other kind.
-    pub fn new(backing: Backing, bytes: u64) -> io::Result<Self> {
-        let file = match backing {
-            Backing::Anon4k | Backing::AnonThp => None,
-            Backing::Memfd4k | Backing::MemfdThp => Some(memfd(bytes, 0)?),
-            Backing::Hugetlb => Some(memfd(bytes, libc::MFD_HUGETLB | libc::MFD_HUGE_2MB)?),
+    pub fn new(kind: MemoryKind, bytes: u64) -> io::Result<Self> {
+        let file = match kind {
+            MemoryKind::Anon4k | MemoryKind::AnonThp => None,
+            MemoryKind::Memfd4k | MemoryKind::MemfdThp => Some(memfd(bytes, 0)?),
+            MemoryKind::Hugetlb => Some(memfd(bytes, libc::MFD_HUGETLB | libc::MFD_HUGE_2MB)?),
         };
-        let reserve = if backing == Backing::Hugetlb { 0 } else { libc::MAP_NORESERVE };
+        let reserve = if kind == MemoryKind::Hugetlb { 0 } else { libc::MAP_NORESERVE };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let room = map(ptr::null_mut(), bytes + ALIGNMENT, libc::PROT_NONE, flags, -1)?;
         let start = (room as u64).next_multiple_of(ALIGNMENT);
-        let (kind, fd) = match &file {
+        let (sharing, fd) = match &file {
             None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
             Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
         };
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        map(start as *mut libc::c_void, bytes, protection, kind | reserve | libc::MAP_FIXED, fd)?;
-        let memory = Self { start, bytes, backing, file };
-        match backing {
-            Backing::Anon4k | Backing::Memfd4k => memory.advise(libc::MADV_NOHUGEPAGE)?,
-            Backing::AnonThp | Backing::MemfdThp => memory.advise(libc::MADV_HUGEPAGE)?,
-            Backing::Hugetlb => {}
+        map(start as *mut libc::c_void, bytes, protection, sharing | reserve | libc::MAP_FIXED, fd)?;
+        let memory = Self { start, bytes, kind, file };
+        match kind {
+            MemoryKind::Anon4k | MemoryKind::Memfd4k => memory.advise(libc::MADV_NOHUGEPAGE)?,
+            MemoryKind::AnonThp | MemoryKind::MemfdThp => memory.advise(libc::MADV_HUGEPAGE)?,
+            MemoryKind::Hugetlb => {}
         }
         Ok(memory)
     }
@@ -95,7 +95,7 @@ impl Memory {
 
     /// Bytes that huge pages map now.
     pub fn huge_bytes(&self) -> u64 {
-        if self.backing == Backing::Hugetlb {
+        if self.kind == MemoryKind::Hugetlb {
             return self.bytes;
         }
         let smaps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::memory::MemoryKind;
+
 /// The job's file in L1.
 pub const PATH: &str = "/vft/job.json";
 
@@ -80,44 +82,6 @@ pub enum Firmware {
     Ovmf,
 }
 
-/// What L2's RAM is made of where boot times are measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Memory {
-    /// Anonymous memory in a kernel that gives no huge pages.
-    #[serde(rename = "anon-4k")]
-    Anon4k,
-    /// Anonymous memory with transparent huge pages.
-    AnonThp,
-    /// A memfd (shmem) in a kernel that gives no huge pages.
-    #[serde(rename = "memfd-4k")]
-    Memfd4k,
-    /// A memfd (shmem) with transparent huge pages.
-    MemfdThp,
-}
-
-impl Memory {
-    pub const ALL: [Self; 4] = [Self::Anon4k, Self::AnonThp, Self::Memfd4k, Self::MemfdThp];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Anon4k => "anon-4k",
-            Self::AnonThp => "anon-thp",
-            Self::Memfd4k => "memfd-4k",
-            Self::MemfdThp => "memfd-thp",
-        }
-    }
-
-    pub const fn is_memfd(self) -> bool {
-        matches!(self, Self::Memfd4k | Self::MemfdThp)
-    }
-
-    /// Whether it may have huge pages.
-    pub const fn may_be_huge(self) -> bool {
-        matches!(self, Self::AnonThp | Self::MemfdThp)
-    }
-}
-
 /// One boot of L1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
@@ -142,7 +106,7 @@ pub struct Job {
     /// Seed of what L2 writes.
     pub write_seed: u64,
     /// The memories and rounds in which boot times are measured.
-    pub starts: Vec<(Memory, u32)>,
+    pub starts: Vec<(MemoryKind, u32)>,
     /// The conformance tests to run: names of checks of that scenario.
     pub tests: Vec<String>,
     /// The engine's bench to run: its name, then its arguments.
@@ -219,10 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn memories_and_modes_have_one_name() {
-        for memory in Memory::ALL {
-            assert_eq!(serde_json::to_value(memory).unwrap(), memory.name());
-        }
+    fn a_mode_has_one_name() {
         for mode in [Mode::Reference, Mode::NotBuilt, Mode::Stock, Mode::Fast] {
             assert_eq!(serde_json::to_value(mode).unwrap(), mode.name());
         }
@@ -243,7 +204,7 @@ mod tests {
             disk_mib: 64,
             image_seed: u64::MAX,
             write_seed: 1,
-            starts: vec![(Memory::Anon4k, 3)],
+            starts: vec![(MemoryKind::Anon4k, 3)],
             tests: vec!["type1_answers_as_type1".into()],
             bench: vec!["native".into(), "--rounds".into(), "3".into()],
             wait_s: 60,

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::{Memory, Mode};
+use crate::job::Mode;
+use crate::memory::MemoryKind;
 
 /// Name of the virtio-serial port the records of L1 leave through.
 pub const L1_PORT: &str = "vft.records";
@@ -104,7 +105,7 @@ pub struct Start {
     pub round: u32,
     pub mode: Mode,
     /// What L2's RAM is made of.
-    pub memory: Memory,
+    pub memory: MemoryKind,
     /// When the firmware had written its first byte: the guest executes.
     pub first_instruction: Moment,
     /// When L2's kernel had written its first byte: the firmware has changed the memory map for the last time.
@@ -123,7 +124,7 @@ pub struct Start {
 
 impl Start {
     /// The end of the names of its checks, like `anon-4k-stock-0`.
-    pub fn name_of(memory: Memory, mode: Mode, round: u32) -> String {
+    pub fn name_of(memory: MemoryKind, mode: Mode, round: u32) -> String {
         format!("{}-{}-{round}", memory.name(), mode.name())
     }
 

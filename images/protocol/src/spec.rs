@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::host::{Host, Iommu};
-use crate::job::{Container, Firmware, Memory, Mode, Ram};
+use crate::job::{Container, Firmware, Mode, Ram};
+use crate::memory::MemoryKind;
 
 pub const ALL_MODES: &[Mode] = &[Mode::Reference, Mode::Stock, Mode::Fast];
 pub const EVERY_MODE: &[Mode] = &[Mode::Reference, Mode::NotBuilt, Mode::Stock, Mode::Fast];
@@ -46,7 +47,7 @@ pub struct ScenarioSpec {
     /// What L1 runs.
     pub program: Program,
     /// The memories and rounds in which boot times are measured.
-    pub starts: Vec<(Memory, u32)>,
+    pub starts: Vec<(MemoryKind, u32)>,
     /// Time for a whole run of L1.
     pub limit: Duration,
     /// The names of the checks that a run has to make.

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use vfio_fast_protocol::job::Memory;
+use vfio_fast_protocol::memory::MemoryKind;
 
 use super::mebibytes;
 use super::summary::Spread;
@@ -50,9 +50,9 @@ impl Wanted {
     }
 
     /// All memories, in every round.
-    fn pairs(&self) -> Vec<(Memory, u32)> {
+    fn pairs(&self) -> Vec<(MemoryKind, u32)> {
         let rounds = |memory| (0..self.rounds).map(move |round| (memory, round));
-        Memory::ALL.into_iter().flat_map(rounds).collect()
+        MemoryKind::UNRESERVED.into_iter().flat_map(rounds).collect()
     }
 }
 
@@ -115,7 +115,7 @@ mod tests {
         let first = Moment { at_ns: 20, map_bytes: GIB, map_ns: 5, populate_ns: 10, ..Moment::default() };
         let kernel = Moment { at_ns: 40, ..first };
         let mut starts = Vec::new();
-        for memory in Memory::ALL {
+        for memory in MemoryKind::UNRESERVED {
             for mode in [Mode::Stock, Mode::Fast] {
                 for round in 0..2 {
                     starts.push(Start {
@@ -153,10 +153,10 @@ mod tests {
         assert!(section.about.iter().any(|line| line.contains("TCG (no processor)")));
         let figure = figure::draw(None, |canvas, y| draw(canvas, y, &summary, &section));
         for (title, table) in &section.tables {
-            assert_eq!(table.rows.len(), Memory::ALL.len(), "{title}");
+            assert_eq!(table.rows.len(), MemoryKind::UNRESERVED.len(), "{title}");
             assert!(table.rows.iter().all(|row| row.len() == table.head.len()), "{title}");
         }
-        for memory in Memory::ALL {
+        for memory in MemoryKind::UNRESERVED {
             assert_eq!(figure.matches(memory.name()).count(), 2, "{}", memory.name());
         }
     }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use vfio_fast_protocol::job::{Memory, Mode};
+use vfio_fast_protocol::job::Mode;
+use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::record::{Moment, Start};
 
 use crate::summary::Spread;
@@ -36,7 +37,7 @@ pub struct Summary {
 /// The exits for one memory and size.
 #[derive(Clone, Debug, Serialize)]
 pub struct Exit {
-    pub memory: Memory,
+    pub memory: MemoryKind,
     pub bytes: u64,
     /// Seconds with QEMU's own listener.
     pub stock: Spread,
@@ -49,7 +50,7 @@ pub struct Exit {
 /// The starts for one memory and size.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    pub memory: Memory,
+    pub memory: MemoryKind,
     pub bytes: u64,
     /// With QEMU's own listener.
     pub stock: Side,
@@ -83,7 +84,7 @@ pub struct Side {
 impl Summary {
     /// Aggregates starts, each given with the bytes of its guest.
     pub fn of(starts: &[(u64, Start)], machine: Machine, accel: Accel, others: Spread) -> Self {
-        let mut cases: BTreeMap<(Memory, u64), Vec<&Start>> = BTreeMap::new();
+        let mut cases: BTreeMap<(MemoryKind, u64), Vec<&Start>> = BTreeMap::new();
         for (bytes, start) in starts {
             cases.entry((start.memory, *bytes)).or_default().push(start);
         }
@@ -108,7 +109,7 @@ impl Summary {
     }
 }
 
-fn exit(memory: Memory, bytes: u64, starts: &[&Start]) -> Exit {
+fn exit(memory: MemoryKind, bytes: u64, starts: &[&Start]) -> Exit {
     let of = |mode: Mode| starts.iter().filter(move |start| start.mode == mode);
     let seconds = |mode| Spread::of(of(mode).map(|start| start.exit_ns as f64 / 1e9));
     let ratio = Spread::of(of(Mode::Fast).filter_map(|fast| {
@@ -118,7 +119,7 @@ fn exit(memory: Memory, bytes: u64, starts: &[&Start]) -> Exit {
     Exit { memory, bytes, stock: seconds(Mode::Stock), fast: seconds(Mode::Fast), ratio }
 }
 
-fn row(memory: Memory, bytes: u64, starts: &[&Start], moment: fn(&Start) -> Moment) -> Row {
+fn row(memory: MemoryKind, bytes: u64, starts: &[&Start], moment: fn(&Start) -> Moment) -> Row {
     let of = |mode: Mode| starts.iter().filter(move |start| start.mode == mode);
     let side = |mode: Mode| {
         let spread = |value: fn(Moment) -> u64| Spread::of(of(mode).map(|start| value(moment(start)) as f64));
@@ -176,7 +177,7 @@ mod tests {
                     ..Moment::default()
                 };
                 let kernel = Moment { at_ns: first.at_ns + second, map_calls: 60, ..first };
-                let memory = Memory::AnonThp;
+                let memory = MemoryKind::AnonThp;
                 let (held_bytes, locked_bytes, shmem_bytes, huge_bytes) = (1 << 30, 1 << 30, 0, 1 << 29);
                 starts.push((
                     1 << 30,

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::memory::MemoryKind;
+
 /// One line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -39,37 +41,6 @@ pub struct Machine {
     pub load: f64,
     /// What stands in for the map ioctl.
     pub pins: String,
-}
-
-/// What the guest's memory is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Backing {
-    /// Anonymous memory that may not use huge pages.
-    #[serde(rename = "anon-4k")]
-    Anon4k,
-    /// Anonymous memory with transparent huge pages.
-    AnonThp,
-    /// A memfd (shmem) that may not use huge pages.
-    #[serde(rename = "memfd-4k")]
-    Memfd4k,
-    /// A memfd (shmem) with transparent huge pages.
-    MemfdThp,
-    /// A memfd of 2 MiB hugetlb pages.
-    Hugetlb,
-}
-
-impl Backing {
-    /// Its name on the command line and in tables.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Anon4k => "anon-4k",
-            Self::AnonThp => "anon-thp",
-            Self::Memfd4k => "memfd-4k",
-            Self::MemfdThp => "memfd-thp",
-            Self::Hugetlb => "hugetlb",
-        }
-    }
 }
 
 /// What was timed.
@@ -110,7 +81,7 @@ pub struct Sample {
     /// What was timed.
     pub case: Case,
     /// The memory.
-    pub backing: Backing,
+    pub memory: MemoryKind,
     /// How much of it.
     pub bytes: u64,
     /// Threads allowed (for [`Case::Bare`]: processes).
@@ -136,7 +107,7 @@ pub struct Others {
     /// The round.
     pub round: u32,
     /// Its memory.
-    pub backing: Backing,
+    pub memory: MemoryKind,
     /// How much of it.
     pub bytes: u64,
     /// The part of all CPUs' time that other processes used.
@@ -147,7 +118,7 @@ pub struct Others {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LeftOut {
     /// The memory.
-    pub backing: Backing,
+    pub memory: MemoryKind,
     /// How much of it; 0: any.
     pub bytes: u64,
     /// Why, and what to change.

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::checks::CheckName;
-use crate::job::{Memory, Mode};
+use crate::job::Mode;
+use crate::memory::MemoryKind;
 use crate::record::Start;
 use crate::spec::{Label, PATCHED, Run, ScenarioSpec};
 
@@ -32,7 +33,7 @@ pub fn specs() -> Vec<ScenarioSpec> {
 }
 
 /// Starts of guests of one size.
-pub fn spec(l2_memory_mib: u64, starts: Vec<(Memory, u32)>) -> ScenarioSpec {
+pub fn spec(l2_memory_mib: u64, starts: Vec<(MemoryKind, u32)>) -> ScenarioSpec {
     let pairs = starts.len() as u64;
     ScenarioSpec {
         // A run alternates between both patched modes itself.
@@ -68,7 +69,7 @@ mod tests {
 
     #[test]
     fn every_start_is_checked() {
-        let spec = spec(1024, vec![(Memory::Anon4k, 0), (Memory::MemfdThp, 1)]);
+        let spec = spec(1024, vec![(MemoryKind::Anon4k, 0), (MemoryKind::MemfdThp, 1)]);
         let names = spec.expected_checks(Mode::Fast);
         // Both modes' mappings, and the library's own counters.
         assert_eq!(names.len(), 2 * 3);

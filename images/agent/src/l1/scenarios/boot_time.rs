@@ -4,8 +4,9 @@
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_protocol::job::{Memory, Mode};
+use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::l2_job::L2Job;
+use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::record::{Moment, Record, Start};
 use vfio_fast_protocol::scenarios::boot_time::Check;
 use vfio_fast_protocol::witness::{self, Call};
@@ -43,7 +44,7 @@ pub fn run(lab: &Lab) -> Result<()> {
 }
 
 /// Lets this kernel give that memory, and runs each mode once with a small guest.
-fn prepare(lab: &Lab, memory: Memory) -> Result<()> {
+fn prepare(lab: &Lab, memory: MemoryKind) -> Result<()> {
     // QEMU and the library ask for huge pages themselves, both with the same call.
     huge_pages::allow(memory.may_be_huge())?;
     // An emulator translates code when it runs first: the first to be timed would pay for the others.
@@ -55,7 +56,7 @@ fn prepare(lab: &Lab, memory: Memory) -> Result<()> {
 }
 
 /// One start, until L2's kernel runs.
-fn one(lab: &Lab, mib: u64, memory: Memory, mode: Mode, round: u32, name: &str) -> Result<Start> {
+fn one(lab: &Lab, mib: u64, memory: MemoryKind, mode: Mode, round: u32, name: &str) -> Result<Start> {
     // As much free memory in one piece for each start, so that huge pages are to be had or not alike.
     machine::set("/proc/sys/vm/drop_caches", "3")?;
     machine::set("/proc/sys/vm/compact_memory", "1")?;
@@ -88,7 +89,7 @@ fn one(lab: &Lab, mib: u64, memory: Memory, mode: Mode, round: u32, name: &str) 
     Ok(start)
 }
 
-fn command_line(lab: &Lab, mib: u64, memory: Memory, mode: Mode) -> CommandLine<'_> {
+fn command_line(lab: &Lab, mib: u64, memory: MemoryKind, mode: Mode) -> CommandLine<'_> {
     CommandLine::new(lab)
         .q35_of_mib(mib, memory.is_memfd())
         .args(["-smp", "1"])

@@ -13,7 +13,7 @@ use crate::counted::{Calls, Counted};
 use crate::{Args, Mapper, tell};
 use vfio_fast_measure::memory::Memory;
 use vfio_fast_protocol::bench::calls::{Array, Record, Shape, Toggle};
-use vfio_fast_protocol::bench::native as record;
+use vfio_fast_protocol::memory::MemoryKind;
 
 const PAGE: u64 = 4 << 10;
 const RUN: u64 = 8;
@@ -23,7 +23,7 @@ type Pages = Vec<(Iova, HostVa)>;
 /// Measures each shape both ways, once per round.
 pub fn measure(args: &Args, count: u64) -> Result<()> {
     // The shapes use at most every other page.
-    let memory = Memory::new(record::Backing::Memfd4k, 2 * count * PAGE).context("Cannot map the memory")?;
+    let memory = Memory::new(MemoryKind::Memfd4k, 2 * count * PAGE).context("Cannot map the memory")?;
     memory.populate().context("Cannot fault in")?;
     for round in 0..args.rounds {
         let cases = args.drivers.iter().flat_map(|driver| Shape::ALL.map(|shape| (*driver, shape)));

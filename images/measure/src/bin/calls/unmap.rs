@@ -16,7 +16,7 @@ use crate::counted::{Calls, Counted};
 use crate::{Args, Mapper, tell};
 use vfio_fast_measure::memory::Memory;
 use vfio_fast_protocol::bench::calls::{Driver, Policy, Record, Unmap};
-use vfio_fast_protocol::bench::native::Backing as Pages;
+use vfio_fast_protocol::memory::MemoryKind;
 
 const GIB: u64 = 1 << 30;
 /// The size of the file, and of the entries that map it.
@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(400);
 
 /// Measures every policy once per round, on `gib` GiB in pages of `page` bytes.
 pub fn measure(args: &Args, gib: u64, page: u64) -> Result<()> {
-    let memory = Memory::new(if page > 4096 { Pages::MemfdThp } else { Pages::Memfd4k }, ENTRY)
+    let memory = Memory::new(if page > 4096 { MemoryKind::MemfdThp } else { MemoryKind::Memfd4k }, ENTRY)
         .context("Cannot map a file")?;
     memory.populate().context("Cannot fault in")?;
     if page > 4096 {

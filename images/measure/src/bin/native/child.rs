@@ -10,14 +10,15 @@ use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::{Backend, Mapping, PopulatePolicy};
 use vfio_fast_engine::object::{ObjectKind, ObjectRef};
 use vfio_fast_engine::populate::{self, HostRange, PopulateOptions};
-use vfio_fast_engine::region::{Backing as Object, Kind, Perm, Region};
+use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
 use vfio_fast_engine::{Config, Engine};
 
 use crate::mapper::Mapper;
 use vfio_fast_measure::memory::Memory;
 use vfio_fast_protocol::bench::host;
-use vfio_fast_protocol::bench::native::{Backing, Case, Record, Sample};
+use vfio_fast_protocol::bench::native::{Case, Record, Sample};
+use vfio_fast_protocol::memory::MemoryKind;
 
 const PAGE: u64 = 4 << 10;
 /// The address at which a q35 machine's RAM continues above the PCI hole, and the maximum amount of RAM below it.
@@ -30,7 +31,7 @@ const ENTRY: u64 = 1 << 30;
 #[derive(Clone, Debug)]
 pub struct Job {
     pub case: Case,
-    pub backing: Backing,
+    pub memory: MemoryKind,
     pub bytes: u64,
     pub threads: usize,
     pub pages_per_call: u64,
@@ -50,7 +51,7 @@ pub struct Worked {
 
 /// Measures the case and prints its samples.
 pub fn run(job: &Job) -> Result<()> {
-    let memory = Memory::new(job.backing, job.bytes).context("Cannot map the guest's memory")?;
+    let memory = Memory::new(job.memory, job.bytes).context("Cannot map the guest's memory")?;
     match job.case {
         Case::Stock => stock(job, &memory),
         Case::Engine | Case::ByAddress => engine(job, &memory, PopulatePolicy::Overlapped),
@@ -92,7 +93,7 @@ fn engine(job: &Job, memory: &Memory, populates: PopulatePolicy) -> Result<()> {
     let again = (job.case == Case::Engine).then_some(Case::RemapEngine);
     for case in [Some(job.case), again].into_iter().flatten() {
         let config =
-            Config { threads: job.threads, huge_pages: huge_pages(job.backing), ..Config::default() };
+            Config { threads: job.threads, huge_pages: job.memory.may_be_huge(), ..Config::default() };
         let mut mapper = job.mapper()?;
         mapper.populates = populates;
         mapper.objects &= job.case != Case::ByAddress;
@@ -121,11 +122,6 @@ fn engine(job: &Job, memory: &Memory, populates: PopulatePolicy) -> Result<()> {
     Ok(())
 }
 
-/// Whether the engine may ask for huge pages. Not for rows that measure small pages.
-fn huge_pages(backing: Backing) -> bool {
-    !matches!(backing, Backing::Anon4k | Backing::Memfd4k)
-}
-
 fn parts(stats: &Stats, sample: Sample) -> Sample {
     let seconds = |nanoseconds| Some(Duration::from_nanos(nanoseconds).as_secs_f64());
     Sample { populate_seconds: seconds(stats.populate_ns), pin_seconds: seconds(stats.map_ns), ..sample }
@@ -136,7 +132,7 @@ fn batch(job: &Job, memory: &Memory) -> Result<()> {
     let pins = job.mapper()?;
     let piece = HostRange { hva: memory.hva(), bytes: job.bytes, writable: true };
     let start = Instant::now();
-    let (threads, huge_pages) = (job.threads, huge_pages(job.backing));
+    let (threads, huge_pages) = (job.threads, job.memory.may_be_huge());
     let how = PopulateOptions { threads, cpus: None, huge_pages, chunk: job.pages_per_call * PAGE };
     let report = populate::populate(&[piece], how);
     let populated = start.elapsed();
@@ -183,7 +179,7 @@ impl Job {
         Sample {
             round: self.round,
             case,
-            backing: self.backing,
+            memory: self.memory,
             bytes: self.bytes,
             threads: self.threads,
             pages_per_call: None,
@@ -220,7 +216,7 @@ fn regions(memory: &Memory, bytes: u64) -> Vec<Region> {
     let regions = parts.into_iter().filter(|(_, _, length)| *length > 0).map(|(iova, offset, length)| {
         let hva = memory.hva().checked_add(offset).expect("the memory is mapped to its end");
         let range = range(iova, length).expect("guests are smaller than the address space");
-        Region { range, hva, perm: Perm::ReadWrite, kind: Kind::Ram, backing: Object(1), exact: false }
+        Region { range, hva, perm: Perm::ReadWrite, kind: Kind::Ram, backing: Backing(1), exact: false }
     });
     regions.collect()
 }

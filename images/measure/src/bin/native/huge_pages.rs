@@ -1,13 +1,13 @@
 //! Checks which huge pages this machine provides.
 
 use vfio_fast_protocol::bench::host::{SHMEM_THP, THP, chosen, read};
-use vfio_fast_protocol::bench::native::Backing;
+use vfio_fast_protocol::memory::MemoryKind;
 
 /// The reason why this machine cannot provide that kind of memory, if it cannot.
-pub fn refusal(backing: Backing) -> Option<String> {
-    let (knob, setting) = match backing {
-        Backing::AnonThp => (THP, chosen(THP)),
-        Backing::MemfdThp => (SHMEM_THP, chosen(SHMEM_THP)),
+pub fn refusal(memory: MemoryKind) -> Option<String> {
+    let (knob, setting) = match memory {
+        MemoryKind::AnonThp => (THP, chosen(THP)),
+        MemoryKind::MemfdThp => (SHMEM_THP, chosen(SHMEM_THP)),
         _ => return None,
     };
     let refused = ["never", "deny", ""].contains(&setting.as_str());

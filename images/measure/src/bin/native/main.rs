@@ -22,15 +22,14 @@ use mapper::Mapper;
 use vfio_fast_measure::memory::Memory;
 use vfio_fast_measure::pins::PinStandIn;
 use vfio_fast_protocol::bench::host::{self, Busy};
-use vfio_fast_protocol::bench::native::{Backing, Case, LeftOut, Others, Record, Sample};
+use vfio_fast_protocol::bench::native::{Case, LeftOut, Others, Record, Sample};
+use vfio_fast_protocol::memory::MemoryKind;
 
 /// `EX_UNAVAILABLE`, the exit status of every tool here that cannot run on a machine.
 const UNAVAILABLE: i32 = 69;
 const GIB: u64 = 1 << 30;
 /// Maximum guest size for [`Case::Batch`]: in larger guests the cost of a call is the same.
 const MOST_FOR_BATCHES: u64 = 4 * GIB;
-const BACKINGS: [Backing; 5] =
-    [Backing::Anon4k, Backing::AnonThp, Backing::Memfd4k, Backing::MemfdThp, Backing::Hugetlb];
 /// Memory left free for everything else.
 const SPARE: u64 = 2 * GIB;
 
@@ -41,8 +40,8 @@ struct Args {
     #[arg(long, value_delimiter = ',', default_values_t = [1.0, 2.0, 4.0, 8.0, 16.0])]
     sizes: Vec<f64>,
     /// Kinds of memory
-    #[arg(long, value_delimiter = ',', value_parser = backing, default_values = BACKINGS.map(Backing::name))]
-    backings: Vec<Backing>,
+    #[arg(long, value_delimiter = ',', value_parser = kind, default_values = MemoryKind::ALL.map(MemoryKind::name))]
+    kinds: Vec<MemoryKind>,
     /// Threads of the engine [default: powers of two up to the CPUs, and those]
     #[arg(long, value_delimiter = ',')]
     threads: Vec<usize>,
@@ -67,7 +66,7 @@ fn main() -> Result<()> {
     if let Some(case) = args.child {
         return child::run(&Job {
             case,
-            backing: args.backings[0],
+            memory: args.kinds[0],
             bytes: args.bytes,
             threads: args.threads[0],
             pages_per_call: args.batches[0],
@@ -92,15 +91,15 @@ fn measure(args: &Args) -> Result<()> {
     sizes.sort_unstable();
     let threads = if args.threads.is_empty() { doubled(host::cpus()) } else { args.threads.clone() };
     for &bytes in &sizes {
-        for &backing in &args.backings {
-            if let Some(why) = obstacle(backing, bytes) {
-                eprintln!("{} of {}: left out: {why}", gib(bytes), backing.name());
-                tell(&Record::LeftOut(LeftOut { backing, bytes, why }));
+        for &memory in &args.kinds {
+            if let Some(why) = obstacle(memory, bytes) {
+                eprintln!("{} of {}: left out: {why}", gib(bytes), memory.name());
+                tell(&Record::LeftOut(LeftOut { memory, bytes, why }));
                 continue;
             }
             for round in 0..args.rounds {
-                eprintln!("{} of {}: round {} of {}", gib(bytes), backing.name(), round + 1, args.rounds);
-                let mut jobs = jobs(args, &threads, backing, bytes, round);
+                eprintln!("{} of {}: round {} of {}", gib(bytes), memory.name(), round + 1, args.rounds);
+                let mut jobs = jobs(args, &threads, memory, bytes, round);
                 if round % 2 == 1 {
                     // Alternate the order, so that a drift within a round does not favour one case.
                     jobs.reverse();
@@ -110,17 +109,17 @@ fn measure(args: &Args) -> Result<()> {
                     run(job).with_context(|| format!("{job:?}"))?;
                 }
                 let share = Busy::now().others_since(&before);
-                tell(&Record::Others(Others { round, backing, bytes, share }));
+                tell(&Record::Others(Others { round, memory, bytes, share }));
             }
         }
     }
     Ok(())
 }
 
-fn jobs(args: &Args, threads: &[usize], backing: Backing, bytes: u64, round: u32) -> Vec<Job> {
+fn jobs(args: &Args, threads: &[usize], memory: MemoryKind, bytes: u64, round: u32) -> Vec<Job> {
     let cpus = host::cpus();
     let device = args.device.clone();
-    let job = Job { case: Case::Stock, backing, bytes, threads: 1, pages_per_call: 0, round, device };
+    let job = Job { case: Case::Stock, memory, bytes, threads: 1, pages_per_call: 0, round, device };
     let mut jobs = vec![job.clone()];
     jobs.extend(threads.iter().map(|&threads| Job { case: Case::Engine, threads, ..job.clone() }));
     jobs.push(Job { case: Case::Bare, threads: cpus, ..job.clone() });
@@ -128,8 +127,7 @@ fn jobs(args: &Args, threads: &[usize], backing: Backing, bytes: u64, round: u32
     if args.device.is_some() {
         // With a device, map calls run concurrently and by file.
         jobs.push(Job { case: Case::MapsOnly, threads: cpus, ..job.clone() });
-        let is_file = !matches!(backing, Backing::Anon4k | Backing::AnonThp);
-        jobs.extend(is_file.then(|| Job { case: Case::ByAddress, threads: cpus, ..job.clone() }));
+        jobs.extend(memory.is_memfd().then(|| Job { case: Case::ByAddress, threads: cpus, ..job.clone() }));
         return jobs;
     }
     let batches = args.batches.iter().filter(|_| bytes <= MOST_FOR_BATCHES);
@@ -147,15 +145,15 @@ fn jobs(args: &Args, threads: &[usize], backing: Backing, bytes: u64, round: u32
 /// while.
 fn warm(job: &Job) -> Result<()> {
     // Freed huge pages can serve any page size; hugetlb pages return to their own pool.
-    let backing = if job.backing == Backing::Hugetlb { Backing::Hugetlb } else { Backing::AnonThp };
-    Memory::new(backing, job.bytes)?.clear(host::cpus());
+    let memory = if job.memory == MemoryKind::Hugetlb { MemoryKind::Hugetlb } else { MemoryKind::AnonThp };
+    Memory::new(memory, job.bytes)?.clear(host::cpus());
     Ok(())
 }
 
 fn run(job: &Job) -> Result<()> {
     warm(job)?;
     if job.case == Case::Bare {
-        let sample = bare(job.backing, job.bytes, job.threads, job.round)?;
+        let sample = bare(job.memory, job.bytes, job.threads, job.round)?;
         tell(&Record::Sample(sample));
         return Ok(());
     }
@@ -166,13 +164,13 @@ fn run(job: &Job) -> Result<()> {
 
 /// Measures with one process per CPU, each with its own part of the memory: from the start of the first one to the
 /// end of the last one.
-fn bare(backing: Backing, bytes: u64, processes: usize, round: u32) -> Result<Sample> {
+fn bare(memory: MemoryKind, bytes: u64, processes: usize, round: u32) -> Result<Sample> {
     let part = (bytes / processes as u64).next_multiple_of(2 << 20);
     let mut children = Vec::new();
     for number in 0..processes {
         let job = Job {
             case: Case::Bare,
-            backing,
+            memory,
             bytes: part,
             threads: 1,
             pages_per_call: 0,
@@ -197,7 +195,7 @@ fn bare(backing: Backing, bytes: u64, processes: usize, round: u32) -> Result<Sa
     Ok(Sample {
         round,
         case: Case::Bare,
-        backing,
+        memory,
         bytes,
         threads: processes,
         pages_per_call: None,
@@ -230,7 +228,7 @@ fn race(children: &mut [Child]) -> Result<Vec<Worked>> {
 
 fn command(job: &Job) -> Result<Command> {
     let mut command = Command::new(current_exe()?);
-    command.args(["--child", name_of(job.case), "--backings", job.backing.name()]);
+    command.args(["--child", name_of(job.case), "--kinds", job.memory.name()]);
     for (name, value) in [
         ("--bytes", job.bytes),
         ("--threads", job.threads as u64),
@@ -244,17 +242,17 @@ fn command(job: &Job) -> Result<Command> {
 }
 
 /// The reason why this case cannot be measured now, if it cannot.
-fn obstacle(backing: Backing, bytes: u64) -> Option<String> {
-    if let Some(why) = huge_pages::refusal(backing) {
+fn obstacle(memory: MemoryKind, bytes: u64) -> Option<String> {
+    if let Some(why) = huge_pages::refusal(memory) {
         return Some(why);
     }
     // Reserved hugetlb pages are not included in the available memory.
-    let set_aside = backing == Backing::Hugetlb && huge_pages::set_aside() >= bytes;
+    let set_aside = memory == MemoryKind::Hugetlb && huge_pages::set_aside() >= bytes;
     if !set_aside && !fits(bytes) {
         let available = gib(host::available());
         return Some(format!("only {available} of memory are available, and {} stay free", gib(SPARE)));
     }
-    let reserved = Memory::new(backing, bytes);
+    let reserved = Memory::new(memory, bytes);
     reserved.err().map(|error| format!("{error}; for hugetlb, see /proc/sys/vm/nr_hugepages"))
 }
 
@@ -274,9 +272,9 @@ fn doubled(most: usize) -> Vec<usize> {
     threads
 }
 
-fn backing(name: &str) -> Result<Backing> {
-    let found = BACKINGS.into_iter().find(|backing| backing.name() == name);
-    found.with_context(|| format!("One of {}", BACKINGS.map(Backing::name).join(", ")))
+fn kind(name: &str) -> Result<MemoryKind> {
+    let found = MemoryKind::ALL.into_iter().find(|kind| kind.name() == name);
+    found.with_context(|| format!("One of {}", MemoryKind::ALL.map(MemoryKind::name).join(", ")))
 }
 
 const CHILDREN: [(&str, Case); 7] = [
