@@ -9,14 +9,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::nested::{self, Nested};
+use super::nested::{About, Lab};
 use super::summary::Spread;
-use super::table::{Section, Table, about_run, promises};
+use super::table::{Section, Table, promises};
 use super::targets::{Target, percent, times};
-use super::vm::TRANSLATED;
-use vfio_fast_e2e::{Accel, ScenarioSpec};
+use vfio_fast_e2e::ScenarioSpec;
 use vfio_fast_protocol::bench::calls::{self as cases, Driver, Policy, Record, Shape, Unmap};
-use vfio_fast_protocol::bench::native::Machine as About;
 use vfio_fast_protocol::host::Host;
 use vfio_fast_protocol::scenarios::map_bench;
 
@@ -77,16 +75,8 @@ impl Wanted {
 /// The results of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// The machine that L1 ran on.
-    pub machine: About,
-    /// The command line that repeats the run.
-    pub command: String,
-    /// The accelerator of L1.
-    pub accel: String,
-    /// Whether L1 ran under TCG.
-    translated: bool,
-    /// The share of all CPUs' time that other processes used on the machine that L1 ran on.
-    pub others: Spread,
+    #[serde(flatten)]
+    pub about: About,
     /// Arrays mapped page by page and in one call.
     pub arrays: Vec<ArrayRow>,
     /// Guests unmapped in one call, in bounded calls and page by page.
@@ -133,10 +123,12 @@ pub struct UnmapRow {
 /// Measures. The inner result reports a failure; the summary has what was measured before it.
 pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     let plans = wanted.plans();
-    let Nested { machine, accel, verdicts, others } = nested::run(&plans, folder, PINS)?;
+    let lab = Lab::prepare(&plans, folder, PINS)?;
+    let booted = lab.boot(&plans);
+    booted.outcome?;
     let mut wrong = Vec::new();
     let (mut arrays, mut unmaps) = (Vec::new(), Vec::new());
-    for (verdict, plan) in verdicts.iter().zip(&plans) {
+    for (verdict, plan) in booted.verdicts.iter().zip(&plans) {
         wrong.extend(verdict.problems());
         let text = fs::read_to_string(verdict.folder.join("calls.log"))
             .with_context(|| format!("Nothing was measured: {}", verdict.problems().join("\n")))?;
@@ -150,9 +142,8 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
         unmaps.extend(of_unmaps);
     }
     let targets = judge(&arrays, &unmaps);
-    let translated = matches!(accel, Accel::Tcg(_));
-    let (command, accel) = (String::new(), accel.to_string());
-    let summary = Summary { machine, command, accel, translated, others, arrays, unmaps, targets };
+    let about = lab.about(Spread::of([booted.others]));
+    let summary = Summary { about, arrays, unmaps, targets };
     let counted = if wrong.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(wrong.join("\n"))) };
     Ok((summary, counted))
 }
@@ -271,9 +262,7 @@ fn tenths(part: f64) -> String {
 
 pub fn section(summary: &Summary) -> Section {
     let rounds = summary.unmaps.first().map_or(0, |row| row.ms_per_gib.count);
-    let mut about = about_run(&summary.machine, &summary.command, rounds, summary.others);
-    about.push(format!("L1 runs under {}, with a device that does nothing by itself", summary.accel));
-    about.extend(summary.translated.then(|| TRANSLATED.to_owned()));
+    let about = summary.about.lines(rounds, "Linux 7.2, a device that does nothing by itself");
     let spread = |spread: Spread, digits: usize, unit: &str| {
         let Spread { median, min, max, .. } = spread;
         format!("{median:.digits$}{unit} [{min:.digits$}–{max:.digits$}]")
@@ -350,6 +339,7 @@ pub fn section(summary: &Summary) -> Section {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vfio_fast_e2e::Accel;
 
     fn unmap(round: u32, policy: Policy, seconds: f64, longest: f64) -> String {
         let record = Record::Unmap(Unmap {
@@ -413,9 +403,9 @@ mod tests {
             [unmap(0, Policy::OneCall, 10.0, 10.0), unmap(0, Policy::Bounded, 10.0, 0.1), array(0.1, 2)];
         let (arrays, unmaps) = rows("x", &lines.join("\n"), &Invalidated::default()).unwrap();
         let targets = judge(&arrays, &unmaps);
-        let (command, accel, others) = (String::new(), String::new(), Spread::default());
         let machine = vfio_fast_protocol::bench::host::machine(PINS);
-        let summary = Summary { machine, command, accel, translated: true, others, arrays, unmaps, targets };
+        let about = About::new(machine, Accel::Tcg("no processor"), Spread::default());
+        let summary = Summary { about, arrays, unmaps, targets };
         let section = section(&summary);
         let lengths: Vec<usize> = section.tables.iter().map(|(_, table)| table.rows.len()).collect();
         assert_eq!(lengths, [1, 2, 4]);

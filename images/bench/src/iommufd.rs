@@ -10,13 +10,12 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::mebibytes;
-use super::nested::{self, Nested};
+use super::nested::{About, Lab};
 use super::summary::{Row, Spread, Summary as Measured};
-use super::table::{Section, about_run, left_out, memory_tables, promises};
+use super::table::{Section, left_out, memory_tables, promises};
 use super::targets::{self, Target, percent};
-use super::vm::TRANSLATED;
-use vfio_fast_e2e::{Accel, ScenarioSpec, Verdict};
-use vfio_fast_protocol::bench::native::{Case, Machine};
+use vfio_fast_e2e::{ScenarioSpec, Verdict};
+use vfio_fast_protocol::bench::native::Case;
 use vfio_fast_protocol::host::Host;
 use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::scenarios::map_bench;
@@ -68,16 +67,8 @@ impl Wanted {
 /// The results of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// The machine that L1 ran on.
-    pub machine: Machine,
-    /// The command line that repeats the run.
-    pub command: String,
-    /// The accelerator of L1.
-    pub accel: String,
-    /// Whether L1 ran under TCG.
-    pub translated: bool,
-    /// The share of all CPUs' time that other processes used on the machine that L1 ran on.
-    pub others: Spread,
+    #[serde(flatten)]
+    pub about: About,
     pub measured: Measured,
     /// The targets that this run can judge.
     pub targets: Vec<Target>,
@@ -85,28 +76,23 @@ pub struct Summary {
 
 /// Measures. The inner result reports a failure; the summary has what was measured before it.
 pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
-    let Nested { machine, accel, verdicts, others } = nested::run(&[wanted.plan()], folder, PINS)?;
-    let verdict = verdicts.first().context("L1 was not run")?;
+    let plans = [wanted.plan()];
+    let lab = Lab::prepare(&plans, folder, PINS)?;
+    let booted = lab.boot(&plans);
+    booted.outcome?;
+    let verdict = booted.verdicts.first().context("L1 was not run")?;
     let records = verdict.folder.join("native.log");
     let text = fs::read_to_string(&records)
         .with_context(|| format!("Nothing was measured: {}", verdict.problems().join("\n")))?;
     fs::write(folder.join("iommufd.jsonl"), &text)?;
     let measured = Measured::of(&text)?;
     let outcome = check(verdict, &measured, wanted);
-    Ok((Summary::of(measured, machine, accel, others), outcome))
+    Ok((Summary::of(measured, lab.about(Spread::of([booted.others]))), outcome))
 }
 
 impl Summary {
-    fn of(measured: Measured, machine: Machine, accel: Accel, others: Spread) -> Self {
-        Self {
-            machine,
-            command: String::new(),
-            accel: accel.to_string(),
-            translated: matches!(accel, Accel::Tcg(_)),
-            others,
-            targets: targets::judge_iommufd(&measured),
-            measured,
-        }
+    fn of(measured: Measured, about: About) -> Self {
+        Self { about, targets: targets::judge_iommufd(&measured), measured }
     }
 }
 
@@ -146,12 +132,11 @@ fn missing(measured: &Measured, memory: MemoryKind, bytes: u64, rounds: usize) -
 
 pub fn section(summary: &Summary) -> Section {
     let (measured, l1) = (&summary.measured, &summary.measured.machine);
-    let mut about = about_run(&summary.machine, &summary.command, measured.rounds(), summary.others);
-    about.push(format!(
-        "L1 has {} CPUs and runs under {}: Linux {}, THP {}, shmem THP {}, a device that does nothing by itself",
-        l1.cpus, summary.accel, l1.kernel, l1.thp, l1.shmem_thp
-    ));
-    about.extend(summary.translated.then(|| TRANSLATED.to_owned()));
+    let l1 = format!(
+        "Linux {}, THP {}, shmem THP {}, a device that does nothing by itself",
+        l1.kernel, l1.thp, l1.shmem_thp
+    );
+    let mut about = summary.about.lines(measured.rounds(), &l1);
     about.extend(measured.left_out.iter().map(left_out));
     let mut tables = memory_tables(measured);
     tables.push(("Promises", promises(&summary.targets)));
@@ -165,7 +150,7 @@ mod tests {
     use super::*;
     use crate::figure;
     use vfio_fast_assets::outcome::{UNAVAILABLE, code_of};
-    use vfio_fast_e2e::Check;
+    use vfio_fast_e2e::{Accel, Check};
     use vfio_fast_protocol::job::Mode;
 
     const WANTED: Wanted = Wanted { sizes: Vec::new(), rounds: 2 };
@@ -255,12 +240,9 @@ mod tests {
     #[test]
     fn every_case_is_in_tables_and_plots() {
         let measured = Measured::of(&right().join("\n")).unwrap();
-        let summary = Summary::of(
-            measured,
-            vfio_fast_protocol::bench::host::machine(PINS),
-            Accel::Tcg("no processor"),
-            Spread::default(),
-        );
+        let machine = vfio_fast_protocol::bench::host::machine(PINS);
+        let about = About::new(machine, Accel::Tcg("no processor"), Spread::default());
+        let summary = Summary::of(measured, about);
         let section = section(&summary);
         assert!(section.about.iter().any(|line| line.contains("TCG (no processor): Linux 7.2.13")));
         let rows = |title: &str| {

@@ -102,21 +102,21 @@ fn run(args: &Args) -> Result<()> {
     let mut outcome = Ok(());
     if let Some(wanted) = starts {
         outcome = vm::run(&wanted, &folder).and_then(|(mut summary, counted)| {
-            summary.command = command_line(args);
+            summary.about.command = command_line(args);
             report.vm = Some(summary);
             counted
         });
     }
     if let Some(wanted) = maps.filter(|_| outcome.is_ok()) {
         outcome = iommufd::run(&wanted, &folder).and_then(|(mut summary, counted)| {
-            summary.command = command_line(args);
+            summary.about.command = command_line(args);
             report.iommufd = Some(summary);
             counted
         });
     }
     if let Some(wanted) = calls.filter(|_| outcome.is_ok()) {
         outcome = calls::run(&wanted, &folder).and_then(|(mut summary, counted)| {
-            summary.command = command_line(args);
+            summary.about.command = command_line(args);
             report.calls = Some(summary);
             counted
         });

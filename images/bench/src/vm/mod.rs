@@ -15,15 +15,14 @@ use serde_json::json;
 use vfio_fast_protocol::memory::MemoryKind;
 
 use super::mebibytes;
+use super::nested::Lab;
 use super::summary::Spread;
-use vfio_fast_assets::cache::Cache;
-use vfio_fast_e2e::{Parts, Phase, Phases, Runs, Verdict};
-use vfio_fast_protocol::bench::host::{Busy, machine};
+use vfio_fast_e2e::Verdict;
 use vfio_fast_protocol::scenarios::boot_time;
 
 pub use figure::draw;
 pub use summary::Summary;
-pub use table::{TRANSLATED, section};
+pub use table::section;
 
 /// The name of the backend in the report.
 const PINS: &str = "VFIO type1 on an emulated VT-d";
@@ -58,23 +57,17 @@ impl Wanted {
 
 /// Measures. The inner result reports a failure; the summary has what was measured before it.
 pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
-    let phases = Phases::default();
-    phases.enter(Phase::Setup);
-    let cache = Cache::open()?;
-    let specs: Vec<_> = wanted.sizes.iter().map(|mib| boot_time::spec(*mib, wanted.pairs())).collect();
-    let parts = Parts::prepare(&cache, folder, &specs)?;
-    let accel = vfio_fast_e2e::choose(&parts, folder)?;
-    let machine = machine(PINS);
-    let runs = Runs { parts: &parts, folder, accel, phases: &phases };
+    let spec = |mib: &u64| boot_time::spec(*mib, wanted.pairs());
+    let plans: Vec<_> = wanted.sizes.iter().map(spec).collect();
+    let lab = Lab::prepare(&plans, folder, PINS)?;
     let mut lines = File::create(folder.join("vm.jsonl"))?;
     let (mut starts, mut shares) = (Vec::new(), Vec::new());
     let mut outcome = Ok(());
-    for &mib in &wanted.sizes {
-        let before = Busy::now();
-        let (verdicts, end) = runs.all(&[boot_time::spec(mib, wanted.pairs())]);
-        shares.push(Busy::now().others_since(&before));
-        outcome = end;
-        for verdict in verdicts {
+    for (&mib, plan) in wanted.sizes.iter().zip(plans) {
+        let booted = lab.boot(&[plan]);
+        shares.push(booted.others);
+        outcome = booted.outcome;
+        for verdict in booted.verdicts {
             outcome = outcome.and_then(|()| check(&verdict, mib, wanted.rounds));
             for start in verdict.starts {
                 let bytes = mib << 20;
@@ -86,7 +79,7 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
             break;
         }
     }
-    Ok((Summary::of(&starts, machine, accel, Spread::of(shares)), outcome))
+    Ok((Summary::of(&starts, lab.about(Spread::of(shares))), outcome))
 }
 
 /// Checks counts only, never times.
@@ -103,6 +96,7 @@ fn check(verdict: &Verdict, mib: u64, rounds: u32) -> Result<()> {
 mod tests {
     use super::*;
     use crate::figure;
+    use crate::nested::About;
     use vfio_fast_assets::outcome::{UNAVAILABLE, code_of};
     use vfio_fast_e2e::{Accel, Check};
     use vfio_fast_protocol::job::Mode;
@@ -147,8 +141,9 @@ mod tests {
     #[test]
     fn every_memory_is_in_table_and_plots() {
         let starts: Vec<(u64, Start)> = right().into_iter().map(|start| (GIB, start)).collect();
-        let summary =
-            Summary::of(&starts, super::machine(PINS), Accel::Tcg("no processor"), Spread::default());
+        let machine = vfio_fast_protocol::bench::host::machine(PINS);
+        let about = About::new(machine, Accel::Tcg("no processor"), Spread::default());
+        let summary = Summary::of(&starts, about);
         let section = section(&summary);
         assert!(section.about.iter().any(|line| line.contains("TCG (no processor)")));
         let figure = figure::draw(None, |canvas, y| draw(canvas, y, &summary, &section));

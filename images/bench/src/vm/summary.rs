@@ -7,23 +7,14 @@ use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::record::{Moment, Start};
 
+use crate::nested::About;
 use crate::summary::Spread;
-use vfio_fast_e2e::Accel;
-use vfio_fast_protocol::bench::native::Machine;
 
 /// The results of the part with real VFIO.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// The machine that L1 ran on.
-    pub machine: Machine,
-    /// The command line that repeats the run.
-    pub command: String,
-    /// The accelerator of L1.
-    pub accel: String,
-    /// Whether L1 ran under TCG.
-    pub translated: bool,
-    /// The share of all CPUs' time that other processes used, over the boots of L1.
-    pub others: Spread,
+    #[serde(flatten)]
+    pub about: About,
     /// Starts of each case.
     pub rounds: usize,
     /// From QEMU's start until the guest executes.
@@ -83,7 +74,7 @@ pub struct Side {
 
 impl Summary {
     /// Aggregates starts, each given with the bytes of its guest.
-    pub fn of(starts: &[(u64, Start)], machine: Machine, accel: Accel, others: Spread) -> Self {
+    pub fn of(starts: &[(u64, Start)], about: About) -> Self {
         let mut cases: BTreeMap<(MemoryKind, u64), Vec<&Start>> = BTreeMap::new();
         for (bytes, start) in starts {
             cases.entry((start.memory, *bytes)).or_default().push(start);
@@ -96,11 +87,7 @@ impl Summary {
         let (first_instruction, kernel) = (rows(|start| start.first_instruction), rows(|start| start.kernel));
         let ends = cases.iter().map(|((memory, bytes), starts)| exit(*memory, *bytes, starts));
         Self {
-            machine,
-            command: String::new(),
-            accel: accel.to_string(),
-            translated: matches!(accel, Accel::Tcg(_)),
-            others,
+            about,
             rounds: kernel.iter().map(|row| row.fast.seconds.count).max().unwrap_or(0),
             first_instruction,
             kernel,
@@ -160,6 +147,8 @@ fn in_map(moment: Moment) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vfio_fast_e2e::Accel;
+    use vfio_fast_protocol::bench::native::Machine;
 
     #[test]
     fn ratios_are_taken_within_a_round() {
@@ -196,7 +185,8 @@ mod tests {
                 ));
             }
         }
-        let summary = Summary::of(&starts, Machine::default(), Accel::Tcg("why"), Spread::default());
+        let about = About::new(Machine::default(), Accel::Tcg("why"), Spread::default());
+        let summary = Summary::of(&starts, about);
         assert_eq!((summary.first_instruction.len(), summary.kernel.len(), summary.rounds), (1, 1, 3));
         let row = &summary.first_instruction[0];
         assert_eq!(row.ratio, Spread { median: 2.0, min: 2.0, max: 2.0, count: 3 });

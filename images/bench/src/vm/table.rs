@@ -2,20 +2,14 @@
 
 use super::summary::{Exit, Row, Side, Summary};
 use crate::summary::Spread;
-use crate::table::{Section, Table, about_run, gib, ratio, seconds};
+use crate::table::{Section, Table, gib, ratio, seconds};
 use crate::targets::percent;
 
-/// The note on times in an emulated L1.
-pub const TRANSLATED: &str = "Under TCG every instruction of L1, its kernel's included, is translated: seconds are many times those of hardware.";
-
 pub fn section(summary: &Summary) -> Section {
-    let mut about = about_run(&summary.machine, &summary.command, summary.rounds, summary.others);
-    about.push(format!(
-        "L1 has 2 CPUs and runs under {}: Debian's kernel, the guest on nested KVM, an NVMe passed through",
-        summary.accel
-    ));
-    if summary.translated {
-        about.push(TRANSLATED.into());
+    let mut about = summary
+        .about
+        .lines(summary.rounds, "Debian's kernel, the guest on nested KVM, an NVMe passed through");
+    if summary.about.translated {
         about.push(
             "Fault-in, pin and firmware are not in its proportions either. Calls and bytes are exact.".into(),
         );
