@@ -44,8 +44,8 @@ pub fn heading(canvas: &mut Canvas, mut y: f64, section: &Section) -> f64 {
     y + 26.0
 }
 
-/// Draws the plots of maps through iommufd.
-pub fn draw_iommufd(canvas: &mut Canvas, y: f64, summary: &Summary, section: &Section) -> f64 {
+/// Draws the plots of maps in L1.
+pub fn draw_mapping(canvas: &mut Canvas, y: f64, summary: &Summary, section: &Section) -> f64 {
     let y = heading(canvas, y, section);
     throughput(canvas, (MARGIN, y, WIDTH - 2.0 * MARGIN, 380.0), summary);
     let y = y + 410.0;
@@ -217,7 +217,10 @@ fn batches(canvas: &mut Canvas, frame: Box, summary: &Summary) {
         .into_iter()
         .filter_map(|(memory, _)| {
             let wanted = measured(memory)?;
-            let same = |row: &&Row| row.memory == memory && (row.bytes, row.threads) == wanted;
+            let same = |row: &&Row| {
+                let is_other_order = matches!(row.case, Case::Prealloc | Case::RegionByRegion);
+                row.memory == memory && (row.bytes, row.threads) == wanted && !is_other_order
+            };
             let mut rows: Vec<&Row> = summary.cold.iter().filter(same).collect();
             rows.sort_by_key(|row| (row.case == Case::InTurn, row.pages_per_call.unwrap_or(u64::MAX)));
             Some(rows)

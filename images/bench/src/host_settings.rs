@@ -10,15 +10,24 @@ const SHMEM: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 /// Pages beyond the reserved pool, which the kernel allocates from free memory on demand and frees after use.
 const OVERCOMMIT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages";
 
+/// Pages of 1 GiB, of which the kernel allocates none on demand.
+const GIGANTIC: &str = "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages";
+/// The pages of 1 GiB to reserve. The kernel reserves fewer if memory is fragmented.
+const GIGANTIC_PAGES: &str = "3";
+
 /// Restores the settings when dropped, or when a signal ends the process.
 #[derive(Debug)]
 pub struct Settings(Vec<(PathBuf, String, Cleanup)>);
 
-/// Allows shmem to use huge pages on request, and hugetlb pages to be allocated without a reserved pool.
+/// Allows shmem to use huge pages on request, and hugetlb pages to be allocated without a reserved pool; reserves a few
+/// pages of 1 GiB if the CPU has them.
 pub fn allow_huge_pages() -> Result<Settings> {
     let mut settings = Settings(Vec::new());
     settings.set(SHMEM, "advise")?;
     settings.set(OVERCOMMIT, "1048576")?;
+    if Path::new(GIGANTIC).exists() {
+        settings.set(GIGANTIC, GIGANTIC_PAGES)?;
+    }
     Ok(settings)
 }
 

@@ -5,7 +5,7 @@ mod calls;
 mod criterion;
 mod figure;
 mod host_settings;
-mod iommufd;
+mod mapping;
 mod nested;
 mod page;
 mod plot;
@@ -29,6 +29,7 @@ use vfio_fast_assets::interrupt;
 use vfio_fast_assets::outcome::{self, CannotRun, UNAVAILABLE};
 use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::{run_logged, step};
+use vfio_fast_protocol::bench::calls::Driver;
 
 /// Measures the speed of mapping on this machine.
 #[derive(clap::Parser, Clone, Debug)]
@@ -40,6 +41,9 @@ struct Args {
     /// Starts of a guest in the nested machine, with real VFIO
     #[arg(long)]
     vm: bool,
+    /// Maps and unmaps of memory in the nested machine, through type1 on two kernels
+    #[arg(long)]
+    type1: bool,
     /// Maps and unmaps of memory in the nested machine, through its iommufd
     #[arg(long)]
     iommufd: bool,
@@ -49,9 +53,12 @@ struct Args {
     /// One small guest, few rounds: to see that it works, not to quote
     #[arg(long)]
     quick: bool,
-    /// Guest sizes in GiB [default: 1,2,4,8,16, as far as memory allows; with --vm 1,2,4; with --iommufd 2]
+    /// Guest sizes in GiB [default: 1,2,4,8,16, as far as memory allows; with --vm 1,2,4; with --type1 and --iommufd 2]
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<f64>,
+    /// Kinds of memory of the native part [default: all]
+    #[arg(long, value_delimiter = ',')]
+    kinds: Vec<String>,
     /// Rounds per case [default: 5; with --quick 3, or 1 in the nested machine]
     #[arg(long)]
     rounds: Option<u32>,
@@ -72,8 +79,8 @@ struct Report {
     targets: Vec<Target>,
     /// The part with real VFIO.
     vm: Option<vm::Summary>,
-    /// The part with iommufd.
-    iommufd: Option<iommufd::Summary>,
+    /// The parts with type1 and with iommufd, one for each kernel.
+    mapping: Vec<mapping::Summary>,
     /// The part with many calls.
     calls: Option<calls::Summary>,
 }
@@ -84,12 +91,15 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let measures_native = args.native || !(args.vm || args.iommufd || args.calls);
+    let measures_native = args.native || !(args.vm || args.type1 || args.iommufd || args.calls);
     ensure!(measures_native || !args.host_settings, "--host-settings changes nothing in the nested machine");
+    ensure!(measures_native || args.kinds.is_empty(), "--kinds is for the native part");
     // Check the memory before the builds, which take long.
     let starts = args.vm.then(|| vm::Wanted::new(&vm_sizes(args), vm_rounds(args))).transpose()?;
-    let maps =
-        args.iommufd.then(|| iommufd::Wanted::new(&iommufd_sizes(args), vm_rounds(args))).transpose()?;
+    let drivers = [(args.type1, Driver::Type1), (args.iommufd, Driver::Iommufd)];
+    let maps = drivers.into_iter().filter(|(given, _)| *given);
+    let maps = maps.map(|(_, driver)| mapping::Wanted::new(driver, &mapping_sizes(args), vm_rounds(args)));
+    let maps = maps.collect::<Result<Vec<_>>>()?;
     let calls = args.calls.then(|| calls::Wanted::new(args.quick, vm_rounds(args))).transpose()?;
     let folder = paths::new_run("bench")?;
     let mut report = Report::default();
@@ -107,10 +117,13 @@ fn run(args: &Args) -> Result<()> {
             counted
         });
     }
-    if let Some(wanted) = maps.filter(|_| outcome.is_ok()) {
-        outcome = iommufd::run(&wanted, &folder).and_then(|(mut summary, counted)| {
-            summary.about.command = command_line(args);
-            report.iommufd = Some(summary);
+    for wanted in maps {
+        if outcome.is_err() {
+            break;
+        }
+        outcome = mapping::run(&wanted, &folder).and_then(|(mut summaries, counted)| {
+            summaries.iter_mut().for_each(|summary| summary.about.command = command_line(args));
+            report.mapping.extend(summaries);
             counted
         });
     }
@@ -122,7 +135,8 @@ fn run(args: &Args) -> Result<()> {
         });
     }
     // Show what was measured before a failure.
-    if report.summary.is_some() || report.vm.is_some() || report.iommufd.is_some() || report.calls.is_some() {
+    let nested = report.vm.is_some() || report.calls.is_some() || !report.mapping.is_empty();
+    if report.summary.is_some() || nested {
         show(args, &report, &folder)?;
     }
     outcome
@@ -153,18 +167,18 @@ fn show(args: &Args, report: &Report, folder: &Path) -> Result<()> {
     }
     let native = report.summary.as_ref().map(|summary| table::section(summary, &report.targets));
     let vm = report.vm.as_ref().map(vm::section);
-    let iommufd = report.iommufd.as_ref().map(iommufd::section);
+    let mapping: Vec<Section> = report.mapping.iter().map(mapping::section).collect();
     let calls = report.calls.as_ref().map(calls::section);
     let figure = figure::draw(report.summary.as_ref().zip(native.as_ref()), |canvas, mut y| {
         if let Some((summary, section)) = report.vm.as_ref().zip(vm.as_ref()) {
             y = vm::draw(canvas, y, summary, section);
         }
-        if let Some((summary, section)) = report.iommufd.as_ref().zip(iommufd.as_ref()) {
-            y = figure::draw_iommufd(canvas, y, &summary.measured, section);
+        for (summary, section) in report.mapping.iter().zip(&mapping) {
+            y = figure::draw_mapping(canvas, y, &summary.measured, section);
         }
         y
     });
-    let sections: Vec<Section> = native.into_iter().chain(vm).chain(iommufd).chain(calls).collect();
+    let sections: Vec<Section> = native.into_iter().chain(vm).chain(mapping).chain(calls).collect();
     fs::write(folder.join("bench.svg"), &figure)?;
     fs::write(folder.join("bench.html"), page::html(&sections, &figure))?;
     fs::write(folder.join("bench.md"), page::markdown(&sections))?;
@@ -181,6 +195,9 @@ fn native(args: &Args, lines: &Path, log: &Path) -> Result<()> {
     let sizes = if args.quick && args.sizes.is_empty() { "0.5".to_owned() } else { listed(&args.sizes) };
     if !sizes.is_empty() {
         command.args(["--sizes", &sizes]);
+    }
+    if !args.kinds.is_empty() {
+        command.args(["--kinds", &args.kinds.join(",")]);
     }
     command.args(["--rounds", &rounds(args).to_string()]);
     command.stdin(Stdio::null()).stdout(File::create(lines)?);
@@ -210,7 +227,7 @@ fn vm_sizes(args: &Args) -> Vec<f64> {
     }
 }
 
-fn iommufd_sizes(args: &Args) -> Vec<f64> {
+fn mapping_sizes(args: &Args) -> Vec<f64> {
     match (args.sizes.is_empty(), args.quick) {
         (false, _) => args.sizes.clone(),
         (true, true) => vec![0.5],
@@ -244,6 +261,7 @@ fn command_line(args: &Args) -> String {
     for (given, word) in [
         (args.native, "--native"),
         (args.vm, "--vm"),
+        (args.type1, "--type1"),
         (args.iommufd, "--iommufd"),
         (args.calls, "--calls"),
         (args.quick, "--quick"),
@@ -252,6 +270,9 @@ fn command_line(args: &Args) -> String {
     }
     if !args.sizes.is_empty() {
         words.push(format!("--sizes {}", listed(&args.sizes)));
+    }
+    if !args.kinds.is_empty() {
+        words.push(format!("--kinds {}", args.kinds.join(",")));
     }
     words.extend(args.rounds.map(|rounds| format!("--rounds {rounds}")));
     if args.host_settings {

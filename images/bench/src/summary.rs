@@ -48,6 +48,10 @@ pub struct Row {
     pub fast: Spread,
     /// Speed-up over stock in the same round.
     pub ratio: Spread,
+    /// Speed relative to the order of calls of QEMU's `prealloc` in the same round.
+    pub of_prealloc: Spread,
+    /// Speed relative to the number of threads with the smallest median, in the same round.
+    pub of_best: Spread,
     /// Speed relative to bare parallel fault-in in the same round.
     pub of_bare: Spread,
     /// Speed relative to parallel clearing in the same round.
@@ -130,9 +134,17 @@ impl Summary {
                 found.map_or(&[][..], |(_, rounds)| rounds)
             };
             match case {
-                Case::Engine | Case::InTurn | Case::MapsOnly | Case::ByAddress | Case::Batch => {
-                    summary.cold.push(row(key, rounds, Case::Stock, &others))
+                Case::Engine => {
+                    let of_best =
+                        best(&samples, key).map_or_else(Spread::default, |best| against(rounds, best));
+                    summary.cold.push(Row { of_best, ..row(key, rounds, Case::Stock, &others) });
                 }
+                Case::Prealloc
+                | Case::RegionByRegion
+                | Case::InTurn
+                | Case::MapsOnly
+                | Case::ByAddress
+                | Case::Batch => summary.cold.push(row(key, rounds, Case::Stock, &others)),
                 Case::RemapEngine => summary.remap.push(row(key, rounds, Case::RemapStock, &others)),
                 Case::Bare => summary.limits.push(Limit {
                     memory,
@@ -163,22 +175,17 @@ impl Summary {
         largest.into_iter().collect()
     }
 
-    /// The engine's row with the largest number of threads.
+    /// The engine's row with the largest number of threads, up to the number of CPUs.
     pub fn engine(&self, memory: MemoryKind, bytes: u64) -> Option<&Row> {
-        let own = self.cold.iter().filter(|row| row.case == Case::Engine);
+        let is_own = |row: &&Row| row.case == Case::Engine && row.threads <= self.machine.cpus;
+        let own = self.cold.iter().filter(is_own);
         own.filter(|row| (row.memory, row.bytes) == (memory, bytes)).max_by_key(|row| row.threads)
     }
 }
 
 fn row<'a>(key: &Key, rounds: &[Sample], stock: Case, others: &impl Fn(Case) -> &'a [Sample]) -> Row {
     let (memory, bytes, case, threads, pages_per_call) = *key;
-    // Within one round: the other case's seconds divided by this one's.
-    let against = |case: Case| {
-        Spread::of(rounds.iter().filter_map(|sample| {
-            let other = others(case).iter().find(|other| other.round == sample.round)?;
-            Some(other.seconds / sample.seconds)
-        }))
-    };
+    let against = |case: Case| against(rounds, others(case));
     let huge =
         |samples: &[Sample]| Spread::of(samples.iter().map(|s| s.huge_bytes as f64 / bytes as f64)).median;
     Row {
@@ -190,12 +197,32 @@ fn row<'a>(key: &Key, rounds: &[Sample], stock: Case, others: &impl Fn(Case) -> 
         stock: Spread::of(others(stock).iter().map(|s| s.seconds)),
         fast: Spread::of(rounds.iter().map(|s| s.seconds)),
         ratio: against(stock),
+        of_prealloc: against(Case::Prealloc),
+        of_best: Spread::default(),
         of_bare: against(Case::Bare),
         of_clear: against(Case::Clear),
         populate: Spread::of(rounds.iter().filter_map(|s| s.populate_seconds)).median,
         pin: Spread::of(rounds.iter().filter_map(|s| s.pin_seconds)).median,
         huge: (huge(others(stock)), huge(rounds)),
     }
+}
+
+/// Within one round: the other case's seconds divided by this one's.
+fn against(rounds: &[Sample], others: &[Sample]) -> Spread {
+    Spread::of(rounds.iter().filter_map(|sample| {
+        let other = others.iter().find(|other| other.round == sample.round)?;
+        Some(other.seconds / sample.seconds)
+    }))
+}
+
+/// The samples of the number of threads that has the smallest median for that case.
+fn best<'a>(samples: &'a BTreeMap<Key, Vec<Sample>>, key: &Key) -> Option<&'a [Sample]> {
+    let same = samples
+        .iter()
+        .filter(|((memory, bytes, case, ..), _)| (*memory, *bytes, *case) == (key.0, key.1, key.2));
+    let median = |rounds: &[Sample]| Spread::of(rounds.iter().map(|sample| sample.seconds)).median;
+    let best = same.min_by(|(_, one), (_, other)| median(one).total_cmp(&median(other)));
+    best.map(|(_, rounds)| &rounds[..])
 }
 
 #[cfg(test)]
@@ -214,17 +241,27 @@ mod tests {
         // A machine that becomes twice as slow between the rounds.
         let mut text = String::new();
         for (round, slow) in [(0, 1.0), (1, 2.0), (2, 2.0)] {
-            for (case, seconds) in
-                [("stock", 1.0), ("engine", 0.5), ("bare", 0.25), ("clear", 0.125), ("remap-stock", 0.1)]
-            {
+            for (case, seconds) in [
+                ("stock", 1.0),
+                ("engine", 0.5),
+                ("prealloc", 0.6),
+                ("bare", 0.25),
+                ("clear", 0.125),
+                ("remap-stock", 0.1),
+            ] {
                 text += &line(case, round, seconds * slow);
             }
+            text += &line("engine", round, 0.8 * slow).replace("\"threads\":2", "\"threads\":64");
             text += &line("remap-engine", round, 0.1 * slow);
         }
-        let summary = Summary::of(&text).unwrap();
+        let mut summary = Summary::of(&text).unwrap();
+        summary.machine.cpus = 2;
         let row = summary.engine(MemoryKind::Anon4k, 1 << 30).unwrap();
         assert_eq!(row.ratio, Spread { median: 2.0, min: 2.0, max: 2.0, count: 3 });
         assert_eq!((row.of_bare.median, row.of_clear.median), (0.5, 0.25));
+        assert_eq!((row.of_prealloc.median, row.of_best.median), (1.2, 1.0));
+        let crowded = summary.cold.iter().find(|row| row.threads == 64).unwrap();
+        assert_eq!(crowded.of_best, Spread { median: 0.625, min: 0.625, max: 0.625, count: 3 });
         assert_eq!((row.stock.median, row.stock.min, row.stock.max), (2.0, 1.0, 2.0));
         assert_eq!(summary.remap[0].ratio.median, 1.0);
         assert_eq!((summary.limits[0].clear.median, summary.limits[0].bare.median), (0.25, 0.5));

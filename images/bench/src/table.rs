@@ -113,13 +113,25 @@ fn cases<const N: usize>(rows: &[Row], head: [&'static str; N], cells: fn(&Row) 
 }
 
 fn cold(summary: &Summary) -> Table {
-    let head = ["fault-in", "stock", "fast", "× stock", "of bare", "of clearing", "in huge pages"];
+    let head = [
+        "fault-in",
+        "stock",
+        "fast",
+        "× stock",
+        "× prealloc",
+        "× best threads",
+        "of bare",
+        "of clearing",
+        "in huge pages",
+    ];
     cases(&summary.cold, head, |row| {
         [
             fault_in(row),
             seconds(row.stock),
             seconds(row.fast),
             ratio(row.ratio),
+            if_measured(row.of_prealloc),
+            if_measured(row.of_best),
             percent(row.of_bare.median),
             percent(row.of_clear.median),
             percent(row.huge.1),
@@ -186,6 +198,8 @@ pub fn fault_in(row: &Row) -> String {
         None if row.case == Case::InTurn => "engine, maps after it".into(),
         None if row.case == Case::MapsOnly => "by the map calls".into(),
         None if row.case == Case::ByAddress => "engine, maps by address".into(),
+        None if row.case == Case::Prealloc => "as QEMU's prealloc".into(),
+        None if row.case == Case::RegionByRegion => "region by region".into(),
         None => "engine".into(),
         Some(1) => "1 page".into(),
         Some(pages) => format!("{pages} pages"),
@@ -200,6 +214,11 @@ pub fn gib(bytes: u64) -> String {
 /// Formats a ratio as "1.87× [1.80 – 1.95]".
 pub fn ratio(spread: Spread) -> String {
     format!("{} [{:.2} – {:.2}]", times(spread.median), spread.min, spread.max)
+}
+
+/// The same, or nothing if there are no values.
+fn if_measured(spread: Spread) -> String {
+    if spread.count > 0 { ratio(spread) } else { String::new() }
 }
 
 /// Formats seconds as "3.201 s [3.100 – 3.400]".

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use super::summary::{Row, Summary};
+use super::summary::{Row, Spread, Summary};
+use super::table::gib;
+use vfio_fast_protocol::bench::calls::Driver;
 use vfio_fast_protocol::bench::native::Case;
 use vfio_fast_protocol::memory::MemoryKind;
 
@@ -14,6 +16,10 @@ const FROM_BESIDE: u64 = 2 * GIB;
 /// The target for mapping and unmapping huge pages through iommufd on two threads: the speed-up over stock.
 const MAP_BESIDE: f64 = 1.6;
 const UNMAP_BESIDE: f64 = 1.5;
+/// The target against what users do without the library: fault-in by threads before one map call per region.
+const OF_PREALLOC: f64 = 0.98;
+/// The target for more threads than CPUs, relative to the best number of threads.
+const CROWDED: f64 = 0.95;
 /// The target for a transaction with little or nothing to do, in nanoseconds.
 const PURE: f64 = 20_000.0;
 
@@ -53,6 +59,10 @@ pub fn judge(summary: &Summary) -> Vec<Target> {
         let found = row.of_bare.median;
         bar(format!("{what}: of bare fault-in"), "≥ 90 %".into(), percent(found), found >= 0.9);
     }
+    targets.extend(judge_orders(summary));
+    let mut bar = |what: String, promised: String, found: String, reached: bool| {
+        targets.push(Target { what, promised, found, reached });
+    };
     for row in summary.remap.iter().filter(|row| row.bytes >= FROM && row.threads == summary.machine.cpus) {
         let what =
             format!("{}, {} GiB: time to map populated memory again", row.memory.name(), row.bytes / GIB);
@@ -69,8 +79,40 @@ pub fn judge(summary: &Summary) -> Vec<Target> {
     targets
 }
 
-/// Judges every target for iommufd, which maps and unmaps entries concurrently, that this run covers.
-pub fn judge_iommufd(summary: &Summary) -> Vec<Target> {
+/// Judges cold memory against the orders of calls that users have without the library, and with more threads than CPUs.
+fn judge_orders(summary: &Summary) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for row in summary.cold.iter().filter(|row| row.case == Case::Engine) {
+        let (memory, size) = (row.memory.name(), gib(row.bytes));
+        let mut bar = |what: &str, spread: Spread, least: f64| {
+            targets.push(Target {
+                what: format!("{memory}, {size}, {} threads: {what}", row.threads),
+                promised: format!("≥ {least}×"),
+                found: times(spread.median),
+                reached: spread.median >= least,
+            });
+        };
+        if row.of_prealloc.count > 0 && row.threads == summary.machine.cpus {
+            bar("against the order of QEMU's prealloc", row.of_prealloc, OF_PREALLOC);
+        }
+        if row.threads > summary.machine.cpus {
+            bar("against the best number of threads", row.of_best, CROWDED);
+        }
+    }
+    targets
+}
+
+/// Judges every target for maps in L1 that this run covers.
+pub fn judge_mapping(summary: &Summary, driver: Driver) -> Vec<Target> {
+    let mut targets = judge_orders(summary);
+    if driver == Driver::Iommufd {
+        targets.extend(judge_iommufd(summary));
+    }
+    targets
+}
+
+/// Judges the targets for iommufd, which maps and unmaps entries concurrently.
+fn judge_iommufd(summary: &Summary) -> Vec<Target> {
     let rows = [
         (&summary.cold, "cold, against one map per region", MAP_BESIDE),
         (&summary.unmap, "unmapped, against one call per region", UNMAP_BESIDE),
@@ -141,5 +183,20 @@ mod tests {
         let found: Vec<_> = targets.iter().map(|target| (target.found.as_str(), target.reached)).collect();
         assert_eq!(found, [("1.60×", true), ("1.45×", false), ("1.50×", true), ("1.36×", false)]);
         assert_eq!(targets[3].what, "memfd-thp, 2 GiB, 2 threads: unmapped, against one call per region");
+    }
+
+    #[test]
+    fn fast_is_held_against_prealloc_and_more_threads_against_the_best() {
+        let found = |prealloc, crowded| {
+            let mut text = line("engine", "anon-4k", 1.0) + &line("prealloc", "anon-4k", prealloc);
+            text += &line("engine", "anon-4k", crowded).replace("\"threads\":2", "\"threads\":8");
+            let mut summary = Summary::of(&text).unwrap();
+            summary.machine.cpus = 2;
+            let targets = judge_mapping(&summary, Driver::Type1);
+            targets.iter().map(|target| target.reached).collect::<Vec<_>>()
+        };
+        assert_eq!(found(0.98, 1.05), [true, true]);
+        assert_eq!(found(0.97, 1.05), [false, true]);
+        assert_eq!(found(0.98, 1.06), [true, false]);
     }
 }

@@ -33,8 +33,9 @@ impl Memory {
             MemoryKind::Anon4k | MemoryKind::AnonThp => None,
             MemoryKind::Memfd4k | MemoryKind::MemfdThp => Some(memfd(bytes, 0)?),
             MemoryKind::Hugetlb => Some(memfd(bytes, libc::MFD_HUGETLB | libc::MFD_HUGE_2MB)?),
+            MemoryKind::Hugetlb1g => Some(memfd(bytes, libc::MFD_HUGETLB | libc::MFD_HUGE_1GB)?),
         };
-        let reserve = if kind == MemoryKind::Hugetlb { 0 } else { libc::MAP_NORESERVE };
+        let reserve = if kind.reserved_page().is_some() { 0 } else { libc::MAP_NORESERVE };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let room = map(ptr::null_mut(), bytes + ALIGNMENT, libc::PROT_NONE, flags, -1)?;
         let start = (room as u64).next_multiple_of(ALIGNMENT);
@@ -48,7 +49,7 @@ impl Memory {
         match kind {
             MemoryKind::Anon4k | MemoryKind::Memfd4k => memory.advise(libc::MADV_NOHUGEPAGE)?,
             MemoryKind::AnonThp | MemoryKind::MemfdThp => memory.advise(libc::MADV_HUGEPAGE)?,
-            MemoryKind::Hugetlb => {}
+            MemoryKind::Hugetlb | MemoryKind::Hugetlb1g => {}
         }
         Ok(memory)
     }
@@ -68,6 +69,24 @@ impl Memory {
     /// Faults in all of the memory by one call on this thread.
     pub fn populate(&self) -> io::Result<()> {
         self.advise(libc::MADV_POPULATE_WRITE)
+    }
+
+    /// Faults in `length` bytes from `offset` on, on threads that take an equal number of pages each, as QEMU's prealloc
+    /// does.
+    pub fn populate_split(&self, offset: u64, length: u64, threads: usize) -> io::Result<()> {
+        let page = self.kind.reserved_page().unwrap_or(4 << 10);
+        let (pages, threads) = (length / page, threads as u64);
+        let start_of = |thread: u64| offset + page * (pages / threads * thread + thread.min(pages % threads));
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads)
+                .map(|thread| (start_of(thread), start_of(thread + 1)))
+                .filter(|(from, to)| from < to)
+                .map(|(from, to)| {
+                    scope.spawn(move || self.advise_at(from, to - from, libc::MADV_POPULATE_WRITE))
+                })
+                .collect();
+            workers.into_iter().try_for_each(|worker| worker.join().expect("advises and nothing else"))
+        })
     }
 
     /// Clears all of the memory on `threads` threads.
@@ -95,7 +114,7 @@ impl Memory {
 
     /// Bytes that huge pages map now.
     pub fn huge_bytes(&self) -> u64 {
-        if self.kind == MemoryKind::Hugetlb {
+        if self.kind.reserved_page().is_some() {
             return self.bytes;
         }
         let smaps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
@@ -115,9 +134,14 @@ impl Memory {
     }
 
     fn advise(&self, advice: libc::c_int) -> io::Result<()> {
-        // SAFETY: the range is this mapping, and none of the advice values used here changes or discards a byte of
+        self.advise_at(0, self.bytes, advice)
+    }
+
+    fn advise_at(&self, offset: u64, length: u64, advice: libc::c_int) -> io::Result<()> {
+        let start = (self.start + offset) as *mut libc::c_void;
+        // SAFETY: the range is in this mapping, and none of the advice values used here changes or discards a byte of
         // it.
-        let answer = unsafe { libc::madvise(self.start as *mut libc::c_void, self.bytes as usize, advice) };
+        let answer = unsafe { libc::madvise(start, length as usize, advice) };
         if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }

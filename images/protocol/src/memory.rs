@@ -18,10 +18,14 @@ pub enum MemoryKind {
     MemfdThp,
     /// A memfd of 2 MiB hugetlb pages.
     Hugetlb,
+    /// A memfd of 1 GiB hugetlb pages.
+    #[serde(rename = "hugetlb-1g")]
+    Hugetlb1g,
 }
 
 impl MemoryKind {
-    pub const ALL: [Self; 5] = [Self::Anon4k, Self::AnonThp, Self::Memfd4k, Self::MemfdThp, Self::Hugetlb];
+    pub const ALL: [Self; 6] =
+        [Self::Anon4k, Self::AnonThp, Self::Memfd4k, Self::MemfdThp, Self::Hugetlb, Self::Hugetlb1g];
     /// The kinds that need no pages to be reserved.
     pub const UNRESERVED: [Self; 4] = [Self::Anon4k, Self::AnonThp, Self::Memfd4k, Self::MemfdThp];
 
@@ -33,6 +37,16 @@ impl MemoryKind {
             Self::Memfd4k => "memfd-4k",
             Self::MemfdThp => "memfd-thp",
             Self::Hugetlb => "hugetlb",
+            Self::Hugetlb1g => "hugetlb-1g",
+        }
+    }
+
+    /// Bytes of a page of the memory that the kernel reserves for it, if it does.
+    pub const fn reserved_page(self) -> Option<u64> {
+        match self {
+            Self::Hugetlb => Some(2 << 20),
+            Self::Hugetlb1g => Some(1 << 30),
+            Self::Anon4k | Self::AnonThp | Self::Memfd4k | Self::MemfdThp => None,
         }
     }
 

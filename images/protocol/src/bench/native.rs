@@ -49,6 +49,11 @@ pub struct Machine {
 pub enum Case {
     /// Cold memory, mapped as stock QEMU does: one map per region, which faults the memory in on its way.
     Stock,
+    /// Cold memory, faulted in by threads that take an equal part of it each, then mapped by one call per region: QEMU's
+    /// order of calls with `prealloc=on,prealloc-threads=N`.
+    Prealloc,
+    /// The same, but the threads fault in one region after the other: cloud-hypervisor's order with `prefault=on`.
+    RegionByRegion,
     /// Cold memory, one commit of the engine.
     Engine,
     /// The same, but everything is faulted in before the first entry is mapped.

@@ -7,7 +7,6 @@
 #![allow(unsafe_code, reason = "the memory that is mapped is made by hand")]
 
 mod arrays;
-mod container;
 mod counted;
 mod unmap;
 
@@ -22,7 +21,7 @@ use vfio_fast_engine::backend::Backend;
 use vfio_fast_engine::backend::iommufd::Iommufd;
 use vfio_fast_engine::backend::type1::Type1;
 
-use container::Container;
+use vfio_fast_measure::container::Container;
 use vfio_fast_measure::pins::PinStandIn;
 use vfio_fast_protocol::bench::calls::{Driver, Record};
 use vfio_fast_testing::ioas::{self, Device, Ioas};

@@ -16,6 +16,7 @@ use vfio_fast_engine::{Config, Engine};
 
 use crate::mapper::Mapper;
 use vfio_fast_measure::memory::Memory;
+use vfio_fast_protocol::bench::calls::Driver;
 use vfio_fast_protocol::bench::host;
 use vfio_fast_protocol::bench::native::{Case, Record, Sample};
 use vfio_fast_protocol::memory::MemoryKind;
@@ -38,6 +39,8 @@ pub struct Job {
     pub round: u32,
     /// The device to map for; `None`: pin through io_uring.
     pub device: Option<String>,
+    /// What maps for the device.
+    pub driver: Driver,
 }
 
 /// The start and end of the work in a process of [`Case::Bare`], in nanoseconds of CLOCK_MONOTONIC, which all
@@ -54,9 +57,10 @@ pub fn run(job: &Job) -> Result<()> {
     let memory = Memory::new(job.memory, job.bytes).context("Cannot map the guest's memory")?;
     match job.case {
         Case::Stock => stock(job, &memory),
-        Case::Engine | Case::ByAddress => engine(job, &memory, PopulatePolicy::Overlapped),
-        Case::InTurn => engine(job, &memory, PopulatePolicy::Upfront),
-        Case::MapsOnly => engine(job, &memory, PopulatePolicy::Never),
+        Case::Prealloc | Case::RegionByRegion => split(job, &memory),
+        Case::Engine | Case::ByAddress => engine(job, &memory, None),
+        Case::InTurn => engine(job, &memory, Some(PopulatePolicy::Upfront)),
+        Case::MapsOnly => engine(job, &memory, Some(PopulatePolicy::Never)),
         Case::Batch => batch(job, &memory),
         Case::Bare => bare(job, &memory),
         case => Err(anyhow!("{case:?} is measured as a part of another case")),
@@ -88,14 +92,42 @@ fn stock(job: &Job, memory: &Memory) -> Result<()> {
     Ok(())
 }
 
-/// Measures cold memory, then the same memory again in a second container.
-fn engine(job: &Job, memory: &Memory, populates: PopulatePolicy) -> Result<()> {
+/// Measures cold memory in the order of calls that other programs use: every thread faults in one part, then there is
+/// one map per region.
+fn split(job: &Job, memory: &Memory) -> Result<()> {
+    let pins = job.mapper()?;
+    let regions = regions(memory, job.bytes);
+    let offset = |region: &Region| region.hva.raw() - memory.hva().raw();
+    let parts: Vec<(u64, u64)> = match job.case {
+        Case::Prealloc => vec![(0, job.bytes)],
+        _ => regions.iter().map(|region| (offset(region), region.range.length())).collect(),
+    };
+    let start = Instant::now();
+    for (offset, length) in parts {
+        memory.populate_split(offset, length, job.threads).context("Cannot fault in")?;
+    }
+    let populated = start.elapsed();
+    for region in &regions {
+        pin(&pins, region.range, region.hva)?;
+    }
+    let took = start.elapsed();
+    pins.unmap_all().map_err(|errno| anyhow!("Cannot unpin: {errno}"))?;
+    job.tell(Sample {
+        populate_seconds: Some(populated.as_secs_f64()),
+        pin_seconds: Some((took - populated).as_secs_f64()),
+        ..job.sample(job.case, took, memory)
+    });
+    Ok(())
+}
+
+/// Measures cold memory, then the same memory again in a second container. `populates` replaces the backend's policy.
+fn engine(job: &Job, memory: &Memory, populates: Option<PopulatePolicy>) -> Result<()> {
     let again = (job.case == Case::Engine).then_some(Case::RemapEngine);
     for case in [Some(job.case), again].into_iter().flatten() {
         let config =
             Config { threads: job.threads, huge_pages: job.memory.may_be_huge(), ..Config::default() };
         let mut mapper = job.mapper()?;
-        mapper.populates = populates;
+        mapper.populates = populates.unwrap_or(mapper.populates);
         mapper.objects &= job.case != Case::ByAddress;
         let engine = Engine::new(Box::new(mapper), config)?;
         let start = Instant::now();
@@ -172,7 +204,7 @@ fn bare(job: &Job, memory: &Memory) -> Result<()> {
 
 impl Job {
     fn mapper(&self) -> Result<Mapper> {
-        Mapper::new(self.device.as_deref(), self.bytes)
+        Mapper::new(self.device.as_deref(), self.driver, self.bytes)
     }
 
     fn sample(&self, case: Case, took: Duration, memory: &Memory) -> Sample {

@@ -14,8 +14,9 @@ pub fn refusal(memory: MemoryKind) -> Option<String> {
     refused.then(|| format!("{knob} is [{setting}]"))
 }
 
-/// Bytes of 2 MiB hugetlb pages that are reserved and free.
-pub fn set_aside() -> u64 {
-    let pages = read("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
-    pages.trim().parse::<u64>().unwrap_or(0) << 21
+/// Bytes of hugetlb pages of that kind that are reserved and free; 0 for other memory.
+pub fn set_aside(memory: MemoryKind) -> u64 {
+    let Some(page) = memory.reserved_page() else { return 0 };
+    let pages = read(&format!("/sys/kernel/mm/hugepages/hugepages-{}kB/free_hugepages", page >> 10));
+    pages.trim().parse::<u64>().unwrap_or(0) * page
 }

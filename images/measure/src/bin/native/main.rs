@@ -21,6 +21,7 @@ use child::{Job, Worked, tell};
 use mapper::Mapper;
 use vfio_fast_measure::memory::Memory;
 use vfio_fast_measure::pins::PinStandIn;
+use vfio_fast_protocol::bench::calls::Driver;
 use vfio_fast_protocol::bench::host::{self, Busy};
 use vfio_fast_protocol::bench::native::{Case, LeftOut, Others, Record, Sample};
 use vfio_fast_protocol::memory::MemoryKind;
@@ -30,6 +31,8 @@ const UNAVAILABLE: i32 = 69;
 const GIB: u64 = 1 << 30;
 /// Maximum guest size for [`Case::Batch`]: in larger guests the cost of a call is the same.
 const MOST_FOR_BATCHES: u64 = 4 * GIB;
+/// Numbers of threads to compare with the number of CPUs, as multiples of that.
+const CROWDS: [usize; 3] = [2, 4, 32];
 /// Memory left free for everything else.
 const SPARE: u64 = 2 * GIB;
 
@@ -42,7 +45,8 @@ struct Args {
     /// Kinds of memory
     #[arg(long, value_delimiter = ',', value_parser = kind, default_values = MemoryKind::ALL.map(MemoryKind::name))]
     kinds: Vec<MemoryKind>,
-    /// Threads of the engine [default: powers of two up to the CPUs, and those]
+    /// Threads of the engine [default: powers of two up to the CPUs, and those; on guests of up to 4 GiB also 2, 4 and 32
+    /// times as many]
     #[arg(long, value_delimiter = ',')]
     threads: Vec<usize>,
     /// 4 KiB pages per populate call to compare the engine's chunks with, on guests of up to 4 GiB
@@ -51,9 +55,12 @@ struct Args {
     /// Rounds per case
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Map for this device, bound to vfio-pci, through iommufd, instead of pinning through io_uring
+    /// Map for this device, bound to vfio-pci, instead of pinning through io_uring
     #[arg(long, value_name = "PCI ADDRESS")]
     device: Option<String>,
+    /// What maps for the device
+    #[arg(long, default_value_t = Driver::Iommufd)]
+    driver: Driver,
     /// The case that this process measures, if it is a child
     #[arg(long, hide = true, value_parser = case)]
     child: Option<Case>,
@@ -72,6 +79,7 @@ fn main() -> Result<()> {
             pages_per_call: args.batches[0],
             round: args.rounds,
             device: args.device,
+            driver: args.driver,
         });
     }
     measure(&args)
@@ -84,12 +92,11 @@ fn measure(args: &Args) -> Result<()> {
         eprintln!("This machine allows no io_uring, which stands in for VFIO here: {error}");
         exit(UNAVAILABLE);
     }
-    tell(&Record::Machine(host::machine(Mapper::name(args.device.as_deref()))));
+    tell(&Record::Machine(host::machine(Mapper::name(args.device.as_deref(), args.driver))));
     let mut sizes: Vec<u64> =
         args.sizes.iter().map(|gib| (gib * GIB as f64) as u64 & !((2 << 20) - 1)).collect();
     ensure!(sizes.iter().all(|bytes| *bytes > 0), "A size is below 2 MiB");
     sizes.sort_unstable();
-    let threads = if args.threads.is_empty() { doubled(host::cpus()) } else { args.threads.clone() };
     for &bytes in &sizes {
         for &memory in &args.kinds {
             if let Some(why) = obstacle(memory, bytes) {
@@ -99,7 +106,7 @@ fn measure(args: &Args) -> Result<()> {
             }
             for round in 0..args.rounds {
                 eprintln!("{} of {}: round {} of {}", gib(bytes), memory.name(), round + 1, args.rounds);
-                let mut jobs = jobs(args, &threads, memory, bytes, round);
+                let mut jobs = jobs(args, memory, bytes, round);
                 if round % 2 == 1 {
                     // Alternate the order, so that a drift within a round does not favour one case.
                     jobs.reverse();
@@ -116,16 +123,30 @@ fn measure(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn jobs(args: &Args, threads: &[usize], memory: MemoryKind, bytes: u64, round: u32) -> Vec<Job> {
+fn jobs(args: &Args, memory: MemoryKind, bytes: u64, round: u32) -> Vec<Job> {
     let cpus = host::cpus();
-    let device = args.device.clone();
-    let job = Job { case: Case::Stock, memory, bytes, threads: 1, pages_per_call: 0, round, device };
+    let mut threads = args.threads.clone();
+    if threads.is_empty() {
+        threads = doubled(cpus);
+        threads.extend(CROWDS.iter().filter(|_| bytes <= MOST_FOR_BATCHES).map(|crowd| crowd * cpus));
+    }
+    let (device, driver) = (args.device.clone(), args.driver);
+    let job = Job { case: Case::Stock, memory, bytes, threads: 1, pages_per_call: 0, round, device, driver };
     let mut jobs = vec![job.clone()];
-    jobs.extend(threads.iter().map(|&threads| Job { case: Case::Engine, threads, ..job.clone() }));
+    jobs.extend([Case::Prealloc, Case::RegionByRegion].map(|case| Job {
+        case,
+        threads: cpus,
+        ..job.clone()
+    }));
+    jobs.extend(threads.into_iter().map(|threads| Job { case: Case::Engine, threads, ..job.clone() }));
     jobs.push(Job { case: Case::Bare, threads: cpus, ..job.clone() });
+    if args.device.is_some() && driver == Driver::Type1 {
+        // The engine itself maps after the fault-in here.
+        return jobs;
+    }
     jobs.push(Job { case: Case::InTurn, threads: cpus, ..job.clone() });
     if args.device.is_some() {
-        // With a device, map calls run concurrently and by file.
+        // With iommufd, map calls run concurrently and by file.
         jobs.push(Job { case: Case::MapsOnly, threads: cpus, ..job.clone() });
         jobs.extend(memory.is_memfd().then(|| Job { case: Case::ByAddress, threads: cpus, ..job.clone() }));
         return jobs;
@@ -144,8 +165,8 @@ fn jobs(args: &Args, threads: &[usize], memory: MemoryKind, bytes: u64, round: u
 /// used recently may cost an additional fault in its host, because the balloon returns free pages to the host after a
 /// while.
 fn warm(job: &Job) -> Result<()> {
-    // Freed huge pages can serve any page size; hugetlb pages return to their own pool.
-    let memory = if job.memory == MemoryKind::Hugetlb { MemoryKind::Hugetlb } else { MemoryKind::AnonThp };
+    // Freed huge pages can serve any page size; hugetlb pages return to their own pools.
+    let memory = if job.memory.reserved_page().is_some() { job.memory } else { MemoryKind::AnonThp };
     Memory::new(memory, job.bytes)?.clear(host::cpus());
     Ok(())
 }
@@ -176,6 +197,7 @@ fn bare(memory: MemoryKind, bytes: u64, processes: usize, round: u32) -> Result<
             pages_per_call: 0,
             round: number as u32,
             device: None,
+            driver: Driver::Type1,
         };
         children.push(command(&job)?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
     }
@@ -238,6 +260,7 @@ fn command(job: &Job) -> Result<Command> {
         command.args([name.to_owned(), value.to_string()]);
     }
     command.args(job.device.iter().flat_map(|address| ["--device", address]));
+    command.args(["--driver", &job.driver.to_string()]);
     Ok(command)
 }
 
@@ -246,14 +269,17 @@ fn obstacle(memory: MemoryKind, bytes: u64) -> Option<String> {
     if let Some(why) = huge_pages::refusal(memory) {
         return Some(why);
     }
+    if memory.reserved_page().is_some_and(|page| !bytes.is_multiple_of(page)) {
+        return Some("not a multiple of the page".into());
+    }
     // Reserved hugetlb pages are not included in the available memory.
-    let set_aside = memory == MemoryKind::Hugetlb && huge_pages::set_aside() >= bytes;
+    let set_aside = memory.reserved_page().is_some() && huge_pages::set_aside(memory) >= bytes;
     if !set_aside && !fits(bytes) {
         let available = gib(host::available());
         return Some(format!("only {available} of memory are available, and {} stay free", gib(SPARE)));
     }
     let reserved = Memory::new(memory, bytes);
-    reserved.err().map(|error| format!("{error}; for hugetlb, see /proc/sys/vm/nr_hugepages"))
+    reserved.err().map(|error| format!("{error}; for hugetlb, see nr_hugepages in /sys/kernel/mm/hugepages/"))
 }
 
 fn fits(bytes: u64) -> bool {
@@ -277,8 +303,10 @@ fn kind(name: &str) -> Result<MemoryKind> {
     found.with_context(|| format!("One of {}", MemoryKind::ALL.map(MemoryKind::name).join(", ")))
 }
 
-const CHILDREN: [(&str, Case); 7] = [
+const CHILDREN: [(&str, Case); 9] = [
     ("stock", Case::Stock),
+    ("prealloc", Case::Prealloc),
+    ("region-by-region", Case::RegionByRegion),
     ("engine", Case::Engine),
     ("in-turn", Case::InTurn),
     ("maps-only", Case::MapsOnly),

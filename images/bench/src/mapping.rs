@@ -1,6 +1,6 @@
-//! `cargo xtask bench --iommufd`: the engine's bench of real memory in L1 (see [`vfio_fast_e2e`]), for a device
-//! attached to L1's iommufd. Only this bench covers what type1 lacks: concurrent map and unmap calls, and maps by
-//! file.
+//! `cargo xtask bench --type1` and `--iommufd`: the engine's bench of real memory in L1 (see [`vfio_fast_e2e`]), for a
+//! device in a type1 container on two kernels, or attached to an iommufd. Only iommufd has concurrent map and unmap
+//! calls, and maps by file; the newest kernel's type1 pins large folios whole.
 
 use std::fs;
 use std::path::Path;
@@ -15,19 +15,19 @@ use super::summary::{Row, Spread, Summary as Measured};
 use super::table::{Section, left_out, memory_tables, promises};
 use super::targets::{self, Target, percent};
 use vfio_fast_e2e::{ScenarioSpec, Verdict};
+use vfio_fast_protocol::bench::calls::Driver;
 use vfio_fast_protocol::bench::native::Case;
-use vfio_fast_protocol::host::Host;
+use vfio_fast_protocol::host::{Host, Kernel};
 use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::scenarios::map_bench;
 
-/// The name of the backend in the report.
-const PINS: &str = "iommufd on an emulated VT-d";
 /// Memory of L1 that the bench leaves free: see its `SPARE`.
 const SPARE_MIB: u64 = 1024;
 
 /// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Wanted {
+    driver: Driver,
     /// Sizes of the guest memory in MiB.
     sizes: Vec<u64>,
     /// Rounds per case.
@@ -36,18 +36,27 @@ pub struct Wanted {
 
 impl Wanted {
     /// `sizes` are in GiB. Fails before anything is measured if one of them does not fit into this machine's memory.
-    pub fn new(sizes: &[f64], rounds: u32) -> Result<Self> {
-        let wanted = Self { sizes: mebibytes(sizes), rounds };
+    pub fn new(driver: Driver, sizes: &[f64], rounds: u32) -> Result<Self> {
+        let wanted = Self { driver, sizes: mebibytes(sizes), rounds };
         ensure!(rounds > 0, "Without rounds nothing is measured");
         ensure!(wanted.sizes.iter().all(|mib| *mib > 0), "A size is below 2 MiB");
-        vfio_fast_e2e::require_memory(&wanted.plan())?;
+        wanted.plans().iter().try_for_each(vfio_fast_e2e::require_memory)?;
         Ok(wanted)
     }
 
-    /// All sizes run in one boot of L1.
-    fn plan(&self) -> ScenarioSpec {
+    /// One boot of L1 on each kernel that has the driver, for all sizes.
+    fn plans(&self) -> Vec<ScenarioSpec> {
+        let hosts: &[Host] = match self.driver {
+            Driver::Type1 => &[Host::INTEL_DEBIAN, Host::INTEL_NEWEST],
+            Driver::Iommufd => &[Host::INTEL_NEWEST],
+        };
+        hosts.iter().map(|host| self.plan(*host)).collect()
+    }
+
+    fn plan(&self, host: Host) -> ScenarioSpec {
         let gib: Vec<String> = self.sizes.iter().map(|mib| (*mib as f64 / 1024.0).to_string()).collect();
         let arguments = [
+            ["--driver", &self.driver.to_string()],
             ["--sizes", &gib.join(",")],
             ["--rounds", &self.rounds.to_string()],
             ["--kinds", &MemoryKind::UNRESERVED.map(MemoryKind::name).join(",")],
@@ -56,43 +65,61 @@ impl Wanted {
         // A generous multiple of the time that L1 needs.
         let work = self.sizes.iter().sum::<u64>() * u64::from(self.rounds);
         map_bench::spec(
-            Host::INTEL_NEWEST,
+            host,
             largest + SPARE_MIB,
             ["native"].into_iter().chain(arguments.concat()).map(str::to_owned).collect(),
-            Duration::from_secs(300 + work / 4),
+            Duration::from_secs(600 + work),
         )
     }
 }
 
-/// The results of a run.
+/// The results of one boot.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     #[serde(flatten)]
     pub about: About,
+    /// The part of the report.
+    title: &'static str,
     pub measured: Measured,
     /// The targets that this run can judge.
     pub targets: Vec<Target>,
 }
 
-/// Measures. The inner result reports a failure; the summary has what was measured before it.
-pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
-    let plans = [wanted.plan()];
-    let lab = Lab::prepare(&plans, folder, PINS)?;
-    let booted = lab.boot(&plans);
-    booted.outcome?;
-    let verdict = booted.verdicts.first().context("L1 was not run")?;
-    let records = verdict.folder.join("native.log");
-    let text = fs::read_to_string(&records)
-        .with_context(|| format!("Nothing was measured: {}", verdict.problems().join("\n")))?;
-    fs::write(folder.join("iommufd.jsonl"), &text)?;
-    let measured = Measured::of(&text)?;
-    let outcome = check(verdict, &measured, wanted);
-    Ok((Summary::of(measured, lab.about(Spread::of([booted.others]))), outcome))
+/// Measures. The inner result reports a failure; the summaries have what was measured before it.
+pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Vec<Summary>, Result<()>)> {
+    let plans = wanted.plans();
+    let lab = Lab::prepare(&plans, folder, &format!("{} on an emulated VT-d", wanted.driver))?;
+    let mut summaries = Vec::new();
+    for plan in &plans {
+        let booted = lab.boot(std::slice::from_ref(plan));
+        booted.outcome?;
+        let verdict = booted.verdicts.first().context("L1 was not run")?;
+        let text = fs::read_to_string(verdict.folder.join("native.log"))
+            .with_context(|| format!("Nothing was measured: {}", verdict.problems().join("\n")))?;
+        fs::write(folder.join(format!("{}.jsonl", plan.name())), &text)?;
+        let measured = Measured::of(&text)?;
+        let outcome = check(verdict, &measured, wanted);
+        let about = lab.about(Spread::of([booted.others]));
+        summaries.push(Summary::of(title(wanted.driver, plan.host), wanted.driver, measured, about));
+        if outcome.is_err() {
+            return Ok((summaries, outcome));
+        }
+    }
+    Ok((summaries, Ok(())))
+}
+
+fn title(driver: Driver, host: Host) -> &'static str {
+    match (driver, host.kernel) {
+        (Driver::Iommufd, _) => "iommufd, in the VM",
+        (Driver::Type1, Kernel::Debian) => "type1 of Debian's kernel, in the VM",
+        (Driver::Type1, Kernel::Newest) => "type1 of the newest kernel, in the VM",
+    }
 }
 
 impl Summary {
-    fn of(measured: Measured, about: About) -> Self {
-        Self { about, targets: targets::judge_iommufd(&measured), measured }
+    fn of(title: &'static str, driver: Driver, measured: Measured, about: About) -> Self {
+        let targets = targets::judge_mapping(&measured, driver);
+        Self { about, title, measured, targets }
     }
 }
 
@@ -140,7 +167,7 @@ pub fn section(summary: &Summary) -> Section {
     about.extend(measured.left_out.iter().map(left_out));
     let mut tables = memory_tables(measured);
     tables.push(("Promises", promises(&summary.targets)));
-    Section { title: "iommufd, in the VM", about, tables }
+    Section { title: summary.title, about, tables }
 }
 
 #[cfg(test)]
@@ -153,7 +180,7 @@ mod tests {
     use vfio_fast_e2e::{Accel, Check};
     use vfio_fast_protocol::job::Mode;
 
-    const WANTED: Wanted = Wanted { sizes: Vec::new(), rounds: 2 };
+    const WANTED: Wanted = Wanted { driver: Driver::Iommufd, sizes: Vec::new(), rounds: 2 };
 
     fn wanted() -> Wanted {
         Wanted { sizes: vec![2048], ..WANTED }
@@ -240,9 +267,9 @@ mod tests {
     #[test]
     fn every_case_is_in_tables_and_plots() {
         let measured = Measured::of(&right().join("\n")).unwrap();
-        let machine = vfio_fast_protocol::bench::host::machine(PINS);
+        let machine = vfio_fast_protocol::bench::host::machine("iommufd");
         let about = About::new(machine, Accel::Tcg("no processor"), Spread::default());
-        let summary = Summary::of(measured, about);
+        let summary = Summary::of("x", Driver::Iommufd, measured, about);
         let section = section(&summary);
         assert!(section.about.iter().any(|line| line.contains("TCG (no processor): Linux 7.2.13")));
         let rows = |title: &str| {
@@ -255,25 +282,39 @@ mod tests {
         let promised: Vec<String> = rows("Promises").into_iter().map(|row| row[3].clone()).collect();
         assert_eq!(promised, ["reached"; 4]);
         let figure =
-            figure::draw(None, |canvas, y| figure::draw_iommufd(canvas, y, &summary.measured, &section));
+            figure::draw(None, |canvas, y| figure::draw_mapping(canvas, y, &summary.measured, &section));
         assert!(MemoryKind::UNRESERVED.iter().all(|memory| figure.contains(memory.name())));
     }
 
     #[test]
     fn what_does_not_fit_ends_with_69_before_anything_runs() {
-        let error = Wanted::new(&[0.5, 1e6], 5).unwrap_err();
+        let error = Wanted::new(Driver::Type1, &[0.5, 1e6], 5).unwrap_err();
         assert_eq!(code_of(&error), UNAVAILABLE, "{error}");
-        assert_ne!(code_of(&Wanted::new(&[0.0], 5).unwrap_err()), UNAVAILABLE);
-        assert!(Wanted::new(&[], 0).is_err());
+        assert_ne!(code_of(&Wanted::new(Driver::Type1, &[0.0], 5).unwrap_err()), UNAVAILABLE);
+        assert!(Wanted::new(Driver::Type1, &[], 0).is_err());
     }
 
     #[test]
     fn the_bench_is_told_what_is_wanted() {
-        let plan = Wanted { sizes: vec![512, 2048], rounds: 3 }.plan();
+        let wanted = Wanted { driver: Driver::Type1, sizes: vec![512, 2048], rounds: 3 };
+        let plans = wanted.plans();
+        let hosts: Vec<Host> = plans.iter().map(|plan| plan.host).collect();
+        assert_eq!(hosts, [Host::INTEL_DEBIAN, Host::INTEL_NEWEST]);
+        let plan = &plans[0];
         let Program::Bench(command) = &plan.program else { panic!("no bench") };
         assert_eq!(
             *command,
-            ["native", "--sizes", "0.5,2", "--rounds", "3", "--kinds", "anon-4k,anon-thp,memfd-4k,memfd-thp"]
+            [
+                "native",
+                "--driver",
+                "type1",
+                "--sizes",
+                "0.5,2",
+                "--rounds",
+                "3",
+                "--kinds",
+                "anon-4k,anon-thp,memfd-4k,memfd-thp"
+            ]
         );
         // The bench itself leaves 2 GiB unused, and L1's system needs the rest.
         assert_eq!(plan.l1_memory_mib(), 2048 + 3072);
