@@ -13,6 +13,8 @@ pub enum Record {
     Array(Array),
     /// A guest's memory, unmapped.
     Unmap(Unmap),
+    /// Exact regions, mapped and unmapped through raw calls and through the library.
+    Exact(Exact),
 }
 
 /// What maps.
@@ -144,4 +146,41 @@ pub struct Unmap {
     pub longest_seconds: f64,
     /// Seconds that mapping took before.
     pub map_seconds: f64,
+}
+
+/// How exact regions are unmapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sweep {
+    /// Mapped and unmapped one by one, each outside a transaction.
+    OneByOne,
+    /// Mapped in one transaction, and unmapped by one call of the library for all; without it, by one call of the kernel.
+    AtOnce,
+}
+
+impl Sweep {
+    /// Its name in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OneByOne => "one by one",
+            Self::AtOnce => "unmapped at once",
+        }
+    }
+}
+
+/// Exact regions, both ways next to each other. None is adjacent to another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Exact {
+    /// In which alternation, from 0.
+    pub round: u32,
+    /// What mapped; of no meaning without a device.
+    pub driver: Driver,
+    pub sweep: Sweep,
+    /// Bytes of a region.
+    pub bytes: u64,
+    /// How many regions there are.
+    pub regions: u64,
+    /// Calls of the kernel, without the library.
+    pub raw: Toggle,
+    pub library: Toggle,
 }

@@ -1,6 +1,5 @@
 //! Compares the engine's arrays of pages with one call per page.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -9,7 +8,7 @@ use vfio_fast_engine::backend::Mapping;
 use vfio_fast_engine::region::{Backing, Perm};
 use vfio_fast_engine::{Config, Engine};
 
-use crate::counted::{Calls, Counted};
+use crate::counted::Counted;
 use crate::{Args, Mapper, tell};
 use vfio_fast_measure::memory::Memory;
 use vfio_fast_protocol::bench::calls::{Array, Record, Shape, Toggle};
@@ -60,8 +59,8 @@ fn one_by_one(mapper: &Mapper, pages: &Pages) -> Result<Toggle> {
 }
 
 fn array(mapper: &Mapper, pages: &Pages) -> Result<Toggle> {
-    let calls = Arc::new(Calls::default());
-    let counted = Counted { backend: mapper.backend.clone(), calls: calls.clone() };
+    let counted = Counted::present(&mapper.backend);
+    let calls = counted.calls.clone();
     let engine = Engine::new(Box::new(counted), Config::default())?;
     let start = Instant::now();
     engine.map_pages(pages.iter().copied(), Perm::ReadWrite, Backing(1))?;

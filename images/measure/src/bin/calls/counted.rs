@@ -28,14 +28,26 @@ impl Calls {
     }
 }
 
-/// Adds each call to `calls`. Faults nothing in, because the memory is already present.
+/// Adds each call to `calls`.
 #[derive(Debug)]
 pub struct Counted {
     pub backend: Arc<dyn Backend>,
     pub calls: Arc<Calls>,
+    /// Whether the engine may check for missing memory and fault it in.
+    pub populates: bool,
 }
 
 impl Counted {
+    /// Faults nothing in, because the memory is already present.
+    pub fn present(backend: &Arc<dyn Backend>) -> Self {
+        Self { backend: backend.clone(), calls: Arc::default(), populates: false }
+    }
+
+    /// Has the capabilities of the backend.
+    pub fn unchanged(backend: &Arc<dyn Backend>) -> Self {
+        Self { populates: true, ..Self::present(backend) }
+    }
+
     fn timed<T>(&self, unmap: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let answer = unmap();
@@ -60,7 +72,11 @@ impl Backend for Counted {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { populate: PopulatePolicy::Never, objects: false, ..self.backend.capabilities() }
+        let own = self.backend.capabilities();
+        if self.populates {
+            return own;
+        }
+        Capabilities { populate: PopulatePolicy::Never, objects: false, ..own }
     }
 
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {

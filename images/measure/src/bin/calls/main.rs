@@ -1,5 +1,5 @@
-//! Measures what many calls cost: arrays of pages compared with one call per page, and a large guest's memory
-//! unmapped in one call, in bounded calls, and page by page.
+//! Measures what many calls cost: exact regions and arrays of pages compared with one call per page, and a large
+//! guest's memory unmapped in one call, in bounded calls, and page by page.
 //!
 //! Prints JSON lines ([`vfio_fast_protocol::bench::calls`]) on stdout and its progress on stderr; `cargo xtask bench
 //! --calls` runs it in a nested machine and makes tables of them. Without a device, io_uring's pins stand in for the
@@ -8,6 +8,7 @@
 
 mod arrays;
 mod counted;
+mod exact;
 mod unmap;
 
 use std::io::Write;
@@ -32,7 +33,7 @@ struct Args {
     /// Map for this device, bound to vfio-pci, instead of pinning through io_uring
     #[arg(long, value_name = "PCI ADDRESS")]
     device: Option<String>,
-    /// Drivers to map the arrays through; ignored without a device
+    /// Drivers to map arrays and exact regions through; ignored without a device
     #[arg(long, value_delimiter = ',', default_values_t = [Driver::Type1])]
     drivers: Vec<Driver>,
     /// Rounds per case
@@ -41,6 +42,12 @@ struct Args {
     /// Pages of each array [default: no arrays]
     #[arg(long)]
     array: Option<u64>,
+    /// Exact regions of 4 KiB to map and unmap one by one, and a tenth as many of 2 MiB [default: none]
+    #[arg(long)]
+    exact: Option<u64>,
+    /// Exact regions of 4 KiB to unmap at once; several numbers are allowed [default: none]
+    #[arg(long, value_delimiter = ',')]
+    at_once: Vec<u64>,
     /// GiB of a guest in pages of 2 MiB [default: no such guest]
     #[arg(long)]
     huge: Option<u64>,
@@ -57,6 +64,7 @@ fn main() -> Result<()> {
     if let Some(pages) = args.array {
         arrays::measure(&args, pages)?;
     }
+    exact::measure(&args)?;
     for (gib, page) in [(args.huge, 2 << 20), (args.small, 4 << 10)] {
         if let Some(gib) = gib {
             unmap::measure(&args, gib, page)?;

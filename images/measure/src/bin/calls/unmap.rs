@@ -1,7 +1,6 @@
 //! A large guest with memory that is a small file, mapped repeatedly: the kernel maps, pins and unpins as many pages
 //! as for distinct memory.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use vfio_fast_engine::backend::{Backend, Mapping};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine};
 
-use crate::counted::{Calls, Counted};
+use crate::counted::Counted;
 use crate::{Args, Mapper, tell};
 use vfio_fast_measure::memory::Memory;
 use vfio_fast_protocol::bench::calls::{Driver, Policy, Record, Unmap};
@@ -40,8 +39,8 @@ pub fn measure(args: &Args, gib: u64, page: u64) -> Result<()> {
             let bytes = (gib * GIB).min(most);
             let what = format!("{} GiB in pages of {} KiB, {}", bytes / GIB, page >> 10, policy.name());
             let mapper = Mapper::new(args, Driver::Type1, bytes / ENTRY)?;
-            let calls = Arc::new(Calls::default());
-            let counted = Counted { backend: mapper.backend.clone(), calls: calls.clone() };
+            let counted = Counted::present(&mapper.backend);
+            let calls = counted.calls.clone();
             let (seconds, map_seconds) = match policy {
                 Policy::Bounded => bounded(counted, &memory, bytes, &what)?,
                 Policy::OneCall => raw(&counted, &memory, bytes, ENTRY, bytes, &what)?,

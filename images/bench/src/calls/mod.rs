@@ -1,5 +1,5 @@
-//! `cargo xtask bench --calls`: maps arrays of pages, and unmaps a guest of 1 TiB in few and in many calls, in L1
-//! (see [`vfio_fast_e2e`]) under VT-d and under AMD-Vi. L0 counts the IOTLB invalidations that L1's kernel requests.
+//! `cargo xtask bench --calls`: maps exact regions and arrays of pages, and unmaps a guest of 1 TiB in few and in many
+//! calls, in L1 (see [`vfio_fast_e2e`]) under VT-d and under AMD-Vi. L0 counts the IOTLB invalidations that L1's kernel requests.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+
+mod exact;
 
 use super::nested::{About, Lab};
 use super::summary::Spread;
@@ -33,6 +35,10 @@ pub struct Wanted {
     small: u64,
     /// Pages of each array.
     pages: u64,
+    /// Exact regions that are mapped and unmapped one by one.
+    exact: u64,
+    /// Exact regions that are unmapped at once.
+    at_once: &'static [u64],
     /// Rounds per case.
     rounds: u32,
 }
@@ -41,8 +47,11 @@ impl Wanted {
     /// Fails before anything is measured if L1 does not fit into this machine's memory.
     pub fn new(quick: bool, rounds: u32) -> Result<Self> {
         ensure!(rounds > 0, "Without rounds nothing is measured");
-        let (huge, small, pages) = if quick { (64, 2, 2048) } else { (1024, 8, 16384) };
-        let wanted = Self { huge, small, pages, rounds };
+        let wanted = if quick {
+            Self { huge: 64, small: 2, pages: 2048, exact: 1000, at_once: &[4096], rounds }
+        } else {
+            Self { huge: 1024, small: 8, pages: 16384, exact: 10_000, at_once: &[16384, 262_144], rounds }
+        };
         wanted.plans().iter().try_for_each(vfio_fast_e2e::require_memory)?;
         Ok(wanted)
     }
@@ -56,10 +65,13 @@ impl Wanted {
                 ("--huge", self.huge),
                 ("--small", self.small),
                 ("--array", self.pages),
+                ("--exact", self.exact),
             ];
             let mut bench = vec!["calls".to_owned(), "--drivers".to_owned(), "type1,iommufd".to_owned()];
             bench
                 .extend(arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value.to_string()]));
+            let at_once: Vec<String> = self.at_once.iter().map(u64::to_string).collect();
+            bench.extend(["--at-once".to_owned(), at_once.join(",")]);
             // A generous multiple of the time that L1 needs.
             map_bench::spec(
                 machine,
@@ -77,6 +89,8 @@ impl Wanted {
 pub struct Summary {
     #[serde(flatten)]
     pub about: About,
+    /// Exact regions, through raw calls and through the library.
+    pub exact: Vec<exact::Row>,
     /// Arrays mapped page by page and in one call.
     pub arrays: Vec<ArrayRow>,
     /// Guests unmapped in one call, in bounded calls and page by page.
@@ -127,7 +141,7 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     let booted = lab.boot(&plans);
     booted.outcome?;
     let mut wrong = Vec::new();
-    let (mut arrays, mut unmaps) = (Vec::new(), Vec::new());
+    let (mut exact, mut arrays, mut unmaps) = (Vec::new(), Vec::new(), Vec::new());
     for (verdict, plan) in booted.verdicts.iter().zip(&plans) {
         wrong.extend(verdict.problems());
         let text = fs::read_to_string(verdict.folder.join("calls.log"))
@@ -138,12 +152,18 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
         if (of_arrays.len(), of_unmaps.len()) != (2 * Shape::ALL.len(), 2 * Policy::ALL.len()) {
             wrong.push(format!("{host}: {} and {} cases were measured", of_arrays.len(), of_unmaps.len()));
         }
+        let of_exact = exact::rows(&host, &records(&text)?);
+        if of_exact.len() != 2 * (2 + wanted.at_once.len()) {
+            wrong.push(format!("{host}: {} cases of exact regions were measured", of_exact.len()));
+        }
+        exact.extend(of_exact);
         arrays.extend(of_arrays);
         unmaps.extend(of_unmaps);
     }
-    let targets = judge(&arrays, &unmaps);
+    let mut targets = exact::judge(&exact);
+    targets.extend(judge(&arrays, &unmaps));
     let about = lab.about(Spread::of([booted.others]));
-    let summary = Summary { about, arrays, unmaps, targets };
+    let summary = Summary { about, exact, arrays, unmaps, targets };
     let counted = if wrong.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(wrong.join("\n"))) };
     Ok((summary, counted))
 }
@@ -174,14 +194,20 @@ impl Invalidated {
     }
 }
 
-/// Combines the records of the bench into rows.
+fn records(text: &str) -> Result<Vec<Record>> {
+    let record = |line| serde_json::from_str(line).with_context(|| format!("Not a record: {line}"));
+    text.lines().map(record).collect()
+}
+
+/// Combines the records of arrays and guests into rows.
 fn rows(host: &str, text: &str, invalidated: &Invalidated) -> Result<(Vec<ArrayRow>, Vec<UnmapRow>)> {
     let mut arrays = BTreeMap::<_, Vec<cases::Array>>::new();
     let mut unmaps = BTreeMap::<_, Vec<Unmap>>::new();
-    for line in text.lines() {
-        match serde_json::from_str(line).with_context(|| format!("Not a record: {line}"))? {
+    for record in records(text)? {
+        match record {
             Record::Array(array) => arrays.entry((array.driver, array.shape)).or_default().push(array),
             Record::Unmap(unmap) => unmaps.entry((unmap.page, unmap.policy)).or_default().push(unmap),
+            Record::Exact(_) => {}
         }
     }
     let arrays = arrays.into_iter().map(|((driver, shape), samples)| {
@@ -239,6 +265,11 @@ fn judge(arrays: &[ArrayRow], unmaps: &[UnmapRow]) -> Vec<Target> {
         bar(format!("{what}: fewer calls"), "≥ 20×", times(fewer), fewer >= 20.0);
         let faster = row.faster[2].median;
         bar(format!("{what}: faster than page by page"), "≥ 5×", times(faster), faster >= 5.0);
+    }
+    for row in arrays.iter().filter(|row| row.shape == Shape::Random) {
+        let what = format!("{}, {:?}, random pages: against page by page", row.host, row.driver);
+        let slower = 1.0 / row.faster[2].median;
+        bar(what, "≤ 1.1×", times(slower), slower <= 1.1);
     }
     // In a small guest the longest of a few calls is always a large share.
     let large = |row: &&UnmapRow| row.policy == Policy::Bounded && row.bytes >= 1024 * GIB;
@@ -329,6 +360,7 @@ pub fn section(summary: &Summary) -> Section {
             .collect(),
     };
     let tables = vec![
+        (exact::TITLE, exact::table(&summary.exact)),
         ("Arrays of pages: median [least – most], within a round", arrays),
         ("A guest unmapped", unmaps),
         ("Promises", promises(&summary.targets)),
@@ -405,10 +437,11 @@ mod tests {
         let targets = judge(&arrays, &unmaps);
         let machine = vfio_fast_protocol::bench::host::machine(PINS);
         let about = About::new(machine, Accel::Tcg("no processor"), Spread::default());
-        let summary = Summary { about, arrays, unmaps, targets };
+        let exact = exact::rows("x", &exact::tests::records());
+        let summary = Summary { about, exact, arrays, unmaps, targets };
         let section = section(&summary);
         let lengths: Vec<usize> = section.tables.iter().map(|(_, table)| table.rows.len()).collect();
-        assert_eq!(lengths, [1, 2, 4]);
+        assert_eq!(lengths, [2, 1, 2, 4]);
         for (title, table) in &section.tables {
             assert!(table.rows.iter().all(|row| row.len() == table.head.len()), "{title}");
         }
