@@ -1,16 +1,16 @@
-//! Lists the Rust files of a folder as modules, for the build scripts that include this file: a new file in the folder
-//! needs no line anywhere else.
+// Lists the Rust files of a folder as modules, for the build scripts that include this file: a new file in the folder
+// needs no line anywhere else.
 
 use std::error::Error;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Writes `scenarios.rs` to the folder of generated files: a module for each file of `folder`, and `constant`, an array
 /// with the element that `element` returns for each module and its file.
-pub fn list(
+fn list(
     folder: &str,
     visibility: &str,
     constant: &str,

@@ -1,12 +1,9 @@
 //! Lists the files of src/scenarios.
 
-use std::fs;
+include!("../modules.rs");
 
-#[path = "../modules.rs"]
-mod modules;
-
-fn main() -> modules::Result<()> {
-    modules::list("src/scenarios", "pub ", "FILES: &[File]", |name, file| {
+fn main() -> Result<()> {
+    list("src/scenarios", "pub ", "FILES: &[File]", |name, file| {
         let constant = format!("pub const NAME: &str = {:?};", name.replace('_', "-"));
         if !fs::read_to_string(file)?.contains(&constant) {
             return Err(format!("{} does not say `{constant}`", file.display()).into());

@@ -2,8 +2,8 @@
 
 use super::plot::{Anchor, Area, Canvas};
 use super::summary::{Row, Spread, Summary};
-use super::table::{Section, fault_in, gib};
-use super::targets::{percent, times};
+use super::table::{Section, fault_in};
+use super::targets::{gib, percent, times};
 use vfio_fast_protocol::bench::native::Case;
 use vfio_fast_protocol::memory::MemoryKind;
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::criterion::Pure;
 use super::summary::{Limit, Row, Spread, Summary};
-use super::targets::{Target, micros, percent, times};
+use super::targets::{Target, gib, micros, percent, times};
 use vfio_fast_protocol::bench::native::{Case, LeftOut, Machine};
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -204,11 +204,6 @@ pub fn fault_in(row: &Row) -> String {
         Some(1) => "1 page".into(),
         Some(pages) => format!("{pages} pages"),
     }
-}
-
-/// Formats bytes as "4 GiB" or "0.5 GiB".
-pub fn gib(bytes: u64) -> String {
-    format!("{} GiB", (bytes as f64 / GIB * 100.0).round() / 100.0)
 }
 
 /// Formats a ratio as "1.87× [1.80 – 1.95]".

@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::summary::{Row, Spread, Summary};
-use super::table::gib;
 use vfio_fast_protocol::bench::calls::Driver;
 use vfio_fast_protocol::bench::native::Case;
 use vfio_fast_protocol::memory::MemoryKind;
@@ -136,6 +135,11 @@ fn judge_iommufd(summary: &Summary) -> Vec<Target> {
         }
     }
     targets
+}
+
+/// Formats bytes as "4 GiB" or "0.5 GiB".
+pub fn gib(bytes: u64) -> String {
+    format!("{} GiB", (bytes as f64 / GIB as f64 * 100.0).round() / 100.0)
 }
 
 /// Formats a ratio as "1.87×".

@@ -3,8 +3,8 @@
 use super::summary::{Row, Side, Summary};
 use crate::figure::{MARGIN, ROOM, WIDTH, heading, most};
 use crate::plot::{Anchor, Area, Canvas};
-use crate::table::{Section, gib};
-use crate::targets::times;
+use crate::table::Section;
+use crate::targets::{gib, times};
 
 /// The colours of a listener's total time and of its time in map calls.
 const STOCK: [&str; 2] = ["#c9c9c9", "#7d7d7d"];

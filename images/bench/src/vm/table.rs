@@ -2,8 +2,8 @@
 
 use super::summary::{Exit, Row, Side, Summary};
 use crate::summary::Spread;
-use crate::table::{Section, Table, gib, ratio, seconds};
-use crate::targets::percent;
+use crate::table::{Section, Table, ratio, seconds};
+use crate::targets::{gib, percent};
 
 pub fn section(summary: &Summary) -> Section {
     let mut about = summary
