@@ -18,6 +18,7 @@ use vfio_fast_e2e::{ScenarioSpec, Verdict};
 use vfio_fast_protocol::bench::calls::Driver;
 use vfio_fast_protocol::bench::native::Case;
 use vfio_fast_protocol::host::{Host, Kernel};
+use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::scenarios::map_bench;
 
@@ -64,8 +65,13 @@ impl Wanted {
         let largest = self.sizes.last().copied().unwrap_or(0);
         // A generous multiple of the time that L1 needs.
         let work = self.sizes.iter().sum::<u64>() * u64::from(self.rounds);
+        let container = match self.driver {
+            Driver::Type1 => Container::Type1,
+            Driver::Iommufd => Container::Iommufd,
+        };
         map_bench::spec(
             host,
+            container,
             largest + SPARE_MIB,
             ["native"].into_iter().chain(arguments.concat()).map(str::to_owned).collect(),
             Duration::from_secs(600 + work),

@@ -98,12 +98,44 @@ pub struct BarCosts {
     pub unmap_ns: u64,
 }
 
+/// How L2's RAM is filled and mapped in a start that is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// QEMU's own listener maps, which faults the memory in.
+    Stock,
+    /// Two threads of QEMU fault the memory in (`prealloc=on,prealloc-threads=2`), then its own listener maps.
+    Prealloc,
+    /// The library faults in and maps.
+    Fast,
+}
+
+impl Order {
+    pub const ALL: [Self; 3] = [Self::Stock, Self::Prealloc, Self::Fast];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stock => "stock",
+            Self::Prealloc => "prealloc",
+            Self::Fast => "fast",
+        }
+    }
+
+    /// The listener that maps.
+    pub const fn mode(self) -> Mode {
+        match self {
+            Self::Stock | Self::Prealloc => Mode::Stock,
+            Self::Fast => Mode::Fast,
+        }
+    }
+}
+
 /// One start of L2: how long until it executes, and what was mapped for it by then.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Start {
-    /// In which alternation, from 0; both modes of one round ran right after each other.
+    /// In which alternation, from 0; the orders of one round ran right after each other.
     pub round: u32,
-    pub mode: Mode,
+    pub order: Order,
     /// What L2's RAM is made of.
     pub memory: MemoryKind,
     /// When the firmware had written its first byte: the guest executes.
@@ -124,13 +156,13 @@ pub struct Start {
 
 impl Start {
     /// The end of the names of its checks, like `anon-4k-stock-0`.
-    pub fn name_of(memory: MemoryKind, mode: Mode, round: u32) -> String {
-        format!("{}-{}-{round}", memory.name(), mode.name())
+    pub fn name_of(memory: MemoryKind, order: Order, round: u32) -> String {
+        format!("{}-{}-{round}", memory.name(), order.name())
     }
 
     /// The end of the names of its checks.
     pub fn name(&self) -> String {
-        Self::name_of(self.memory, self.mode, self.round)
+        Self::name_of(self.memory, self.order, self.round)
     }
 }
 

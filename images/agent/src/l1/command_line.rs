@@ -71,6 +71,12 @@ impl<'a> CommandLine<'a> {
         }
     }
 
+    /// The same, filled by that many threads of QEMU before any device is realized.
+    pub fn q35_preallocated(self, mib: u64, memfd: bool, threads: usize) -> Self {
+        let share = if memfd { "on" } else { "off" };
+        self.q35_on(&format!("memory-backend-ram,share={share},prealloc=on,prealloc-threads={threads}"), mib)
+    }
+
     fn q35_on(self, backend: &str, mib: u64) -> Self {
         let (object, size) = (format!("{backend},id=ram,size={mib}M"), format!("{mib}M"));
         self.args(["-machine", "q35,memory-backend=ram", "-object", &object, "-m", &size])

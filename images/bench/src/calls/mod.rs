@@ -18,6 +18,7 @@ use super::targets::{Target, percent, times};
 use vfio_fast_e2e::ScenarioSpec;
 use vfio_fast_protocol::bench::calls::{self as cases, Driver, Policy, Record, Shape, Unmap};
 use vfio_fast_protocol::host::Host;
+use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::scenarios::map_bench;
 
 const GIB: u64 = 1 << 30;
@@ -75,6 +76,7 @@ impl Wanted {
             // A generous multiple of the time that L1 needs.
             map_bench::spec(
                 machine,
+                Container::Iommufd,
                 MEMORY_MIB,
                 bench,
                 Duration::from_secs(600 + 300 * u64::from(self.rounds)),

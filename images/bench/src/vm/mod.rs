@@ -1,5 +1,5 @@
 //! `cargo xtask bench --vm`: real VFIO. L1 (see [`vfio_fast_e2e`]) starts its guest repeatedly, alternating between
-//! QEMU's own listener and the library.
+//! QEMU's own listener, the same after QEMU's own prealloc, and the library.
 
 mod figure;
 mod judge;
@@ -100,7 +100,7 @@ mod tests {
     use vfio_fast_assets::outcome::{UNAVAILABLE, code_of};
     use vfio_fast_e2e::{Accel, Check};
     use vfio_fast_protocol::job::Mode;
-    use vfio_fast_protocol::record::{Moment, Start};
+    use vfio_fast_protocol::record::{Moment, Order, Start};
 
     pub const GIB: u64 = 1 << 30;
 
@@ -110,11 +110,11 @@ mod tests {
         let kernel = Moment { at_ns: 40, ..first };
         let mut starts = Vec::new();
         for memory in MemoryKind::UNRESERVED {
-            for mode in [Mode::Stock, Mode::Fast] {
+            for order in Order::ALL {
                 for round in 0..2 {
                     starts.push(Start {
                         round,
-                        mode,
+                        order,
                         memory,
                         first_instruction: first,
                         kernel,

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::memory::MemoryKind;
-use vfio_fast_protocol::record::{Moment, Start};
+use vfio_fast_protocol::record::{Moment, Order, Start};
 
 use crate::nested::About;
 use crate::summary::Spread;
@@ -45,10 +44,14 @@ pub struct Row {
     pub bytes: u64,
     /// With QEMU's own listener.
     pub stock: Side,
+    /// The same after QEMU's prealloc, whose fault-in is not a part of its time for mapping.
+    pub prealloc: Side,
     /// With the library.
     pub fast: Side,
     /// Stock's time to this point divided by the library's, in the same round.
     pub ratio: Spread,
+    /// The time with prealloc to this point divided by the library's, in the same round.
+    pub of_prealloc: Spread,
     /// Stock's time for mapping divided by the library's, in the same round.
     pub map_ratio: Spread,
 }
@@ -97,21 +100,22 @@ impl Summary {
 }
 
 fn exit(memory: MemoryKind, bytes: u64, starts: &[&Start]) -> Exit {
-    let of = |mode: Mode| starts.iter().filter(move |start| start.mode == mode);
-    let seconds = |mode| Spread::of(of(mode).map(|start| start.exit_ns as f64 / 1e9));
-    let ratio = Spread::of(of(Mode::Fast).filter_map(|fast| {
-        let stock = of(Mode::Stock).find(|stock| stock.round == fast.round)?;
+    let of = |order: Order| starts.iter().filter(move |start| start.order == order);
+    let seconds = |order| Spread::of(of(order).map(|start| start.exit_ns as f64 / 1e9));
+    let ratio = Spread::of(of(Order::Fast).filter_map(|fast| {
+        let stock = of(Order::Stock).find(|stock| stock.round == fast.round)?;
         Some(stock.exit_ns as f64 / fast.exit_ns as f64)
     }));
-    Exit { memory, bytes, stock: seconds(Mode::Stock), fast: seconds(Mode::Fast), ratio }
+    Exit { memory, bytes, stock: seconds(Order::Stock), fast: seconds(Order::Fast), ratio }
 }
 
 fn row(memory: MemoryKind, bytes: u64, starts: &[&Start], moment: fn(&Start) -> Moment) -> Row {
-    let of = |mode: Mode| starts.iter().filter(move |start| start.mode == mode);
-    let side = |mode: Mode| {
-        let spread = |value: fn(Moment) -> u64| Spread::of(of(mode).map(|start| value(moment(start)) as f64));
+    let of = |order: Order| starts.iter().filter(move |start| start.order == order);
+    let side = |order: Order| {
+        let spread =
+            |value: fn(Moment) -> u64| Spread::of(of(order).map(|start| value(moment(start)) as f64));
         let seconds =
-            |value: fn(Moment) -> u64| Spread::of(of(mode).map(|start| value(moment(start)) as f64 / 1e9));
+            |value: fn(Moment) -> u64| Spread::of(of(order).map(|start| value(moment(start)) as f64 / 1e9));
         Side {
             seconds: seconds(|m| m.at_ns),
             map: seconds(in_map),
@@ -120,23 +124,25 @@ fn row(memory: MemoryKind, bytes: u64, starts: &[&Start], moment: fn(&Start) -> 
             map_calls: spread(|m| m.map_calls),
             unmap_calls: spread(|m| m.unmap_calls),
             map_bytes: spread(|m| m.map_bytes),
-            huge: Spread::of(of(mode).map(|start| start.huge_bytes as f64 / bytes as f64)),
+            huge: Spread::of(of(order).map(|start| start.huge_bytes as f64 / bytes as f64)),
         }
     };
-    // Within one round: stock's value divided by the library's.
-    let ratio = |value: fn(Moment) -> u64| {
-        Spread::of(of(Mode::Fast).filter_map(|fast| {
-            let stock = of(Mode::Stock).find(|stock| stock.round == fast.round)?;
-            Some(value(moment(stock)) as f64 / value(moment(fast)) as f64)
+    // Within one round: that order's value divided by the library's.
+    let ratio = |order: Order, value: fn(Moment) -> u64| {
+        Spread::of(of(Order::Fast).filter_map(|fast| {
+            let other = of(order).find(|other| other.round == fast.round)?;
+            Some(value(moment(other)) as f64 / value(moment(fast)) as f64)
         }))
     };
     Row {
         memory,
         bytes,
-        stock: side(Mode::Stock),
-        fast: side(Mode::Fast),
-        ratio: ratio(|m| m.at_ns),
-        map_ratio: ratio(in_map),
+        stock: side(Order::Stock),
+        prealloc: side(Order::Prealloc),
+        fast: side(Order::Fast),
+        ratio: ratio(Order::Stock, |m| m.at_ns),
+        of_prealloc: ratio(Order::Prealloc, |m| m.at_ns),
+        map_ratio: ratio(Order::Stock, in_map),
     }
 }
 
@@ -155,7 +161,9 @@ mod tests {
         let mut starts = Vec::new();
         // A machine that becomes slower between the rounds.
         for (round, slow) in [(0, 1), (1, 4), (2, 4)] {
-            for (mode, seconds, populate) in [(Mode::Stock, 8, 0), (Mode::Fast, 4, 1)] {
+            for (order, seconds, populate) in
+                [(Order::Stock, 8, 0), (Order::Prealloc, 5, 0), (Order::Fast, 4, 1)]
+            {
                 let second = 1_000_000_000 * slow;
                 let first = Moment {
                     at_ns: seconds * second,
@@ -172,7 +180,7 @@ mod tests {
                     1 << 30,
                     Start {
                         round,
-                        mode,
+                        order,
                         memory,
                         first_instruction: first,
                         kernel,
@@ -190,7 +198,7 @@ mod tests {
         assert_eq!((summary.first_instruction.len(), summary.kernel.len(), summary.rounds), (1, 1, 3));
         let row = &summary.first_instruction[0];
         assert_eq!(row.ratio, Spread { median: 2.0, min: 2.0, max: 2.0, count: 3 });
-        assert_eq!(row.map_ratio.median, 0.5);
+        assert_eq!((row.map_ratio.median, row.of_prealloc.median), (0.5, 1.25));
         assert_eq!((row.stock.seconds.median, row.stock.seconds.min), (32.0, 8.0));
         assert_eq!((row.fast.map.median, row.fast.populate.median, row.stock.populate.max), (8.0, 4.0, 0.0));
         assert_eq!((row.fast.map_calls.median, row.fast.huge.median), (7.0, 0.5));

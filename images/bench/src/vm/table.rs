@@ -8,7 +8,7 @@ use crate::targets::{gib, percent};
 pub fn section(summary: &Summary) -> Section {
     let mut about = summary
         .about
-        .lines(summary.rounds, "Debian's kernel, the guest on nested KVM, an NVMe passed through");
+        .lines(summary.rounds, "Debian's kernel, the guest on nested KVM, an NVMe passed through; prealloc: stock with prealloc=on,prealloc-threads=2");
     if summary.about.translated {
         about.push(
             "Fault-in, pin and firmware are not in its proportions either. Calls and bytes are exact.".into(),
@@ -34,8 +34,10 @@ fn table(rows: &[Row]) -> Table {
             "memory",
             "size",
             "stock",
+            "prealloc",
             "fast",
             "× stock",
+            "× prealloc",
             "in map, stock",
             "in map, fast",
             "× stock",
@@ -64,8 +66,10 @@ fn cells(row: &Row) -> Vec<String> {
         row.memory.name().into(),
         gib(row.bytes),
         seconds(row.stock.seconds),
+        seconds(row.prealloc.seconds),
         seconds(row.fast.seconds),
         ratio(row.ratio),
+        ratio(row.of_prealloc),
         seconds(row.stock.map),
         seconds(row.fast.map),
         ratio(row.map_ratio),

@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::checks::CheckName;
 use crate::job::Mode;
 use crate::memory::MemoryKind;
-use crate::record::Start;
-use crate::spec::{Label, PATCHED, Run, ScenarioSpec};
+use crate::record::{Order, Start};
+use crate::spec::{Label, Run, ScenarioSpec};
 
 pub const NAME: &str = "boot-time";
 
@@ -36,7 +36,7 @@ pub fn specs() -> Vec<ScenarioSpec> {
 pub fn spec(l2_memory_mib: u64, starts: Vec<(MemoryKind, u32)>) -> ScenarioSpec {
     let pairs = starts.len() as u64;
     ScenarioSpec {
-        // A run alternates between both patched modes itself.
+        // A run alternates between all orders itself.
         modes: &[Mode::Fast],
         label: Label::Memory,
         l2_memory_mib,
@@ -44,7 +44,7 @@ pub fn spec(l2_memory_mib: u64, starts: Vec<(MemoryKind, u32)>) -> ScenarioSpec 
         prealloc_l1: true,
         starts,
         // Many times what they need.
-        limit: Duration::from_secs(240 + pairs * (120 + l2_memory_mib / 8)),
+        limit: Duration::from_secs(240 + pairs * (180 + l2_memory_mib / 5)),
         ..ScenarioSpec::plain(NAME, "starts of L2, timed", expected)
     }
 }
@@ -52,10 +52,10 @@ pub fn spec(l2_memory_mib: u64, starts: Vec<(MemoryKind, u32)>) -> ScenarioSpec 
 fn expected(run: &Run) -> Vec<String> {
     let mut checks = Vec::new();
     for &(memory, round) in &run.spec.starts {
-        for &mode in PATCHED {
-            let start = Start::name_of(memory, mode, round);
+        for order in Order::ALL {
+            let start = Start::name_of(memory, order, round);
             checks.push(Check::Mappings(start.clone()));
-            if mode == Mode::Fast {
+            if order == Order::Fast {
                 checks.push(Check::Stats(start));
             }
         }
@@ -71,8 +71,8 @@ mod tests {
     fn every_start_is_checked() {
         let spec = spec(1024, vec![(MemoryKind::Anon4k, 0), (MemoryKind::MemfdThp, 1)]);
         let names = spec.expected_checks(Mode::Fast);
-        // Both modes' mappings, and the library's own counters.
-        assert_eq!(names.len(), 2 * 3);
+        // The mappings of each order, and the library's own counters.
+        assert_eq!(names.len(), 2 * 4);
         assert!(names.contains(&"stats-memfd-thp-fast-1".to_owned()), "{names:?}");
     }
 }

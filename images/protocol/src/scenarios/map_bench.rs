@@ -19,11 +19,18 @@ pub fn specs() -> Vec<ScenarioSpec> {
     Vec::new()
 }
 
-/// A bench on that host, the command with its name first, which needs so much memory and has so much time.
-pub fn spec(host: Host, memory_mib: u64, bench: Vec<String>, limit: Duration) -> ScenarioSpec {
+/// A bench on that host with that container, the command with its name first, which needs so much memory and has so
+/// much time.
+pub fn spec(
+    host: Host,
+    container: Container,
+    memory_mib: u64,
+    bench: Vec<String>,
+    limit: Duration,
+) -> ScenarioSpec {
     ScenarioSpec {
         host,
-        container: Container::Iommufd,
+        container,
         modes: &[Mode::Fast],
         label: Label::Host,
         l2_memory_mib: memory_mib,

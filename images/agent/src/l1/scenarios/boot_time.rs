@@ -1,13 +1,12 @@
-//! Starts L2 again and again, mapped by QEMU's listener and by the library in turns, and times it: until L2
+//! Starts L2 again and again, filled and mapped by QEMU or by the library in turns, and times it: until L2
 //! executes, until its kernel has taken over from the firmware, and from `quit` to the end. Every memory is cold: each start is a
 //! new process, and what the one before had is free again.
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::memory::MemoryKind;
-use vfio_fast_protocol::record::{Moment, Record, Start};
+use vfio_fast_protocol::record::{Moment, Order, Record, Start};
 use vfio_fast_protocol::scenarios::boot_time::Check;
 use vfio_fast_protocol::witness::{self, Call};
 
@@ -20,6 +19,8 @@ use crate::machine;
 
 /// RAM of the guests that are started before anything is timed.
 const WARM_UP_MIB: u64 = 256;
+/// As many as L1 has CPUs, and as the library uses.
+const PREALLOC_THREADS: usize = 2;
 
 pub fn run(lab: &Lab) -> Result<()> {
     let mut before = None;
@@ -29,52 +30,52 @@ pub fn run(lab: &Lab) -> Result<()> {
             before = Some(memory);
         }
         lab.report.step(&format!("{}, round {}", memory.name(), round + 1));
-        let mut modes = [Mode::Stock, Mode::Fast];
+        let mut orders = Order::ALL;
         if round % 2 == 1 {
-            // A drift within a round must not always affect the same mode.
-            modes.reverse();
+            // A drift within a round must not always affect the same order.
+            orders.reverse();
         }
-        for mode in modes {
-            let name = Start::name_of(memory, mode, round);
-            let start = one(lab, lab.job.l2_memory_mib, memory, mode, round, &name).with_context(|| name)?;
+        for order in orders {
+            let name = Start::name_of(memory, order, round);
+            let start = one(lab, lab.job.l2_memory_mib, memory, order, round, &name).with_context(|| name)?;
             lab.report.send(&Record::Start(start));
         }
     }
     Ok(())
 }
 
-/// Lets this kernel give that memory, and runs each mode once with a small guest.
+/// Lets this kernel give that memory, and runs each order once with a small guest.
 fn prepare(lab: &Lab, memory: MemoryKind) -> Result<()> {
     // QEMU and the library ask for huge pages themselves, both with the same call.
     huge_pages::allow(memory.may_be_huge())?;
     // An emulator translates code when it runs first: the first to be timed would pay for the others.
-    for mode in [Mode::Stock, Mode::Fast] {
-        let name = format!("{}-{}-warm-up", memory.name(), mode.name());
-        one(lab, WARM_UP_MIB, memory, mode, 0, &name).with_context(|| name)?;
+    for order in Order::ALL {
+        let name = format!("{}-{}-warm-up", memory.name(), order.name());
+        one(lab, WARM_UP_MIB, memory, order, 0, &name).with_context(|| name)?;
     }
     Ok(())
 }
 
 /// One start, until L2's kernel runs.
-fn one(lab: &Lab, mib: u64, memory: MemoryKind, mode: Mode, round: u32, name: &str) -> Result<Start> {
+fn one(lab: &Lab, mib: u64, memory: MemoryKind, order: Order, round: u32, name: &str) -> Result<Start> {
     // As much free memory in one piece for each start, so that huge pages are to be had or not alike.
     machine::set("/proc/sys/vm/drop_caches", "3")?;
     machine::set("/proc/sys/vm/compact_memory", "1")?;
-    let mut vm = Vm::start_running(lab, &command_line(lab, mib, memory, mode))?;
+    let mut vm = Vm::start_running(lab, &command_line(lab, mib, memory, order))?;
     let executes = vm.wait_first_output()?.as_nanos() as u64;
-    let populate_then = populate_ns(&mut vm, mode)?;
+    let populate_then = populate_ns(&mut vm, order)?;
     let kernel = vm.wait_console()?.as_nanos() as u64;
 
     vm.qmp.run("stop", json!({}))?;
     mappings::mappings(lab, &mut vm, Check::Mappings(name.to_owned()))?;
     let calls = vm.witnessed()?;
-    let populate_ns = if mode == Mode::Fast { stats_agree(lab, &mut vm, &calls, name)? } else { 0 };
+    let populate_ns = if order == Order::Fast { stats_agree(lab, &mut vm, &calls, name)? } else { 0 };
     let started = vm.started_ns();
     let moment = |at_ns: u64, populate_ns| Moment { at_ns, populate_ns, ..moment(&calls, started + at_ns) };
     let held = witness::replay(&calls)?;
     let mut start = Start {
         round,
-        mode,
+        order,
         memory,
         first_instruction: moment(executes, populate_then),
         kernel: moment(kernel, populate_ns),
@@ -89,13 +90,13 @@ fn one(lab: &Lab, mib: u64, memory: MemoryKind, mode: Mode, round: u32, name: &s
     Ok(start)
 }
 
-fn command_line(lab: &Lab, mib: u64, memory: MemoryKind, mode: Mode) -> CommandLine<'_> {
-    CommandLine::new(lab)
-        .q35_of_mib(mib, memory.is_memfd())
-        .args(["-smp", "1"])
-        .root_port(0)
-        .device_behind_in(0, "dut", 0, mode)
-        .linux(&L2Job::Idle, "")
+fn command_line(lab: &Lab, mib: u64, memory: MemoryKind, order: Order) -> CommandLine<'_> {
+    let line = CommandLine::new(lab);
+    let line = match order {
+        Order::Prealloc => line.q35_preallocated(mib, memory.is_memfd(), PREALLOC_THREADS),
+        Order::Stock | Order::Fast => line.q35_of_mib(mib, memory.is_memfd()),
+    };
+    line.args(["-smp", "1"]).root_port(0).device_behind_in(0, "dut", 0, order.mode()).linux(&L2Job::Idle, "")
 }
 
 /// The calls that had ended at that time.
@@ -117,8 +118,8 @@ fn moment(calls: &[Call], until_ns: u64) -> Moment {
 }
 
 /// What the library spent so far on faulting in.
-fn populate_ns(vm: &mut Vm, mode: Mode) -> Result<u64> {
-    if mode != Mode::Fast {
+fn populate_ns(vm: &mut Vm, order: Order) -> Result<u64> {
+    if order != Order::Fast {
         return Ok(0);
     }
     count::library_stats(vm)?["populate_ns"].as_u64().context("the library reports no populate_ns")
