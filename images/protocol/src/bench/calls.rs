@@ -168,7 +168,8 @@ impl Sweep {
     }
 }
 
-/// Exact regions, both ways next to each other. None is adjacent to another.
+/// Exact regions, both ways next to each other. None is adjacent to another. One by one, the seconds are those of the
+/// median call times the number of regions.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Exact {
     /// In which alternation, from 0.

@@ -63,16 +63,13 @@ pub fn measure(args: &Args) -> Result<()> {
 }
 
 fn raw(counted: &Counted, job: Job, memory: &Memory) -> Result<Toggle> {
-    let start = Instant::now();
-    for number in 0..job.regions {
-        let mapping =
-            Mapping { range: job.range(number)?, hva: job.hva(number, memory)?, perm: Perm::ReadWrite };
-        counted.map(&mapping, None).map_err(|errno| anyhow!("Cannot map {}: {errno}", mapping.range))?;
-    }
-    let mapped = Instant::now();
-    let bytes =
-        job.unmap(|range| counted.unmap(range).map_err(|errno| anyhow!("Cannot unmap {range}: {errno}")))?;
-    job.toggle(counted.calls.both(), start, mapped, bytes)
+    let map_seconds = job.map(memory, |range, hva| {
+        let mapping = Mapping { range, hva, perm: Perm::ReadWrite };
+        counted.map(&mapping, None).map_err(|errno| anyhow!("Cannot map {range}: {errno}"))
+    })?;
+    let unmap = |range| counted.unmap(range).map_err(|errno| anyhow!("Cannot unmap {range}: {errno}"));
+    let unmap_seconds = job.unmap(unmap)?;
+    Ok(Toggle { calls: counted.calls.both(), map_seconds, unmap_seconds })
 }
 
 fn library(counted: Counted, job: Job, memory: &Memory) -> Result<Toggle> {
@@ -82,17 +79,16 @@ fn library(counted: Counted, job: Job, memory: &Memory) -> Result<Toggle> {
     if job.sweep == Sweep::AtOnce {
         engine.begin()?;
     }
-    for number in 0..job.regions {
-        let (range, hva) = (job.range(number)?, job.hva(number, memory)?);
+    let mut map_seconds = job.map(memory, |range, hva| {
         let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(1));
-        engine.map_region(Region { range, hva, perm, kind, backing, exact: true })?;
-    }
+        Ok(engine.map_region(Region { range, hva, perm, kind, backing, exact: true })?)
+    })?;
     if job.sweep == Sweep::AtOnce {
         engine.commit()?;
+        map_seconds = start.elapsed().as_secs_f64();
     }
-    let mapped = Instant::now();
-    let bytes = job.unmap(|range| Ok(engine.unmap(range)?))?;
-    job.toggle(calls.both(), start, mapped, bytes)
+    let unmap_seconds = job.unmap(|range| Ok(engine.unmap(range)?))?;
+    Ok(Toggle { calls: calls.both(), map_seconds, unmap_seconds })
 }
 
 impl Job {
@@ -105,20 +101,41 @@ impl Job {
         memory.hva().checked_add(number * self.bytes % MEMORY).context("The memory's end")
     }
 
-    /// Unmaps all regions by `unmap`; returns the number of bytes that it unmapped.
-    fn unmap(self, unmap: impl Fn(IovaRange) -> Result<u64>) -> Result<u64> {
-        match self.sweep {
-            Sweep::OneByOne => (0..self.regions).map(|number| unmap(self.range(number)?)).sum(),
-            Sweep::AtOnce => {
-                unmap(IovaRange::new(Iova(START), self.regions * 2 * self.bytes).context("Not a range")?)
-            }
-        }
+    /// Maps all regions by `map`; returns the seconds.
+    fn map(self, memory: &Memory, map: impl Fn(IovaRange, HostVa) -> Result<()>) -> Result<f64> {
+        self.each(|number| map(self.range(number)?, self.hva(number, memory)?))
     }
 
-    /// The result of an unmap that ends now.
-    fn toggle(self, calls: u64, start: Instant, mapped: Instant, bytes: u64) -> Result<Toggle> {
-        let (map_seconds, unmap_seconds) = ((mapped - start).as_secs_f64(), mapped.elapsed().as_secs_f64());
-        ensure!(bytes == self.regions * self.bytes, "{bytes} bytes were unmapped");
-        Ok(Toggle { calls, map_seconds, unmap_seconds })
+    /// Unmaps all regions by `unmap`, which returns the number of bytes; returns the seconds.
+    fn unmap(self, unmap: impl Fn(IovaRange) -> Result<u64>) -> Result<f64> {
+        let unmap = |range, expected| {
+            let bytes = unmap(range)?;
+            ensure!(bytes == expected, "{bytes} bytes were unmapped and not {expected}");
+            Ok(())
+        };
+        if self.sweep == Sweep::OneByOne {
+            return self.each(|number| unmap(self.range(number)?, self.bytes));
+        }
+        let all = IovaRange::new(Iova(START), self.regions * 2 * self.bytes).context("Not a range")?;
+        let start = Instant::now();
+        unmap(all, self.regions * self.bytes)?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Makes one call per region; returns the seconds. One by one, each counts as the median of all, because a call
+    /// during which this thread did not run says nothing.
+    fn each(self, call: impl Fn(u64) -> Result<()>) -> Result<f64> {
+        let mut times = Vec::new();
+        let all = Instant::now();
+        for number in 0..self.regions {
+            let start = Instant::now();
+            call(number)?;
+            times.push(start.elapsed());
+        }
+        if self.sweep == Sweep::AtOnce {
+            return Ok(all.elapsed().as_secs_f64());
+        }
+        times.sort_unstable();
+        Ok(times[times.len() / 2].as_secs_f64() * self.regions as f64)
     }
 }
