@@ -39,6 +39,7 @@ pub const NEEDED: &[&str] = &[
     // Sources, patches and images.
     "cpio",
     "dpkg-dev",
+    "e2fsprogs",
     "git",
     "patch",
     "xz-utils",

@@ -323,6 +323,6 @@ mod tests {
             ]
         );
         // The bench itself leaves 2 GiB unused, and L1's system needs the rest.
-        assert_eq!(plan.l1_memory_mib(), 2048 + 3072);
+        assert_eq!(plan.l1().mib(), 2048 + 3072);
     }
 }

@@ -3,8 +3,10 @@
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
+use vfio_fast_assets::progress;
 use vfio_fast_protocol::job::DiskLayout;
 use vfio_fast_protocol::test_data;
 
@@ -41,6 +43,11 @@ impl Disk {
         }
         file.flush()?;
         Ok(disk)
+    }
+
+    /// Makes an empty ext4 file system on an image.
+    pub fn format(path: &Path) -> Result<()> {
+        progress::output(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(path)).map(drop)
     }
 
     /// Compares the whole image with the contents expected after two boots of L2.

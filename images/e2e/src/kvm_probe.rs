@@ -39,8 +39,8 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
         Payload { agent: &parts.agent, ovmf: false, qemu: None, libraries: &[], programs: &[], job: b"" };
     parts.guest.write_initrd(&payload, &initrd)?;
     let mut command =
-        l0::command(&parts.emulator, &parts.guest, Accel::Kvm, Host::INTEL_DEBIAN, &initrd, &folder);
-    command.args(["-m", "1024M"]);
+        l0::command(&parts.emulator, &parts.guest, Accel::Kvm, Host::INTEL_DEBIAN, "", &initrd, &folder);
+    command.args(["-m", "1024M", "-smp", "2"]);
     let told = l0::run(command, &folder, PROBE_LIMIT, "kvm-probe", || ());
     fs::remove_file(initrd)?;
     // The agent rejects the empty job. Its report shows that user space was reached.

@@ -32,12 +32,14 @@ const LAST_WORDS: Duration = Duration::from_secs(60);
 /// What L1's kernel prints when it panics: its tasks (1), its timers (4), and what each processor does (64).
 const PANIC_PRINT: u32 = 1 | 4 | 64;
 
-/// QEMU with the devices that every L1 has. The caller adds memory, IOMMU and devices under test.
+/// QEMU with the devices that every L1 has, and these options for its kernel. The caller adds memory, CPUs, IOMMU and
+/// devices under test.
 pub fn command(
     qemu: &Path,
     guest: &Guest,
     accel: Accel,
     host: Host,
+    options: &str,
     initrd: &Path,
     folder: &Path,
 ) -> Command {
@@ -48,7 +50,7 @@ pub fn command(
     let file = |name: &str| format!("path={}", folder.join(name).display());
     command
         .args(accel.arguments())
-        .args(["-machine", "q35,kernel-irqchip=split", "-smp", "2"])
+        .args(["-machine", "q35,kernel-irqchip=split"])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .arg("-kernel")
         .arg(guest.kernel())
@@ -57,7 +59,7 @@ pub fn command(
         .arg("-append")
         .arg(format!(
             "console=ttyS0 earlycon=uart8250,io,0x3f8 panic=-1 mitigations=off random.trust_cpu=on \
-             log_buf_len=4M no_timer_check unknown_nmi_panic panic_print={PANIC_PRINT} vft.role=l1 {}",
+             log_buf_len=4M no_timer_check unknown_nmi_panic panic_print={PANIC_PRINT} vft.role=l1 {} {options}",
             host.kernel_options()
         ))
         .args(["-chardev", &format!("file,id=console,{}", file("l1-console.log"))])

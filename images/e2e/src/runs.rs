@@ -176,10 +176,16 @@ impl Runs<'_> {
         };
         let guest = parts.guest_with(plan.host.kernel)?;
         guest.write_initrd(&payload, &initrd)?;
-        let mut command = l0::command(&parts.emulator, guest, self.accel, plan.host, &initrd, &folder);
-        command.args(scenario::memory_arguments(plan));
-        for n in scenario::further_disks(plan) {
-            fs::File::create(scenario::disk_path(&disk.path, n))?.set_len(1 << 20)?;
+        let l1 = plan.l1();
+        let mut command =
+            l0::command(&parts.emulator, guest, self.accel, plan.host, l1.kernel_options, &initrd, &folder);
+        command.args(scenario::machine_arguments(&l1, plan.prealloc_l1));
+        for (n, mib, has_ext4) in scenario::further_disks(plan) {
+            let path = scenario::disk_path(&disk.path, n);
+            fs::File::create(&path)?.set_len(mib << 20)?;
+            if has_ext4 {
+                Disk::format(&path)?;
+            }
         }
         command.args(scenario::device_arguments(plan, &disk.path, &bar));
         if plan.traces_invalidations() {
@@ -226,7 +232,7 @@ fn emulator_fault(verdict: &Verdict) -> Option<&'static str> {
 
 /// The number of runs that fit into memory at the same time.
 fn workers(plans: &[ScenarioSpec], available_mib: u64) -> usize {
-    let largest = plans.iter().map(|plan| plan.l1_memory_mib() + OVERHEAD_MIB).max().unwrap_or(1);
+    let largest = plans.iter().map(|plan| plan.l1().mib() + OVERHEAD_MIB).max().unwrap_or(1);
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let fit = usize::try_from(available_mib / largest).unwrap_or(1);
     WORKERS.min(processors).min(fit).max(1)
@@ -234,7 +240,7 @@ fn workers(plans: &[ScenarioSpec], available_mib: u64) -> usize {
 
 /// Fails with exit code 69 if less memory is available than the scenario needs.
 pub fn require_memory(plan: &ScenarioSpec) -> Result<()> {
-    let (needed, available) = (plan.l1_memory_mib() + OVERHEAD_MIB, available_mib()?);
+    let (needed, available) = (plan.l1().mib() + OVERHEAD_MIB, available_mib()?);
     if available < needed {
         bail!(CannotRun(format!("{needed} MiB of memory are needed, {available} MiB are available")));
     }

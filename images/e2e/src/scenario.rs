@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use vfio_fast_protocol::machine::Machine;
 use vfio_fast_protocol::scenarios;
 use vfio_fast_protocol::spec::{Device, FIRST_SLOT, PATCHED, ScenarioSpec};
 
@@ -24,13 +25,25 @@ pub fn main() -> ScenarioSpec {
     ScenarioSpec { modes: PATCHED, ..specs.swap_remove(0) }
 }
 
-/// Arguments for L1's memory.
-pub fn memory_arguments(spec: &ScenarioSpec) -> Vec<String> {
-    let mib = spec.l1_memory_mib();
-    let mut arguments = vec!["-m".to_owned(), format!("{mib}M")];
-    if spec.prealloc_l1 {
-        let memory = format!("memory-backend-ram,id=l1,size={mib}M,prealloc=on");
-        arguments.extend(["-object", &memory, "-machine", "memory-backend=l1"].map(str::to_owned));
+/// Arguments for L1's memory and CPUs. `prealloc` populates the memory first.
+pub fn machine_arguments(l1: &Machine, prealloc: bool) -> Vec<String> {
+    let mut arguments: Vec<String> =
+        ["-m", &format!("{}M", l1.mib()), "-smp", &l1.cpus().to_string()].map(str::to_owned).into();
+    let one_node = l1.nodes.len() == 1;
+    if one_node && !prealloc {
+        return arguments;
+    }
+    let prealloc = if prealloc { ",prealloc=on" } else { "" };
+    let mut cpu = 0;
+    for (n, node) in l1.nodes.iter().enumerate() {
+        let memory = format!("memory-backend-ram,id=node{n},size={}M{prealloc}", node.mib);
+        arguments.extend(["-object".to_owned(), memory]);
+        let cpus = format!("{cpu}-{}", cpu + node.cpus.saturating_sub(1));
+        cpu += node.cpus;
+        arguments.extend(match one_node {
+            true => ["-machine".to_owned(), format!("memory-backend=node{n}")],
+            false => ["-numa".to_owned(), format!("node,nodeid={n},cpus={cpus},memdev=node{n}")],
+        });
     }
     arguments
 }
@@ -42,7 +55,7 @@ pub fn device_arguments(spec: &ScenarioSpec, disk: &Path, bar: &Path) -> Vec<Str
     for (n, device) in spec.devices.iter().enumerate() {
         let slot = usize::from(FIRST_SLOT) + n;
         let pairs = match device {
-            Device::Nvme => {
+            Device::Nvme | Device::Ext4 { .. } => {
                 let path = disk_path(disk, n);
                 let drive = format!("if=none,id=disk{n},format=raw,cache=unsafe,file={}", path.display());
                 vec![
@@ -74,16 +87,20 @@ pub fn disk_path(disk: &Path, n: usize) -> PathBuf {
     if n == 0 { disk.to_owned() } else { disk.with_extension(format!("{n}.img")) }
 }
 
-/// The numbers of all disks except the disk under test.
-pub fn further_disks(spec: &ScenarioSpec) -> impl Iterator<Item = usize> {
-    let devices = spec.devices.iter().enumerate();
-    devices.filter(|(n, device)| *n > 0 && **device == Device::Nvme).map(|(n, _)| n)
+/// All disks except the disk under test: the number of the device, its MiB, and whether it has a file system.
+pub fn further_disks(spec: &ScenarioSpec) -> impl Iterator<Item = (usize, u64, bool)> {
+    spec.devices.iter().enumerate().skip(1).filter_map(|(n, device)| match device {
+        Device::Nvme => Some((n, 1, false)),
+        Device::Ext4 { mib } => Some((n, *mib, true)),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use vfio_fast_protocol::host::Host;
+    use vfio_fast_protocol::machine::Node;
 
     #[test]
     fn names_choose() {
@@ -115,5 +132,17 @@ mod tests {
         assert!(data.contains("edu,addr=4.0,dma_mask=0xffffffffffffffff"), "{data}");
         assert!(data.contains("mem-path=/d/bar.img") && data.contains("membar=65536M,addr=6.0"), "{data}");
         assert!(arguments("p2p-range-intel-debian").contains("aw-bits=39"));
+    }
+    #[test]
+    fn the_machine_becomes_arguments() {
+        let mut l1 = Machine::of_mib(3072);
+        assert_eq!(machine_arguments(&l1, false).join(" "), "-m 3072M -smp 2");
+        let prealloc = machine_arguments(&l1, true).join(" ");
+        assert!(prealloc.contains("size=3072M,prealloc=on") && prealloc.ends_with("memory-backend=node0"));
+        l1.nodes = vec![Node { mib: 1024, cpus: 2 }, Node { mib: 2048, cpus: 1 }];
+        let two = machine_arguments(&l1, false).join(" ");
+        assert!(two.starts_with("-m 3072M -smp 3 ") && !two.contains("-machine"), "{two}");
+        assert!(two.contains("node,nodeid=0,cpus=0-1,memdev=node0"), "{two}");
+        assert!(two.contains("node,nodeid=1,cpus=2-2,memdev=node1"), "{two}");
     }
 }

@@ -11,6 +11,7 @@ pub mod flatview;
 pub mod host;
 pub mod job;
 pub mod l2_job;
+pub mod machine;
 pub mod memory;
 pub mod ranges;
 pub mod record;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::host::{Host, Iommu};
 use crate::job::{Container, Firmware, Mode, Ram};
+use crate::machine::Machine;
 use crate::memory::MemoryKind;
 
 pub const ALL_MODES: &[Mode] = &[Mode::Reference, Mode::Stock, Mode::Fast];
@@ -23,6 +24,8 @@ pub struct ScenarioSpec {
     pub modes: &'static [Mode],
     /// How the names of its runs differ.
     pub label: Label,
+    /// L1, where it has to be another machine than usual.
+    pub machine: Option<Machine>,
     /// RAM of L2, or of whatever else L1 needs memory for.
     pub l2_memory_mib: u64,
     pub ram: Ram,
@@ -114,6 +117,8 @@ pub enum Device {
     File { mib: u64 },
     /// A device with a BAR of that many MiB without memory.
     Empty { mib: u64 },
+    /// Not a device under test: a disk of that many MiB that L1 keeps, with an ext4 file system.
+    Ext4 { mib: u64 },
 }
 
 impl ScenarioSpec {
@@ -126,6 +131,7 @@ impl ScenarioSpec {
             what,
             modes: PATCHED,
             label: Label::Mode,
+            machine: None,
             l2_memory_mib: 1024,
             ram: Ram::Usual,
             firmware: Firmware::SeaBios,
@@ -181,14 +187,16 @@ impl ScenarioSpec {
         }
     }
 
-    /// RAM of L1: L2's, and room for its own programs.
-    pub fn l1_memory_mib(&self) -> u64 {
-        self.l2_memory_mib + 2048
+    /// L1. By default it has L2's memory, and room for its own programs.
+    pub fn l1(&self) -> Machine {
+        self.machine.clone().unwrap_or_else(|| Machine::of_mib(self.l2_memory_mib + 2048))
     }
 
     /// PCI addresses in L1 of the devices under test.
     pub fn addresses(&self) -> Vec<String> {
-        (FIRST_SLOT..).zip(&self.devices).map(|(slot, _)| format!("0000:00:{slot:02x}.0")).collect()
+        let slots = (FIRST_SLOT..).zip(&self.devices);
+        let tested = slots.filter(|(_, device)| !matches!(device, Device::Ext4 { .. }));
+        tested.map(|(slot, _)| format!("0000:00:{slot:02x}.0")).collect()
     }
 
     /// The size of the file that is a BAR, if there is one.
