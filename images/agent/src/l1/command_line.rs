@@ -77,7 +77,8 @@ impl<'a> CommandLine<'a> {
         self.q35_on(&format!("memory-backend-ram,share={share},prealloc=on,prealloc-threads={threads}"), mib)
     }
 
-    fn q35_on(self, backend: &str, mib: u64) -> Self {
+    /// A q35 machine whose RAM that backend gives.
+    pub fn q35_on(self, backend: &str, mib: u64) -> Self {
         let (object, size) = (format!("{backend},id=ram,size={mib}M"), format!("{mib}M"));
         self.args(["-machine", "q35,memory-backend=ram", "-object", &object, "-m", &size])
     }

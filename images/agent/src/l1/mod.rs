@@ -16,6 +16,7 @@ mod scenarios;
 mod text_pattern;
 mod tracing;
 mod vm;
+mod vmstat;
 
 use std::fs;
 use std::path::Path;

@@ -1,9 +1,8 @@
 //! How QEMU ends: it or the kernel unmaps everything, and nothing stays pinned.
 
-use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
 use vfio_fast_protocol::checks::CheckName;
 use vfio_fast_protocol::job::Mode;
@@ -13,6 +12,7 @@ use crate::l1::checks::mappings;
 use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
+use crate::l1::vmstat::Vmstat;
 use crate::wait::{Seen, wait_for};
 
 /// The library unmaps at most this much with one call.
@@ -24,15 +24,8 @@ const PAGE: u64 = 4096;
 
 /// Pages pinned by anybody, as L1's kernel counts them.
 pub fn pinned_pages() -> Result<u64> {
-    // Each processor counts for itself for a while.
-    fs::write("/proc/sys/vm/stat_refresh", "1").context("cannot refresh the kernel's counters")?;
-    let text = fs::read_to_string("/proc/vmstat")?;
-    let counter = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        let number = line.and_then(|rest| rest.trim().parse::<u64>().ok());
-        number.with_context(|| format!("/proc/vmstat has no {name}"))
-    };
-    Ok(counter("nr_foll_pin_acquired ")?.saturating_sub(counter("nr_foll_pin_released ")?))
+    let vmstat = Vmstat::read()?;
+    Ok(vmstat.get("nr_foll_pin_acquired")?.saturating_sub(vmstat.get("nr_foll_pin_released")?))
 }
 
 /// Quits, and checks what QEMU did about the mappings of its only device: the library unmaps them, without it the kernel
