@@ -27,8 +27,10 @@ pub fn main() -> ScenarioSpec {
 
 /// Arguments for L1's memory and CPUs. `prealloc` populates the memory first.
 pub fn machine_arguments(l1: &Machine, prealloc: bool) -> Vec<String> {
+    // The CPUs of a socket share caches, so they have to be on one node.
+    let smp = format!("{},sockets={}", l1.cpus(), l1.nodes.len());
     let mut arguments: Vec<String> =
-        ["-m", &format!("{}M", l1.mib()), "-smp", &l1.cpus().to_string()].map(str::to_owned).into();
+        ["-m", &format!("{}M", l1.mib()), "-smp", &smp].map(str::to_owned).into();
     let one_node = l1.nodes.len() == 1;
     if one_node && !prealloc {
         return arguments;
@@ -136,13 +138,13 @@ mod tests {
     #[test]
     fn the_machine_becomes_arguments() {
         let mut l1 = Machine::of_mib(3072);
-        assert_eq!(machine_arguments(&l1, false).join(" "), "-m 3072M -smp 2");
+        assert_eq!(machine_arguments(&l1, false).join(" "), "-m 3072M -smp 2,sockets=1");
         let prealloc = machine_arguments(&l1, true).join(" ");
         assert!(prealloc.contains("size=3072M,prealloc=on") && prealloc.ends_with("memory-backend=node0"));
-        l1.nodes = vec![Node { mib: 1024, cpus: 2 }, Node { mib: 2048, cpus: 1 }];
+        l1.nodes = vec![Node { mib: 1024, cpus: 2 }, Node { mib: 2048, cpus: 2 }];
         let two = machine_arguments(&l1, false).join(" ");
-        assert!(two.starts_with("-m 3072M -smp 3 ") && !two.contains("-machine"), "{two}");
+        assert!(two.starts_with("-m 3072M -smp 4,sockets=2 ") && !two.contains("-machine"), "{two}");
         assert!(two.contains("node,nodeid=0,cpus=0-1,memdev=node0"), "{two}");
-        assert!(two.contains("node,nodeid=1,cpus=2-2,memdev=node1"), "{two}");
+        assert!(two.contains("node,nodeid=1,cpus=2-3,memdev=node1"), "{two}");
     }
 }

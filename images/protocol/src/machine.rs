@@ -10,7 +10,7 @@ pub struct Node {
 /// Memory and CPUs of L1, and options of its kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
-    /// With one node, L1's kernel sees a machine without NUMA.
+    /// Each is a socket, so all have as many CPUs. With one node, L1's kernel sees a machine without NUMA.
     pub nodes: Vec<Node>,
     /// Added to the kernel's command line.
     pub kernel_options: &'static str,
