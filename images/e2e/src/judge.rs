@@ -113,8 +113,11 @@ pub fn one(plan: &ScenarioSpec, mode: Mode, told: RunRecord, folder: &Path) -> R
     if plan.l2_boots {
         logs.extend(["l2-dmesg", "l2-console"]);
     }
-    let mut splats: Vec<String> =
-        logs.iter().flat_map(|name| splat::scan(name, &log_text(folder, name))).collect();
+    let read = |name: &str| match plan.kills_for_memory {
+        true => splat::without_memory_kills(&log_text(folder, name)),
+        false => log_text(folder, name),
+    };
+    let mut splats: Vec<String> = logs.iter().flat_map(|name| splat::scan(name, &read(name))).collect();
     splats.extend(splat::scan_emulator(&log_text(folder, "l0-qemu")));
     splats.truncate(10);
     verdict.push("kernel-logs", &splats, &format!("{} are clean", logs.join(", ")));

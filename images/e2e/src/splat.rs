@@ -62,6 +62,26 @@ pub fn scan(name: &str, log: &str) -> Vec<String> {
     found
 }
 
+/// A kernel log without the reports of programs that the kernel killed because their group used too much memory, which
+/// contain a call trace.
+pub fn without_memory_kills(log: &str) -> String {
+    let mut kept = Vec::new();
+    // Where the report of the last kill begins.
+    let mut report = None;
+    for line in log.lines() {
+        if line.contains("invoked oom-killer:") {
+            report = Some(kept.len());
+        }
+        kept.push(line);
+        if line.contains("Memory cgroup out of memory: Killed process")
+            && let Some(start) = report.take()
+        {
+            kept.truncate(start);
+        }
+    }
+    kept.join("\n")
+}
+
 /// Whether the kernel reports a stalled processor or an unreliable clock. On a busy host, an emulated clock was
 /// calibrated to a fortieth of its frequency, so that two minutes passed in three seconds.
 pub fn stalled(log: &str) -> bool {
@@ -130,6 +150,18 @@ mod tests {
             let log = format!("{CLEAN}{splat}\n{CLEAN}");
             assert_eq!(scan("l1", &log), [format!("l1:7: {splat}")]);
         }
+    }
+
+    #[test]
+    fn a_kill_in_a_group_is_no_complaint_where_it_is_expected() {
+        let kill = "<4> qemu invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0\n\
+            <4> Call Trace:\n<3> Memory cgroup out of memory: Killed process 77 (qemu) total-vm:1kB\n";
+        assert_eq!(scan("l1", &format!("{CLEAN}{kill}")).len(), 1);
+        assert!(scan("l1", &without_memory_kills(&format!("{CLEAN}{kill}{CLEAN}"))).is_empty());
+        // The kernel killed something because all memory was used: the report has another end.
+        let other = kill.replace("Memory cgroup out", "Out");
+        let log = without_memory_kills(&format!("{CLEAN}{other}<4> Oops: 1\n"));
+        assert_eq!(scan("l1", &log).len(), 1, "{log}");
     }
 
     #[test]

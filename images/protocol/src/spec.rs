@@ -41,6 +41,8 @@ pub struct ScenarioSpec {
     pub writes_disk: bool,
     /// Whether L2's kernel runs and has a log to judge.
     pub l2_boots: bool,
+    /// Whether L1's kernel has to kill QEMU because its group uses too much memory.
+    pub kills_for_memory: bool,
     /// Whether its times are compared, so that nothing else may run at the same time.
     pub timed: bool,
     /// Whether L0 records every operation of L1's kernel on a virtio-iommu, and compares it with the ioctls.
@@ -142,6 +144,7 @@ impl ScenarioSpec {
             disk_mib: 1,
             writes_disk: false,
             l2_boots: false,
+            kills_for_memory: false,
             timed: false,
             traces_iommu: false,
             prealloc_l1: false,
