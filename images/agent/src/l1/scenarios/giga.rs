@@ -1,4 +1,5 @@
-//! Starts L2 with RAM of 1-GiB pages, mapped by QEMU's listener and by the library, each from an unused pool. L2 does not run.
+//! Starts L2 with RAM of 1-GiB pages, mapped by QEMU's listener and by the library, each from an unused pool. L2 does
+//! not run.
 
 use std::fs;
 

@@ -1,5 +1,6 @@
-//! Starts L2 with memory of every kind, mapped by QEMU's listener and by the library, and counts the pages that migrate. L2
-//! does not run. Nothing is present before: a page that the pin allocates is at once one that it need not move.
+//! Starts L2 with memory of every kind, mapped by QEMU's listener and by the library, and counts the pages that
+//! migrate. L2 does not run. Nothing is present before: a page that the pin allocates is at once one that it need not
+//! move.
 
 use anyhow::Result;
 use vfio_fast_protocol::job::Mode;

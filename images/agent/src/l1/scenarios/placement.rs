@@ -1,6 +1,6 @@
-//! Starts L2 with RAM that has no memory policy, mapped by QEMU's listener and by the library, and counts its pages by node. L2
-//! does not run. Stock allocates each page on the node of the thread that maps it, QEMU's main thread, which the scheduler
-//! leaves on one CPU while nothing else runs.
+//! Starts L2 with RAM that has no memory policy, mapped by QEMU's listener and by the library, and counts its pages by
+//! node. L2 does not run. Stock allocates each page on the node of the thread that maps it, QEMU's main thread, which
+//! the scheduler leaves on one CPU while nothing else runs.
 
 use std::fs;
 
