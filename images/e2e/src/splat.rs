@@ -161,7 +161,7 @@ mod tests {
         // The kernel killed something because all memory was used: the report has another end.
         let other = kill.replace("Memory cgroup out", "Out");
         let log = without_memory_kills(&format!("{CLEAN}{other}<4> Oops: 1\n"));
-        assert_eq!(scan("l1", &log).len(), 1, "{log}");
+        assert_eq!(scan("l1", &log).len(), 2, "{log}");
     }
 
     #[test]
