@@ -86,7 +86,8 @@ fn compare(lab: &Lab, stock: &End, fast: &End, check: Check) {
 /// With RAM in a file of that file system, which cannot be mapped: QEMU refuses the device and goes on.
 fn refused(lab: &Lab, mode: Mode, folder: &str) -> Result<End> {
     let before = used(folder)?;
-    let backend = format!("memory-backend-file,share=on,mem-path={folder}");
+    let file = format!("{folder}/ram");
+    let backend = format!("memory-backend-file,share=on,mem-path={file}");
     let mut vm = Vm::start(lab, &CommandLine::new(lab).q35_on(&backend, lab.job.l2_memory_mib).root_port(0))?;
     let reply = vm.qmp.attempt("device_add", device(lab, mode))?;
     let used = used(folder)?.saturating_sub(before);
@@ -94,6 +95,7 @@ fn refused(lab: &Lab, mode: Mode, folder: &str) -> Result<End> {
     mappings::nothing_mapped(lab, &vm, Check::NothingMapped)?;
     mappings::no_threads(lab, &vm, Check::NoThreads)?;
     vm.quit()?;
+    fs::remove_file(&file).with_context(|| format!("cannot remove {file}"))?;
     Ok(End { text, used })
 }
 
@@ -110,7 +112,7 @@ fn unexplained(lab: &Lab, folder: &str, fast: &End) -> Vec<String> {
                 && numbers.iter().any(|n| needed.contains(n))
                 && numbers.iter().any(|n| free.contains(n))
         }
-        _ => explanation.contains("tmpfs") && explanation.contains("private"),
+        _ => explanation.contains("tmpfs") && explanation.contains("share=off"),
     };
     if is_explained { Vec::new() } else { vec![format!("`{}` does not explain itself", fast.text)] }
 }
