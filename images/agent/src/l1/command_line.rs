@@ -91,7 +91,7 @@ impl<'a> CommandLine<'a> {
     /// The job's device `n`, mapped in the job's mode.
     pub fn device(self, n: usize, id: &str) -> Self {
         let mode = self.lab.job.mode;
-        self.vfio_pci(n, &format!("id={id}"), mode)
+        self.device_with(n, &format!("id={id}"), mode)
     }
 
     /// The same behind a root port.
@@ -102,13 +102,14 @@ impl<'a> CommandLine<'a> {
 
     /// The same, mapped in that mode.
     pub fn device_behind_in(self, n: usize, id: &str, root_port: usize, mode: Mode) -> Self {
-        self.vfio_pci(n, &format!("id={id},bus=rp{root_port}"), mode)
+        self.device_with(n, &format!("id={id},bus=rp{root_port}"), mode)
     }
 
-    fn vfio_pci(self, n: usize, place: &str, mode: Mode) -> Self {
+    /// The job's device `n` with these properties, mapped in that mode.
+    pub fn device_with(self, n: usize, properties: &str, mode: Mode) -> Self {
         let job = &self.lab.job;
         let (host, container) = (&job.devices[n], job.container.device_property());
-        let device = format!("vfio-pci,host={host},{place}{container}{}", mode.device_property());
+        let device = format!("vfio-pci,host={host},{properties}{container}{}", mode.device_property());
         self.args(["-device", &device])
     }
 
