@@ -413,9 +413,11 @@ struct vfio_fast_config {
      */
     uint32_t ioas_id;
     /**
-     * Maximum number of kernel entries that one unmap call removes. 0: 64. A call that removes more than one entry
-     * also removes at most 4 GiB: the kernel unpins every page, and other users of the container wait until the call
-     * ends. With VFIO_FAST_INFO_PARALLEL every call removes one entry.
+     * Maximum number of kernel entries that one unmap call removes. 0: as many as the time of the calls allows, first
+     * 64, then more while calls take about a millisecond or less, and fewer (but at least 64) after a call of more
+     * than four. A call that removes more than one entry also removes at most 4 GiB: the kernel unpins every page, and
+     * other users of the container wait until the call ends. With VFIO_FAST_INFO_PARALLEL several threads share
+     * the calls, each for at most 1 GiB or one entry.
      */
     uint32_t max_unmap_entries;
     /**
@@ -904,7 +906,8 @@ struct vfio_fast_info {
      */
     uint64_t max_unmap_bytes;
     /**
-     * Maximum number of entries that one unmap call removes, from the configuration.
+     * Maximum number of entries that one unmap call removes, from the configuration. 0: it depends on the time of the
+     * calls.
      */
     uint32_t max_unmap_entries;
     /**

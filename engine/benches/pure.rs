@@ -12,7 +12,7 @@ use vfio_fast_engine::error::{Error, KernelResult};
 use vfio_fast_engine::limits::{Limits, Memlock, MemlockScope};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::reconcile::grid::Grid;
-use vfio_fast_engine::reconcile::plan::{Batch, Plan, plan};
+use vfio_fast_engine::reconcile::plan::{Gaps, Plan, plan};
 use vfio_fast_engine::reconcile::runs::runs;
 use vfio_fast_engine::reconcile::table::MapTable;
 use vfio_fast_engine::reconcile::wanted::WantedSet;
@@ -97,7 +97,7 @@ fn table(wanted: &WantedSet) -> MapTable {
 
 fn planned(wanted: &WantedSet, table: &MapTable) -> Plan {
     let grid = Grid::new(Grid::DEFAULT_ENTRY).expect("the default");
-    plan(wanted, table, wanted.touched(), &grid, Batch::default(), Some(ENTRIES)).expect("fits")
+    plan(wanted, table, wanted.touched(), &grid, Gaps::All, Some(ENTRIES)).expect("fits")
 }
 
 fn commits(c: &mut Criterion) {

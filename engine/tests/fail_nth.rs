@@ -227,7 +227,7 @@ fn a_mapping_that_has_grown_is_found_out() {
         // type1 unmaps nothing.
         (Rules::Type1, ErrorKind::Kernel, [true, true]),
         // ENOENT, which a caller could mistake for success, and a call that unmapped the entry below.
-        (Rules::Iommufd, ErrorKind::ByteCount { expected: 4 * common::UNIT, got: 0 }, [false, true]),
+        (Rules::Iommufd, ErrorKind::ByteCount { expected: 12 * common::UNIT, got: 0 }, [false, true]),
     ] {
         let (engine, sim) = engine(keeping(rules));
         let space = Space::new(0);

@@ -76,14 +76,12 @@ impl vfio_fast {
             threads: config.threads as usize,
             cpu_set,
             huge_pages: config.flags & VFIO_FAST_CONFIG_NO_HUGEPAGE == 0,
+            max_unmap_entries: config.max_unmap_entries.into(),
             log: log(sink, config.log_level),
             ..Config::default()
         };
         if config.entry_size != 0 {
             engine.entry_size = config.entry_size;
-        }
-        if config.max_unmap_entries != 0 {
-            engine.max_unmap_entries = config.max_unmap_entries.into();
         }
         let engine = Engine::new(backend(&config, sim)?, engine)?;
         Ok(Self { engine, backend: config.backend })

@@ -1,8 +1,12 @@
 //! Runs a plan against the kernel, and updates the table after each call.
 
+mod batch;
 mod parallel;
 
 use std::time::{Duration, Instant};
+
+pub use batch::Batch;
+use batch::{Call, Pace};
 
 use crate::addr::{BASE_PAGE, IovaRange};
 use crate::backend::{Backend, Capabilities, PopulatePolicy};
@@ -63,6 +67,8 @@ pub struct Executor<'a> {
     pub objects: &'a Objects,
     /// Receives the dirty pages of unmapped entries; `None` while tracking is off.
     pub dirty: Option<&'a mut DirtyPages>,
+    /// Maximum size of one unmap call.
+    pub batch: Batch,
     /// Maximum number of threads to call a parallel backend from, including the calling one.
     pub threads: usize,
     /// The CPUs of the other threads; `None`: those of the process.
@@ -149,12 +155,22 @@ impl Executor<'_> {
 
     /// Unmaps entries. Continues after a failure; returns the first one.
     pub fn clear(&mut self, unmaps: &[Unmap]) -> Result<()> {
-        if self.backend.capabilities().parallel {
-            return self.clear_in_parallel(unmaps);
-        }
+        let threads = if self.backend.capabilities().parallel { self.useful_threads(unmaps) } else { 1 };
+        if threads > 1 { self.clear_in_parallel(unmaps, threads) } else { self.clear_in_order(unmaps) }
+    }
+
+    fn clear_in_order(&mut self, unmaps: &[Unmap]) -> Result<()> {
         let mut first = Ok(());
+        let mut pace = Pace::new(self.batch);
         for unmap in unmaps {
-            first = first.and(self.unmap(unmap.range));
+            let mut rest = Some(unmap.range);
+            while let Some((call, after)) = rest.and_then(|rest| Call::split(self.table, rest, pace.batch()))
+            {
+                rest = after;
+                let before = self.executed.unmap_time;
+                first = first.and(self.make(call));
+                pace.record(call.entries, self.executed.unmap_time - before);
+            }
         }
         first
     }
@@ -195,8 +211,14 @@ impl Executor<'_> {
         self.executed.devices.push(*entry);
     }
 
-    /// Unmaps the whole entries in `range`.
+    /// Unmaps the whole entry in `range`.
     pub fn unmap(&mut self, range: IovaRange) -> Result<()> {
+        self.make(Call { range, entries: 1, bytes: range.length() })
+    }
+
+    /// Makes one unmap call.
+    fn make(&mut self, call: Call) -> Result<()> {
+        let Call { range, entries, bytes } = call;
         let start = Instant::now();
         let answer = match (&mut self.dirty, self.backend.dirty_tracking()) {
             (Some(dirty), Some(tracking)) if range.length() <= tracking.max_bytes() => {
@@ -213,7 +235,27 @@ impl Executor<'_> {
             }
             (None, _) => self.backend.unmap(range),
         };
-        self.record_unmap(range, range.length(), answer, start.elapsed())
+        let done = self.record_unmap(range, bytes, answer, start.elapsed());
+        if answer.is_err() && entries > 1 && self.backend.capabilities().parallel {
+            self.unmap_one_by_one(range);
+        }
+        done
+    }
+
+    /// Unmaps the entries of a call that failed with an error, so that the table is right again: iommufd has unmapped
+    /// the entries before the one that caused the error. Further errors are not returned, because the call's is.
+    fn unmap_one_by_one(&mut self, range: IovaRange) {
+        let entries: Vec<IovaRange> = self.table.overlapping(range).map(|entry| entry.range).collect();
+        let mut unmapped_by_the_call = true;
+        for range in entries {
+            let start = Instant::now();
+            let mut answer = self.backend.unmap(range);
+            unmapped_by_the_call &= answer == Ok(0);
+            if unmapped_by_the_call {
+                answer = Ok(range.length());
+            }
+            let _ = self.record_unmap(range, range.length(), answer, start.elapsed());
+        }
     }
 
     fn record_map(&mut self, entry: &Entry, answer: KernelResult<()>, took: Duration) {
@@ -225,7 +267,7 @@ impl Executor<'_> {
         }
     }
 
-    /// A plan unmaps whole adjacent entries, so the kernel must have every byte of them mapped.
+    /// A call unmaps whole entries, so the kernel must have every byte of them mapped, and nothing else there.
     fn record_unmap(
         &mut self,
         range: IovaRange,

@@ -7,15 +7,19 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Executor, not_mapped, pieces};
-use crate::addr::IovaRange;
+use super::{Batch, Call, Executor, not_mapped, pieces};
 use crate::error::{Error, KernelResult, Result};
 use crate::populate::{self, MIN_PARALLEL_BYTES, PopulateOptions, PopulateSession};
 use crate::reconcile::plan::Unmap;
-use crate::reconcile::table::Entry;
+use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
 use crate::sys::thread;
+
+/// The number of unmap calls for each thread, so that all threads end at about the same time.
+const CALLS_PER_THREAD: u64 = 4;
+/// Maximum number of bytes of an unmap call for more than one entry.
+const CALL_BYTES: u64 = 1 << 30;
 
 impl Executor<'_> {
     /// Maps the entries on all threads, each once its memory is present. Device memory is mapped last and in order:
@@ -70,34 +74,57 @@ impl Executor<'_> {
         self.map_in_order(entries, wanted, None)
     }
 
+    /// The number of threads that can share these unmaps.
+    pub(super) fn useful_threads(&self, unmaps: &[Unmap]) -> usize {
+        let (entries, bytes) = totals(unmaps);
+        let useful = if bytes < MIN_PARALLEL_BYTES { 1 } else { entries };
+        self.threads.min(usize::try_from(useful).unwrap_or(usize::MAX))
+    }
+
     /// Unmaps entries on all threads. Continues after a failure; returns the first one.
-    pub(super) fn clear_in_parallel(&mut self, unmaps: &[Unmap]) -> Result<()> {
-        // One entry per call, so that threads can share the work, and a call that fails leaves no other entry of its
-        // range unmapped.
-        let entries = unmaps.iter().flat_map(|unmap| self.table.overlapping(unmap.range));
-        let calls: Vec<IovaRange> = entries.map(|entry| entry.range).collect();
-        let bytes = calls.iter().fold(0u64, |sum, range| sum.saturating_add(range.length()));
-        let useful = if bytes < MIN_PARALLEL_BYTES { 1 } else { calls.len() };
-        let threads = self.threads.min(useful);
+    pub(super) fn clear_in_parallel(&mut self, unmaps: &[Unmap], threads: usize) -> Result<()> {
+        let (entries, bytes) = totals(unmaps);
+        let shares = CALLS_PER_THREAD * threads as u64;
+        let most = if self.batch.entries == 0 { u64::MAX } else { self.batch.entries };
+        let batch = Batch {
+            entries: entries.div_ceil(shares).min(most),
+            bytes: bytes.div_ceil(shares).min(CALL_BYTES),
+        };
+        let table: &MapTable = self.table;
+        let calls: Vec<Call> = unmaps.iter().flat_map(|unmap| Call::all(table, unmap.range, batch)).collect();
         let (backend, cpus) = (self.backend, self.cpus);
         let next = AtomicUsize::new(0);
         let first = Mutex::new(Ok(()));
+        let failed = Mutex::new(Vec::new());
         let noted = Mutex::new(&mut *self);
-        let note = |range: IovaRange, answer: KernelResult<u64>, took: Duration| {
-            let done = lock(&noted).record_unmap(range, range.length(), answer, took);
+        let note = |call: &Call, answer: KernelResult<u64>, took: Duration| {
+            let done = lock(&noted).record_unmap(call.range, call.bytes, answer, took);
+            if answer.is_err() && call.entries > 1 {
+                lock(&failed).push(call.range);
+            }
             let mut first = lock(&first);
             *first = std::mem::replace(&mut *first, Ok(())).and(done);
         };
         let work = || {
-            while let Some(range) = calls.get(next.fetch_add(1, Ordering::Relaxed)) {
+            while let Some(call) = calls.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let start = Instant::now();
-                let answer = backend.unmap(*range);
-                note(*range, answer, start.elapsed());
+                let answer = backend.unmap(call.range);
+                note(call, answer, start.elapsed());
             }
         };
         thread::run(threads.saturating_sub(1), cpus, work, work);
+        for range in failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            self.unmap_one_by_one(range);
+        }
         first.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The number of entries to unmap, and their bytes.
+fn totals(unmaps: &[Unmap]) -> (u64, u64) {
+    unmaps
+        .iter()
+        .fold((0, 0), |(entries, bytes), unmap| (entries + unmap.entries, bytes.saturating_add(unmap.bytes)))
 }
 
 /// Entries that threads take one after the other.
@@ -160,7 +187,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
-    use crate::addr::{HostVa, Iova};
+    use crate::addr::{HostVa, Iova, IovaRange};
     use crate::error::Errno;
     use crate::reconcile::table::Generation;
     use crate::region::{Backing, Perm};

@@ -8,37 +8,35 @@ use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::{Wanted, WantedSet};
 use crate::region::{Kind, Region};
 
-/// Maximum size of one unmap call, which always covers at least one entry: large enough to save calls, small enough
-/// to limit how long a call holds the container's lock.
+/// Which gaps between two entries an unmap call may cover. No other entry of the table lies in such a gap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Batch {
-    /// Maximum number of adjacent entries.
-    pub entries: u64,
-    /// Maximum number of bytes. They determine the time of a call, because each page is unpinned.
-    pub bytes: u64,
+pub enum Gaps {
+    /// None: a call covers adjacent entries only.
+    None,
+    /// Those inside one range that the caller unmapped. Elsewhere the container can hold mappings of other users.
+    Unmapped,
+    /// All: the container holds nothing that is not in the table.
+    All,
 }
 
-impl Default for Batch {
-    fn default() -> Self {
-        Self { entries: 64, bytes: 4 << 30 }
-    }
-}
-
-/// One unmap call: a range of whole, adjacent entries.
+/// A range of whole entries to unmap, and everything that the table has there. The kernel accepts one call for it, but
+/// that call can take too long.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Unmap {
-    /// The range to unmap.
+    /// The range to unmap, from the beginning of its first entry to the end of its last one.
     pub range: IovaRange,
     /// The number of entries in it.
     pub entries: u64,
-    /// Bytes in it that count against RLIMIT_MEMLOCK.
+    /// Bytes of these entries.
+    pub bytes: u64,
+    /// Bytes of these entries that count against RLIMIT_MEMLOCK.
     pub ram_bytes: u64,
 }
 
-/// The calls to make: first all unmaps, then all maps, in the order of the lists.
+/// The changes to make: first all unmaps, then all maps, in the order of the lists.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
-    /// Unmap calls.
+    /// Ranges to unmap.
     pub unmaps: Vec<Unmap>,
     /// Entries to map.
     pub maps: Vec<Entry>,
@@ -55,7 +53,7 @@ pub struct Plan {
 impl Plan {
     /// Bytes that will be unmapped or mapped.
     pub fn bytes(&self) -> u64 {
-        let unmaps = self.unmaps.iter().map(|unmap| unmap.range.length());
+        let unmaps = self.unmaps.iter().map(|unmap| unmap.bytes);
         unmaps.chain(self.maps.iter().map(|entry| entry.range.length())).fold(0, u64::saturating_add)
     }
 }
@@ -79,7 +77,7 @@ pub fn plan(
     table: &MapTable,
     touched: &[IovaRange],
     grid: &Grid,
-    batch: Batch,
+    gaps: Gaps,
     capacity: Option<u64>,
 ) -> Result<Plan, NoRoom> {
     let mut plan = Plan::default();
@@ -104,7 +102,7 @@ pub fn plan(
     plan.kept_entries = kept.len() as u64;
     plan.kept_bytes = kept.iter().fold(0, |sum, range| sum.saturating_add(range.length()));
     plan.scope = merged(touched.iter().copied().chain(gone.iter().map(|entry| entry.range)).collect());
-    plan.unmaps = grouped(&gone, batch);
+    plan.unmaps = grouped(&gone, wanted, table, gaps);
 
     let stretches = missing_stretches(wanted, &plan.scope, &kept);
     let remaining = table.len() - gone.len() as u64;
@@ -186,20 +184,41 @@ fn holes(range: IovaRange, kept: &[IovaRange]) -> impl Iterator<Item = IovaRange
     })
 }
 
-/// Groups adjacent entries into unmap calls, within the limits of `batch`.
-fn grouped(gone: &[&Entry], batch: Batch) -> Vec<Unmap> {
+/// Groups entries that one call can unmap. `gone` is ascending and a part of `table`.
+fn grouped(gone: &[&Entry], wanted: &WantedSet, table: &MapTable, gaps: Gaps) -> Vec<Unmap> {
+    let unmapped = match gaps {
+        Gaps::Unmapped if gone.len() > 1 => merged(wanted.unmapped().to_vec()),
+        _ => Vec::new(),
+    };
+    let may_cover = |gap: IovaRange| match gaps {
+        Gaps::None => false,
+        Gaps::Unmapped => {
+            let next = unmapped.partition_point(|range| range.last() < gap.start());
+            unmapped.get(next).is_some_and(|range| range.contains(gap))
+        }
+        Gaps::All => true,
+    };
     let mut unmaps: Vec<Unmap> = Vec::new();
+    let mut entries = table.overlapping(IovaRange::ALL);
     for entry in gone {
-        let ram_bytes = if entry.kind == Kind::Ram { entry.range.length() } else { 0 };
-        if let Some(last) = unmaps.last_mut()
-            && last.entries < batch.entries
-            && last.range.last().checked_add(1) == Some(entry.range.start())
-            && let Some(range) = IovaRange::from_bounds(last.range.start(), entry.range.last())
-            && range.length() <= batch.bytes
-        {
-            *last = Unmap { range, entries: last.entries + 1, ram_bytes: last.ram_bytes + ram_bytes };
-        } else {
-            unmaps.push(Unmap { range: entry.range, entries: 1, ram_bytes });
+        let follows = entries.next() == Some(entry);
+        if !follows && let Some(rest) = IovaRange::from_bounds(entry.range.start(), u64::MAX) {
+            entries = table.overlapping(rest);
+            entries.next();
+        }
+        let bytes = entry.range.length();
+        let ram_bytes = if entry.kind == Kind::Ram { bytes } else { 0 };
+        let joined = unmaps.last().filter(|_| follows).and_then(|last| {
+            let range = IovaRange::from_bounds(last.range.start(), entry.range.last())?;
+            let gap = IovaRange::from_bounds(last.range.last() + 1, entry.range.start().wrapping_sub(1));
+            (gap.is_none_or(may_cover) && range != IovaRange::ALL).then_some(range)
+        });
+        match (joined, unmaps.last_mut()) {
+            (Some(range), Some(last)) => {
+                let ram_bytes = last.ram_bytes + ram_bytes;
+                *last = Unmap { range, entries: last.entries + 1, bytes: last.bytes + bytes, ram_bytes };
+            }
+            _ => unmaps.push(Unmap { range: entry.range, entries: 1, bytes, ram_bytes }),
         }
     }
     unmaps

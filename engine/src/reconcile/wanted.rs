@@ -209,6 +209,11 @@ impl WantedSet {
         }
     }
 
+    /// The ranges that the open transaction unmapped, in order, including what was not wanted there.
+    pub fn unmapped(&self) -> &[IovaRange] {
+        &self.unmapped
+    }
+
     /// Commits the transaction: it can no longer be rolled back.
     pub fn commit(&mut self) {
         self.journal.clear();

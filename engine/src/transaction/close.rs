@@ -24,7 +24,7 @@ impl Engine {
         }
         state.wanted = WantedSet::default();
         let Ok(plan) =
-            plan::plan(&state.wanted, &state.table, &[IovaRange::ALL], &self.grid, self.batch, None)
+            plan::plan(&state.wanted, &state.table, &[IovaRange::ALL], &self.grid, self.gaps(&state), None)
         else {
             return Ok(()); // Without a capacity there is always room.
         };
@@ -32,7 +32,8 @@ impl Engine {
         let mut executor = self.executor(table, objects, None, self.threads_for(&plan));
         // Little memory in many entries, such as arrays of pages, is unmapped in a single call, which takes no longer
         // than other calls.
-        let at_once = plan.unmaps.len() > 1 && plan.bytes() <= self.batch.bytes;
+        let entries: u64 = plan.unmaps.iter().map(|unmap| unmap.entries).sum();
+        let at_once = entries > 1 && plan.bytes() <= self.batch.bytes;
         let emptied = match at_once.then(|| executor.clear_all()) {
             None | Some(Ok(false)) => executor.run(&plan, wanted, None),
             Some(emptied) => emptied.map(drop),

@@ -4,8 +4,8 @@ use super::{Engine, State};
 use crate::addr::IovaRange;
 use crate::backend::DirtyTracking;
 use crate::error::{Errno, Error, ErrorKind, Op, Result};
+use crate::execute::Batch;
 use crate::reconcile::dirty_pages::{DirtyPages, words_for};
-use crate::reconcile::plan::Batch;
 
 impl State {
     /// Drops the dirty pages in `ranges` that are no longer wanted. Everything else that is dirty is still wanted.
@@ -47,7 +47,7 @@ impl Engine {
         let mut state = self.healthy()?;
         let tracking = self.tracking(Some(range))?;
         self.check_bitmap(&state, range, bitmap)?;
-        let batch = self.batch(&state);
+        let batch = self.batch(state.dirty.is_some());
         let State { table, dirty, .. } = &mut *state;
         let Some(dirty) = dirty else { return Ok(()) };
         for call in calls(table.overlapping(range).map(|entry| entry.range), batch, self.page) {
@@ -87,12 +87,10 @@ impl Engine {
     }
 
     /// Maximum size of one unmap call: while tracking is on, no more than one bitmap covers.
-    pub(super) fn batch(&self, state: &State) -> Batch {
-        match (&state.dirty, self.backend.dirty_tracking()) {
-            (Some(_), Some(tracking)) => {
-                Batch { bytes: self.batch.bytes.min(tracking.max_bytes()), ..self.batch }
-            }
-            _ => self.batch,
+    pub(super) fn batch(&self, tracked: bool) -> Batch {
+        match tracked.then(|| self.backend.dirty_tracking()).flatten() {
+            Some(tracking) => Batch { bytes: self.batch.bytes.min(tracking.max_bytes()), ..self.batch },
+            None => self.batch,
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::addr::IovaRange;
 use crate::backend::Backend;
 use crate::error::{Errno, Error, ErrorKind, Op, Result};
-use crate::execute::{Executed, Executor};
+use crate::execute::{Batch, Executed, Executor};
 use crate::limits::{Limits, Memlock};
 use crate::log::{Level, Log};
 use crate::object::Objects;
@@ -23,7 +23,7 @@ use crate::populate::{self, PopulateOptions, ThreadLimit};
 use crate::preflight;
 use crate::reconcile::dirty_pages::DirtyPages;
 use crate::reconcile::grid::Grid;
-use crate::reconcile::plan::{self, Batch, Plan};
+use crate::reconcile::plan::{self, Gaps, Plan};
 use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::WantedSet;
 use crate::region::Region;
@@ -43,7 +43,7 @@ pub struct Config {
     pub cpu_set: Option<CpuSet>,
     /// Whether to request huge pages before memory is faulted in.
     pub huge_pages: bool,
-    /// Maximum number of entries per unmap call, at least 1; see [`Batch`].
+    /// Maximum number of entries per unmap call; 0: adapted to the time that calls take. See [`Batch`].
     pub max_unmap_entries: u64,
     /// The destination of messages.
     pub log: Log,
@@ -146,9 +146,6 @@ impl Engine {
         let refused = |text| Error::check(Errno::EINVAL, ErrorKind::Other(text)).of(Op::Open);
         let grid = Grid::new(config.entry_size)
             .ok_or_else(|| refused("the entry size must be a power of two of at least 2 MiB"))?;
-        if config.max_unmap_entries == 0 {
-            return Err(refused("an unmap call must take at least one entry"));
-        }
         let batch = Batch { entries: config.max_unmap_entries, ..Batch::default() };
         let limits = backend.limits()?;
         let Config { cuts, threads, cpu_set, huge_pages, log, .. } = config;
@@ -162,7 +159,19 @@ impl Engine {
         let state = State { limits, wanted, objects, table, dirty, in_transaction, logged, poison };
         let (state, counters) = (Mutex::new(state), Counters::default());
         let logged_limit = AtomicBool::new(false);
-        Ok(Self { backend, page, grid, batch, threads, cpu_set, huge_pages, log, logged_limit, state, counters })
+        Ok(Self {
+            backend,
+            page,
+            grid,
+            batch,
+            threads,
+            cpu_set,
+            huge_pages,
+            log,
+            logged_limit,
+            state,
+            counters,
+        })
     }
 
     /// Opens a transaction: until [`Engine::commit`], changes are only recorded.
@@ -326,7 +335,7 @@ impl Engine {
     /// Plans what the transaction touched, and checks the plan against the limits. Sets `scope` to the plan's.
     fn plan(&self, state: &State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
         let capacity = state.limits.entries;
-        let plan = plan::plan(&state.wanted, &state.table, scope, &self.grid, self.batch(state), capacity)
+        let plan = plan::plan(&state.wanted, &state.table, scope, &self.grid, self.gaps(state), capacity)
             .map_err(|room| {
                 let kind = ErrorKind::Entries { needed: room.needed, available: room.available };
                 Error::check(Errno::ENOSPC, kind)
@@ -354,8 +363,9 @@ impl Engine {
     /// Makes the mappings in `scope` equal the wanted regions again, after `error`. If that fails, poisons the
     /// engine.
     fn restore(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
+        let gaps = self.gaps(state);
         let State { table, wanted, objects, dirty, .. } = state;
-        let undone = plan::plan(wanted, table, scope, &self.grid, self.batch, None).map(|plan| {
+        let undone = plan::plan(wanted, table, scope, &self.grid, gaps, None).map(|plan| {
             let mut executor = self.executor(table, objects, dirty.as_mut(), self.threads_for(&plan));
             let run = executor.run(&plan, wanted, None);
             self.record_executed(&executor.executed);
@@ -376,14 +386,25 @@ impl Engine {
         dirty: Option<&'a mut DirtyPages>,
         threads: usize,
     ) -> Executor<'a> {
+        let batch = self.batch(dirty.is_some());
         Executor {
             backend: &*self.backend,
             table,
             objects,
             dirty,
+            batch,
             threads,
             cpus: self.cpu_set.as_ref(),
             executed: Executed::default(),
+        }
+    }
+
+    /// Which gaps unmap calls may cover. A bitmap of dirty pages covers gaps too, so there are none then.
+    fn gaps(&self, state: &State) -> Gaps {
+        match self.backend.capabilities().exclusive {
+            _ if state.dirty.is_some() => Gaps::None,
+            true => Gaps::All,
+            false => Gaps::Unmapped,
         }
     }
 

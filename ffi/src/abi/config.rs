@@ -75,9 +75,11 @@ pub struct vfio_fast_config {
     /// VFIO_FAST_BACKEND_IOMMUFD: the IOAS to map in, as returned by IOMMU_IOAS_ALLOC. The caller destroys it after
     /// vfio_fast_close(). Other backends ignore this field.
     pub ioas_id: u32,
-    /// Maximum number of kernel entries that one unmap call removes. 0: 64. A call that removes more than one entry
-    /// also removes at most 4 GiB: the kernel unpins every page, and other users of the container wait until the call
-    /// ends. With VFIO_FAST_INFO_PARALLEL every call removes one entry.
+    /// Maximum number of kernel entries that one unmap call removes. 0: as many as the time of the calls allows, first
+    /// 64, then more while calls take about a millisecond or less, and fewer (but at least 64) after a call of more
+    /// than four. A call that removes more than one entry also removes at most 4 GiB: the kernel unpins every page, and
+    /// other users of the container wait until the call ends. With VFIO_FAST_INFO_PARALLEL several threads share
+    /// the calls, each for at most 1 GiB or one entry.
     pub max_unmap_entries: u32,
     /// Number of addresses in cuts.
     pub cut_count: u32,

@@ -159,7 +159,8 @@ pub struct vfio_fast_info {
     pub memlock_used: u64,
     /// Maximum number of bytes that one unmap call removes, unless a single entry is larger.
     pub max_unmap_bytes: u64,
-    /// Maximum number of entries that one unmap call removes, from the configuration.
+    /// Maximum number of entries that one unmap call removes, from the configuration. 0: it depends on the time of the
+    /// calls.
     pub max_unmap_entries: u32,
     /// Large pages of the IOMMU now, VFIO_FAST_SUPERPAGES_*.
     pub superpages: u32,
