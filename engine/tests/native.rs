@@ -79,6 +79,15 @@ impl Memory {
         assert_eq!(result, 0);
     }
 
+    /// Discards pages of private memory.
+    fn empty(&self, offset: usize, length: usize) {
+        assert!(offset + length <= self.length);
+        // SAFETY: the range is inside this mapping, and no reference into it exists.
+        let result =
+            unsafe { libc::madvise(self.address.wrapping_byte_add(offset), length, libc::MADV_DONTNEED) };
+        assert_eq!(result, 0);
+    }
+
     /// The number of its pages that are present.
     fn resident(&self) -> usize {
         let mut pages = vec![0u8; self.length / PAGE];
@@ -232,11 +241,12 @@ fn a_hole_costs_its_chunk_and_no_other() {
     memory.protect(first + chunk + PAGE, PAGE, libc::PROT_NONE);
     let tail = 4 * PAGE;
     let report = populate(&[memory.piece(first - head, head + 2 * chunk + tail, false)], 1);
+    // The first page of both chunks is present now.
     let holes = Report {
         enomem: 1,
         einval: 1,
-        skipped_bytes: 2 * CHUNK_BYTES,
-        ..all_well(4, head + tail, 1, &report)
+        skipped_bytes: 2 * (CHUNK_BYTES - PAGE as u64),
+        ..all_well(4, head + tail + 2 * PAGE, 1, &report)
     };
     assert_eq!(report, holes);
 }
@@ -321,6 +331,33 @@ fn what_is_present_is_passed_over() {
     assert_eq!(page(false).calls, 0);
     assert_eq!(page(true).bytes, PAGE as u64);
     assert_eq!(page(true).calls, 0);
+}
+
+#[test]
+fn only_what_is_missing_is_counted_and_faulted_in() {
+    let _alone = alone();
+    let length = 4 * usize::try_from(CHUNK_BYTES).unwrap();
+    let memory = Memory::anonymous(length, READ_WRITE).small_pages();
+    populate(&[memory.whole(true)], 2);
+    let refill = |holes: &[usize]| {
+        for &page in holes {
+            memory.empty(page * PAGE, PAGE);
+        }
+        let report = populate(&[memory.whole(true)], 8);
+        assert_eq!(memory.resident(), length / PAGE);
+        assert_eq!(report.small_anonymous_bytes, length as u64);
+        let missing = (holes.len() * PAGE) as u64;
+        assert_eq!((report.bytes, report.present_bytes), (missing, length as u64 - missing), "{holes:?}");
+        assert_eq!(report.threads, 1, "so little justifies no thread");
+        report.calls
+    };
+    assert_eq!(refill(&[]), 0);
+    assert_eq!(refill(&[1000]), 1);
+    assert_eq!(refill(&[1000, 1002, 1004]), 1, "the pages in between are checked by the same call");
+    assert_eq!(refill(&[1000, 1500, 3000]), 3);
+    // More than one list of the kernel's holds.
+    let many: Vec<usize> = (0..200).map(|hole| 4096 + 2 * hole).collect();
+    assert!((1..8).contains(&refill(&many)));
 }
 
 #[test]

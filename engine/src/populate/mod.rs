@@ -5,24 +5,32 @@
 //! an optimisation: every failure is counted and left to the map call, which does the same work more slowly or
 //! returns the right error.
 
+mod advice;
 pub mod discard;
 mod hint;
+mod layout;
 mod limit;
+mod page_size;
 mod queue;
 mod report;
+mod survey;
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::addr::HostVa;
+use crate::addr::{HUGE_PAGE, HostVa};
 use crate::sys::cpu::CpuSet;
+use crate::sys::madvise::Access;
+use crate::sys::pagemap::Pagemap;
 use crate::sys::thread;
 pub(crate) use hint::hint;
 pub use limit::{Cause, ThreadLimit};
+use page_size::PageSizes;
 use queue::{Queue, Worker};
 pub use report::Report;
+use survey::Survey;
 
 /// Bytes faulted in by one call. A multiple of every PMD, and chunks begin and end at multiples of it, so two threads
 /// never share a huge page. Small enough that the last chunk does not keep one thread busy while the others wait.
@@ -117,12 +125,23 @@ pub fn with<R>(
     body: impl FnOnce(&PopulateSession<'_>) -> R,
 ) -> (R, Report) {
     let started = Instant::now();
-    let queue = Queue::new(pieces, options);
     let total = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.bytes));
-    let chunks =
-        if total < MIN_PARALLEL_BYTES { 1 } else { usize::try_from(queue.chunks()).unwrap_or(usize::MAX) };
-    let extra = options.threads.min(chunks.max(jobs)).saturating_sub(1);
-    let report = Mutex::new(Report::default());
+    let pagemap = if total > 0 { Pagemap::open() } else { None };
+    // The calling thread looks first: where nothing is missing, a thread would cost more than all of the work.
+    let Survey { rest, missing, done } = Survey::of(pieces, options, pagemap.as_ref());
+    let sizes = (options.threads > 1 && missing >= MIN_PARALLEL_BYTES).then(PageSizes::open);
+    let queue = Queue::new(&rest, options.threads, pagemap.as_ref(), options.chunk, |piece| {
+        sizes.as_ref().map_or(0, |sizes| sizes.of(piece))
+    });
+    let chunks = usize::try_from(queue.chunks()).unwrap_or(usize::MAX);
+    // A huge page each: clearing one takes a few times as long as starting a thread.
+    let shares = usize::try_from(missing / HUGE_PAGE).unwrap_or(usize::MAX);
+    let useful = if missing < MIN_PARALLEL_BYTES { 1 } else { shares.min(chunks) };
+    let extra = options.threads.min(useful.max(jobs)).saturating_sub(1);
+    if options.huge_pages {
+        advice::prefer_huge_pages(&rest);
+    }
+    let report = Mutex::new(done);
     let add = |done: &Report| report.lock().unwrap_or_else(PoisonError::into_inner).add(done);
     let started_workers = AtomicUsize::new(0);
     let work = || {
@@ -139,7 +158,7 @@ pub fn with<R>(
         let answer = thread::on_panic(|| queue.cancel(), || body(&session));
         queue.close();
         elsewhere = begun.elapsed().saturating_sub(session.spent.get());
-        if queue.chunks() > 0 {
+        if total > 0 {
             add(&session.worker.borrow().done);
         }
         answer
@@ -148,10 +167,14 @@ pub fn with<R>(
     report.thread_start_failures = refused.not_started as u64;
     report.threads_not_moved = refused.not_moved as u64;
     report.device_pieces = (0..pieces.len()).filter(|&index| queue.found_device(index)).collect();
-    if queue.chunks() > 0 {
+    if total > 0 {
         report.duration = started.elapsed().saturating_sub(elsewhere);
     }
     (answer, report)
+}
+
+fn access(piece: &HostRange) -> Access {
+    if piece.writable { Access::Write } else { Access::Read }
 }
 
 /// Makes `pieces` present as far as possible, without other work; see [`with`].

@@ -18,12 +18,13 @@ pub(crate) struct Pagemap {
     file: File,
 }
 
-/// `struct page_region` of linux/fs.h.
+/// `struct page_region` of linux/fs.h: adjacent pages of the same categories.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct PageRegion {
-    start: u64,
-    end: u64,
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct PageRegion {
+    pub start: u64,
+    /// The first byte after it.
+    pub end: u64,
     categories: u64,
 }
 
@@ -43,6 +44,13 @@ struct PmScanArg {
     category_mask: u64,
     category_anyof_mask: u64,
     return_mask: u64,
+}
+
+impl PageRegion {
+    /// The pages from `start` to `end`, exclusive.
+    pub fn new(start: u64, end: u64) -> Self {
+        Self { start, end, categories: 0 }
+    }
 }
 
 const _: () = assert!(size_of::<PageRegion>() == 24 && size_of::<PmScanArg>() == 96);
@@ -66,13 +74,6 @@ pub(crate) struct Mapped {
     pub small_file: u64,
 }
 
-impl Mapped {
-    /// The total.
-    pub fn bytes(self) -> u64 {
-        self.huge + self.small_anonymous + self.small_file
-    }
-}
-
 impl Pagemap {
     /// `None` if there is no /proc, or the kernel is older: then no page is known to be present.
     pub fn open() -> Option<Self> {
@@ -81,32 +82,34 @@ impl Pagemap {
         pagemap.scan(&mut PmScanArg::default(), &mut []).ok().map(|_| pagemap)
     }
 
-    /// Counts the bytes from `hva` on, up to `bytes`, that can be accessed without a fault, by kind of page.
+    /// Lists the missing pages of the `bytes` bytes at `hva`: those where an `access` would fault. Stops when `found`
+    /// is full; the list is then complete up to the end of its last element.
     ///
-    /// A page that a write would have to copy (after a fork) counts as present: the pin copies it. So does a shared
-    /// zero page that a write would replace, unless it is found where a huge page could begin: memory that was only
-    /// read has zero pages everywhere. Memory without pages of its own (device memory) is never present.
-    pub fn present(&self, hva: HostVa, bytes: u64, access: Access) -> Result<Mapped, Errno> {
-        // The scan skips device memory and holes, so it finds no missing page there: check that the first page is
-        // present.
-        match self.page(hva)? {
-            Some(categories) if !faults(categories, access) => {}
-            _ => return Ok(Mapped::default()),
-        }
-        // Scanning for the first missing page is several times faster than listing all present ones.
+    /// A page that a write would have to copy (after a fork) is not missing: the pin copies it. A shared zero page is
+    /// missing for a write. If nothing is mapped at `hva`, or it has no pages of its own (device memory), all bytes
+    /// are missing. The scan does not see such memory behind `hva`.
+    pub fn missing(
+        &self,
+        hva: HostVa,
+        bytes: u64,
+        access: Access,
+        found: &mut [PageRegion],
+    ) -> Result<usize, Errno> {
+        let replaced = if access == Access::Write { PAGE_IS_PFNZERO } else { 0 };
         let mut question = PmScanArg {
             start: hva.raw(),
             end: hva.raw().saturating_add(bytes),
-            max_pages: 1,
             category_inverted: PAGE_IS_PRESENT,
-            category_mask: PAGE_IS_PRESENT,
+            category_anyof_mask: PAGE_IS_PRESENT | replaced,
             return_mask: PAGE_IS_PRESENT,
             ..PmScanArg::default()
         };
-        let mut missing = [PageRegion::default()];
-        let found = self.scan(&mut question, &mut missing)?;
-        let present = if found == 0 { bytes } else { missing[0].start - hva.raw() };
-        self.kinds(hva, present, access)
+        let count = self.scan(&mut question, found)?;
+        if found.is_empty() || (count > 0 && found[0].start == hva.raw()) || self.page(hva)?.is_some() {
+            return Ok(count);
+        }
+        found[0] = PageRegion::new(question.start, question.end);
+        Ok(1)
     }
 
     /// The kinds of pages that map the `bytes` bytes of present memory at `hva`, up to the first page found that
@@ -115,7 +118,7 @@ impl Pagemap {
     /// Huge pages are counted exactly; the kind of the others is that of the first page.
     pub fn kinds(&self, hva: HostVa, bytes: u64, access: Access) -> Result<Mapped, Errno> {
         let first = self.page(hva)?.unwrap_or(0);
-        if first & PAGE_IS_HUGE != 0 && self.all_huge(hva, bytes)? {
+        if first & PAGE_IS_HUGE != 0 && self.run(hva, bytes, PAGE_IS_HUGE)? == bytes {
             return Ok(Mapped { huge: bytes, ..Mapped::default() });
         }
         let (mut huge, mut small) = (0, 0);
@@ -151,18 +154,23 @@ impl Pagemap {
         Ok((self.scan(&mut question, &mut page)? > 0).then_some(page[0].categories))
     }
 
-    /// Whether huge pages map every byte: one call, whatever their number.
-    fn all_huge(&self, hva: HostVa, bytes: u64) -> Result<bool, Errno> {
+    /// The number of bytes from `hva` on, up to `bytes`, that are present.
+    pub fn present(&self, hva: HostVa, bytes: u64) -> Result<u64, Errno> {
+        self.run(hva, bytes, PAGE_IS_PRESENT)
+    }
+
+    /// The number of bytes from `hva` on, up to `bytes`, in pages of this category: one call.
+    fn run(&self, hva: HostVa, bytes: u64, category: u64) -> Result<u64, Errno> {
         let mut question = PmScanArg {
             start: hva.raw(),
             end: hva.raw().saturating_add(bytes),
-            category_mask: PAGE_IS_HUGE,
-            return_mask: PAGE_IS_HUGE,
+            category_mask: category,
+            return_mask: category,
             ..PmScanArg::default()
         };
         let mut run = [PageRegion::default()];
         let found = self.scan(&mut question, &mut run)?;
-        Ok(found > 0 && run[0].start == question.start && run[0].end >= question.end)
+        Ok(if found > 0 && run[0].start == question.start { run[0].end - run[0].start } else { 0 })
     }
 
     /// Makes the call; returns the number of elements of `found` that were written.
@@ -192,9 +200,13 @@ mod tests {
         let pagemap = Pagemap::open().expect("Linux 6.7 or newer");
         let page = vec![1u8; 3 * 4096];
         let inside = HostVa::from_raw((page.as_ptr() as u64).next_multiple_of(4096));
-        let kinds = pagemap.present(inside, 8192, Access::Write).unwrap();
+        let mut found = [PageRegion::default(); 2];
+        let mut missing = |hva, bytes, access| pagemap.missing(hva, bytes, access, &mut found);
+        assert_eq!(missing(inside, 8192, Access::Write), Ok(0));
+        assert_eq!(missing(HostVa::from_raw(1), 4096, Access::Read), Err(Errno::EINVAL));
+        assert_eq!(missing(HostVa::from_raw(0), 1 << 30, Access::Read), Ok(1));
+        assert_eq!((found[0].start, found[0].end), (0, 1 << 30));
+        let kinds = pagemap.kinds(inside, 8192, Access::Write).unwrap();
         assert_eq!((kinds.huge + kinds.small_anonymous, kinds.small_file), (8192, 0));
-        assert_eq!(pagemap.present(HostVa::from_raw(0), 1 << 30, Access::Read), Ok(Mapped::default()));
-        assert_eq!(pagemap.present(HostVa::from_raw(1), 4096, Access::Read), Err(Errno::EINVAL));
     }
 }

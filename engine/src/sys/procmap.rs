@@ -74,6 +74,23 @@ pub(crate) fn is_shared_memory(hva: HostVa, bytes: u64, file: BorrowedFd<'_>, of
     bytes > 0
 }
 
+/// The mappings of this process.
+pub(crate) struct Maps(File);
+
+impl Maps {
+    /// `None` if there is no /proc, or the kernel has no PROCMAP_QUERY.
+    pub fn open() -> Option<Self> {
+        let maps = File::open("/proc/self/maps").ok()?;
+        // The address of this function is mapped.
+        query(&maps, Self::open as *const () as u64).ok().map(|_| Self(maps))
+    }
+
+    /// The size of the pages of the mapping at `hva`: of hugetlbfs its own size, otherwise the base page.
+    pub fn page_size(&self, hva: HostVa) -> Option<u64> {
+        query(&self.0, hva.raw()).ok().map(|vma| vma.vma_page_size)
+    }
+}
+
 fn query(maps: &File, address: u64) -> KernelResult<Query> {
     let mut argument = Query { size: size_of::<Query>() as u64, query_addr: address, ..Query::default() };
     // SAFETY: `argument` is as long as its first field states and outlives the call; it requests no name.
