@@ -365,12 +365,60 @@ fn huge_pages_are_asked_for_before_the_first_fault() {
     let _alone = alone();
     let knob = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap();
     for (huge_pages, granted) in [(false, knob.contains("[always]")), (true, !knob.contains("[never]"))] {
-        let memory = Memory::anonymous(16 * MIB, READ_WRITE);
+        // More than this process has in memory, otherwise nothing is advised.
+        let memory = Memory::anonymous(64 * MIB, READ_WRITE);
         let how = PopulateOptions { threads: 1, cpus: None, huge_pages, chunk: CHUNK_BYTES };
         let report = populate::populate(&[memory.whole(true)], how);
-        assert_eq!(report.huge_bytes + report.small_anonymous_bytes, 16 * MIB as u64);
+        assert_eq!(report.huge_bytes + report.small_anonymous_bytes, 64 * MIB as u64);
         // The ends of the mapping may be unaligned, and memory can be fragmented.
-        assert_eq!(report.huge_bytes >= 8 * MIB as u64, granted, "{report:?}");
+        assert_eq!(report.huge_bytes >= 32 * MIB as u64, granted, "{report:?}");
+    }
+}
+
+#[test]
+fn the_callers_advice_against_huge_pages_is_kept() {
+    let _alone = alone();
+    let memory = Memory::anonymous(64 * MIB, READ_WRITE).small_pages();
+    let how = PopulateOptions { threads: 2, cpus: None, huge_pages: true, chunk: CHUNK_BYTES };
+    let report = populate::populate(&[memory.whole(true)], how);
+    assert_eq!((report.huge_bytes, report.bytes), (0, 64 * MIB as u64));
+    let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let own = smaps.split_once(&format!("{:x}-", memory.start())).expect("a mapping that starts here").1;
+    let flags = own.lines().find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
+    assert!(flags.contains(" nh") && !flags.contains(" hg"), "{flags}");
+}
+
+/// Needs two free pages of 1 GiB, or the right to add them to the pool; says so if it has neither.
+#[test]
+fn a_page_of_a_gib_is_faulted_in_by_one_thread() {
+    const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-1048576kB";
+    const GIB: usize = 1 << 30;
+    let _alone = alone();
+    let count = |name| fs::read_to_string(format!("{POOL}/{name}")).ok()?.trim().parse::<usize>().ok();
+    let before = count("nr_hugepages").unwrap_or(0);
+    let resize = |pages: usize| fs::write(format!("{POOL}/nr_hugepages"), pages.to_string());
+    let lacking = 2usize.saturating_sub(count("free_hugepages").unwrap_or(0));
+    let resized = lacking > 0 && resize(before + lacking).is_ok();
+    if count("free_hugepages").is_some_and(|free| free >= 2) {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_1GB;
+        let memory = Memory::new(2 * GIB, READ_WRITE, flags, -1);
+        // As entries can cut it: in the middle of both pages.
+        let cuts = [0, MIB, GIB / 2, GIB + MIB, 2 * GIB];
+        let pieces: Vec<HostRange> =
+            cuts.windows(2).map(|cut| memory.piece(cut[0], cut[1] - cut[0], true)).collect();
+        let report = populate(&pieces, 8);
+        assert_eq!((report.calls, report.threads), (2, 2), "{report:?}");
+        assert_eq!((report.bytes, report.present_bytes), (2 * GIB as u64, 0), "{report:?}");
+        println!("two pages of 1 GiB on two threads: {:?}", report.duration);
+        let again = populate(&pieces, 8);
+        assert_eq!((again.calls, again.threads, again.present_bytes), (0, 1, 2 * GIB as u64));
+        memory.empty(0, memory.length);
+        println!("on one thread: {:?}", populate(&pieces, 1).duration);
+    } else {
+        eprintln!("not run: there are no two pages of 1 GiB");
+    }
+    if resized {
+        resize(before).unwrap();
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Executed {
     pub unmap_time: Duration,
     /// The longest unmap call.
     pub unmap_longest: Duration,
+    /// Threads for calls that could not be started, except those of `populated`.
+    pub thread_start_failures: u64,
     /// The report of faulting in; `None` if that was not tried.
     pub populated: Option<Report>,
     /// Device regions that the kernel refused and that stay unmapped.

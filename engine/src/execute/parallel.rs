@@ -63,6 +63,8 @@ impl Executor<'_> {
         let devices = devices.into_inner().unwrap_or_else(PoisonError::into_inner);
         if faulted {
             self.executed.populated = Some(report);
+        } else {
+            self.executed.thread_start_failures += report.thread_start_failures;
         }
         if let Some(error) = first.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error);
@@ -112,10 +114,11 @@ impl Executor<'_> {
                 note(call, answer, start.elapsed());
             }
         };
-        thread::run(threads.saturating_sub(1), cpus, work, work);
+        let ((), refused) = thread::run(threads.saturating_sub(1), cpus, work, work);
         for range in failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             self.unmap_one_by_one(range);
         }
+        self.executed.thread_start_failures += refused.not_started as u64;
         first.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }

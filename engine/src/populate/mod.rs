@@ -129,7 +129,9 @@ pub fn with<R>(
     let pagemap = if total > 0 { Pagemap::open() } else { None };
     // The calling thread looks first: where nothing is missing, a thread would cost more than all of the work.
     let Survey { rest, missing, done } = Survey::of(pieces, options, pagemap.as_ref());
-    let sizes = (options.threads > 1 && missing >= MIN_PARALLEL_BYTES).then(PageSizes::open);
+    let mappings =
+        if options.huge_pages && missing > 0 { advice::mappings(&rest, missing) } else { Vec::new() };
+    let sizes = (options.threads > 1 && missing >= MIN_PARALLEL_BYTES).then(|| PageSizes::open(&mappings));
     let queue = Queue::new(&rest, options.threads, pagemap.as_ref(), options.chunk, |piece| {
         sizes.as_ref().map_or(0, |sizes| sizes.of(piece))
     });
@@ -138,9 +140,7 @@ pub fn with<R>(
     let shares = usize::try_from(missing / HUGE_PAGE).unwrap_or(usize::MAX);
     let useful = if missing < MIN_PARALLEL_BYTES { 1 } else { shares.min(chunks) };
     let extra = options.threads.min(useful.max(jobs)).saturating_sub(1);
-    if options.huge_pages {
-        advice::prefer_huge_pages(&rest);
-    }
+    advice::prefer_huge_pages(&rest, &mappings);
     let report = Mutex::new(done);
     let add = |done: &Report| report.lock().unwrap_or_else(PoisonError::into_inner).add(done);
     let started_workers = AtomicUsize::new(0);

@@ -9,24 +9,34 @@ use std::sync::OnceLock;
 use super::HostRange;
 use crate::addr::{BASE_PAGE, HUGE_PAGE};
 use crate::sys::procmap::Maps;
+use crate::sys::smaps::Mapping;
 
 /// Looks up the sizes of pages. Memory with a size that cannot be found out counts as base pages: work is then cut as
 /// for most memory, which is right but slower on larger pages.
-pub(super) struct PageSizes {
+pub(super) struct PageSizes<'a> {
     maps: Option<Maps>,
+    /// For a kernel without PROCMAP_QUERY.
+    listed: &'a [Mapping],
 }
 
-impl PageSizes {
-    pub fn open() -> Self {
-        Self { maps: Maps::open() }
+impl<'a> PageSizes<'a> {
+    pub fn open(listed: &'a [Mapping]) -> Self {
+        Self { maps: Maps::open(), listed }
     }
 
     /// The largest page that can back the beginning of `piece`.
     pub fn of(&self, piece: &HostRange) -> u64 {
-        let page = self.maps.as_ref().and_then(|maps| maps.page_size(piece.hva)).unwrap_or(BASE_PAGE);
+        let page = match &self.maps {
+            Some(maps) => maps.page_size(piece.hva),
+            None => page_size(self.listed, piece),
+        };
         // Base pages may become transparent huge ones.
-        page.max(transparent_huge_page())
+        page.unwrap_or(BASE_PAGE).max(transparent_huge_page())
     }
+}
+
+fn page_size(listed: &[Mapping], piece: &HostRange) -> Option<u64> {
+    listed.iter().find(|mapping| mapping.range.contains(&piece.hva.raw())).map(|mapping| mapping.page)
 }
 
 /// The size of a transparent huge page: 2 MiB, but 32 or 512 MiB where base pages are larger.
@@ -36,4 +46,21 @@ fn transparent_huge_page() -> u64 {
         let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").ok();
         text.and_then(|text| text.trim().parse().ok()).unwrap_or(HUGE_PAGE)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::HostVa;
+
+    #[test]
+    fn without_the_query_the_list_decides() {
+        let mapping = |start: u64, page| Mapping { range: start..start + (4 << 30), page, advised: false };
+        let listed = [mapping(1 << 40, BASE_PAGE), mapping(1 << 41, 1 << 30)];
+        let sizes = PageSizes { maps: None, listed: &listed };
+        let size =
+            |start| sizes.of(&HostRange { hva: HostVa::from_raw(start), bytes: 1 << 30, writable: true });
+        assert_eq!(size((1 << 41) + (1 << 30)), 1 << 30);
+        assert_eq!([size(1 << 40), size(1 << 42)], [transparent_huge_page(); 2]);
+    }
 }

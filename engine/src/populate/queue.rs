@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
-use super::layout::Layout;
+use super::layout::{Chunk, Layout};
 use super::{HostRange, MIN_PARALLEL_BYTES, Report, access};
 use crate::addr::{HUGE_PAGE, HostVa};
 use crate::error::Errno;
@@ -114,15 +114,31 @@ impl<'a> Queue<'a> {
             binding.move_to(self.groups[worker.group].node);
         }
         let chunk = self.layout.chunk(self.pieces, number);
+        let done = &mut worker.done;
+        // If pieces share a page, faulting in the first makes the others present, which were missing.
+        let missing = if chunk.pieces.len() > 1 { self.missing(&chunk) } else { 0 };
+        let (bytes, present) = (done.bytes, done.present_bytes);
         for index in chunk.pieces.clone() {
             let _finished = Finished { queue: self, index };
             // Every chunk of device memory fails in the same way.
             if self.device[index].get() != Some(&true) {
                 let (hva, bytes) = chunk.part_of(&self.pieces[index]);
-                self.fault_in(index, hva, bytes, &mut worker.done);
+                self.fault_in(index, hva, bytes, done);
             }
         }
+        let shared = missing.saturating_sub(done.bytes - bytes).min(done.present_bytes - present);
+        done.bytes += shared;
+        done.present_bytes -= shared;
         true
+    }
+
+    /// The number of bytes that are missing in a chunk.
+    fn missing(&self, chunk: &Chunk) -> u64 {
+        let mut found = [PageRegion::default(); 64];
+        let (hva, bytes) = (HostVa::from_raw(chunk.start), chunk.last - chunk.start + 1);
+        let access = access(&self.pieces[chunk.pieces.start]);
+        let listed = self.pagemap.and_then(|pagemap| pagemap.missing(hva, bytes, access, &mut found).ok());
+        found[..listed.unwrap_or(0)].iter().map(|region| region.end - region.start).sum()
     }
 
     /// Takes the next chunk of `group`, or else of the next group that has one, and updates `group`.

@@ -9,8 +9,8 @@ use crate::sys::pagemap::{PageRegion, Pagemap};
 /// a second time where something is missing.
 const STRETCH: u64 = 256 << 20;
 
-/// Bytes of present base pages after which other threads help to scan: those take 0.7 ms, ten times as long as starting
-/// a thread.
+/// Bytes of base pages after which other threads help to scan: those take 0.7 ms, ten times as long as starting a
+/// thread.
 const ENOUGH_SMALL: u64 = 1 << 30;
 
 /// What the calling thread has found out by itself.
@@ -37,7 +37,8 @@ impl Survey {
             let mut next = Some(piece.hva.raw());
             while let (Some(start), Some(last)) = (next, last_byte(piece)) {
                 let small = survey.done.small_anonymous_bytes + survey.done.small_file_bytes;
-                if survey.missing >= enough || small >= ENOUGH_SMALL {
+                let unknown = looked_at - survey.done.present_bytes;
+                if survey.missing >= enough || small.saturating_add(unknown) >= ENOUGH_SMALL {
                     survey.missing = survey.missing.saturating_add(total.saturating_sub(looked_at));
                     return survey;
                 }

@@ -16,6 +16,7 @@ pub(crate) mod numa;
 pub(crate) mod pagemap;
 pub(crate) mod placement;
 pub(crate) mod procmap;
+pub(crate) mod smaps;
 pub(crate) mod thread;
 pub(crate) mod type1;
 pub(crate) mod vma;

@@ -59,7 +59,7 @@ fn all_device(mut smaps: impl BufRead, start: u64, last: u64) -> io::Result<bool
 
 /// The bounds of the mapping that a header line starts (`begin-end perms offset dev inode path`, end exclusive);
 /// `None` for any other line.
-fn header(line: &[u8]) -> Option<(u64, u64)> {
+pub(super) fn header(line: &[u8]) -> Option<(u64, u64)> {
     let bounds = line.split(|&byte| byte == b' ').next()?;
     let (begin, end) = std::str::from_utf8(bounds).ok()?.split_once('-')?;
     Some((u64::from_str_radix(begin, 16).ok()?, u64::from_str_radix(end, 16).ok()?))

@@ -28,6 +28,7 @@ impl Engine {
         counters.unmap_bytes.add(executed.unmap_bytes);
         counters.unmap_ns.add(nanoseconds(executed.unmap_time));
         raise(&counters.max_unmap_ns, nanoseconds(executed.unmap_longest));
+        counters.thread_start_failures.add(executed.thread_start_failures);
         let Some(report) = &executed.populated else { return };
         counters.populate_ns.add(nanoseconds(report.duration));
         counters.populate_calls.add(report.calls);
