@@ -180,6 +180,9 @@
 /**
  * Region flag: device memory (a BAR of another device), not RAM. It is not faulted in and does not count against the
  * locked-memory limit. If it cannot be mapped, a commit reports this in struct vfio_fast_outcome and does not fail.
+ * Without the flag, the library recognises a region that is faulted in and turns out to be device memory, which costs
+ * microseconds per kernel entry for a VFIO device on Linux 6.11 or later, and otherwise a read of /proc/self/smaps: a
+ * millisecond or more.
  */
 #define VFIO_FAST_REGION_DEVICE (1u << 1)
 

@@ -1,4 +1,4 @@
-//! Checks whether host memory is a shared mapping of a certain part of a certain file, according to the kernel.
+//! Checks which file host memory is a shared mapping of, according to the kernel.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -117,6 +117,48 @@ fn memory_file(file: BorrowedFd<'_>) -> Option<Identity> {
     Some(Identity { inode: status.st_ino, major, minor })
 }
 
+/// The longest name of a VFIO device's mapping, with room to spare. The kernel refuses to return a longer name.
+const NAME_BYTES: usize = 64;
+
+/// Whether all of the `bytes` bytes at `hva` are shared mappings of VFIO devices, which map nothing but BARs. Returns
+/// `false` if that cannot be determined.
+pub(crate) fn is_bar(hva: HostVa, bytes: u64) -> bool {
+    all_named(hva, bytes, is_vfio_device)
+}
+
+/// A device's file descriptor comes from its group or from its character device.
+fn is_vfio_device(name: &[u8]) -> bool {
+    name == b"anon_inode:[vfio-device]" || name.starts_with(b"/dev/vfio/devices/vfio")
+}
+
+/// Whether all of the `bytes` bytes at `hva` are shared mappings with such names.
+fn all_named(hva: HostVa, bytes: u64, is: impl Fn(&[u8]) -> bool) -> bool {
+    let Some(end) = hva.raw().checked_add(bytes) else { return false };
+    let Ok(maps) = File::open("/proc/self/maps") else { return false };
+    let mut next = hva.raw();
+    while next < end {
+        let mut name = [0; NAME_BYTES];
+        let mut vma = Query {
+            size: size_of::<Query>() as u64,
+            query_addr: next,
+            vma_name_size: NAME_BYTES as u32,
+            vma_name_addr: name.as_mut_ptr() as u64,
+            ..Query::default()
+        };
+        // SAFETY: `vma` is as long as its first field states, and `name` is as long as its field states. Both outlive
+        // the call.
+        let asked = unsafe { submit(maps.as_fd(), QUERY, (&raw mut vma).cast()) };
+        // The length includes the zero at the end of the name, and is 0 without a name.
+        let length = (vma.vma_name_size as usize).saturating_sub(1);
+        let named = asked.is_ok() && name.get(..length).is_some_and(&is);
+        if !named || vma.vma_flags & VMA_SHARED == 0 || !(vma.vma_start..vma.vma_end).contains(&next) {
+            return false;
+        }
+        next = vma.vma_end;
+    }
+    bytes > 0
+}
+
 #[cfg(test)]
 mod tests {
     use std::ptr;
@@ -198,6 +240,34 @@ mod tests {
         mapped.map(&first, libc::MAP_SHARED | libc::MAP_FIXED, 2 * PAGE, PAGE, 9);
         assert!(!is(0, BYTES, &first, 4), "a page of another part in between");
         assert!(is(0, 2 * PAGE, &first, 4) && is(3 * PAGE, PAGE, &first, 7));
+    }
+
+    #[test]
+    fn every_mapping_of_a_range_must_have_such_a_name() {
+        let file = file();
+        let mapped = Mapped::new(&file);
+        let is = |at: usize, bytes: u64| {
+            all_named(mapped.at(at), bytes, |name| name == b"/memfd:vfio-fast-test (deleted)")
+        };
+        assert!(is(0, BYTES as u64) && is(3 * PAGE, 1));
+        assert!(!is(0, 0) && !is(0, (BYTES + PAGE) as u64), "nothing, or more than is mapped");
+        assert!(!all_named(mapped.at(0), 1, |name| name == b"/memfd:vfio-fast-test"), "another name");
+        // Several contiguous mappings count as one.
+        mapped.map(&file, libc::MAP_SHARED | libc::MAP_FIXED, 2 * PAGE, PAGE, 9);
+        assert!(is(0, BYTES as u64));
+        mapped.map(&file, libc::MAP_PRIVATE | libc::MAP_FIXED, 4 * PAGE, PAGE, 9);
+        assert!(!is(0, BYTES as u64) && is(0, 4 * PAGE as u64), "a private mapping");
+        assert!(!is_bar(mapped.at(0), 1), "not a device");
+    }
+
+    #[test]
+    fn vfio_devices_are_known_by_name() {
+        assert!(is_vfio_device(b"anon_inode:[vfio-device]") && is_vfio_device(b"/dev/vfio/devices/vfio0"));
+        for other in
+            [&b""[..], b"/dev/vfio/12", b"anon_inode:[vfio-device] ", b"/tmp/anon_inode:[vfio-device]"]
+        {
+            assert!(!is_vfio_device(other));
+        }
     }
 
     #[test]

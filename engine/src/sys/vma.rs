@@ -1,13 +1,15 @@
-//! Checks whether host memory is device memory, according to the kernel's mapping flags.
+//! Checks whether host memory is device memory, according to the kernel's list of mappings.
 //!
-//! The flags are only available in /proc/self/smaps. The kernel walks the page tables of every mapping that it lists
-//! there, which takes milliseconds per GiB of memory at lower addresses. So this is read only after a populate call
-//! has failed with EINVAL (as it always does for device memory), and reading stops at the first mapping that decides
-//! the result.
+//! Mappings of a VFIO device are recognised by their name (Linux 6.11), in a few microseconds. Everything else is
+//! recognised by flags, which are only available in /proc/self/smaps. The kernel walks the page tables of every mapping
+//! that it lists there, which takes milliseconds per GiB of memory at lower addresses. So this is read only after a
+//! populate call has failed with EINVAL (as it always does for device memory), and reading stops at the first mapping
+//! that decides the result.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 
+use super::procmap;
 use crate::addr::HostVa;
 
 /// One page: reading further ahead would make the kernel walk mappings that do not matter here.
@@ -21,6 +23,9 @@ pub(crate) fn is_device(hva: HostVa, bytes: u64) -> io::Result<bool> {
     let Some(last) = bytes.checked_sub(1).and_then(|more| hva.raw().checked_add(more)) else {
         return Ok(false);
     };
+    if procmap::is_bar(hva, bytes) {
+        return Ok(true);
+    }
     let smaps = BufReader::with_capacity(READ_AHEAD, File::open("/proc/self/smaps")?);
     all_device(smaps, hva.raw(), last)
 }

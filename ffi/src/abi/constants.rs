@@ -60,6 +60,9 @@ pub const VFIO_FAST_REGION_WRITE: u32 = 1u32 << 0;
 
 /// Region flag: device memory (a BAR of another device), not RAM. It is not faulted in and does not count against the
 /// locked-memory limit. If it cannot be mapped, a commit reports this in struct vfio_fast_outcome and does not fail.
+/// Without the flag, the library recognises a region that is faulted in and turns out to be device memory, which costs
+/// microseconds per kernel entry for a VFIO device on Linux 6.11 or later, and otherwise a read of /proc/self/smaps: a
+/// millisecond or more.
 pub const VFIO_FAST_REGION_DEVICE: u32 = 1u32 << 1;
 
 /// Region flag: the region is exactly one kernel entry, never joined with a neighbour and never split. It can only be
