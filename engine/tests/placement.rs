@@ -4,17 +4,21 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use vfio_fast_engine::addr::IovaRange;
-use vfio_fast_engine::backend::sim::{Rules, Sim};
-use vfio_fast_engine::backend::{Backend, Capabilities, Mapping};
+use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
+use vfio_fast_engine::backend::{Backend, Capabilities, Mapping, PopulatePolicy};
 use vfio_fast_engine::limits::{Limits, Memlock};
 use vfio_fast_engine::log::{Level, Log};
 use vfio_fast_engine::object::Object;
+use vfio_fast_engine::region::Region;
 use vfio_fast_engine::{Config, CpuSet, Engine, Errno};
-use vfio_fast_testing::{keeping, ram};
+use vfio_fast_testing::memory::RealMemory;
+use vfio_fast_testing::{UNIT, UNITS, hva, hva_of, keeping, ram};
 
 const GIB: u64 = 1 << 30;
 
@@ -72,11 +76,32 @@ fn look() -> Seen {
     Seen { cpus: cpus_of(0), policy, nice, memory_policy }
 }
 
+/// Threads that wait until all of them are there, again and again.
+#[derive(Debug)]
+struct Meeting {
+    expected: usize,
+    came: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Meeting {
+    /// Fails if the others do not come.
+    fn wait(&self) {
+        let mut came = self.came.lock().unwrap();
+        let all = (*came / self.expected + 1) * self.expected;
+        *came += 1;
+        self.changed.notify_all();
+        let (came, timeout) =
+            self.changed.wait_timeout_while(came, Duration::from_secs(60), |came| *came < all).unwrap();
+        assert!(!timeout.timed_out(), "{came} threads of {all}");
+    }
+}
+
 /// An iommufd whose map calls wait for each other, and note which thread makes them.
 #[derive(Debug)]
 struct Together {
     sim: Sim,
-    all: Barrier,
+    all: Meeting,
     seen: Arc<Mutex<Vec<(String, Seen)>>>,
 }
 
@@ -118,7 +143,8 @@ impl Backend for Together {
 fn commit(expected: usize, threads: usize, cpu_set: Option<CpuSet>) -> (Vec<Seen>, Vec<String>, Seen) {
     let (seen, lines) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<Mutex<Vec<_>>>::default());
     let sim = Sim::new(keeping(Rules::Iommufd));
-    let backend = Together { sim, all: Barrier::new(expected), seen: seen.clone() };
+    let all = Meeting { expected, came: Mutex::default(), changed: Condvar::new() };
+    let backend = Together { sim, all, seen: seen.clone() };
     let log = Log::to({
         let lines = lines.clone();
         move |level, line| {
@@ -145,7 +171,6 @@ fn commit(expected: usize, threads: usize, cpu_set: Option<CpuSet>) -> (Vec<Seen
 fn in_a_process_bound_to(cpus: &[usize], name: &str) {
     let set = set_of(cpus);
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", name, "--test-threads=1"]).env(CHILD, "1");
     let bind = move || {
         // SAFETY: the call reads the size of the set.
         match unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } {
@@ -154,7 +179,12 @@ fn in_a_process_bound_to(cpus: &[usize], name: &str) {
         }
     };
     // SAFETY: the closure makes one system call.
-    let child = unsafe { child.pre_exec(bind) }.output().unwrap();
+    passes(unsafe { child.pre_exec(bind) }.env(CHILD, "1"), name);
+}
+
+/// Runs one test of this program, which `child` starts.
+fn passes(child: &mut Command, name: &str) {
+    let child = child.args(["--exact", name, "--test-threads=1"]).output().unwrap();
     let said = String::from_utf8_lossy(&child.stdout);
     assert!(child.status.success() && said.contains("1 passed"), "{said}");
 }
@@ -202,6 +232,61 @@ fn a_bound_process_is_obeyed_and_told() {
     assert!(workers.iter().all(|worker| worker.cpus == one), "{workers:?}");
 }
 
+/// A new cgroup that may use one CPU. With version 1, the CPUs have a hierarchy of their own.
+struct OneCpu {
+    group: PathBuf,
+    version: u32,
+}
+
+impl OneCpu {
+    /// `None` if this process may not make one.
+    fn new() -> Option<Self> {
+        let versions = [
+            (2, "/sys/fs/cgroup", "cpu.max", "100000 100000"),
+            (1, "/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", "100000"),
+        ];
+        versions.into_iter().find_map(|(version, root, file, quota)| {
+            let group = Path::new(root).join(format!("vfio-fast-test-{}", std::process::id()));
+            fs::create_dir(&group).ok()?;
+            let new = Self { group, version };
+            // The root has the file only in version 1, so this fails in a directory that is no cgroup of CPUs.
+            let file = new.group.join(file);
+            (file.exists() && fs::write(file, quota).is_ok()).then_some(new)
+        })
+    }
+}
+
+impl Drop for OneCpu {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.group);
+    }
+}
+
+#[test]
+fn a_quota_is_obeyed_and_told() {
+    let why = "the CPU quota of the cgroup allows no more";
+    if let Ok(version) = std::env::var(CHILD) {
+        assert!(process_cpus().len() == 1 || commit(1, 0, None).1 == line(1, why));
+        // The standard library counts no further than the mask of the thread; the engine itself reads version 2.
+        if version == "2" {
+            apart(move || {
+                let process = process_cpus();
+                bind(&process[..1]).unwrap();
+                assert!(process.len() == 1 || commit(1, 0, None).1 == line(1, why));
+            });
+        }
+        return;
+    }
+    let Some(group) = OneCpu::new() else {
+        eprintln!("not tested: no cgroup can be made");
+        return;
+    };
+    let own = std::env::current_exe().unwrap();
+    let mut child = Command::new("sh");
+    child.args(["-c", "echo $$ > \"$0\"/cgroup.procs && exec \"$@\""]).arg(&group.group).arg(own);
+    passes(child.env(CHILD, group.version.to_string()), "a_quota_is_obeyed_and_told");
+}
+
 #[test]
 fn a_thread_with_more_cpus_than_the_process_keeps_them() {
     let all = process_cpus();
@@ -240,6 +325,33 @@ fn a_configured_set_binds_the_workers_and_not_the_caller() {
         assert!(workers.iter().all(|worker| worker.cpus == caller.cpus), "{workers:?}");
         assert!(lines.iter().all(|line| line.starts_with("Commits use")), "{lines:?}");
     });
+}
+
+/// A sandbox and a cpuset refuse CPUs as the kernel refuses those that do not exist.
+#[test]
+fn refused_cpus_are_told_once() {
+    let memory = RealMemory::new();
+    let mut bytes = vec![0; 128];
+    bytes[1000 / 8] = 1;
+    let lines = Arc::<Mutex<Vec<String>>>::default();
+    let log = Log::to({
+        let lines = lines.clone();
+        move |_, line| lines.lock().unwrap().push(line.to_owned())
+    });
+    let cpu_set = CpuSet::from_bytes(&bytes);
+    let config = Config { threads: 3, cpu_set, huge_pages: false, log, ..Config::default() };
+    let sim = Sim::new(SimConfig { populate: PopulatePolicy::Upfront, ..keeping(Rules::Type1) });
+    let engine = Engine::new(Box::new(sim), config).unwrap();
+    for _ in 0..2 {
+        memory.cool();
+        let region = Region { hva: hva(hva_of(1, 0)), ..ram(0, 2 * UNITS * UNIT) };
+        engine.map_region(region).unwrap();
+        engine.unmap(region.range).unwrap();
+    }
+    assert!(engine.stats().threads_peak > 1);
+    let lines = lines.lock().unwrap();
+    let told = lines.iter().filter(|line| line.contains("may not leave the CPUs of the calling thread"));
+    assert_eq!(told.count(), 1, "{lines:?}");
 }
 
 #[test]
