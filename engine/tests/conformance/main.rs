@@ -7,6 +7,7 @@ mod dirty;
 mod kernel;
 mod run;
 mod stale;
+mod superpages;
 mod witness;
 
 use std::collections::HashSet;
@@ -408,6 +409,13 @@ fn iommufd_holds_nothing_stale_after_a_failure() {
 #[ignore = "needs VT-d and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
 fn type1_holds_nothing_stale_after_a_failure() {
     stale::nothing_is_left_by(Driver::Type1);
+}
+
+#[test]
+#[ignore = "needs VT-d, a kernel with iommufd and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn superpages_at_zero_are_one_entry() {
+    superpages::at_zero_are_one_entry(Driver::Type1);
+    superpages::at_zero_are_one_entry(Driver::Iommufd);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::thread::{self, ThreadId};
 use super::Memory;
 use super::cases::PAGE;
 use super::common::memory::RealMemory;
-use super::common::{ENTRY, Piece, Space, Step, drive};
+use super::common::{CUT, ENTRY, Piece, Space, Step, drive};
 use super::kernel::{self, Driver};
 use super::run::{Hva, Target};
 use super::witness::{self, PageTables, Translation, Translations, assert_same};
@@ -21,7 +21,7 @@ use vfio_fast_engine::{Config, Engine, Errno, Result};
 const INJECTED: Errno = Errno(libc::EREMOTEIO);
 const SECOND: Errno = Errno(libc::ENOLINK);
 
-/// Mapped before the transaction: across several entries, read-only, and exact.
+/// Mapped before the transaction: across [`CUT`] and several entries, read-only, and exact.
 const BEFORE: &[Step] = &[
     map(0, 24, 1, Perm::ReadWrite, false),
     map(32, 8, 2, Perm::Read, false),
@@ -197,8 +197,8 @@ fn run(driver: Driver, tables: &PageTables, trouble: &Trouble) -> Came {
     kernel::owned(driver, |kernel, ioctls, other| {
         let calls = Arc::<Mutex<Calls>>::default();
         let backend = Failing { kernel, calls: calls.clone() };
-        let config =
-            Config { entry_size: ENTRY, huge_pages: trouble.huge_pages, threads: 8, ..Config::default() };
+        let (cuts, huge_pages) = (vec![CUT], trouble.huge_pages);
+        let config = Config { entry_size: ENTRY, cuts, huge_pages, threads: 8, ..Config::default() };
         let engine = Engine::new(Box::new(backend), config).unwrap();
         came = Some(on_engine(engine, &calls, &memory, tables, trouble, &Foreign { ioctls, other }));
     });

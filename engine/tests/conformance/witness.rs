@@ -41,40 +41,63 @@ impl PageTables {
 
     /// The current translations.
     pub fn read(&self) -> Translations {
+        self.dump(parse)
+    }
+
+    /// The IOVA and the bytes of each leaf entry, ascending.
+    pub fn leaves(&self) -> Vec<(u64, u64)> {
+        let leaves = self.dump(leaves);
+        leaves.iter().map(|leaf| (leaf.page * PAGE, leaf.pages * PAGE)).collect()
+    }
+
+    fn dump<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let text =
             fs::read_to_string(&self.file).unwrap_or_else(|error| panic!("{}: {error}", self.file.display()));
         parse(&text).unwrap_or_else(|error| panic!("{}: {error}", self.file.display()))
     }
 }
 
+/// A leaf entry: the first page number that it translates, and how many it translates.
+struct Leaf {
+    page: u64,
+    pages: u64,
+    entry: u64,
+}
+
 /// Parses a dump: a line for the device, a line of titles, and a line for each leaf entry. Such a line has the page
 /// number and the entries on the path to it, from level 5 down.
-fn parse(text: &str) -> Result<Translations, String> {
+fn leaves(text: &str) -> Result<Vec<Leaf>, String> {
     let mut lines = text.lines();
     // A dump without a device has no tables, which is not the same as an empty table.
     let device = lines.next().filter(|line| line.starts_with("Device "));
     device.and(lines.next()).filter(|line| line.starts_with("IOVA_PFN")).ok_or("it shows no device")?;
-    let mut found = Translations::new();
-    for line in lines.filter(|line| !line.is_empty()) {
-        let bad = || format!("what does `{line}` mean?");
-        let (page, entries) = line.split_once('|').ok_or_else(bad)?;
+    let leaf = |line: &str| {
+        let (page, entries) = line.split_once('|')?;
         let hex = |text: &str| u64::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok();
-        let page = hex(page).ok_or_else(bad)?;
-        let entries: Option<Vec<u64>> = entries.split_whitespace().map(hex).collect();
-        let entries = entries.ok_or_else(bad)?;
+        let entries: Vec<u64> = entries.split_whitespace().map(hex).collect::<Option<_>>()?;
         // With three entries the last one is at level 3 and translates 1 GiB.
         let pages = match entries.len() {
             3 => 1 << 18,
             4 => 1 << 9,
             5 => 1,
-            _ => return Err(bad()),
+            _ => return None,
         };
-        let leaf = entries[entries.len() - 1];
-        let first = leaf & FRAME & !(pages * PAGE - 1);
+        Some(Leaf { page: hex(page)?, pages, entry: *entries.last()? })
+    };
+    let lines = lines.filter(|line| !line.is_empty());
+    lines.map(|line| leaf(line).ok_or_else(|| format!("what does `{line}` mean?"))).collect()
+}
+
+/// The translations in a dump.
+fn parse(text: &str) -> Result<Translations, String> {
+    let mut found = Translations::new();
+    for Leaf { page, pages, entry } in leaves(text)? {
+        let first = entry & FRAME & !(pages * PAGE - 1);
         for number in 0..pages {
-            let translation = Translation { physical: first + number * PAGE, writable: leaf & WRITABLE != 0 };
+            let translation =
+                Translation { physical: first + number * PAGE, writable: entry & WRITABLE != 0 };
             if found.insert((page + number) * PAGE, translation).is_some() {
-                return Err(format!("`{line}` translates a page again"));
+                return Err(format!("page {:#x} is translated again", page + number));
             }
         }
     }
@@ -150,6 +173,9 @@ mod tests {
         assert_eq!(found[&0x4_0000], to(0x765_4000, true));
         assert_eq!(found[&0x4_1000], to(0x765_5000, false));
         assert_eq!((found[&0x20_0000], found[&0x3f_f000]), (to(0x800_0000, true), to(0x81f_f000, true)));
+        let sizes: Vec<(u64, u64)> =
+            leaves(DUMP).unwrap().iter().map(|leaf| (leaf.page, leaf.pages)).collect();
+        assert_eq!(sizes, [(0x40, 1), (0x41, 1), (0x200, 512)]);
         let empty: String = DUMP.lines().take(2).map(|line| format!("{line}\n")).collect();
         assert_eq!(parse(&empty), Ok(Translations::new()));
     }

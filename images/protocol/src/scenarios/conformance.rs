@@ -17,6 +17,7 @@ checks! {
     CallersOfIommufdNeverSeeEachOther if has_iommufd,
     IommufdHoldsNothingStaleAfterAFailure if shows_page_tables,
     Type1HoldsNothingStaleAfterAFailure if shows_page_tables,
+    SuperpagesAtZeroAreOneEntry if shows_page_tables,
 }
 
 fn has_iommufd(run: &Run) -> bool {
