@@ -752,7 +752,7 @@ struct vfio_fast_stats {
      */
     uint64_t unmap_ns;
     /**
-     * madvise calls that faulted memory in.
+     * Calls that faulted memory in (madvise, or buffers of io_uring).
      */
     uint64_t populate_calls;
     /**
@@ -779,7 +779,7 @@ struct vfio_fast_stats {
      */
     uint64_t populate_skipped;
     /**
-     * EINVAL: the kernel is older than 5.14, or the memory cannot be faulted in.
+     * EINVAL: the memory cannot be faulted in.
      */
     uint64_t populate_einval;
     /**
@@ -952,8 +952,8 @@ struct vfio_fast_failure {
      */
     uint64_t hva;
     /**
-     * The value that a limit would have to allow: the total of locked bytes (RLIMIT_MEMLOCK), or the number of
-     * entries to add (dma_avail). 0: no limit was exceeded.
+     * The value that a limit would have to allow: the total of locked bytes (RLIMIT_MEMLOCK), the number of entries to
+     * add (dma_avail), or the bytes that a file system would have to hold. 0: no limit was exceeded.
      */
     uint64_t needed;
     /**

@@ -125,6 +125,20 @@ pub enum ErrorKind {
         /// The failure that caused it.
         cause: String,
     },
+    /// The file system of memory that is about to be faulted in has too little space left for it. Numbers are bytes.
+    FileSystemFull {
+        /// The file behind the memory.
+        file: String,
+        /// Bytes that are missing.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// The memory is a shared mapping of a file that the kernel does not pin, because its pages are written back.
+    DiskFile {
+        /// The file behind the memory.
+        file: String,
+    },
     /// Any other broken rule, as text.
     Other(&'static str),
 }
@@ -181,11 +195,12 @@ impl Error {
         Self { op, ..self }
     }
 
-    /// The amounts needed and available: bytes for memlock, entries for `dma_avail`.
+    /// The amounts needed and available: bytes for memlock and file systems, entries for `dma_avail`.
     pub fn needed_and_available(&self) -> Option<(u64, u64)> {
         match self.kind {
             ErrorKind::Memlock { needed, locked, limit } => Some((locked.saturating_add(needed), limit)),
             ErrorKind::Entries { needed, available } => Some((needed, available)),
+            ErrorKind::FileSystemFull { needed, free, .. } => Some((needed, free)),
             _ => None,
         }
     }
@@ -254,6 +269,15 @@ impl fmt::Display for Error {
                     ": what is mapped is not known any more since this failed: {cause}; only closing is left"
                 )
             }
+            ErrorKind::FileSystemFull { file, needed, free } => write!(
+                f,
+                ": the file system of {file} has {free} bytes free, {needed} are needed: enlarge it, or add huge pages \
+                 to the pool (hugetlbfs)"
+            ),
+            ErrorKind::DiskFile { file } => write!(
+                f,
+                ": shared memory of a disk file system ({file}) cannot be given to devices: use tmpfs, memfd or share=off"
+            ),
             ErrorKind::Other(text) => write!(f, ": {text}"),
         }
     }

@@ -117,7 +117,7 @@ stats! {
     map_ns: u64,
     /// Time spent in unmap calls. Concurrent calls each count in full.
     unmap_ns: u64,
-    /// madvise calls that faulted memory in.
+    /// Calls that faulted memory in: madvise, or buffers of io_uring.
     populate_calls: u64,
     /// Bytes that those calls faulted in.
     populate_bytes: u64,
@@ -129,7 +129,7 @@ stats! {
     populate_small: u64,
     /// Bytes left to the map call because faulting in failed.
     populate_skipped: u64,
-    /// Chunks that failed with EINVAL: a kernel before 5.14, or a special mapping.
+    /// Chunks that failed with EINVAL: a special mapping.
     populate_einval: u64,
     /// Chunks that failed with EFAULT.
     populate_efault: u64,

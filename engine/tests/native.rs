@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use memfd::MemfdOptions;
 use vfio_fast_engine::host_va;
-use vfio_fast_engine::populate::{self, CHUNK_BYTES, HostRange, PopulateOptions, Report};
+use vfio_fast_engine::populate::{self, CHUNK_BYTES, HostRange, Method, PopulateOptions, Report};
+use vfio_fast_testing::seccomp::Kernel;
 
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
@@ -146,7 +147,9 @@ fn as_mapped(expected: Report, report: &Report) -> Report {
 }
 
 fn populate(pieces: &[HostRange], threads: usize) -> Report {
-    populate::populate(pieces, PopulateOptions { threads, cpus: None, huge_pages: false, chunk: CHUNK_BYTES })
+    let method = Method::Advice;
+    let options = PopulateOptions { threads, cpus: None, method, huge_pages: false, chunk: CHUNK_BYTES };
+    populate::populate(pieces, options)
 }
 
 /// The number of chunks of the mapping: chunk boundaries inside it, and one for its beginning.
@@ -367,7 +370,8 @@ fn huge_pages_are_asked_for_before_the_first_fault() {
     for (huge_pages, granted) in [(false, knob.contains("[always]")), (true, !knob.contains("[never]"))] {
         // More than this process has in memory, otherwise nothing is advised.
         let memory = Memory::anonymous(64 * MIB, READ_WRITE);
-        let how = PopulateOptions { threads: 1, cpus: None, huge_pages, chunk: CHUNK_BYTES };
+        let method = Method::Advice;
+        let how = PopulateOptions { threads: 1, cpus: None, method, huge_pages, chunk: CHUNK_BYTES };
         let report = populate::populate(&[memory.whole(true)], how);
         assert_eq!(report.huge_bytes + report.small_anonymous_bytes, 64 * MIB as u64);
         // The ends of the mapping may be unaligned, and memory can be fragmented.
@@ -379,7 +383,13 @@ fn huge_pages_are_asked_for_before_the_first_fault() {
 fn the_callers_advice_against_huge_pages_is_kept() {
     let _alone = alone();
     let memory = Memory::anonymous(64 * MIB, READ_WRITE).small_pages();
-    let how = PopulateOptions { threads: 2, cpus: None, huge_pages: true, chunk: CHUNK_BYTES };
+    let how = PopulateOptions {
+        threads: 2,
+        cpus: None,
+        method: Method::Advice,
+        huge_pages: true,
+        chunk: CHUNK_BYTES,
+    };
     let report = populate::populate(&[memory.whole(true)], how);
     assert_eq!((report.huge_bytes, report.bytes), (0, 64 * MIB as u64));
     let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
@@ -520,4 +530,35 @@ fn assert_no_workers() {
         assert!(Instant::now() < deadline, "still running: {workers:?}");
         std::thread::yield_now();
     }
+}
+
+/// As [`what_is_present_is_passed_over`], where the kernel says less about the pages.
+#[test]
+fn present_memory_needs_no_call() {
+    let _alone = alone();
+    let file = memfd(3 * MIB);
+    for memory in
+        [Memory::anonymous(3 * MIB, READ_WRITE).small_pages(), Memory::of(&file, 3 * MIB, READ_WRITE)]
+    {
+        memory.write(0, 1);
+        memory.write(PAGE, 1);
+        let first = populate(&[memory.whole(true)], 1);
+        assert_eq!(first.present_bytes + first.bytes, 3 * MIB as u64);
+        assert_eq!(first.present_bytes, 2 * PAGE as u64);
+        let again = populate(&[memory.whole(true)], 1);
+        assert_eq!((again.calls, again.present_bytes), (0, 3 * MIB as u64));
+    }
+}
+
+/// Without PAGEMAP_SCAN the kinds of pages are not known. Everything else stays as it is.
+#[test]
+fn a_kernel_of_6_1_faults_in_alike() {
+    let said = Kernel::V6_1.run_tests(&[
+        "--skip=a_kernel_of_6_1_faults_in_alike",
+        "--skip=what_is_present_is_passed_over",
+        "--skip=only_what_is_missing_is_counted_and_faulted_in",
+        "--skip=a_hole_costs_its_chunk_and_no_other",
+        "--skip=huge_pages_are_asked_for_before_the_first_fault",
+    ]);
+    assert!(said.contains(" 0 failed"), "{said}");
 }

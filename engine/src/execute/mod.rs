@@ -2,6 +2,7 @@
 
 mod batch;
 mod parallel;
+mod share;
 
 use std::time::{Duration, Instant};
 
@@ -12,13 +13,14 @@ use crate::addr::{BASE_PAGE, IovaRange};
 use crate::backend::{Backend, Capabilities, PopulatePolicy};
 use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::object::Objects;
-use crate::populate::{self, HostRange, PopulateOptions, PopulateSession, Report};
+use crate::populate::{self, HostRange, Method, PopulateOptions, PopulateSession, Report, files};
 use crate::reconcile::dirty_pages::{DirtyPages, words_for};
 use crate::reconcile::plan::{Plan, Unmap};
 use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
 use crate::sys::cpu::CpuSet;
+use crate::sys::vma;
 
 /// A device region the kernel refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,7 +83,8 @@ pub struct Executor<'a> {
 
 impl Executor<'_> {
     /// Makes all unmap calls, then all map calls, because a new entry can overlap an old one. With `fault_in`, faults
-    /// memory in before it is mapped, if the backend benefits from that.
+    /// memory in before it is mapped, if the backend and the host benefit from that. If only the host does not, the
+    /// threads of a parallel backend share the map calls, which fault it in.
     ///
     /// A failed unmap does not stop the other unmaps, but no map follows it. The first map failure that is not due to
     /// device memory stops the run. The table records how far it came.
@@ -97,6 +100,21 @@ impl Executor<'_> {
             policy != PopulatePolicy::Never && pieces(&plan.maps).iter().any(|piece| piece.bytes > 0)
         });
         let mut entries = plan.maps.clone();
+        let by_maps = fault_in.filter(|options| options.method == Method::Maps);
+        let fault_in = fault_in.filter(|options| options.method != Method::Maps);
+        if let Some(options) = by_maps {
+            if options.huge_pages {
+                populate::advise(&pieces(&entries));
+            }
+            if parallel {
+                entries = share::share(entries, self.threads);
+            }
+        }
+        // Memory that its file system cannot hold or give is not faulted in: that would fill it for nothing.
+        let fault_in = match fault_in {
+            Some(options) => files::can_hold(&pieces(&entries))?.then_some(options),
+            None => None,
+        };
         let mut meanwhile = fault_in;
         if policy == PopulatePolicy::Upfront || !plan.unmaps.is_empty() {
             // If an entry is unmapped only to be cut, the device must regain access to the rest as soon as possible.
@@ -110,7 +128,7 @@ impl Executor<'_> {
         }
         self.clear(&plan.unmaps)?;
         if parallel {
-            return self.map_in_parallel(entries, wanted, meanwhile);
+            return self.map_in_parallel(entries, wanted, meanwhile, by_maps.is_some());
         }
         let Some(options) = meanwhile else { return self.map_in_order(entries, wanted, None) };
         let pieces = pieces(&entries);
@@ -138,6 +156,9 @@ impl Executor<'_> {
                 self.found_device(&mut entry);
             }
             let answer = self.map(&entry);
+            if answer.is_err_and(|errno| is_unseen_device(&entry, errno)) {
+                self.found_device(&mut entry);
+            }
             match (answer, entry.kind) {
                 (Ok(()), _) => {}
                 (Err(errno), Kind::Ram) => return Err(not_mapped(&entry, errno)),
@@ -289,6 +310,14 @@ impl Executor<'_> {
         self.table.remove_within(range);
         Ok(())
     }
+}
+
+/// Whether a map call failed because memory declared as RAM is device memory. Populate finds that out before, unless
+/// it left the memory to the map call.
+fn is_unseen_device(entry: &Entry, errno: Errno) -> bool {
+    errno == Errno::EFAULT
+        && entry.kind == Kind::Ram
+        && vma::is_device(entry.hva, entry.range.length()).unwrap_or(false)
 }
 
 /// The error of a map call for RAM.

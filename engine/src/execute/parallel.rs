@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Batch, Call, Executor, not_mapped, pieces};
+use super::{Batch, Call, Executor, is_unseen_device, not_mapped, pieces};
 use crate::error::{Error, KernelResult, Result};
-use crate::populate::{self, MIN_PARALLEL_BYTES, PopulateOptions, PopulateSession};
+use crate::populate::{self, MIN_PARALLEL_BYTES, Method, PopulateOptions, PopulateSession};
 use crate::reconcile::plan::Unmap;
 use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::WantedSet;
@@ -24,11 +24,15 @@ const CALL_BYTES: u64 = 1 << 30;
 impl Executor<'_> {
     /// Maps the entries on all threads, each once its memory is present. Device memory is mapped last and in order:
     /// if the kernel refuses an entry, the mapped part of its region is unmapped.
+    ///
+    /// With `by_address`, memory is not mapped through its object: a file gives out whatever pages it has, and where
+    /// the map calls fault in, it would add base pages, and movable ones.
     pub(super) fn map_in_parallel(
         &mut self,
         mut entries: Vec<Entry>,
         wanted: &WantedSet,
         fault_in: Option<PopulateOptions<'_>>,
+        by_address: bool,
     ) -> Result<()> {
         let queue = MapQueue {
             entries: &entries,
@@ -43,6 +47,7 @@ impl Executor<'_> {
         let pieces = if faulted { pieces(&entries) } else { Vec::new() };
         let options = fault_in.unwrap_or(PopulateOptions {
             threads: self.threads,
+            method: Method::Maps,
             cpus: self.cpus,
             huge_pages: false,
             chunk: populate::CHUNK_BYTES,
@@ -52,7 +57,8 @@ impl Executor<'_> {
         let work = |session: &PopulateSession<'_>| {
             queue.work(faulted.then_some(session), |entry| {
                 let start = Instant::now();
-                let answer = backend.map(&entry.mapping(), objects.object_of(entry));
+                let object = if by_address { None } else { objects.object_of(entry) };
+                let answer = backend.map(&entry.mapping(), object);
                 let took = start.elapsed();
                 lock(&noted).record_map(entry, answer, took);
                 answer
@@ -173,6 +179,11 @@ impl MapQueue<'_> {
                 && !self.stop.load(Ordering::Relaxed)
                 && let Err(errno) = map(entry)
             {
+                if is_unseen_device(entry, errno) {
+                    // Mapped again in order, where a refusal undoes the rest of its region.
+                    lock(&self.devices).push(index);
+                    continue;
+                }
                 lock(&self.first).get_or_insert(not_mapped(entry, errno));
                 self.stop.store(true, Ordering::Relaxed);
             }

@@ -7,9 +7,11 @@
 
 mod advice;
 pub mod discard;
+pub(crate) mod files;
 mod hint;
 mod layout;
 mod limit;
+pub mod method;
 mod page_size;
 mod queue;
 mod report;
@@ -27,6 +29,7 @@ use crate::sys::pagemap::Pagemap;
 use crate::sys::thread;
 pub(crate) use hint::hint;
 pub use limit::{Cause, ThreadLimit};
+pub use method::Method;
 use page_size::PageSizes;
 use queue::{Queue, Worker};
 pub use report::Report;
@@ -56,6 +59,8 @@ pub struct HostRange {
 pub struct PopulateOptions<'a> {
     /// Maximum number of threads, including the calling one.
     pub threads: usize,
+    /// How.
+    pub method: Method,
     /// The CPUs of the other threads; `None`: those of the process.
     pub cpus: Option<&'a CpuSet>,
     /// Whether to request huge pages first, if there is anything to fault in.
@@ -134,7 +139,8 @@ pub fn with<R>(
     let sizes = (options.threads > 1 && missing >= MIN_PARALLEL_BYTES).then(|| PageSizes::open(&mappings));
     let queue = Queue::new(&rest, options.threads, pagemap.as_ref(), options.chunk, |piece| {
         sizes.as_ref().map_or(0, |sizes| sizes.of(piece))
-    });
+    })
+    .by(options.method);
     let chunks = usize::try_from(queue.chunks()).unwrap_or(usize::MAX);
     // A huge page each: clearing one takes a few times as long as starting a thread.
     let shares = usize::try_from(missing / HUGE_PAGE).unwrap_or(usize::MAX);
@@ -173,6 +179,12 @@ pub fn with<R>(
     (answer, report)
 }
 
+/// Requests huge pages for `pieces`, for the faults of the map calls.
+pub(crate) fn advise(pieces: &[HostRange]) {
+    let total = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.bytes));
+    advice::prefer_huge_pages(pieces, &advice::mappings(pieces, total));
+}
+
 fn access(piece: &HostRange) -> Access {
     if piece.writable { Access::Write } else { Access::Read }
 }
@@ -199,7 +211,7 @@ mod tests {
     }
 
     fn how(threads: usize, chunk: u64) -> PopulateOptions<'static> {
-        PopulateOptions { threads, cpus: None, huge_pages: false, chunk }
+        PopulateOptions { threads, cpus: None, method: Method::Advice, huge_pages: false, chunk }
     }
 
     #[test]

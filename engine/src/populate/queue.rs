@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use super::layout::{Chunk, Layout};
+use super::method::{Method, Pins};
 use super::{HostRange, MIN_PARALLEL_BYTES, Report, access};
-use crate::addr::{HUGE_PAGE, HostVa};
-use crate::error::Errno;
-use crate::sys::madvise;
+use crate::addr::{BASE_PAGE, HUGE_PAGE, HostVa};
+use crate::error::{Errno, KernelResult};
+use crate::sys::madvise::{self, Access};
+use crate::sys::mincore;
 use crate::sys::numa::{NodeBinding, Nodes};
 use crate::sys::pagemap::{PageRegion, Pagemap};
 use crate::sys::vma;
@@ -33,6 +35,8 @@ pub(super) struct Queue<'a> {
     device: Vec<OnceLock<bool>>,
     /// Used to find memory that is already present.
     pagemap: Option<&'a Pagemap>,
+    method: Method,
+    pins: Pins,
 }
 
 /// Adjacent chunks with memory on the same NUMA node, or without a preferred node.
@@ -54,6 +58,11 @@ pub(super) struct Worker<'a> {
 }
 
 impl<'a> Queue<'a> {
+    /// The same, faulting in by `method`.
+    pub fn by(self, method: Method) -> Self {
+        Self { method, ..self }
+    }
+
     /// A queue of all bytes of `pieces` for up to `threads` threads, in chunks of `chunk` bytes, or of a page if
     /// `page` returns a larger one for the piece.
     pub fn new(
@@ -84,6 +93,8 @@ impl<'a> Queue<'a> {
             settled: (Mutex::new(()), Condvar::new()),
             device: pieces.iter().map(|_| OnceLock::new()).collect(),
             pagemap,
+            method: Method::Advice,
+            pins: Pins::default(),
             layout,
         }
     }
@@ -214,7 +225,15 @@ impl<'a> Queue<'a> {
         let access = access(&self.pieces[index]);
         let (start, end) = (hva.raw(), hva.raw().saturating_add(bytes));
         let mut found = [PageRegion::default(); 64];
-        let (mut at, mut filled) = (start, 0);
+        if self.is_left_to_the_map(&self.pieces[index]) {
+            return;
+        }
+        let known = if self.pagemap.is_none() { in_memory(hva, bytes, access) } else { 0 };
+        if known == bytes {
+            done.present_bytes += bytes;
+            return;
+        }
+        let (mut at, mut filled) = (start + known, 0);
         let reached = 'part: loop {
             let hva = HostVa::from_raw(at);
             let listed = self.pagemap.map(|pagemap| pagemap.missing(hva, end - at, access, &mut found));
@@ -224,16 +243,21 @@ impl<'a> Queue<'a> {
             for near in missing.chunk_by(|one, other| other.start - one.end <= GAP) {
                 let (from, to) = (near[0].start, near[near.len() - 1].end);
                 done.calls += 1;
-                let outcome = madvise::populate(HostVa::from_raw(from), to - from, access);
+                let outcome = self.populate(HostVa::from_raw(from), to - from, access);
                 let reached = match outcome {
                     Ok(()) => to,
-                    Err(Errno::EINVAL) if self.is_device(index) => return,
+                    Err(errno) if errno == self.errno_of_devices() && self.is_device(index) => return,
                     Err(_) => from + self.present(HostVa::from_raw(from), to - from),
                 };
                 let before = |region: &PageRegion| region.end.min(reached).saturating_sub(region.start);
                 filled += near.iter().map(before).sum::<u64>();
                 if let Err(errno) = outcome {
                     done.left_to_the_map(end - reached, errno);
+                    // The map call fails for the same reason, or succeeds after another process has given memory
+                    // back. A hole gives the same error: there mincore fails too.
+                    if errno == Errno::ENOMEM && mincore::present(HostVa::from_raw(from), to - from).is_ok() {
+                        self.close();
+                    }
                     break 'part reached;
                 }
             }
@@ -255,7 +279,31 @@ impl<'a> Queue<'a> {
         self.pagemap.and_then(|pagemap| pagemap.present(hva, bytes).ok()).unwrap_or(0)
     }
 
-    /// Whether piece `index` is device memory. Looked up once, on the first EINVAL.
+    /// Makes memory present.
+    fn populate(&self, hva: HostVa, bytes: u64, access: Access) -> KernelResult<()> {
+        match self.method {
+            Method::Advice => madvise::populate(hva, bytes, access),
+            Method::Pins => self.pins.fault_in(hva, bytes),
+            Method::Maps => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    /// Whether nothing can be done for a piece before its map call.
+    fn is_left_to_the_map(&self, piece: &HostRange) -> bool {
+        match self.method {
+            Method::Advice => false,
+            // Every pin of io_uring is one for writing.
+            Method::Pins => !piece.writable,
+            Method::Maps => true,
+        }
+    }
+
+    /// The error that device memory gives.
+    fn errno_of_devices(&self) -> Errno {
+        if self.method == Method::Advice { Errno::EINVAL } else { Errno::EFAULT }
+    }
+
+    /// Whether piece `index` is device memory. Looked up once, on the first error that device memory gives.
     fn is_device(&self, index: usize) -> bool {
         let piece = &self.pieces[index];
         // If the flags cannot be read, leave the decision to the map call.
@@ -276,6 +324,13 @@ impl Drop for Finished<'_> {
             queue.notify();
         }
     }
+}
+
+/// The bytes that are in memory from `hva` on, where the page tables cannot be asked.
+fn in_memory(hva: HostVa, bytes: u64, access: Access) -> u64 {
+    let present = mincore::present(hva, bytes).unwrap_or(0);
+    // Device memory that was accessed is present too. It is to be recognised, so its first page is tried.
+    if present > 0 && madvise::populate(hva, BASE_PAGE, access).is_err() { 0 } else { present }
 }
 
 /// Groups adjacent runs on the same node.

@@ -13,6 +13,12 @@ pub(crate) enum Access {
     Write,
 }
 
+/// Whether the kernel has the two advices of [`populate`] (Linux 5.14).
+pub(crate) fn can_populate() -> bool {
+    // An empty range: known advice does nothing, unknown advice is EINVAL.
+    populate(HostVa::from_raw(0), 0, Access::Write).is_ok()
+}
+
 /// Makes every page of the `bytes` bytes at `hva` present, as if each had been accessed, in one call.
 ///
 /// Stops at the first page that cannot be made present; the pages before it stay present.
@@ -51,6 +57,11 @@ pub(crate) fn prefer_huge_pages(hva: HostVa, bytes: u64) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_kernel_has_the_advice() {
+        assert!(can_populate());
+    }
 
     #[test]
     fn an_unmapped_range_is_an_error_and_not_a_signal() {

@@ -4,6 +4,7 @@
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use crate::limits::{Memlock, MemlockScope};
 
@@ -18,13 +19,57 @@ const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
 /// A value that cannot be read counts as "nothing locked" or "no limit": the kernel enforces the limit anyway, and a
 /// guess here must not refuse what the kernel would allow.
 pub fn memlock() -> Memlock {
-    // Capabilities and namespaces belong to threads, so this reads those of the calling thread, which makes the map
-    // calls.
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let namespace = fs::metadata("/proc/thread-self/ns/user").ok().map(|namespace| namespace.ino());
-    let status = Status::parse(&status);
-    let limit = if status.may_lock_any(namespace) { None } else { memlock_limit() };
-    Memlock { locked: status.locked, limit, scope: MemlockScope::Process }
+    let limit = if may_lock_any(capabilities(), user_namespace()) { None } else { memlock_limit() };
+    // The same in all threads. Profiles of AppArmor allow this file, but not the one in thread-self.
+    let locked = limit.map_or(0, |_| locked(&fs::read_to_string("/proc/self/status").unwrap_or_default()));
+    Memlock { locked, limit, scope: MemlockScope::Process }
+}
+
+/// The effective capabilities of the calling thread, which makes the map calls; all of them if they cannot be read.
+fn capabilities() -> u64 {
+    /// `struct __user_cap_header_struct`; process 0 is the calling thread.
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+    /// `struct __user_cap_data_struct`
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    /// _LINUX_CAPABILITY_VERSION_3, which has two words.
+    const VERSION: u32 = 0x2008_0522;
+    let mut header = Header { version: VERSION, pid: 0 };
+    let mut data = [Data::default(); 2];
+    // SAFETY: the call reads and writes the header, and writes two elements for this version.
+    let answer = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
+    if answer == 0 { u64::from(data[1].effective) << 32 | u64::from(data[0].effective) } else { u64::MAX }
+}
+
+/// The inode number of the user namespace, which a process with several threads cannot leave.
+fn user_namespace() -> Option<u64> {
+    static NAMESPACE: OnceLock<Option<u64>> = OnceLock::new();
+    *NAMESPACE.get_or_init(|| fs::metadata("/proc/self/ns/user").ok().map(|namespace| namespace.ino()))
+}
+
+/// Whether a thread with these capabilities in the user namespace with this inode number is exempt from
+/// RLIMIT_MEMLOCK.
+fn may_lock_any(capabilities: u64, namespace: Option<u64>) -> bool {
+    // The kernel checks the capability in the initial namespace; root in another user namespace has it only there.
+    let on_the_host = namespace.is_none_or(|inode| inode == INITIAL_USER_NAMESPACE);
+    on_the_host && capabilities >> CAP_IPC_LOCK & 1 == 1
+}
+
+/// VmLck of /proc/self/status in bytes.
+fn locked(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    line.and_then(|value| value.trim().strip_suffix("kB"))
+        .and_then(|kib| kib.trim().parse::<u64>().ok())
+        .map_or(0, |kib| kib.saturating_mul(1024))
 }
 
 /// RLIMIT_MEMLOCK in bytes, `None` for infinity.
@@ -39,60 +84,35 @@ fn memlock_limit() -> Option<u64> {
     (limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
-/// The relevant lines of /proc/.../status.
-#[derive(PartialEq, Eq, Debug)]
-struct Status {
-    /// VmLck in bytes.
-    locked: u64,
-    /// The effective capabilities; all of them if they cannot be read.
-    capabilities: u64,
-}
-
-impl Status {
-    /// Whether a thread in the user namespace with this inode number is exempt from RLIMIT_MEMLOCK.
-    fn may_lock_any(&self, namespace: Option<u64>) -> bool {
-        // The kernel checks the capability in the initial namespace; root in another user namespace has it only
-        // there.
-        let on_the_host = namespace.is_none_or(|inode| inode == INITIAL_USER_NAMESPACE);
-        on_the_host && self.capabilities >> CAP_IPC_LOCK & 1 == 1
-    }
-
-    fn parse(text: &str) -> Self {
-        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-        let locked = field("VmLck:")
-            .and_then(|value| value.strip_suffix("kB"))
-            .and_then(|kib| kib.trim().parse::<u64>().ok())
-            .map_or(0, |kib| kib.saturating_mul(1024));
-        let capabilities = field("CapEff:").and_then(|hex| u64::from_str_radix(hex, 16).ok());
-        Self { locked, capabilities: capabilities.unwrap_or(u64::MAX) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn status_is_read_in_kib_and_hex() {
-        let text = "Name:\tx\nVmPeak:\t 9 kB\nVmLck:\t    1028 kB\nCapInh:\t0000000000004000\nCapEff:\t0000000000003fff\n";
-        assert_eq!(Status::parse(text), Status { locked: 1028 * 1024, capabilities: 0x3fff });
+    fn locked_memory_is_read_in_kib() {
+        assert_eq!(locked("Name:\tx\nVmPeak:\t 9 kB\nVmLck:\t    1028 kB\nCapInh:\t0\n"), 1028 * 1024);
     }
 
     #[test]
     fn what_cannot_be_read_refuses_nothing() {
-        let unknown = Status { locked: 0, capabilities: u64::MAX };
-        assert_eq!(Status::parse(""), unknown);
-        assert_eq!(Status::parse("VmLck: many\nCapEff: zz\n"), unknown);
-        assert_eq!(Status::parse("VmLck:\t-1 kB\n"), unknown);
-        assert_eq!(Status::parse("VmLck:\t18446744073709551615 kB\n").locked, u64::MAX);
-        assert!(unknown.may_lock_any(None));
+        for text in ["", "VmLck: many\n", "VmLck:\t-1 kB\n"] {
+            assert_eq!(locked(text), 0);
+        }
+        assert_eq!(locked("VmLck:\t18446744073709551615 kB\n"), u64::MAX);
+        assert!(may_lock_any(u64::MAX, None));
     }
 
     #[test]
     fn only_the_hosts_capability_lifts_the_limit() {
-        let may = |capabilities, namespace| Status { locked: 0, capabilities }.may_lock_any(namespace);
-        assert!(may(1 << 14, Some(INITIAL_USER_NAMESPACE)));
-        assert!(!may(!(1 << 14), Some(INITIAL_USER_NAMESPACE)));
-        assert!(!may(1 << 14, Some(0xf000_0000)));
+        assert!(may_lock_any(1 << 14, Some(INITIAL_USER_NAMESPACE)));
+        assert!(!may_lock_any(!(1 << 14), Some(INITIAL_USER_NAMESPACE)));
+        assert!(!may_lock_any(1 << 14, Some(0xf000_0000)));
+    }
+
+    #[test]
+    fn the_kernel_says_what_the_thread_may_do() {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+        assert_eq!(capabilities(), u64::from_str_radix(line.trim(), 16).unwrap());
     }
 }

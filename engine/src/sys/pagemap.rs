@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use crate::addr::{BASE_PAGE, HUGE_PAGE, HostVa};
 use crate::error::Errno;
 use crate::sys::madvise::Access;
+use crate::sys::proc;
 
 /// The page tables of this process.
 #[derive(Debug)]
@@ -77,7 +78,7 @@ pub(crate) struct Mapped {
 impl Pagemap {
     /// `None` if there is no /proc, or the kernel is older: then no page is known to be present.
     pub fn open() -> Option<Self> {
-        let pagemap = Self { file: File::open("/proc/self/pagemap").ok()? };
+        let pagemap = Self { file: proc::open("pagemap")? };
         // Every kernel with this request accepts an empty range.
         pagemap.scan(&mut PmScanArg::default(), &mut []).ok().map(|_| pagemap)
     }

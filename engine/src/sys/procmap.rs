@@ -6,12 +6,14 @@ use std::mem::{MaybeUninit, offset_of, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::ioctl::submit;
+use super::proc;
 use crate::addr::HostVa;
 use crate::error::KernelResult;
 
 /// `PROCMAP_QUERY`, since Linux 6.11: `_IOWR('f', 17, struct procmap_query)`.
 const QUERY: libc::c_ulong =
     3 << 30 | (size_of::<Query>() as libc::c_ulong) << 16 | (b'f' as libc::c_ulong) << 8 | 17;
+const VMA_WRITABLE: u64 = 2;
 const VMA_SHARED: u64 = 8;
 
 /// `struct procmap_query`
@@ -45,10 +47,10 @@ const _: () = {
 
 /// The identity of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Identity {
-    inode: u64,
-    major: u32,
-    minor: u32,
+pub(crate) struct Identity {
+    pub inode: u64,
+    pub major: u32,
+    pub minor: u32,
 }
 
 /// Whether all of the `bytes` bytes at `hva` are a shared mapping of `file` from `offset` on, and `file` is a memory
@@ -58,7 +60,7 @@ struct Identity {
 pub(crate) fn is_shared_memory(hva: HostVa, bytes: u64, file: BorrowedFd<'_>, offset: u64) -> bool {
     let Some(end) = hva.raw().checked_add(bytes) else { return false };
     let Some(identity) = memory_file(file) else { return false };
-    let Ok(maps) = File::open("/proc/self/maps") else { return false };
+    let Some(maps) = proc::open("maps") else { return false };
     let mut next = hva.raw();
     while next < end {
         let expected = offset.wrapping_add(next - hva.raw());
@@ -74,13 +76,25 @@ pub(crate) fn is_shared_memory(hva: HostVa, bytes: u64, file: BorrowedFd<'_>, of
     bytes > 0
 }
 
+/// A shared, writable mapping of a file.
+#[derive(Debug)]
+pub(crate) struct SharedFile {
+    /// The first byte after the mapping.
+    pub end: HostVa,
+    /// The file's name, with the suffix " (deleted)" if it has none any more.
+    pub name: Vec<u8>,
+    /// The identity of the file.
+    pub identity: Identity,
+}
+
 /// The mappings of this process.
+#[derive(Debug)]
 pub(crate) struct Maps(File);
 
 impl Maps {
     /// `None` if there is no /proc, or the kernel has no PROCMAP_QUERY.
     pub fn open() -> Option<Self> {
-        let maps = File::open("/proc/self/maps").ok()?;
+        let maps = proc::open("maps")?;
         // The address of this function is mapped.
         query(&maps, Self::open as *const () as u64).ok().map(|_| Self(maps))
     }
@@ -89,6 +103,32 @@ impl Maps {
     pub fn page_size(&self, hva: HostVa) -> Option<u64> {
         query(&self.0, hva.raw()).ok().map(|vma| vma.vma_page_size)
     }
+
+    /// The file at `hva`, if that is a shared and writable mapping of one. `None` if the kernel is older than 6.11.
+    pub fn shared_file(&self, hva: HostVa) -> Option<SharedFile> {
+        const FLAGS: u64 = VMA_SHARED | VMA_WRITABLE;
+        let vma = query(&self.0, hva.raw()).ok().filter(|vma| vma.vma_flags & FLAGS == FLAGS)?;
+        let mut name = vec![0u8; libc::PATH_MAX as usize];
+        let length = query_name(&self.0, hva.raw(), &mut name).ok()?;
+        name.truncate(length.saturating_sub(1));
+        let identity = Identity { inode: vma.inode, major: vma.dev_major, minor: vma.dev_minor };
+        Some(SharedFile { end: HostVa::from_raw(vma.vma_end), name, identity })
+    }
+}
+
+/// Asks for the name of the mapping at `address`. Returns its length with the terminating zero; 0 if it has none.
+fn query_name(maps: &File, address: u64, name: &mut [u8]) -> KernelResult<usize> {
+    let mut argument = Query {
+        size: size_of::<Query>() as u64,
+        query_addr: address,
+        vma_name_size: u32::try_from(name.len()).unwrap_or(u32::MAX),
+        vma_name_addr: name.as_mut_ptr() as u64,
+        ..Query::default()
+    };
+    // SAFETY: `argument` is as long as its first field states, and the name is as long as its field states. Both
+    // outlive the call.
+    unsafe { submit(maps.as_fd(), QUERY, (&raw mut argument).cast()) }?;
+    Ok(name.len().min(argument.vma_name_size as usize))
 }
 
 fn query(maps: &File, address: u64) -> KernelResult<Query> {

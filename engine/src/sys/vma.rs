@@ -6,11 +6,11 @@
 //! populate call has failed with EINVAL (as it always does for device memory), and reading stops at the first mapping
 //! that decides the result.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 
 use super::procmap;
 use crate::addr::HostVa;
+use crate::sys::proc;
 
 /// One page: reading further ahead would make the kernel walk mappings that do not matter here.
 const READ_AHEAD: usize = 4096;
@@ -26,7 +26,8 @@ pub(crate) fn is_device(hva: HostVa, bytes: u64) -> io::Result<bool> {
     if procmap::is_bar(hva, bytes) {
         return Ok(true);
     }
-    let smaps = BufReader::with_capacity(READ_AHEAD, File::open("/proc/self/smaps")?);
+    let smaps =
+        BufReader::with_capacity(READ_AHEAD, proc::open("smaps").ok_or(io::ErrorKind::PermissionDenied)?);
     all_device(smaps, hva.raw(), last)
 }
 

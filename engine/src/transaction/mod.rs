@@ -9,17 +9,18 @@ mod single;
 
 use std::fmt::Write as _;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::addr::IovaRange;
-use crate::backend::Backend;
+use crate::backend::{Backend, PopulatePolicy};
 use crate::error::{Errno, Error, ErrorKind, Op, Result};
 use crate::execute::{Batch, Executed, Executor};
 use crate::limits::{Limits, Memlock};
 use crate::log::{Level, Log};
 use crate::object::Objects;
-use crate::populate::{self, PopulateOptions, ThreadLimit};
+use crate::populate::method::Choice;
+use crate::populate::{self, Method, PopulateOptions, ThreadLimit};
 use crate::preflight;
 use crate::reconcile::dirty_pages::DirtyPages;
 use crate::reconcile::grid::Grid;
@@ -132,6 +133,8 @@ pub struct Engine {
     threads: usize,
     cpu_set: Option<CpuSet>,
     huge_pages: bool,
+    /// How memory is faulted in; chosen when there is first something to map.
+    method: OnceLock<Method>,
     log: Log,
     /// Whether it was logged why there are few threads.
     logged_limit: AtomicBool,
@@ -159,6 +162,7 @@ impl Engine {
         let state = State { limits, wanted, objects, table, dirty, in_transaction, logged, poison };
         let (state, counters) = (Mutex::new(state), Counters::default());
         let logged_limit = AtomicBool::new(false);
+        let method = OnceLock::new();
         Ok(Self {
             backend,
             page,
@@ -167,6 +171,7 @@ impl Engine {
             threads,
             cpu_set,
             huge_pages,
+            method,
             log,
             logged_limit,
             state,
@@ -298,8 +303,9 @@ impl Engine {
         let State { table, wanted, objects, dirty, .. } = state;
         let mut executor = self.executor(table, objects, dirty.as_mut(), self.threads_for(&plan));
         let Executor { threads, cpus, .. } = executor;
-        let options =
-            PopulateOptions { threads, cpus, huge_pages: self.huge_pages, chunk: populate::CHUNK_BYTES };
+        let method = self.method(&plan);
+        let huge_pages = self.huge_pages;
+        let options = PopulateOptions { threads, cpus, method, huge_pages, chunk: populate::CHUNK_BYTES };
         let run = executor.run(&plan, wanted, Some(options));
         let executed = executor.executed;
         self.record_executed(&executed);
@@ -314,7 +320,7 @@ impl Engine {
             Err(error) if error.errno == Errno::ENOMEM && plan.unmaps.is_empty() => {
                 Err(preflight::explain(&plan, executed.map_bytes, self.backend.memlock()).unwrap_or(error))
             }
-            Err(error) => Err(error),
+            Err(error) => Err(populate::files::explained(error)),
         }
     }
 
@@ -397,6 +403,24 @@ impl Engine {
             cpus: self.cpu_set.as_ref(),
             executed: Executed::default(),
         }
+    }
+
+    /// How memory is faulted in on this host. The first plan that maps anything asks the kernel.
+    fn method(&self, plan: &Plan) -> Method {
+        let fault_in = self.backend.capabilities().populate != PopulatePolicy::Never;
+        if !fault_in || plan.maps.is_empty() {
+            return Method::Maps;
+        }
+        *self.method.get_or_init(|| {
+            let choice = Choice::of_this_host();
+            if let Some(text) = choice.explanation() {
+                self.log.write(Level::Info, format_args!("{text}"));
+            }
+            if let Some(text) = populate::method::lost() {
+                self.log.write(Level::Info, format_args!("{text}"));
+            }
+            choice.method
+        })
     }
 
     /// Which gaps unmap calls may cover. A bitmap of dirty pages covers gaps too, so there are none then.

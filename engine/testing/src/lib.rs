@@ -4,6 +4,7 @@
 pub mod callers;
 pub mod ioas;
 pub mod memory;
+pub mod seccomp;
 
 use proptest::prelude::*;
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};

@@ -20,8 +20,8 @@ pub struct vfio_fast_failure {
     pub length: u64,
     /// Host virtual address of its first byte. 0: none or unknown.
     pub hva: u64,
-    /// The value that a limit would have to allow: the total of locked bytes (RLIMIT_MEMLOCK), or the number of
-    /// entries to add (dma_avail). 0: no limit was exceeded.
+    /// The value that a limit would have to allow: the total of locked bytes (RLIMIT_MEMLOCK), the number of entries to
+    /// add (dma_avail), or the bytes that a file system would have to hold. 0: no limit was exceeded.
     pub needed: u64,
     /// The value that this limit allows, in the same unit.
     pub available: u64,
@@ -74,7 +74,7 @@ pub struct vfio_fast_stats {
     /// Nanoseconds spent in unmap calls. Concurrent calls count separately, so the sum can exceed the duration of the
     /// commits.
     pub unmap_ns: u64,
-    /// madvise calls that faulted memory in.
+    /// Calls that faulted memory in (madvise, or buffers of io_uring).
     pub populate_calls: u64,
     /// Bytes that these calls faulted in.
     pub populate_bytes: u64,
@@ -89,7 +89,7 @@ pub struct vfio_fast_stats {
     /// Bytes left to the map call because faulting them in did not work. The next five fields count the chunks that
     /// failed, by errno.
     pub populate_skipped: u64,
-    /// EINVAL: the kernel is older than 5.14, or the memory cannot be faulted in.
+    /// EINVAL: the memory cannot be faulted in.
     pub populate_einval: u64,
     /// EFAULT
     pub populate_efault: u64,

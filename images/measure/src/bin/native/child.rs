@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::{Backend, Mapping, PopulatePolicy};
 use vfio_fast_engine::object::{ObjectKind, ObjectRef};
-use vfio_fast_engine::populate::{self, HostRange, PopulateOptions};
+use vfio_fast_engine::populate::{self, HostRange, Method, PopulateOptions};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
 use vfio_fast_engine::{Config, Engine};
@@ -165,7 +165,13 @@ fn batch(job: &Job, memory: &Memory) -> Result<()> {
     let piece = HostRange { hva: memory.hva(), bytes: job.bytes, writable: true };
     let start = Instant::now();
     let (threads, huge_pages) = (job.threads, job.memory.may_be_huge());
-    let how = PopulateOptions { threads, cpus: None, huge_pages, chunk: job.pages_per_call * PAGE };
+    let how = PopulateOptions {
+        threads,
+        cpus: None,
+        method: Method::Advice,
+        huge_pages,
+        chunk: job.pages_per_call * PAGE,
+    };
     let report = populate::populate(&[piece], how);
     let populated = start.elapsed();
     for region in regions(memory, job.bytes) {

@@ -1,0 +1,162 @@
+//! Recognises file memory that its file system cannot hold, or that the kernel does not pin, before it is filled.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::{HostRange, MIN_PARALLEL_BYTES};
+use crate::addr::{BASE_PAGE, HUGE_PAGE, HostVa};
+use crate::error::{Errno, Error, ErrorKind, Op, Result};
+use crate::sys::file_system::{self, Kind};
+use crate::sys::procmap::{Maps, SharedFile};
+
+/// A file behind host memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Backing {
+    file: String,
+    kind: Kind,
+    device: u64,
+    inode: u64,
+    /// Bytes that the file has; `None` if it has no name any more, so that the kernel does not say.
+    held: Option<u64>,
+}
+
+/// What is to be faulted in of one file system.
+#[derive(Debug, Default)]
+struct Demand {
+    file: String,
+    bytes: u64,
+    free: u64,
+    /// What each file has.
+    held: BTreeMap<u64, Option<u64>>,
+}
+
+/// Whether the memory of `pieces` should be faulted in ahead. An error if its file system has too little space: the map
+/// call would fail with the same errno, after it had filled the file system.
+///
+/// Costs one or two system calls for each mapping of 4 MiB or more, and two more for shared files that have a name. On
+/// kernels before 6.11 nothing is known, and everything is faulted in.
+pub(crate) fn can_hold(pieces: &[HostRange]) -> Result<bool> {
+    let large = || pieces.iter().filter(|piece| piece.bytes >= MIN_PARALLEL_BYTES);
+    if large().next().is_none() {
+        return Ok(true);
+    }
+    let Some(mappings) = Maps::open() else { return Ok(true) };
+    let mut systems: BTreeMap<u64, Demand> = BTreeMap::new();
+    let mut last: Option<(HostVa, Option<Backing>)> = None;
+    for piece in large() {
+        // Pieces are ascending in most mappings, and a mapping has many of them.
+        if last.as_ref().is_none_or(|(end, _)| piece.hva >= *end) {
+            last = mappings.shared_file(piece.hva).map(|file| (file.end, backing(&file)));
+        }
+        let Some((_, Some(backing))) = &last else { continue };
+        let free = match backing.kind {
+            Kind::Disk => return Ok(false),
+            Kind::Tmpfs(Some(free)) | Kind::Hugetlbfs(free) => free,
+            Kind::Tmpfs(None) | Kind::Other => continue,
+        };
+        let demand = systems.entry(backing.device).or_default();
+        demand.file.clone_from(&backing.file);
+        demand.bytes = demand.bytes.saturating_add(piece.bytes);
+        demand.free = free;
+        demand.held.insert(backing.inode, backing.held);
+    }
+    let mut fits = true;
+    for demand in systems.into_values() {
+        fits &= demand.fits()?;
+    }
+    Ok(fits)
+}
+
+impl Demand {
+    /// Whether there is space enough; an error if there certainly is not.
+    fn fits(self) -> Result<bool> {
+        let Self { file, bytes, free, held } = self;
+        if bytes <= free {
+            return Ok(true);
+        }
+        let Some(held) = held.into_values().sum::<Option<u64>>() else {
+            // A file without a name may be there already. The map calls find out, in order.
+            return Ok(false);
+        };
+        let needed = bytes.saturating_sub(held);
+        if needed <= free {
+            return Ok(true);
+        }
+        Err(Error::check(Errno::EFAULT, ErrorKind::FileSystemFull { file, needed, free }))
+    }
+}
+
+/// Adds to the error of a map call that the file behind the memory is its reason, if it is.
+pub(crate) fn explained(error: Error) -> Error {
+    match error {
+        Error { op: Op::Map, errno: Errno::EFAULT, kind: ErrorKind::Kernel, hva: Some(hva), .. } => {
+            Error { kind: reason(hva).unwrap_or(ErrorKind::Kernel), ..error }
+        }
+        _ => error,
+    }
+}
+
+/// Why the memory at `hva` cannot be pinned, if its file is the reason.
+fn reason(hva: HostVa) -> Option<ErrorKind> {
+    let Backing { file, kind, .. } = backing(&Maps::open()?.shared_file(hva)?)?;
+    let full = |free, page| (free < page).then_some((free, page));
+    let (free, needed) = match kind {
+        Kind::Disk => return Some(ErrorKind::DiskFile { file }),
+        Kind::Tmpfs(free) => full(free?, BASE_PAGE),
+        Kind::Hugetlbfs(free) => full(free, HUGE_PAGE),
+        Kind::Other => None,
+    }?;
+    Some(ErrorKind::FileSystemFull { file, needed, free })
+}
+
+/// The backing of a shared file; `None` for memory without a name (memfd, shared anonymous memory), for devices, and if
+/// another file has the name now.
+fn backing(shared: &SharedFile) -> Option<Backing> {
+    const DELETED: &[u8] = b" (deleted)";
+    let named = Path::new(OsStr::from_bytes(&shared.name));
+    let of_mapping = |found: &fs::Metadata| {
+        let device = found.dev();
+        (libc::major(device), libc::minor(device)) == (shared.identity.major, shared.identity.minor)
+    };
+    if let Ok(found) = fs::symlink_metadata(named) {
+        let same = of_mapping(&found) && found.ino() == shared.identity.inode && found.is_file();
+        return same.then(|| {
+            let (device, inode, held) = (found.dev(), found.ino(), Some(found.blocks().saturating_mul(512)));
+            let file = named.display().to_string();
+            Some(Backing { file, kind: file_system::of(named)?, device, inode, held })
+        })?;
+    }
+    // The folder that the file was in is on the same file system, if it is still there.
+    let path = Path::new(OsStr::from_bytes(shared.name.strip_suffix(DELETED)?));
+    let folder = path.parent().filter(|folder| *folder != Path::new("/dev"))?;
+    let found = fs::metadata(folder).ok().filter(of_mapping)?;
+    let (device, inode) = (found.dev(), shared.identity.inode);
+    let file = path.display().to_string();
+    Some(Backing { file, kind: file_system::of(folder)?, device, inode, held: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn demand(bytes: u64, free: u64, held: &[Option<u64>]) -> Result<bool> {
+        let held = (0..).zip(held.iter().copied()).collect();
+        Demand { file: "/dev/shm/ram".to_owned(), bytes, free, held }.fits()
+    }
+
+    #[test]
+    fn only_what_is_missing_needs_space() {
+        assert_eq!(demand(100, 100, &[Some(0)]), Ok(true));
+        assert_eq!(demand(100, 40, &[Some(30), Some(30)]), Ok(true));
+        let error = demand(100, 39, &[Some(30), Some(30)]).unwrap_err();
+        assert_eq!(error.errno, Errno::EFAULT);
+        let text = error.to_string();
+        assert!(text.contains("file system of /dev/shm/ram has 39 bytes free, 40 are needed"), "{text}");
+        assert_eq!(demand(100, 99, &[None]), Ok(false), "what it has is not known");
+        assert_eq!(demand(100, 100, &[None]), Ok(true));
+    }
+}
