@@ -64,7 +64,7 @@ static void runs_are_single_calls(void)
     CHECK_RC(map(vf, many, COUNT(many)), 0);
     CHECK(map_calls(vf) == 6);
     CHECK(unmap(vf, many, COUNT(many)) == COUNT(many));
-    CHECK(stats(vf).unmap_calls == 6);
+    CHECK(stats(vf).unmap_calls == 3); /* one for each vfio_fast_unmap_pages(): a call may cover gaps */
     CHECK_RC(vfio_fast_close(&vf), 0);
 }
 
