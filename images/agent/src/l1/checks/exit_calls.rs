@@ -32,7 +32,7 @@ pub fn taken_away(calls: &[Call], quit: usize, devices: usize, largest: u64) -> 
         problems.push("bus mastering was turned on".to_owned());
     }
     for call in end.iter().filter(|call| call.is_unmap()) {
-        if call.ret != 0 || call.size > largest {
+        if call.ret != 0 || call.out > largest {
             let Call { iova, size, errno, .. } = call;
             problems
                 .push(format!("an unmap of {iova:#x} + {size:#x}, of at most {largest:#x}: errno {errno}"));
