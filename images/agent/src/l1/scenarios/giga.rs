@@ -57,8 +57,13 @@ fn statistics(lab: &Lab, vm: &mut Vm, times: &str) -> Result<()> {
     // The first megabyte is mapped in pieces, but a page is faulted in as a whole. What was unmapped to be mapped again may
     // count twice: whether a small piece is present is not checked.
     let most = (lab.job.l2_memory_mib << 20) + stat("unmap_bytes")?;
-    let seen = format!("{ram} bytes of RAM are mapped, {populated} were faulted in, {huge} are in huge pages");
-    lab.report.expect(Check::PopulatedOnce, ram > 0 && (ram..=most).contains(&populated) && huge >= ram, &seen);
+    let seen =
+        format!("{ram} bytes of RAM are mapped, {populated} were faulted in, {huge} are in huge pages");
+    lab.report.expect(
+        Check::PopulatedOnce,
+        ram > 0 && (ram..=most).contains(&populated) && huge >= ram,
+        &seen,
+    );
     Ok(())
 }
 

@@ -23,7 +23,8 @@ pub fn run(lab: &Lab) -> Result<()> {
     allow(&[0])?;
     let pinned = one(lab, "")?;
     pinned.threads(lab, Check::PinnedUsesOne, 1);
-    let says_why = matches!(&pinned.said[..], [line] if line.contains("1 of 2 CPUs") && line.contains("affinity"));
+    let says_why =
+        matches!(&pinned.said[..], [line] if line.contains("1 of 2 CPUs") && line.contains("affinity"));
     lab.report.expect(Check::PinnedSaysWhy, says_why, &format!("{:?}", pinned.said));
     one(lab, ",x-dma-mapper-threads=2")?.threads(lab, Check::ThreadsPropertyUsesBoth, 2);
     one(lab, ",x-dma-mapper-context=tc0")?.threads(lab, Check::ContextPropertyUsesBoth, 2);
