@@ -9,7 +9,7 @@ use crate::reconcile::table::MapTable;
 /// to limit how long a call holds the container's lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Batch {
-    /// Maximum number of entries; 0: as many as previous calls allow, see [`Pace`].
+    /// Maximum number of entries; 0: as many as previous calls allow.
     pub entries: u64,
     /// Maximum number of bytes of these entries.
     pub bytes: u64,

@@ -148,12 +148,12 @@ pub fn run(
     Ok(told)
 }
 
-/// Makes an L1 that hangs show why in its log: QEMU prints the registers of each processor, and an NMI makes the kernel
-/// panic, which prints the stacks of all tasks.
+/// Makes an L1 that hangs show why in its logs: QEMU prints the registers of each processor and what its interrupt
+/// controller waits for, and an NMI makes the kernel panic, which prints the stacks of all tasks.
 fn ask_for_stacks(child: &mut Child) -> Result<()> {
     let Some(mut monitor) = child.stdin.take() else { return Ok(()) };
     // QEMU can have ended, or not read its monitor any more.
-    let _ = monitor.write_all(b"info registers -a\nnmi\n");
+    let _ = monitor.write_all(b"info registers -a\ninfo lapic 0\ninfo lapic 1\nnmi\n");
     let start = Instant::now();
     while start.elapsed() < LAST_WORDS && child.try_wait()?.is_none() {
         std::thread::sleep(Duration::from_millis(50));
