@@ -815,7 +815,8 @@ struct vfio_fast_stats {
      */
     uint64_t rollbacks;
     /**
-     * Commits refused before any map or unmap call because a limit was too low.
+     * Commits refused because a limit was too low: before any map or unmap call, or, if a commit maps less than 4 MiB,
+     * after the kernel has refused one with ENOMEM.
      */
     uint64_t preflight_refusals;
     /**

@@ -147,7 +147,7 @@ stats! {
     device_failures: u64,
     /// Commits that were rolled back.
     rollbacks: u64,
-    /// Commits refused before any mapping was changed.
+    /// Commits refused because of a limit: before any call, or after ENOMEM.
     preflight_refusals: u64,
     /// Bytes mapped now with an IOVA and a host address that agree modulo 2 MiB.
     congruent_2m_bytes: u64,

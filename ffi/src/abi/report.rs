@@ -107,7 +107,8 @@ pub struct vfio_fast_stats {
     pub device_failures: u64,
     /// Failed commits that were rolled back.
     pub rollbacks: u64,
-    /// Commits refused before any map or unmap call because a limit was too low.
+    /// Commits refused because a limit was too low: before any map or unmap call, or, if a commit maps less than 4 MiB,
+    /// after the kernel has refused one with ENOMEM.
     pub preflight_refusals: u64,
     /// Bytes mapped now with device and host addresses equal modulo 2 MiB, so that 2 MiB pages can map them.
     pub congruent_2m_bytes: u64,

@@ -3,6 +3,7 @@
 use crate::checks::checks;
 use crate::host::{Host, Kernel};
 use crate::job::Mode;
+use crate::machine::Machine;
 use crate::spec::{Device, Label, Program, Run, ScenarioSpec};
 
 pub const NAME: &str = "conformance";
@@ -37,6 +38,9 @@ pub fn specs() -> Vec<ScenarioSpec> {
         l2_memory_mib: 0,
         devices: vec![Device::Edu],
         program: Program::Conformance,
+        // Page tables are looked at for pages of each size, also for one of 1 GiB.
+        machine: (host == Host::INTEL_NEWEST)
+            .then(|| Machine { kernel_options: "hugepagesz=1G hugepages=1", ..Machine::of_mib(3072) }),
         ..ScenarioSpec::plain(
             NAME,
             "type1 and iommufd answer as the library's model of them does",
