@@ -26,6 +26,8 @@ pub const STEPS: &str = "steps.jsonl";
 const POWER_OFF: Duration = Duration::from_secs(120);
 /// A running machine, however slow, sends many heartbeats in this time.
 const SILENCE: Duration = Duration::from_millis(30 * HEARTBEAT_MS);
+/// An L1 that boots, on a machine that does much else, sends its first record well within this time.
+const BOOT: Duration = Duration::from_secs(240);
 /// An L1 that hangs prints the stacks of all its tasks well within this time.
 const LAST_WORDS: Duration = Duration::from_secs(60);
 
@@ -120,7 +122,8 @@ pub fn run(
         }
         let hangs = through.is_some_and(|since| since.elapsed() > POWER_OFF);
         let told = &mut listener.told;
-        told.stalled = !told.ended && told.heard.is_some_and(|at| at.elapsed() > SILENCE);
+        let silent = told.heard.map_or(start.elapsed() > BOOT, |at| at.elapsed() > SILENCE);
+        told.stalled = !told.ended && silent;
         if ended.is_some() || hangs || told.stalled || start.elapsed() > limit {
             break ended;
         }
