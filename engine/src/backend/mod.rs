@@ -60,7 +60,6 @@ pub trait DirtyTracking {
 /// Returned as it is, a caller would take the errno for success ("already unmapped"), although a range that cuts an
 /// entry leaves a mapping in place. Every caller of [`Backend::unmap`] checks the number of bytes, so 0 is detected
 /// there, and it is correct if nothing was mapped.
-/// nothing was mapped.
 fn enoent_as_zero(answer: KernelResult<u64>) -> KernelResult<u64> {
     match answer {
         Err(Errno::ENOENT) => Ok(0),

@@ -95,16 +95,16 @@ impl Executor<'_> {
         fault_in: Option<PopulateOptions<'_>>,
     ) -> Result<()> {
         let Capabilities { populate: policy, parallel, .. } = self.backend.capabilities();
+        let fault_in = fault_in.filter(|_| policy != PopulatePolicy::Never);
+        let pieces = if fault_in.is_some() { pieces(&plan.maps) } else { Vec::new() };
         // An array of scattered pages has nothing to fault in.
-        let fault_in = fault_in.filter(|_| {
-            policy != PopulatePolicy::Never && pieces(&plan.maps).iter().any(|piece| piece.bytes > 0)
-        });
+        let fault_in = fault_in.filter(|_| pieces.iter().any(|piece| piece.bytes > 0));
         let mut entries = plan.maps.clone();
         let by_maps = fault_in.filter(|options| options.method == Method::Maps);
         let fault_in = fault_in.filter(|options| options.method != Method::Maps);
         if let Some(options) = by_maps {
             if options.huge_pages {
-                populate::advise(&pieces(&entries));
+                populate::advise(&pieces);
             }
             if parallel {
                 entries = share::share(entries, self.threads);
@@ -112,14 +112,14 @@ impl Executor<'_> {
         }
         // Memory that its file system cannot hold or give is not faulted in: that would fill it for nothing.
         let fault_in = match fault_in {
-            Some(options) => files::can_hold(&pieces(&entries))?.then_some(options),
+            Some(options) => files::can_hold(&pieces)?.then_some(options),
             None => None,
         };
         let mut meanwhile = fault_in;
         if policy == PopulatePolicy::Upfront || !plan.unmaps.is_empty() {
             // If an entry is unmapped only to be cut, the device must regain access to the rest as soon as possible.
             if let Some(options) = meanwhile.take() {
-                let report = populate::populate(&pieces(&entries), options);
+                let report = populate::populate(&pieces, options);
                 for &index in &report.device_pieces {
                     self.found_device(&mut entries[index]);
                 }
@@ -131,7 +131,6 @@ impl Executor<'_> {
             return self.map_in_parallel(entries, wanted, meanwhile, by_maps.is_some());
         }
         let Some(options) = meanwhile else { return self.map_in_order(entries, wanted, None) };
-        let pieces = pieces(&entries);
         let work = |session: &PopulateSession<'_>| session.work();
         let (mapped, report) = populate::with(&pieces, options, 1, work, |session| {
             self.map_in_order(entries, wanted, Some(session))
