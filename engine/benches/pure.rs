@@ -5,12 +5,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use vfio_fast_engine::addr::{HostVa, Iova, IovaRange, PageSizes};
+use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
+use vfio_fast_engine::backend::Backend;
 use vfio_fast_engine::backend::sim::{Sim, SimConfig};
-use vfio_fast_engine::backend::{Backend, Capabilities, DirtyTracking, PopulatePolicy};
-use vfio_fast_engine::error::{Error, KernelResult};
-use vfio_fast_engine::limits::{Limits, Memlock, MemlockScope};
-use vfio_fast_engine::object::Object;
 use vfio_fast_engine::reconcile::grid::Grid;
 use vfio_fast_engine::reconcile::plan::{Gaps, Plan, plan};
 use vfio_fast_engine::reconcile::runs::runs;
@@ -18,6 +15,7 @@ use vfio_fast_engine::reconcile::table::MapTable;
 use vfio_fast_engine::reconcile::wanted::WantedSet;
 use vfio_fast_engine::region::{Backing, Kind, Mapping, Perm, Region};
 use vfio_fast_engine::{Config, Engine};
+use vfio_fast_testing::accepting::Accepting;
 
 /// The default maximum number of entries of a type1 container (`dma_entry_limit`).
 const ENTRIES: u64 = 65_535;
@@ -200,7 +198,7 @@ fn toggle(engine: &Engine, array: &[(Iova, HostVa)], pages: usize) {
 /// Maps and unmaps an array in one call, and page by page.
 fn arrays(c: &mut Criterion) {
     const PAGES: u64 = 512;
-    let engine = Engine::new(Box::new(Accepting), Config::default()).expect("opens");
+    let engine = Engine::new(Box::<Accepting>::default(), Config::default()).expect("opens");
     for (name, runs, pages) in arrays_of(PAGES) {
         let before = engine.stats();
         toggle(&engine, &pages, pages.len());
@@ -224,65 +222,6 @@ fn groups(c: &mut Criterion) {
     }
 }
 
-/// A model that does as little as possible, so that its own cost can be measured and subtracted: it keeps no mapping.
-#[derive(Debug)]
-struct Accepting;
-
-impl Backend for Accepting {
-    fn name(&self) -> &'static str {
-        "accepting"
-    }
-
-    fn limits(&self) -> Result<Limits, Error> {
-        let page_sizes = PageSizes::from_bitmap(0x4020_1000);
-        Ok(Limits { page_sizes, iova_ranges: vec![IovaRange::ALL], entries: Some(u64::MAX) })
-    }
-
-    fn memlock(&self) -> Memlock {
-        Memlock { locked: 0, limit: Some(u64::MAX), scope: MemlockScope::Process }
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        let populate = PopulatePolicy::Upfront;
-        Capabilities { populate, parallel: false, objects: false, exclusive: true }
-    }
-
-    fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
-        Some(self)
-    }
-
-    fn map(&self, _: &Mapping, _: Option<Object<'_>>) -> KernelResult<()> {
-        Ok(())
-    }
-
-    fn unmap(&self, range: IovaRange) -> KernelResult<u64> {
-        Ok(range.length())
-    }
-
-    fn unmap_all(&self) -> KernelResult<u64> {
-        Ok(0)
-    }
-}
-
-impl DirtyTracking for Accepting {
-    fn max_bytes(&self) -> u64 {
-        1 << 30
-    }
-
-    fn track_dirty(&self, _: bool) -> KernelResult<()> {
-        Ok(())
-    }
-
-    fn read_dirty(&self, _: IovaRange, bitmap: &mut [u64]) -> KernelResult<()> {
-        bitmap.fill(u64::MAX);
-        Ok(())
-    }
-
-    fn unmap_dirty(&self, range: IovaRange, _: &mut [u64]) -> KernelResult<u64> {
-        Ok(range.length())
-    }
-}
-
 /// An exact page, as a vIOMMU maps it; every other page is left free.
 fn single(number: u64) -> Region {
     let start = 4 * GIB + number * 2 * PAGE;
@@ -290,7 +229,7 @@ fn single(number: u64) -> Region {
 }
 
 fn singles_engine(regions: u64) -> Engine {
-    let engine = Engine::new(Box::new(Accepting), Config::default()).expect("opens");
+    let engine = Engine::new(Box::<Accepting>::default(), Config::default()).expect("opens");
     for number in 0..regions {
         engine.map_region(single(number)).expect("free");
     }
@@ -342,7 +281,7 @@ fn engine_ring(engine: &Engine, regions: u64, maps: bool) -> Duration {
 
 /// One exact region outside a transaction. Subtract the rows of the model.
 fn singles(c: &mut Criterion) {
-    let model: &dyn Backend = &Accepting;
+    let model: &dyn Backend = &Accepting::default();
     let model_ring = |maps| {
         let map = |number| {
             let Region { range, hva, perm, .. } = single(number);

@@ -5,19 +5,17 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 
 use common::{Piece, Space, Step, UNIT, UNITS, hva, ram, range};
 use proptest::prelude::*;
-use vfio_fast_engine::addr::{Iova, IovaRange, PageSizes};
+use vfio_fast_engine::addr::Iova;
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
-use vfio_fast_engine::backend::{Backend, Capabilities, DirtyTracking, PopulatePolicy};
-use vfio_fast_engine::error::{ErrorKind, KernelResult, Op};
-use vfio_fast_engine::limits::{Limits, Memlock, MemlockScope};
-use vfio_fast_engine::object::Object;
-use vfio_fast_engine::region::{Backing, Kind, Mapping, Perm, Region};
+use vfio_fast_engine::error::{ErrorKind, Op};
+use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Errno};
 use vfio_fast_testing as common;
+use vfio_fast_testing::accepting::Accepting;
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
@@ -45,72 +43,6 @@ unsafe impl GlobalAlloc for CountingAllocator {
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// A kernel that accepts every call and makes no system call. Faulting in ahead would pay with it, and it has a limit
-/// on locked memory.
-#[derive(Debug, Default)]
-struct Accepting {
-    refuse: Option<Errno>,
-    /// How often the limit on locked memory was read.
-    memlock_reads: Arc<AtomicU64>,
-}
-
-impl Backend for Accepting {
-    fn name(&self) -> &'static str {
-        "accepting"
-    }
-
-    fn limits(&self) -> vfio_fast_engine::Result<Limits> {
-        let iova_ranges = vec![range(0, 0xfee0_0000), range(0xfef0_0000, 1 << 46)];
-        Ok(Limits { page_sizes: PageSizes::from_bitmap(0x4020_1000), iova_ranges, entries: Some(1 << 40) })
-    }
-
-    fn memlock(&self) -> Memlock {
-        self.memlock_reads.fetch_add(1, Ordering::Relaxed);
-        Memlock { locked: 8 * PAGE, limit: Some(8 * PAGE), scope: MemlockScope::Process }
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        let populate = PopulatePolicy::Upfront;
-        Capabilities { populate, parallel: false, objects: false, exclusive: true }
-    }
-
-    fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
-        Some(self)
-    }
-
-    fn map(&self, _: &Mapping, _: Option<Object<'_>>) -> KernelResult<()> {
-        self.refuse.map_or(Ok(()), Err)
-    }
-
-    fn unmap(&self, range: IovaRange) -> KernelResult<u64> {
-        Ok(range.length())
-    }
-
-    fn unmap_all(&self) -> KernelResult<u64> {
-        Err(Errno::EINVAL)
-    }
-}
-
-impl DirtyTracking for Accepting {
-    fn max_bytes(&self) -> u64 {
-        1 << 40
-    }
-
-    fn track_dirty(&self, _: bool) -> KernelResult<()> {
-        Ok(())
-    }
-
-    fn read_dirty(&self, _: IovaRange, bitmap: &mut [u64]) -> KernelResult<()> {
-        bitmap.fill(u64::MAX);
-        Ok(())
-    }
-
-    fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> KernelResult<u64> {
-        bitmap.fill(u64::MAX);
-        Ok(range.length())
-    }
-}
-
 fn exact(start: u64, length: u64) -> Region {
     // No memory has this address: faulting it in would be a system call that fails.
     Region { exact: true, hva: hva(1 << 46), backing: Backing::UNKNOWN, ..ram(start, length) }
@@ -118,7 +50,7 @@ fn exact(start: u64, length: u64) -> Region {
 
 /// An engine that holds `regions` pages, each a region, with a gap after each, from 4 GiB on.
 fn crowded(regions: u64) -> Engine {
-    let engine = Engine::new(Box::new(Accepting::default()), Config::default()).unwrap();
+    let engine = Engine::new(Box::<Accepting>::default(), Config::default()).unwrap();
     for number in 0..regions {
         engine.map_region(exact((4 << 30) + number * 2 * PAGE, PAGE)).unwrap();
     }

@@ -45,7 +45,9 @@ const CHECKS: &[Check] = &[
         cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[], log)
     }),
     fast("unit and property tests", |log| {
-        cargo(&["test", "--workspace", "--exclude", "vfio-fast", "--locked"], &[], log)
+        cargo(&["test", "--workspace", "--exclude", "vfio-fast", "--locked"], &[], log)?;
+        // Runs each measurement once, with its assertions.
+        cargo(&["test", "--package", "vfio-fast-engine", "--bench", "pure", "--locked"], &[], log)
     }),
     fast("C interface and its consumers", |log| {
         cargo(&["test", "--package", "vfio-fast", "--locked"], &[], log)

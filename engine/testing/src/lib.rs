@@ -1,6 +1,7 @@
 //! A naive oracle for the engine: a small IOVA space, unit by unit, and the operations that change it.
 #![allow(unsafe_code, reason = "naming a host address is unsafe; see `region`")]
 
+pub mod accepting;
 pub mod callers;
 pub mod ioas;
 pub mod memory;

@@ -186,7 +186,7 @@ fn run(job: &Job) -> Result<()> {
 /// Measures with one process per CPU, each with its own part of the memory: from the start of the first one to the
 /// end of the last one.
 fn bare(memory: MemoryKind, bytes: u64, processes: usize, round: u32) -> Result<Sample> {
-    let part = (bytes / processes as u64).next_multiple_of(2 << 20);
+    let part = part(memory, bytes, processes);
     let mut children = Vec::new();
     for number in 0..processes {
         let job = Job {
@@ -226,6 +226,11 @@ fn bare(memory: MemoryKind, bytes: u64, processes: usize, round: u32) -> Result<
         pin_seconds: None,
         huge_bytes: worked.iter().map(|worked| worked.huge_bytes).sum(),
     })
+}
+
+/// The memory of each of `processes` that share `bytes` of memory.
+fn part(memory: MemoryKind, bytes: u64, processes: usize) -> u64 {
+    (bytes / processes as u64).next_multiple_of(memory.reserved_page().unwrap_or(2 << 20))
 }
 
 /// Waits until every process is ready, starts all of them at once, and returns when each of them worked.
@@ -272,6 +277,8 @@ fn obstacle(memory: MemoryKind, bytes: u64) -> Option<String> {
     if memory.reserved_page().is_some_and(|page| !bytes.is_multiple_of(page)) {
         return Some("not a multiple of the page".into());
     }
+    // The parts of several processes can be larger in total.
+    let bytes = bytes.max(part(memory, bytes, host::cpus()) * host::cpus() as u64);
     // Reserved hugetlb pages are not included in the available memory.
     let set_aside = memory.reserved_page().is_some() && huge_pages::set_aside(memory) >= bytes;
     if !set_aside && !fits(bytes) {
