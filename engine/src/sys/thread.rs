@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
 use super::cpu::CpuSet;
@@ -38,14 +38,11 @@ pub fn run<R>(
 ) -> (R, Refused) {
     let mut not_started = 0;
     let not_moved = AtomicUsize::new(0);
-    // A new thread's stack is an mmap, which has to wait for page faults in progress. If the first worker started at
-    // once, the second would start only after the first has faulted in a chunk. So the workers wait for each other.
-    let gate = Mutex::new(());
+    let gate = Gate::default();
     let placement = (extra > 0).then(|| Placement::of_workers(cpus));
     let answer = thread::scope(|scope| {
         let mut workers = Vec::new();
         if let Some(placement) = &placement {
-            let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
             // A new thread inherits the signal mask, so the signals are blocked from its first instruction.
             let blocked = SignalsBlocked::all();
             for number in 1..=extra {
@@ -53,7 +50,7 @@ pub fn run<R>(
                     if placement.enter().is_err() {
                         not_moved.fetch_add(1, Ordering::Relaxed);
                     }
-                    drop(gate.lock().unwrap_or_else(PoisonError::into_inner));
+                    gate.pass();
                     work();
                 };
                 let builder = thread::Builder::new().name(format!("vfio-fast-{number}")).stack_size(STACK);
@@ -67,7 +64,7 @@ pub fn run<R>(
                 }
             }
             drop(blocked);
-            drop(closed);
+            gate.open(workers.len());
         }
         let answer = body();
         for worker in workers {
@@ -79,6 +76,39 @@ pub fn run<R>(
         answer
     });
     (answer, Refused { not_started, not_moved: not_moved.into_inner() })
+}
+
+/// Keeps threads from working until all of them have started.
+///
+/// A new thread's stack is an mmap, and so are, after it has started, its heap and its signal stack. An mmap has to wait
+/// for page faults in progress. A thread that worked at once would keep the others from starting until it has faulted
+/// in a chunk, or a whole page of 1 GiB.
+#[derive(Default)]
+struct Gate {
+    /// How many threads have started, and whether they may work.
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Waits until the gate is open.
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 += 1;
+        self.changed.notify_all();
+        drop(self.changed.wait_while(state, |(_, open)| !*open).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Opens the gate after `threads` threads have reached it.
+    fn open(&self, threads: usize) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self
+            .changed
+            .wait_while(state, |(here, _)| *here < threads)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.1 = true;
+        self.changed.notify_all();
+    }
 }
 
 /// Runs `body`. If it panics, runs `cleanup` before the panic continues.

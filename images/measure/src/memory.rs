@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -77,12 +78,21 @@ impl Memory {
         let page = self.kind.reserved_page().unwrap_or(4 << 10);
         let (pages, threads) = (length / page, threads as u64);
         let start_of = |thread: u64| offset + page * (pages / threads * thread + thread.min(pages % threads));
+        let parts: Vec<_> = (0..threads)
+            .map(|thread| (start_of(thread), start_of(thread + 1)))
+            .filter(|(from, to)| from < to)
+            .collect();
+        // As in QEMU, no thread begins before all have started: starting takes an mmap, which waits for faults.
+        let started = Barrier::new(parts.len());
         thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads)
-                .map(|thread| (start_of(thread), start_of(thread + 1)))
-                .filter(|(from, to)| from < to)
+            let started = &started;
+            let workers: Vec<_> = parts
+                .into_iter()
                 .map(|(from, to)| {
-                    scope.spawn(move || self.advise_at(from, to - from, libc::MADV_POPULATE_WRITE))
+                    scope.spawn(move || {
+                        started.wait();
+                        self.advise_at(from, to - from, libc::MADV_POPULATE_WRITE)
+                    })
                 })
                 .collect();
             workers.into_iter().try_for_each(|worker| worker.join().expect("advises and nothing else"))
