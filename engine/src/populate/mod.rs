@@ -26,6 +26,7 @@ use crate::addr::{HUGE_PAGE, HostVa};
 use crate::sys::cpu::CpuSet;
 use crate::sys::madvise::Access;
 use crate::sys::pagemap::Pagemap;
+use crate::sys::procmap::Maps;
 use crate::sys::thread;
 pub(crate) use hint::hint;
 pub use limit::{Cause, ThreadLimit};
@@ -134,9 +135,11 @@ pub fn with<R>(
     let pagemap = if total > 0 { Pagemap::open() } else { None };
     // The calling thread looks first: where nothing is missing, a thread would cost more than all of the work.
     let Survey { rest, missing, done } = Survey::of(pieces, options, pagemap.as_ref());
-    let mappings =
-        if options.huge_pages && missing > 0 { advice::mappings(&rest, missing) } else { Vec::new() };
-    let sizes = (options.threads > 1 && missing >= MIN_PARALLEL_BYTES).then(|| PageSizes::open(&mappings));
+    let parallel = options.threads > 1 && missing >= MIN_PARALLEL_BYTES;
+    let maps = if parallel { Maps::open() } else { None };
+    let lists = missing > 0 && (options.huge_pages || (parallel && maps.is_none()));
+    let mappings = if lists { advice::mappings(&rest, missing) } else { Vec::new() };
+    let sizes = parallel.then(|| PageSizes::new(maps, &mappings));
     let queue = Queue::new(&rest, options.threads, pagemap.as_ref(), options.chunk, |piece| {
         sizes.as_ref().map_or(0, |sizes| sizes.of(piece))
     })
@@ -146,7 +149,9 @@ pub fn with<R>(
     let shares = usize::try_from(missing / HUGE_PAGE).unwrap_or(usize::MAX);
     let useful = if missing < MIN_PARALLEL_BYTES { 1 } else { shares.min(chunks) };
     let extra = options.threads.min(useful.max(jobs)).saturating_sub(1);
-    advice::prefer_huge_pages(&rest, &mappings);
+    if options.huge_pages {
+        advice::prefer_huge_pages(&rest, &mappings);
+    }
     let report = Mutex::new(done);
     let add = |done: &Report| report.lock().unwrap_or_else(PoisonError::into_inner).add(done);
     let started_workers = AtomicUsize::new(0);

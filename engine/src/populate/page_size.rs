@@ -20,8 +20,8 @@ pub(super) struct PageSizes<'a> {
 }
 
 impl<'a> PageSizes<'a> {
-    pub fn open(listed: &'a [Mapping]) -> Self {
-        Self { maps: Maps::open(), listed }
+    pub fn new(maps: Option<Maps>, listed: &'a [Mapping]) -> Self {
+        Self { maps, listed }
     }
 
     /// The largest page that can back the beginning of `piece`.
@@ -57,7 +57,7 @@ mod tests {
     fn without_the_query_the_list_decides() {
         let mapping = |start: u64, page| Mapping { range: start..start + (4 << 30), page, advised: false };
         let listed = [mapping(1 << 40, BASE_PAGE), mapping(1 << 41, 1 << 30)];
-        let sizes = PageSizes { maps: None, listed: &listed };
+        let sizes = PageSizes::new(None, &listed);
         let size =
             |start| sizes.of(&HostRange { hva: HostVa::from_raw(start), bytes: 1 << 30, writable: true });
         assert_eq!(size((1 << 41) + (1 << 30)), 1 << 30);
