@@ -212,6 +212,17 @@
 #define VFIO_FAST_REGION_FD (1u << 3)
 
 /**
+ * Region flag: kernel entries may cover this region and adjacent ones with the same flag, backing (not 0) and
+ * permission that continue it in host memory. When a part of such an entry is unmapped, a device cannot access the
+ * rest of it for a moment (see vfio_fast_unmap()). Set it on regions that are parts of one memory object and that are
+ * split and joined, as the sections of a RAM block are when a PC's firmware opens its shadow memory: what is still
+ * wanted then stays mapped, whatever regions it is in. Without it, no kernel entry covers more than one region, and
+ * unmapping the region never affects another one. Each region then takes at least one kernel entry, of which a type1
+ * container has 65,535 (dma_avail). Ignored with VFIO_FAST_REGION_EXACT and VFIO_FAST_REGION_DEVICE.
+ */
+#define VFIO_FAST_REGION_JOIN (1u << 4)
+
+/**
  * Memory flag: the memory is a shared mapping of a file (a memfd, tmpfs, hugetlbfs). Its pages are removed from the
  * file, for all of its users. Without this flag, the file keeps its contents.
  */
@@ -475,8 +486,8 @@ struct vfio_fast_region {
      */
     uint64_t hva;
     /**
-     * Identifies the memory object that the region is a part of, by a number that the caller chooses. Adjacent
-     * regions share kernel entries only if their backing is equal and not 0.
+     * Identifies the memory object that the region is a part of, by a number that the caller chooses. 0: unknown.
+     * With VFIO_FAST_REGION_JOIN, adjacent regions share kernel entries only if their backing is equal and not 0.
      */
     uint64_t backing;
     /**
@@ -528,7 +539,7 @@ struct vfio_fast_pages {
      */
     uint32_t size;
     /**
-     * VFIO_FAST_REGION_WRITE, or 0. Unknown bits are -EOPNOTSUPP.
+     * VFIO_FAST_REGION_WRITE and VFIO_FAST_REGION_JOIN, or 0. Other bits are -EOPNOTSUPP.
      */
     uint32_t flags;
     /**
@@ -1082,9 +1093,10 @@ int vfio_fast_unmap(struct vfio_fast *vf,
  * Outside a transaction the device can access the pages once this call returns; inside one, once vfio_fast_commit()
  * succeeds. If the call fails, no page of the array is mapped or wanted.
  *
- * Pages that are consecutive in the array, in device addresses and in host memory take one map call and one kernel
- * entry: device pages {1, 5, 6, 7, 9} at corresponding host addresses take three. With a backing other than 0,
- * adjacent pages share entries whatever their order in the array.
+ * Pages that are consecutive in the array, in device addresses and in host memory become one region, which takes one
+ * map call and one kernel entry: device pages {1, 5, 6, 7, 9} at corresponding host addresses take three. With
+ * VFIO_FAST_REGION_JOIN and a backing other than 0, adjacent pages share entries whatever their order in the array,
+ * and also with regions of other calls that have the flag.
  *
  * - vf: the handle
  * - pages: the pages to map; read, with its arrays, only during the call

@@ -151,6 +151,7 @@ mod tests {
             perm: Perm::ReadWrite,
             kind: Kind::Ram,
             backing: Backing(backing),
+            join: false,
             exact: false,
         }
     }

@@ -28,6 +28,7 @@ fn ram(start: u64, length: u64) -> Region {
         perm: Perm::ReadWrite,
         kind: Kind::Ram,
         backing,
+        join: true,
         exact: false,
     }
 }

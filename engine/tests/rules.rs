@@ -121,6 +121,55 @@ fn neighbours_join_only_if_they_are_one_object() {
 }
 
 #[test]
+fn neighbours_join_only_if_both_ask_for_it() {
+    let own = |start, length| Region { join: false, ..ram(start, length) };
+    for (first, second, entries) in [
+        (ram(GIB, 4 * MIB), ram(GIB + 4 * MIB, 4 * MIB), 1),
+        (own(GIB, 4 * MIB), ram(GIB + 4 * MIB, 4 * MIB), 2),
+        (ram(GIB, 4 * MIB), own(GIB + 4 * MIB, 4 * MIB), 2),
+        (own(GIB, 4 * MIB), own(GIB + 4 * MIB, 4 * MIB), 2),
+    ] {
+        let (engine, sim) = open(SimConfig::default());
+        transact(&engine, &[], &[first, second]).unwrap();
+        assert_eq!(held(&sim).len(), entries);
+        // Whatever was joined before, an entry that covers both is kept only if they are still to be joined.
+        let outcome = transact(&engine, &[range(GIB, 8 * MIB)], &[ram(GIB, 8 * MIB)]).unwrap();
+        assert_eq!(outcome.kept_entries, entries as u64, "each part is still wanted");
+        let outcome = transact(&engine, &[range(GIB, 8 * MIB)], &[first, second]).unwrap();
+        assert_eq!((outcome.kept_entries, held(&sim).len()), (entries as u64, entries));
+    }
+    let (engine, sim) = open(SimConfig::default());
+    transact(&engine, &[], &[ram(GIB, 8 * MIB)]).unwrap();
+    let parts = [own(GIB, 4 * MIB), own(GIB + 4 * MIB, 4 * MIB)];
+    let outcome = transact(&engine, &[range(GIB, 8 * MIB)], &parts).unwrap();
+    assert_eq!((outcome.kept_entries, outcome.executed.unmap_bytes), (0, 8 * MIB));
+    assert_eq!(held(&sim), [(GIB, 4 * MIB), (GIB + 4 * MIB, 4 * MIB)]);
+}
+
+/// Memory that is unmapped as it was mapped costs as many calls, and nothing is remapped. Joined regions that are
+/// unmapped one by one cost half the square of their number.
+#[test]
+fn regions_that_are_not_joined_are_unmapped_for_nothing() {
+    const REGIONS: u64 = 4096;
+    let page = 4 * KIB;
+    for (join, entries, remapped) in
+        [(false, REGIONS, 0), (true, 1, (1..REGIONS).map(|left| left * page).sum::<u64>())]
+    {
+        let (engine, sim) = open(SimConfig::default());
+        let region = |n: u64| Region { join, ..ram(GIB + n * page, page) };
+        transact(&engine, &[], &(0..REGIONS).map(region).collect::<Vec<_>>()).unwrap();
+        assert_eq!(sim.mappings().len() as u64, entries);
+        for n in 0..REGIONS {
+            assert_eq!(engine.unmap(region(n).range).unwrap(), page);
+        }
+        let stats = engine.stats();
+        assert_eq!((stats.remapped_bytes, stats.unmap_calls), (remapped, REGIONS), "join: {join}");
+        assert_eq!(stats.map_bytes, REGIONS * page + remapped);
+        assert!(sim.mappings().is_empty());
+    }
+}
+
+#[test]
 fn a_part_that_is_mapped_again_without_a_backing_is_an_entry_of_its_own() {
     for (again, rest) in [(range(GIB, MIB), range(GIB + MIB, MIB)), (range(GIB + MIB, MIB), range(GIB, MIB))]
     {

@@ -31,7 +31,9 @@ impl Wanted {
     /// Whether one entry may cover the end of this region and the beginning of its neighbour `next`.
     pub fn joins(&self, next: &Self) -> bool {
         let (a, b) = (&self.region, &next.region);
-        !a.exact
+        a.join
+            && b.join
+            && !a.exact
             && !b.exact
             && a.kind == Kind::Ram
             && b.kind == Kind::Ram

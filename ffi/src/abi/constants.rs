@@ -86,6 +86,15 @@ pub const VFIO_FAST_REGION_EXACT: u32 = 1u32 << 2;
 /// when decoding is turned on.
 pub const VFIO_FAST_REGION_FD: u32 = 1u32 << 3;
 
+/// Region flag: kernel entries may cover this region and adjacent ones with the same flag, backing (not 0) and
+/// permission that continue it in host memory. When a part of such an entry is unmapped, a device cannot access the
+/// rest of it for a moment (see vfio_fast_unmap()). Set it on regions that are parts of one memory object and that are
+/// split and joined, as the sections of a RAM block are when a PC's firmware opens its shadow memory: what is still
+/// wanted then stays mapped, whatever regions it is in. Without it, no kernel entry covers more than one region, and
+/// unmapping the region never affects another one. Each region then takes at least one kernel entry, of which a type1
+/// container has 65,535 (dma_avail). Ignored with VFIO_FAST_REGION_EXACT and VFIO_FAST_REGION_DEVICE.
+pub const VFIO_FAST_REGION_JOIN: u32 = 1u32 << 4;
+
 /// Memory flag: the memory is a shared mapping of a file (a memfd, tmpfs, hugetlbfs). Its pages are removed from the
 /// file, for all of its users. Without this flag, the file keeps its contents.
 pub const VFIO_FAST_MEMORY_SHARED: u32 = 1u32 << 0;

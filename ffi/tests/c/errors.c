@@ -156,9 +156,9 @@ static void bad_arguments(void)
     CHECK_TEXT("past the end");
     bad = region(0, 8 * KIB, UINT64_MAX - 4 * KIB + 1, 0);
     CHECK_RC(vfio_fast_map_region(vf, &bad), -EINVAL);
-    bad = region(0, 4 * KIB, hva, 1u << 4);
+    bad = region(0, 4 * KIB, hva, 1u << 5);
     CHECK_RC(vfio_fast_map_region(vf, &bad), -EOPNOTSUPP);
-    CHECK_TEXT("0x10");
+    CHECK_TEXT("0x20");
     bad = region(0, 4 * KIB, hva, 1u << 31);
     CHECK_RC(vfio_fast_map_region(vf, &bad), -EOPNOTSUPP);
 
