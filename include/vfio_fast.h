@@ -59,6 +59,16 @@
  * used only during the call. File descriptors are duplicated. Mapped memory belongs to the caller;
  * vfio_fast_map_region() says how long it must stay in place.
  *
+ * Access. While a range is unmapped, by a call or by the commit of a transaction, what the device can access follows
+ * one rule:
+ *   - A kernel entry that has no byte in the range is not touched. The device can access it all the time.
+ *   - A kernel entry that lies in the range is unmapped.
+ *   - A kernel entry that the range cuts is unmapped, and its parts outside the range are mapped again before the call
+ *     returns. In between, the device gets an error if it accesses these parts.
+ * What a transaction unmaps and maps again without a change is not unmapped, unless it is VFIO_FAST_REGION_EXACT. No
+ * kernel entry covers more than one region, or more than adjacent regions with VFIO_FAST_REGION_JOIN. So to unmap whole
+ * regions without that flag never affects another region. A region with VFIO_FAST_REGION_EXACT is never cut.
+ *
  * The size rule. Every struct begins with its size. The caller zeroes the struct and sets size to its sizeof. Later
  * versions add fields only at the end, and zero always selects the default.
  *   - Smaller than in the first release that had the struct: -EINVAL.
@@ -214,7 +224,7 @@
 /**
  * Region flag: kernel entries may cover this region and adjacent ones with the same flag, backing (not 0) and
  * permission that continue it in host memory. When a part of such an entry is unmapped, a device cannot access the
- * rest of it for a moment (see vfio_fast_unmap()). Set it on regions that are parts of one memory object and that are
+ * rest of it for a moment (see Access). Set it on regions that are parts of one memory object and that are
  * split and joined, as the sections of a RAM block are when a PC's firmware opens its shadow memory: what is still
  * wanted then stays mapped, whatever regions it is in. Without it, no kernel entry covers more than one region, and
  * unmapping the region never affects another one. Each region then takes at least one kernel entry, of which a type1
@@ -1065,7 +1075,8 @@ int vfio_fast_map_region(struct vfio_fast *vf,
  * succeeds. It is not an error if nothing is mapped in the range.
  *
  * Regions that lie only partly in the range keep the rest. If the range ends inside a kernel entry, the library
- * unmaps the whole entry and maps the rest again; a device that accesses the rest in between gets an error.
+ * unmaps the whole entry and maps the rest again; a device that accesses the rest in between gets an error (see
+ * Access). remapped_bytes in struct vfio_fast_stats counts the rest.
  *
  * - vf: the handle
  * - range: the range to unmap; read only during the call
@@ -1126,8 +1137,8 @@ int vfio_fast_map_pages(struct vfio_fast *vf,
  * error.
  *
  * Adjacent kernel entries are unmapped in one call. If a page is only a part of a kernel entry, the library unmaps
- * the whole entry and maps the rest again; a device that accesses the rest in between gets an error. remapped_bytes
- * in struct vfio_fast_stats counts the rest.
+ * the whole entry and maps the rest again; a device that accesses the rest in between gets an error (see Access).
+ * remapped_bytes in struct vfio_fast_stats counts the rest.
  *
  * - vf: the handle
  * - pages: the pages to unmap; read, with its array iovas, only during the call

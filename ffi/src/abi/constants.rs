@@ -88,7 +88,7 @@ pub const VFIO_FAST_REGION_FD: u32 = 1u32 << 3;
 
 /// Region flag: kernel entries may cover this region and adjacent ones with the same flag, backing (not 0) and
 /// permission that continue it in host memory. When a part of such an entry is unmapped, a device cannot access the
-/// rest of it for a moment (see vfio_fast_unmap()). Set it on regions that are parts of one memory object and that are
+/// rest of it for a moment (see Access). Set it on regions that are parts of one memory object and that are
 /// split and joined, as the sections of a RAM block are when a PC's firmware opens its shadow memory: what is still
 /// wanted then stays mapped, whatever regions it is in. Without it, no kernel entry covers more than one region, and
 /// unmapping the region never affects another one. Each region then takes at least one kernel entry, of which a type1

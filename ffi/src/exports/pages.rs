@@ -63,8 +63,8 @@ pub unsafe extern "C" fn vfio_fast_map_pages(vf: *mut vfio_fast, pages: *const v
 /// error.
 ///
 /// Adjacent kernel entries are unmapped in one call. If a page is only a part of a kernel entry, the library unmaps
-/// the whole entry and maps the rest again; a device that accesses the rest in between gets an error. remapped_bytes
-/// in struct vfio_fast_stats counts the rest.
+/// the whole entry and maps the rest again; a device that accesses the rest in between gets an error (see Access).
+/// remapped_bytes in struct vfio_fast_stats counts the rest.
 ///
 /// - vf: the handle
 /// - pages: the pages to unmap; read, with its array iovas, only during the call
