@@ -192,7 +192,7 @@
  * locked-memory limit. If it cannot be mapped, a commit reports this in struct vfio_fast_outcome and does not fail.
  * Without the flag, the library recognises a region that is faulted in and turns out to be device memory, which costs
  * microseconds per kernel entry for a VFIO device on Linux 6.11 or later, and otherwise a read of /proc/self/smaps: a
- * millisecond or more.
+ * millisecond or more. As long as a region with the same backing (not 0) is wanted, further ones need no such check.
  */
 #define VFIO_FAST_REGION_DEVICE (1u << 1)
 
@@ -210,9 +210,10 @@
  * needs a backing: all regions with one backing are parts of one file or BAR, and each byte of it has one host
  * virtual address.
  *
- * RAM must be a shared mapping of the file, which may be a memfd or any file on tmpfs or hugetlbfs. The library asks
- * the kernel whether it is (Linux 6.11). If it is not, or if the kernel cannot map files (before 6.13), the library
- * maps the region by its address.
+ * RAM must be a shared mapping of the file, which may be a memfd or any file on tmpfs or hugetlbfs, and the mapping
+ * must permit the process what the region permits the device. The library asks the kernel whether it is so (Linux
+ * 6.11). If not, or if the kernel does not map the file (before 6.13 it maps none), the library maps the region by its
+ * address.
  *
  * Device memory is exported by the VFIO device as a dma-buf (Linux 6.19) and becomes one kernel entry, as if
  * VFIO_FAST_REGION_EXACT were set. It cannot be mapped while the device does not decode its memory, and the kernel
@@ -496,7 +497,8 @@ struct vfio_fast_region {
      */
     uint64_t hva;
     /**
-     * Identifies the memory object that the region is a part of, by a number that the caller chooses. 0: unknown.
+     * Identifies the memory object that the region is a part of, by a number that the caller chooses. 0: unknown. An
+     * object is RAM or device memory, as a whole.
      * With VFIO_FAST_REGION_JOIN, adjacent regions share kernel entries only if their backing is equal and not 0.
      */
     uint64_t backing;

@@ -1,9 +1,11 @@
 //! The documented rules of the engine, one by one, on the model: limits, device memory, exact regions, the grid, and
 //! the changes that a PC's firmware makes to the memory map.
 
+use common::memory::time_data;
 use common::{RAM, hva, ram, range};
 use vfio_fast_engine::addr::IovaRange;
-use vfio_fast_engine::backend::sim::{Sim, SimConfig};
+use vfio_fast_engine::backend::PopulatePolicy;
+use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::error::{ErrorKind, Op};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Errno};
@@ -355,6 +357,34 @@ fn device_memory_that_cannot_be_mapped_is_told_and_not_tried_again() {
     assert_eq!(engine.map_region(bar).unwrap_err().errno, Errno::EFAULT);
     assert_eq!(engine.stats().commits, commits + 1, "one call is one commit");
     assert_eq!(engine.regions().len(), 2);
+}
+
+/// What was found once is not looked for again: the same region, told again, stays mapped, and other regions of the
+/// same object are neither faulted in nor counted as locked memory.
+#[test]
+fn device_memory_declared_as_ram_is_found_once() {
+    let (start, bytes) = time_data();
+    for rules in [Rules::Type1, Rules::Iommufd] {
+        let populate = PopulatePolicy::Upfront;
+        let (engine, _sim) = open(SimConfig { populate, rules, ..SimConfig::default() });
+        let backing = Backing(3);
+        let at = |iova| Region { hva: hva(start), perm: Perm::Read, backing, ..ram(iova, bytes) };
+        let (region, moved) = (at(GIB), at(2 * GIB));
+        let outcome = transact(&engine, &[], &[region]).unwrap();
+        assert_eq!(outcome.executed.devices.len(), 1);
+        let outcome = transact(&engine, &[region.range], &[region]).unwrap();
+        assert_eq!((outcome.kept_bytes, outcome.executed.map_calls), (bytes, 0), "{rules:?}");
+        let outcome = transact(&engine, &[region.range], &[moved]).unwrap();
+        assert_eq!((outcome.executed.map_calls, outcome.executed.devices.len()), (1, 0));
+        assert!(outcome.executed.populated.is_none_or(|report| report.calls == 0));
+        assert_eq!(engine.entries()[0].kind, Kind::Device);
+        // Only as long as the object is in use: its number may then stand for memory.
+        engine.unmap(moved.range).unwrap();
+        assert_eq!(transact(&engine, &[], &[region]).unwrap().executed.devices.len(), 1);
+        // An object that is not known cannot be remembered.
+        let unknown = Region { backing: Backing::UNKNOWN, ..moved };
+        assert_eq!(transact(&engine, &[], &[unknown]).unwrap().executed.devices.len(), 1);
+    }
 }
 
 #[test]

@@ -18,7 +18,8 @@ pub struct vfio_fast_region {
     /// Host virtual address of the first byte, a multiple of the smallest IOMMU page. The memory must stay mapped at
     /// this address until the region is unmapped. The library never frees it.
     pub hva: u64,
-    /// Identifies the memory object that the region is a part of, by a number that the caller chooses. 0: unknown.
+    /// Identifies the memory object that the region is a part of, by a number that the caller chooses. 0: unknown. An
+    /// object is RAM or device memory, as a whole.
     /// With VFIO_FAST_REGION_JOIN, adjacent regions share kernel entries only if their backing is equal and not 0.
     pub backing: u64,
     /// VFIO_FAST_REGION_FD: the file that the region maps or, with VFIO_FAST_REGION_DEVICE, the VFIO device that the
