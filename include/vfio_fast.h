@@ -59,6 +59,16 @@
  * used only during the call. File descriptors are duplicated. Mapped memory belongs to the caller;
  * vfio_fast_map_region() says how long it must stay in place.
  *
+ * Access. While a range is unmapped, by a call or by the commit of a transaction, what the device can access follows
+ * one rule:
+ *   - A kernel entry that has no byte in the range is not touched. The device can access it all the time.
+ *   - A kernel entry that lies in the range is unmapped.
+ *   - A kernel entry that the range cuts is unmapped, and its parts outside the range are mapped again before the call
+ *     returns. In between, the device gets an error if it accesses these parts.
+ * What a transaction unmaps and maps again without a change is not unmapped, unless it is VFIO_FAST_REGION_EXACT. No
+ * kernel entry covers more than one region, or more than adjacent regions with VFIO_FAST_REGION_JOIN. So to unmap whole
+ * regions without that flag never affects another region. A region with VFIO_FAST_REGION_EXACT is never cut.
+ *
  * The size rule. Every struct begins with its size. The caller zeroes the struct and sets size to its sizeof. Later
  * versions add fields only at the end, and zero always selects the default.
  *   - Smaller than in the first release that had the struct: -EINVAL.
@@ -182,7 +192,7 @@
  * locked-memory limit. If it cannot be mapped, a commit reports this in struct vfio_fast_outcome and does not fail.
  * Without the flag, the library recognises a region that is faulted in and turns out to be device memory, which costs
  * microseconds per kernel entry for a VFIO device on Linux 6.11 or later, and otherwise a read of /proc/self/smaps: a
- * millisecond or more.
+ * millisecond or more. As long as a region with the same backing (not 0) is wanted, further ones need no such check.
  */
 #define VFIO_FAST_REGION_DEVICE (1u << 1)
 
@@ -200,9 +210,10 @@
  * needs a backing: all regions with one backing are parts of one file or BAR, and each byte of it has one host
  * virtual address.
  *
- * RAM must be a shared mapping of the file, which may be a memfd or any file on tmpfs or hugetlbfs. The library asks
- * the kernel whether it is (Linux 6.11). If it is not, or if the kernel cannot map files (before 6.13), the library
- * maps the region by its address.
+ * RAM must be a shared mapping of the file, which may be a memfd or any file on tmpfs or hugetlbfs, and the mapping
+ * must permit the process what the region permits the device. The library asks the kernel whether it is so (Linux
+ * 6.11). If not, or if the kernel does not map the file (before 6.13 it maps none), the library maps the region by its
+ * address.
  *
  * Device memory is exported by the VFIO device as a dma-buf (Linux 6.19) and becomes one kernel entry, as if
  * VFIO_FAST_REGION_EXACT were set. It cannot be mapped while the device does not decode its memory, and the kernel
@@ -210,6 +221,17 @@
  * when decoding is turned on.
  */
 #define VFIO_FAST_REGION_FD (1u << 3)
+
+/**
+ * Region flag: kernel entries may cover this region and adjacent ones with the same flag, backing (not 0) and
+ * permission that continue it in host memory. When a part of such an entry is unmapped, a device cannot access the
+ * rest of it for a moment (see Access). Set it on regions that are parts of one memory object and that are
+ * split and joined, as the sections of a RAM block are when a PC's firmware opens its shadow memory: what is still
+ * wanted then stays mapped, whatever regions it is in. Without it, no kernel entry covers more than one region, and
+ * unmapping the region never affects another one. Each region then takes at least one kernel entry, of which a type1
+ * container has 65,535 (dma_avail). Ignored with VFIO_FAST_REGION_EXACT and VFIO_FAST_REGION_DEVICE.
+ */
+#define VFIO_FAST_REGION_JOIN (1u << 4)
 
 /**
  * Memory flag: the memory is a shared mapping of a file (a memfd, tmpfs, hugetlbfs). Its pages are removed from the
@@ -475,8 +497,9 @@ struct vfio_fast_region {
      */
     uint64_t hva;
     /**
-     * Identifies the memory object that the region is a part of, by a number that the caller chooses. Adjacent
-     * regions share kernel entries only if their backing is equal and not 0.
+     * Identifies the memory object that the region is a part of, by a number that the caller chooses. 0: unknown. An
+     * object is RAM or device memory, as a whole.
+     * With VFIO_FAST_REGION_JOIN, adjacent regions share kernel entries only if their backing is equal and not 0.
      */
     uint64_t backing;
     /**
@@ -528,7 +551,7 @@ struct vfio_fast_pages {
      */
     uint32_t size;
     /**
-     * VFIO_FAST_REGION_WRITE, or 0. Unknown bits are -EOPNOTSUPP.
+     * VFIO_FAST_REGION_WRITE and VFIO_FAST_REGION_JOIN, or 0. Other bits are -EOPNOTSUPP.
      */
     uint32_t flags;
     /**
@@ -1054,7 +1077,8 @@ int vfio_fast_map_region(struct vfio_fast *vf,
  * succeeds. It is not an error if nothing is mapped in the range.
  *
  * Regions that lie only partly in the range keep the rest. If the range ends inside a kernel entry, the library
- * unmaps the whole entry and maps the rest again; a device that accesses the rest in between gets an error.
+ * unmaps the whole entry and maps the rest again; a device that accesses the rest in between gets an error (see
+ * Access). remapped_bytes in struct vfio_fast_stats counts the rest.
  *
  * - vf: the handle
  * - range: the range to unmap; read only during the call
@@ -1082,9 +1106,10 @@ int vfio_fast_unmap(struct vfio_fast *vf,
  * Outside a transaction the device can access the pages once this call returns; inside one, once vfio_fast_commit()
  * succeeds. If the call fails, no page of the array is mapped or wanted.
  *
- * Pages that are consecutive in the array, in device addresses and in host memory take one map call and one kernel
- * entry: device pages {1, 5, 6, 7, 9} at corresponding host addresses take three. With a backing other than 0,
- * adjacent pages share entries whatever their order in the array.
+ * Pages that are consecutive in the array, in device addresses and in host memory become one region, which takes one
+ * map call and one kernel entry: device pages {1, 5, 6, 7, 9} at corresponding host addresses take three. With
+ * VFIO_FAST_REGION_JOIN and a backing other than 0, adjacent pages share entries whatever their order in the array,
+ * and also with regions of other calls that have the flag.
  *
  * - vf: the handle
  * - pages: the pages to map; read, with its arrays, only during the call
@@ -1114,8 +1139,8 @@ int vfio_fast_map_pages(struct vfio_fast *vf,
  * error.
  *
  * Adjacent kernel entries are unmapped in one call. If a page is only a part of a kernel entry, the library unmaps
- * the whole entry and maps the rest again; a device that accesses the rest in between gets an error. remapped_bytes
- * in struct vfio_fast_stats counts the rest.
+ * the whole entry and maps the rest again; a device that accesses the rest in between gets an error (see Access).
+ * remapped_bytes in struct vfio_fast_stats counts the rest.
  *
  * - vf: the handle
  * - pages: the pages to unmap; read, with its array iovas, only during the call

@@ -31,7 +31,15 @@ fn hva(address: u64) -> HostVa {
 /// RAM at an IOVA. All of the guest's memory is one object, which starts at host address 16 TiB.
 fn ram(start: u64, end: u64, perm: Perm) -> Region {
     let range = IovaRange::new(Iova(start), end - start).expect("not empty");
-    Region { range, hva: hva(16 * TIB + start), perm, kind: Kind::Ram, backing: Backing(1), exact: false }
+    Region {
+        range,
+        hva: hva(16 * TIB + start),
+        perm,
+        kind: Kind::Ram,
+        backing: Backing(1),
+        join: true,
+        exact: false,
+    }
 }
 
 /// Small objects that cannot be joined: as many entries as a container can hold.
@@ -188,7 +196,7 @@ fn arrays_of(count: u64) -> [Array; 3] {
 /// Maps and then unmaps an array, in calls of `pages` pages each.
 fn toggle(engine: &Engine, array: &[(Iova, HostVa)], pages: usize) {
     for part in array.chunks(pages) {
-        engine.map_pages(part.iter().copied(), Perm::ReadWrite, Backing::UNKNOWN).expect("free");
+        engine.map_pages(part.iter().copied(), Perm::ReadWrite, Backing::UNKNOWN, false).expect("free");
     }
     for part in array.chunks(pages) {
         engine.unmap_pages(part.iter().map(|(iova, _)| *iova)).expect("no exact region");

@@ -2,12 +2,12 @@
 //! process's addresses.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::reconcile::table::Entry;
 use crate::region::{Backing, Kind, Region};
-use crate::sys::fd;
+use crate::sys::fd::{self, FileId};
 
 /// The kind of a descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +57,8 @@ pub struct ObjectRef {
 #[derive(Debug)]
 struct ObjectEntry {
     fd: OwnedFd,
+    /// The file or the device. Its number cannot be reused while `fd` is open.
+    id: FileId,
     kind: ObjectKind,
     base: u64,
 }
@@ -92,20 +94,26 @@ impl Objects {
             return refused(Errno::EINVAL, ErrorKind::Other("a region with a descriptor needs a backing"));
         }
         let base = offset.wrapping_sub(region.hva.raw());
-        match self.held.get(&backing) {
-            Some(held) if (held.kind, held.base) == (kind, base) => Ok(PendingObject { backing, held: None }),
-            Some(_) => refused(
+        let Some(held) = self.held.get(&backing) else {
+            let opened = fd::duplicate(raw).and_then(|fd| Ok((fd::file_id(fd.as_raw_fd())?, fd)));
+            return match opened {
+                Ok((id, fd)) => Ok(PendingObject { backing, held: Some(ObjectEntry { fd, id, kind, base }) }),
+                Err(errno) => {
+                    refused(errno, ErrorKind::Other("the region's descriptor cannot be duplicated"))
+                }
+            };
+        };
+        match fd::file_id(raw) {
+            Ok(id) if (held.id, held.kind, held.base) == (id, kind, base) => {
+                Ok(PendingObject { backing, held: None })
+            }
+            Ok(_) => refused(
                 Errno::EINVAL,
                 ErrorKind::Other(
                     "other regions with this backing have another object, or other offsets in it",
                 ),
             ),
-            None => match fd::duplicate(raw) {
-                Ok(fd) => Ok(PendingObject { backing, held: Some(ObjectEntry { fd, kind, base }) }),
-                Err(errno) => {
-                    refused(errno, ErrorKind::Other("the region's descriptor cannot be duplicated"))
-                }
-            },
+            Err(errno) => refused(errno, ErrorKind::Other("the region's descriptor is not open")),
         }
     }
 
@@ -151,6 +159,7 @@ mod tests {
             perm: Perm::ReadWrite,
             kind: Kind::Ram,
             backing: Backing(backing),
+            join: false,
             exact: false,
         }
     }
@@ -177,6 +186,14 @@ mod tests {
         assert_eq!(objects.held.len(), 1, "one descriptor for all regions of it");
         let other = held_by(&mut objects, &region(0xb000, 1), &object(0x4000));
         assert_eq!(other.unwrap_err().errno, Errno::EINVAL);
+        // Another descriptor of the same file, and another file at the same place.
+        let again = File::open("/dev/null").unwrap();
+        let named = |file: &File| ObjectRef { fd: file.as_raw_fd(), ..object(0x3000) };
+        held_by(&mut objects, &region(0xb000, 1), &named(&again)).unwrap();
+        let other = held_by(&mut objects, &region(0xb000, 1), &named(&File::open("/dev/zero").unwrap()));
+        assert_eq!(other.unwrap_err().errno, Errno::EINVAL);
+        let closed = held_by(&mut objects, &region(0xb000, 1), &ObjectRef { fd: -1, ..object(0x3000) });
+        assert_eq!(closed.unwrap_err().errno, Errno(libc::EBADF));
         let offset = |region: Region| objects.object_of(&entry(&region)).map(|object| object.offset);
         assert_eq!(offset(first), Some(0x1000));
         assert_eq!(offset(region(0xc000, 1)), Some(0x4000));

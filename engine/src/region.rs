@@ -30,8 +30,8 @@ pub enum Kind {
 }
 
 /// The identity of the memory object that a region is a part of (in QEMU: its RAMBlock). Two regions can be joined
-/// into one kernel entry only if both have the same backing. Host addresses of different objects can be adjacent by
-/// accident, and an entry joined by accident would have to be cut when one of the objects is unmapped.
+/// into one kernel entry only if both have the same backing, because host addresses of different objects can be
+/// adjacent by accident.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
 pub struct Backing(pub u64);
 
@@ -53,6 +53,10 @@ pub struct Region {
     pub kind: Kind,
     /// The memory object that the region is a part of.
     pub backing: Backing,
+    /// Kernel entries may cover this region and adjacent ones for which the same is true. When one of these is
+    /// unmapped, devices cannot access the rest of the entry for a moment. Otherwise no entry covers more than this
+    /// region. Ignored for exact regions and for device memory.
+    pub join: bool,
     /// One kernel entry, neither joined with a neighbour nor cut. For memory that the caller will unmap in exactly
     /// these pieces (virtio-mem blocks, vIOMMU mappings).
     pub exact: bool,

@@ -104,7 +104,15 @@ fn region(memory: &Memory, offset: usize, bytes: usize) -> Region {
     // SAFETY: the simulated device accesses no memory.
     let hva = unsafe { host_va(memory.hva() + offset as u64) };
     let range = IovaRange::new(Iova(0), bytes as u64).unwrap();
-    Region { range, hva, perm: Perm::ReadWrite, kind: Kind::Ram, backing: Backing(1), exact: false }
+    Region {
+        range,
+        hva,
+        perm: Perm::ReadWrite,
+        kind: Kind::Ram,
+        backing: Backing(1),
+        join: false,
+        exact: false,
+    }
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn ram_only(transactions: Vec<Vec<Step>>) -> Vec<Vec<Step>> {
 
 fn piece(start: u64, units: u64) -> common::Piece {
     let (object, offset, perm) = (1, start, Perm::ReadWrite);
-    common::Piece { start, units, object, offset, perm, kind: Kind::Ram, exact: false }
+    common::Piece { start, units, object, offset, perm, kind: Kind::Ram, join: true, exact: false }
 }
 
 /// Runs the transactions up to the first commit that fails; returns the number of calls made until then.

@@ -122,7 +122,7 @@ fn ram(iova: u64, object: u64) -> Region {
     // SAFETY: the memory exists as long as the engine.
     let hva = unsafe { host_va(hva_of(object, 0)) };
     let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(object));
-    Region { range: range(iova, BYTES), hva, perm, kind, backing, exact: false }
+    Region { range: range(iova, BYTES), hva, perm, kind, backing, join: false, exact: false }
 }
 
 /// Without the advice the map calls fault in, and the threads of iommufd share them: the entries are cut.
@@ -226,7 +226,7 @@ fn file_ram(path: &Path, bytes: u64, iova: u64) -> (File, Region) {
     // SAFETY: the mapping is never unmapped.
     let hva = unsafe { host_va(address as u64) };
     let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(iova));
-    (file, Region { range: range(iova, bytes), hva, perm, kind, backing, exact: false })
+    (file, Region { range: range(iova, bytes), hva, perm, kind, backing, join: false, exact: false })
 }
 
 #[test]

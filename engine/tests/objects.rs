@@ -28,6 +28,7 @@ fn ram(start: u64, length: u64) -> Region {
         perm: Perm::ReadWrite,
         kind: Kind::Ram,
         backing,
+        join: true,
         exact: false,
     }
 }
@@ -194,6 +195,7 @@ fn what_contradicts_itself_is_refused_and_leaves_nothing() {
         Errno::EINVAL,
         "another offset for the same address"
     );
+    assert_eq!(errno(ram(2 * MIB, MIB), &device.memory(2 * MIB)), Errno::EINVAL, "another file");
     let bar = Region { kind: Kind::Device, ..ram(2 * MIB, MIB) };
     assert_eq!(
         errno(bar, &ObjectRef { fd: device.fd(), kind: BAR, offset: 2 * MIB }),

@@ -30,7 +30,7 @@ fn same(pages: &[u64]) -> Vec<(u64, u64)> {
 }
 
 fn map(engine: &Engine, pages: &[(u64, u64)]) -> vfio_fast_engine::Result<()> {
-    engine.map_pages(addresses(pages), Perm::ReadWrite, Backing::UNKNOWN)
+    engine.map_pages(addresses(pages), Perm::ReadWrite, Backing::UNKNOWN, false)
 }
 
 fn unmap(engine: &Engine, pages: &[u64]) -> vfio_fast_engine::Result<u64> {
@@ -76,6 +76,29 @@ fn contiguous_pages_are_one_call() {
 }
 
 #[test]
+fn pages_of_several_runs_are_joined_only_on_request() {
+    let calls_of = |pages: &[&[u64]], join, backing| {
+        let (engine, sim) = engine(SimConfig::default());
+        engine.begin().unwrap();
+        for pages in pages {
+            engine.map_pages(addresses(&same(pages)), Perm::ReadWrite, backing, join).unwrap();
+        }
+        engine.commit().unwrap();
+        calls(&sim).0
+    };
+    for (pages, alone, joined) in [
+        (&[&[5, 6, 7][..]][..], 1, 1),
+        (&[&[7, 6, 5]], 3, 1),
+        (&[&[5, 6], &[7]], 2, 1),
+        (&[&[5], &[7]], 2, 2),
+    ] {
+        assert_eq!(calls_of(pages, false, Backing(1)), alone, "{pages:?}");
+        assert_eq!(calls_of(pages, true, Backing(1)), joined, "{pages:?}");
+        assert_eq!(calls_of(pages, true, Backing::UNKNOWN), alone, "{pages:?}");
+    }
+}
+
+#[test]
 fn a_page_out_of_the_middle_costs_the_rest_a_map() {
     let (engine, sim) = engine(SimConfig::default());
     map(&engine, &same(&(0..16).collect::<Vec<_>>())).unwrap();
@@ -94,7 +117,8 @@ fn nothing_is_wanted_of_an_array_with_one_bad_page() {
     let (engine, sim) = engine(SimConfig::default());
     map(&engine, &same(&[7])).unwrap();
     let (regions, before) = (engine.regions(), calls(&sim));
-    let bad = |pages: Vec<(Iova, HostVa)>| engine.map_pages(pages, Perm::Read, Backing(1)).unwrap_err();
+    let bad =
+        |pages: Vec<(Iova, HostVa)>| engine.map_pages(pages, Perm::Read, Backing(1), false).unwrap_err();
 
     let overlap = bad(addresses(&same(&[1, 2, 5, 7])));
     assert_eq!((overlap.op, overlap.errno), (Op::Check, Errno::EEXIST));
@@ -158,6 +182,7 @@ fn an_empty_array_is_nothing_and_an_exact_region_is_not_cut() {
         offset: 0,
         perm: Perm::Read,
         kind: vfio_fast_engine::region::Kind::Ram,
+        join: false,
         exact: true,
     };
     engine.map_region(common::Space::new(0).region(piece)).unwrap();
@@ -202,18 +227,18 @@ proptest! {
 
     #[test]
     fn the_device_sees_the_pages_that_are_wanted(
-        steps in prop::collection::vec((array(), any::<bool>(), any::<bool>()), 1..12),
+        steps in prop::collection::vec((array(), any::<bool>(), any::<bool>(), any::<bool>()), 1..12),
         rules in rules(),
     ) {
         let (engine, sim) = engine(keeping(rules));
         let mut wanted: BTreeMap<u64, u64> = BTreeMap::new();
-        for (pages, maps, known) in steps {
+        for (pages, maps, known, join) in steps {
             let remapped = engine.stats().remapped_bytes;
             if maps {
                 let mut new = wanted.clone();
                 let fits = pages.iter().all(|&(device, host)| new.insert(device, host).is_none());
                 let backing = if known { Backing(1) } else { Backing::UNKNOWN };
-                let answer = engine.map_pages(addresses(&pages), Perm::ReadWrite, backing);
+                let answer = engine.map_pages(addresses(&pages), Perm::ReadWrite, backing, join);
                 prop_assert_eq!(answer.is_ok(), fits);
                 if fits {
                     wanted = new;

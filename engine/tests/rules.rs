@@ -1,9 +1,11 @@
 //! The documented rules of the engine, one by one, on the model: limits, device memory, exact regions, the grid, and
 //! the changes that a PC's firmware makes to the memory map.
 
+use common::memory::time_data;
 use common::{RAM, hva, ram, range};
 use vfio_fast_engine::addr::IovaRange;
-use vfio_fast_engine::backend::sim::{Sim, SimConfig};
+use vfio_fast_engine::backend::PopulatePolicy;
+use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::error::{ErrorKind, Op};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Errno};
@@ -118,6 +120,55 @@ fn neighbours_join_only_if_they_are_one_object() {
     // Parts of a joined entry can be unmapped: the rest is mapped again.
     assert_eq!(engine.unmap(range(GIB, 4 * MIB)).unwrap(), 4 * MIB);
     assert_eq!(held(&sim)[0], (GIB + 4 * MIB, 4 * MIB));
+}
+
+#[test]
+fn neighbours_join_only_if_both_ask_for_it() {
+    let own = |start, length| Region { join: false, ..ram(start, length) };
+    for (first, second, entries) in [
+        (ram(GIB, 4 * MIB), ram(GIB + 4 * MIB, 4 * MIB), 1),
+        (own(GIB, 4 * MIB), ram(GIB + 4 * MIB, 4 * MIB), 2),
+        (ram(GIB, 4 * MIB), own(GIB + 4 * MIB, 4 * MIB), 2),
+        (own(GIB, 4 * MIB), own(GIB + 4 * MIB, 4 * MIB), 2),
+    ] {
+        let (engine, sim) = open(SimConfig::default());
+        transact(&engine, &[], &[first, second]).unwrap();
+        assert_eq!(held(&sim).len(), entries);
+        // Whatever was joined before, an entry that covers both is kept only if they are still to be joined.
+        let outcome = transact(&engine, &[range(GIB, 8 * MIB)], &[ram(GIB, 8 * MIB)]).unwrap();
+        assert_eq!(outcome.kept_entries, entries as u64, "each part is still wanted");
+        let outcome = transact(&engine, &[range(GIB, 8 * MIB)], &[first, second]).unwrap();
+        assert_eq!((outcome.kept_entries, held(&sim).len()), (entries as u64, entries));
+    }
+    let (engine, sim) = open(SimConfig::default());
+    transact(&engine, &[], &[ram(GIB, 8 * MIB)]).unwrap();
+    let parts = [own(GIB, 4 * MIB), own(GIB + 4 * MIB, 4 * MIB)];
+    let outcome = transact(&engine, &[range(GIB, 8 * MIB)], &parts).unwrap();
+    assert_eq!((outcome.kept_entries, outcome.executed.unmap_bytes), (0, 8 * MIB));
+    assert_eq!(held(&sim), [(GIB, 4 * MIB), (GIB + 4 * MIB, 4 * MIB)]);
+}
+
+/// Memory that is unmapped as it was mapped costs as many calls, and nothing is remapped. Joined regions that are
+/// unmapped one by one cost half the square of their number.
+#[test]
+fn regions_that_are_not_joined_are_unmapped_for_nothing() {
+    const REGIONS: u64 = 4096;
+    let page = 4 * KIB;
+    for (join, entries, remapped) in
+        [(false, REGIONS, 0), (true, 1, (1..REGIONS).map(|left| left * page).sum::<u64>())]
+    {
+        let (engine, sim) = open(SimConfig::default());
+        let region = |n: u64| Region { join, ..ram(GIB + n * page, page) };
+        transact(&engine, &[], &(0..REGIONS).map(region).collect::<Vec<_>>()).unwrap();
+        assert_eq!(sim.mappings().len() as u64, entries);
+        for n in 0..REGIONS {
+            assert_eq!(engine.unmap(region(n).range).unwrap(), page);
+        }
+        let stats = engine.stats();
+        assert_eq!((stats.remapped_bytes, stats.unmap_calls), (remapped, REGIONS), "join: {join}");
+        assert_eq!(stats.map_bytes, REGIONS * page + remapped);
+        assert!(sim.mappings().is_empty());
+    }
 }
 
 #[test]
@@ -306,6 +357,34 @@ fn device_memory_that_cannot_be_mapped_is_told_and_not_tried_again() {
     assert_eq!(engine.map_region(bar).unwrap_err().errno, Errno::EFAULT);
     assert_eq!(engine.stats().commits, commits + 1, "one call is one commit");
     assert_eq!(engine.regions().len(), 2);
+}
+
+/// What was found once is not looked for again: the same region, told again, stays mapped, and other regions of the
+/// same object are neither faulted in nor counted as locked memory.
+#[test]
+fn device_memory_declared_as_ram_is_found_once() {
+    let (start, bytes) = time_data();
+    for rules in [Rules::Type1, Rules::Iommufd] {
+        let populate = PopulatePolicy::Upfront;
+        let (engine, _sim) = open(SimConfig { populate, rules, ..SimConfig::default() });
+        let backing = Backing(3);
+        let at = |iova| Region { hva: hva(start), perm: Perm::Read, backing, ..ram(iova, bytes) };
+        let (region, moved) = (at(GIB), at(2 * GIB));
+        let outcome = transact(&engine, &[], &[region]).unwrap();
+        assert_eq!(outcome.executed.devices.len(), 1);
+        let outcome = transact(&engine, &[region.range], &[region]).unwrap();
+        assert_eq!((outcome.kept_bytes, outcome.executed.map_calls), (bytes, 0), "{rules:?}");
+        let outcome = transact(&engine, &[region.range], &[moved]).unwrap();
+        assert_eq!((outcome.executed.map_calls, outcome.executed.devices.len()), (1, 0));
+        assert!(outcome.executed.populated.is_none_or(|report| report.calls == 0));
+        assert_eq!(engine.entries()[0].kind, Kind::Device);
+        // Only as long as the object is in use: its number may then stand for memory.
+        engine.unmap(moved.range).unwrap();
+        assert_eq!(transact(&engine, &[], &[region]).unwrap().executed.devices.len(), 1);
+        // An object that is not known cannot be remembered.
+        let unknown = Region { backing: Backing::UNKNOWN, ..moved };
+        assert_eq!(transact(&engine, &[], &[unknown]).unwrap().executed.devices.len(), 1);
+    }
 }
 
 #[test]

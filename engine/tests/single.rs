@@ -90,7 +90,7 @@ fn one_region_allocates_nothing() {
 fn pages_of_an_array_that_are_mapped_one_by_one_are_single_regions() {
     let engine = crowded(1_000);
     let page = || {
-        engine.map_pages([(Iova(1 << 40), hva(1 << 46))], Perm::ReadWrite, Backing::UNKNOWN).unwrap();
+        engine.map_pages([(Iova(1 << 40), hva(1 << 46))], Perm::ReadWrite, Backing::UNKNOWN, false).unwrap();
         assert_eq!(engine.unmap_pages([Iova(1 << 40)]).unwrap(), PAGE);
     };
     (0..2).for_each(|_| page());
@@ -217,7 +217,8 @@ fn too_little_memlock_for_one_region_is_told_with_numbers() {
 #[test]
 fn too_little_memlock_for_a_small_array_is_told_with_numbers() {
     let pages = |count: u64| (0..count).map(|page| (Iova(2 * page * PAGE), hva((1 << 46) + 2 * page * PAGE)));
-    let map = |engine: &Engine, count| engine.map_pages(pages(count), Perm::ReadWrite, Backing::UNKNOWN);
+    let map =
+        |engine: &Engine, count| engine.map_pages(pages(count), Perm::ReadWrite, Backing::UNKNOWN, false);
     let config = SimConfig { memlock_limit: Some(6 * PAGE), ..SimConfig::default() };
     let (engine, sim) = common::engine(config);
     engine.map_region(exact(MIB, PAGE)).unwrap();
@@ -271,7 +272,8 @@ fn single() -> impl Strategy<Value = Step> {
         |(start, units, object, exact, device)| {
             let kind = if device { Kind::Device } else { Kind::Ram };
             let units = units.min(UNITS - start);
-            Step::Map(Piece { start, units, object, offset: start, perm: Perm::ReadWrite, kind, exact })
+            let (offset, perm) = (start, Perm::ReadWrite);
+            Step::Map(Piece { start, units, object, offset, perm, kind, join: object > 1, exact })
         },
     );
     let unmap = (0..UNITS, 1u64..20)

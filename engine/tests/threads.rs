@@ -42,7 +42,15 @@ fn callers_with_ranges_of_their_own_never_see_each_other() {
 /// RAM in one exact entry.
 fn exact(start: u64, object: u64, offset: u64, units: u64) -> Region {
     let (range, hva) = (range(start, units * UNIT), hva(hva_of(object, offset)));
-    Region { range, hva, perm: Perm::ReadWrite, kind: Kind::Ram, backing: Backing(object), exact: true }
+    Region {
+        range,
+        hva,
+        perm: Perm::ReadWrite,
+        kind: Kind::Ram,
+        backing: Backing(object),
+        join: false,
+        exact: true,
+    }
 }
 
 /// Small entries, and a large one with memory that begins shortly before a chunk boundary of populate: the thread
@@ -125,7 +133,7 @@ fn device_memory_declared_as_ram_fails_no_commit() {
     let _slow = ZeroPages::new();
     let (start, bytes) = time_data();
     let (range, hva, perm, backing) = (range(1 << 40, bytes), hva(start), Perm::Read, Backing(3));
-    let device = Region { range, hva, perm, kind: Kind::Ram, backing, exact: true };
+    let device = Region { range, hva, perm, kind: Kind::Ram, backing, join: false, exact: true };
     // Each has two chunks of populate.
     let ram = [exact(1 << 32, 1, 0, 2 * UNITS), exact(2 << 32, 2, 0, 2 * UNITS)];
     let config = SimConfig {

@@ -32,7 +32,7 @@ fn unmapped(sim: &Sim, from: usize) -> Vec<u64> {
 /// Maps pages with a gap after each.
 fn scattered(engine: &Engine, pages: u64) {
     let pages = (0..pages).map(|n| (Iova(2 * n * PAGE), hva(RAM + 2 * n * PAGE)));
-    engine.map_pages(pages, Perm::ReadWrite, Backing(1)).unwrap();
+    engine.map_pages(pages, Perm::ReadWrite, Backing(1), false).unwrap();
 }
 
 #[test]

@@ -12,14 +12,17 @@ use crate::abi::{
     VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_MEMLOCK_PER_USER, VFIO_FAST_INFO_PARALLEL,
     VFIO_FAST_INFO_POISONED, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR, VFIO_FAST_LOG_INFO,
     VFIO_FAST_LOG_WARN, VFIO_FAST_MEMORY_SHARED, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT,
-    VFIO_FAST_REGION_FD, VFIO_FAST_REGION_WRITE, VFIO_FAST_SUPERPAGES_COARSE, VFIO_FAST_SUPERPAGES_FINE,
-    VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_dirty, vfio_fast_info, vfio_fast_memory, vfio_fast_outcome,
-    vfio_fast_pages, vfio_fast_range, vfio_fast_region, vfio_fast_stats,
+    VFIO_FAST_REGION_FD, VFIO_FAST_REGION_JOIN, VFIO_FAST_REGION_WRITE, VFIO_FAST_SUPERPAGES_COARSE,
+    VFIO_FAST_SUPERPAGES_FINE, VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_dirty, vfio_fast_info,
+    vfio_fast_memory, vfio_fast_outcome, vfio_fast_pages, vfio_fast_range, vfio_fast_region, vfio_fast_stats,
 };
 use crate::failure::{Failure, Result};
 
-const REGION_FLAGS: u32 =
-    VFIO_FAST_REGION_WRITE | VFIO_FAST_REGION_DEVICE | VFIO_FAST_REGION_EXACT | VFIO_FAST_REGION_FD;
+const REGION_FLAGS: u32 = VFIO_FAST_REGION_WRITE
+    | VFIO_FAST_REGION_DEVICE
+    | VFIO_FAST_REGION_EXACT
+    | VFIO_FAST_REGION_FD
+    | VFIO_FAST_REGION_JOIN;
 
 /// The region that a caller maps. `hva` is `region.hva`, for which the caller of host_va() vouches.
 pub(crate) fn region(region: &vfio_fast_region, hva: HostVa) -> Result<Region> {
@@ -31,6 +34,7 @@ pub(crate) fn region(region: &vfio_fast_region, hva: HostVa) -> Result<Region> {
         perm: perm(region.flags),
         kind: if has(VFIO_FAST_REGION_DEVICE) { Kind::Device } else { Kind::Ram },
         backing: Backing(region.backing),
+        join: has(VFIO_FAST_REGION_JOIN),
         exact: has(VFIO_FAST_REGION_EXACT),
     })
 }
@@ -69,10 +73,11 @@ pub(crate) fn no_pages(memory: &vfio_fast_memory) -> Failure {
     Failure { hva, length, ..Failure::check(libc::EINVAL, text) }
 }
 
-/// The permissions of an array of pages.
-pub(crate) fn pages_perm(pages: &vfio_fast_pages) -> Result<Perm> {
-    known("struct vfio_fast_pages: flags", pages.flags, VFIO_FAST_REGION_WRITE)?;
-    Ok(perm(pages.flags))
+/// The permission of an array of pages, and whether to join them with other regions.
+pub(crate) fn pages_flags(pages: &vfio_fast_pages) -> Result<(Perm, bool)> {
+    let vfio_fast_pages { flags, .. } = *pages;
+    known("struct vfio_fast_pages: flags", flags, VFIO_FAST_REGION_WRITE | VFIO_FAST_REGION_JOIN)?;
+    Ok((perm(flags), flags & VFIO_FAST_REGION_JOIN != 0))
 }
 
 fn perm(flags: u32) -> Perm {

@@ -58,13 +58,15 @@ impl Iommufd {
     /// mapping this would map the wrong pages, so the caller's statement is checked.
     fn map_file(&self, mapping: &Mapping, file: Object<'_>) -> KernelResult<()> {
         let Object { fd, offset, .. } = file;
+        let Mapping { range, hva, perm } = *mapping;
         let known = !self.no_files.load(Ordering::Relaxed);
-        if !known || !procmap::is_shared_memory(mapping.hva, mapping.range.length(), fd, offset) {
+        if !known || !procmap::is_shared_memory(hva, range.length(), perm.is_writable(), fd, offset) {
             return self.map_address(mapping);
         }
         match iommufd::map_file(self.fd.as_fd(), self.ioas_id, mapping, fd, offset) {
-            Err(Errno::ENOTTY) => {
-                self.no_files.store(true, Ordering::Relaxed);
+            Err(errno) if refuses_the_file(errno) => {
+                // Only this errno says that the kernel maps no file at all.
+                self.no_files.fetch_or(errno == Errno::ENOTTY, Ordering::Relaxed);
                 self.map_address(mapping)
             }
             answer => answer,
@@ -90,6 +92,14 @@ impl Iommufd {
     fn bars(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, u64>> {
         self.bars.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a kernel that does not map a file for this reason may map the same memory by address. If it does not, its
+/// errno is the one that a map of memory without a file returns. EINVAL: memfd_pin_folios() does not know the file, or
+/// the file ends before the mapping does. Other errnos (the range is in use, too much is locked) do not depend on how
+/// memory is mapped.
+fn refuses_the_file(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP)
 }
 
 impl Backend for Iommufd {
@@ -159,6 +169,12 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::*;
+
+    #[test]
+    fn what_does_not_depend_on_the_file_is_not_tried_by_address() {
+        assert!([Errno::ENOTTY, Errno::EINVAL, Errno::EOPNOTSUPP].into_iter().all(refuses_the_file));
+        assert!(![Errno::EEXIST, Errno::ENOMEM, Errno::EFAULT].into_iter().any(refuses_the_file));
+    }
 
     #[test]
     fn what_is_no_iommufd_cannot_be_opened() {

@@ -43,7 +43,7 @@ impl Ranged for Entry {
 impl Entry {
     /// The entry for a whole region, or for what an unmap left of it.
     pub fn of(region: &Region, generation: Generation) -> Self {
-        let Region { range, hva, perm, kind, backing, exact: _ } = *region;
+        let Region { range, hva, perm, kind, backing, join: _, exact: _ } = *region;
         Self { range, hva, perm, kind, backing, generation }
     }
 

@@ -1,6 +1,6 @@
 //! The regions that the caller wants mapped, with a journal to roll a transaction back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::range_map::{RangeMap, Ranged};
 use crate::addr::IovaRange;
@@ -31,7 +31,9 @@ impl Wanted {
     /// Whether one entry may cover the end of this region and the beginning of its neighbour `next`.
     pub fn joins(&self, next: &Self) -> bool {
         let (a, b) = (&self.region, &next.region);
-        !a.exact
+        a.join
+            && b.join
+            && !a.exact
             && !b.exact
             && a.kind == Kind::Ram
             && b.kind == Kind::Ram
@@ -67,6 +69,8 @@ pub struct WantedSet {
     bytes: u64,
     /// The number of regions of each known backing.
     uses: BTreeMap<Backing, u64>,
+    /// Backings in which memory declared as RAM turned out to be device memory.
+    devices: BTreeSet<Backing>,
     generations: u64,
     journal: Vec<Change>,
     touched: Vec<IovaRange>,
@@ -130,12 +134,16 @@ impl WantedSet {
         previous.is_some_and(|last| last.region.range.last() >= part.last())
     }
 
-    /// Adds a region; if it overlaps a wanted one, returns that region's range as the error.
-    pub fn insert(&mut self, region: Region) -> Result<(), IovaRange> {
+    /// Adds a region; if it overlaps a wanted one, returns that region's range as the error. A region of a backing that
+    /// is known to be device memory becomes device memory.
+    pub fn insert(&mut self, mut region: Region) -> Result<(), IovaRange> {
         if self.regions.last_overlapping(region.range).is_some()
             && let Some(first) = self.overlapping(region.range).next()
         {
             return Err(first.region.range);
+        }
+        if self.devices.contains(&region.backing) {
+            region.kind = Kind::Device;
         }
         let generation = if region.exact {
             self.generations += 1;
@@ -188,11 +196,19 @@ impl WantedSet {
         exact.find(|region| !range.contains(*region))
     }
 
-    /// Marks the regions that share a byte with `range` as device memory.
+    /// Marks the regions that share a byte with `range` as device memory, and their backings for the regions to come.
+    /// A memory object is device memory as a whole or not at all.
     pub fn reclassify_as_device(&mut self, range: IovaRange) {
         let starts: Vec<u64> = self.overlapping(range).map(|wanted| wanted.region.range.start()).collect();
         for start in starts {
-            self.regions.change(start, |wanted| wanted.region.kind = Kind::Device);
+            let mut backing = Backing::UNKNOWN;
+            self.regions.change(start, |wanted| {
+                wanted.region.kind = Kind::Device;
+                backing = wanted.region.backing;
+            });
+            if backing != Backing::UNKNOWN {
+                self.devices.insert(backing);
+            }
         }
     }
 
@@ -219,6 +235,9 @@ impl WantedSet {
         self.journal.clear();
         self.touched.clear();
         self.unmapped.clear();
+        // The number of a backing that is no longer used may come to stand for another object.
+        let Self { devices, uses, .. } = self;
+        devices.retain(|backing| uses.contains_key(backing));
     }
 
     /// The current point in the transaction.

@@ -1,6 +1,7 @@
 //! File descriptors of this process.
 #![allow(unsafe_code)]
 
+use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use crate::error::Errno;
@@ -21,6 +22,29 @@ pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
+/// The file that a descriptor refers to, whichever call opened it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileId {
+    /// The number of its file system.
+    pub device: libc::dev_t,
+    /// Its number there.
+    pub inode: libc::ino_t,
+}
+
+/// The file that `fd` refers to.
+///
+/// Takes a raw number because it comes from a C caller: EBADF if it is closed or negative.
+pub fn file_id(fd: RawFd) -> Result<FileId, Errno> {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the struct is the one that the call fills. It fails with EBADF if the number is not an open file.
+    if unsafe { libc::fstat(fd, status.as_mut_ptr()) } != 0 {
+        return Err(Errno::last());
+    }
+    // SAFETY: the call succeeded, so it has filled the struct.
+    let status = unsafe { status.assume_init() };
+    Ok(FileId { device: status.st_dev, inode: status.st_ino })
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -39,5 +63,13 @@ mod tests {
         let flags = i32::from_str_radix(flags, 8).unwrap();
         assert_eq!(flags & libc::O_CLOEXEC, libc::O_CLOEXEC);
         assert_eq!(duplicate(-1).unwrap_err(), Errno(libc::EBADF));
+    }
+
+    #[test]
+    fn a_file_is_the_same_whoever_opened_it() {
+        let id = |path| file_id(fs::File::open(path).unwrap().as_raw_fd()).unwrap();
+        assert_eq!(id("/dev/null"), id("/dev/null"));
+        assert_ne!(id("/dev/null"), id("/dev/zero"));
+        assert_eq!(file_id(-1).unwrap_err(), Errno(libc::EBADF));
     }
 }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::mem::{MaybeUninit, offset_of, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use super::fd::{self, FileId};
 use super::ioctl::submit;
 use super::proc;
 use crate::addr::HostVa;
@@ -13,6 +14,7 @@ use crate::error::KernelResult;
 /// `PROCMAP_QUERY`, since Linux 6.11: `_IOWR('f', 17, struct procmap_query)`.
 const QUERY: libc::c_ulong =
     3 << 30 | (size_of::<Query>() as libc::c_ulong) << 16 | (b'f' as libc::c_ulong) << 8 | 17;
+const VMA_READABLE: u64 = 1;
 const VMA_WRITABLE: u64 = 2;
 const VMA_SHARED: u64 = 8;
 
@@ -53,11 +55,20 @@ pub(crate) struct Identity {
     pub minor: u32,
 }
 
-/// Whether all of the `bytes` bytes at `hva` are a shared mapping of `file` from `offset` on, and `file` is a memory
-/// file (shmem or hugetlbfs, including a memfd). Returns `false` if that cannot be determined.
+/// Whether all of the `bytes` bytes at `hva` are a shared mapping of `file` from `offset` on that this process may read
+/// or, with `writable`, write, and `file` is a memory file (shmem or hugetlbfs, including a memfd). Returns `false` if
+/// that cannot be determined.
 ///
-/// A private mapping has other pages than the file once it has been written to.
-pub(crate) fn is_shared_memory(hva: HostVa, bytes: u64, file: BorrowedFd<'_>, offset: u64) -> bool {
+/// A private mapping has other pages than the file once it has been written to. A device may not do with memory what
+/// the mapping forbids, as when it is mapped by address.
+pub(crate) fn is_shared_memory(
+    hva: HostVa,
+    bytes: u64,
+    writable: bool,
+    file: BorrowedFd<'_>,
+    offset: u64,
+) -> bool {
+    let flags = VMA_SHARED | if writable { VMA_WRITABLE } else { VMA_READABLE };
     let Some(end) = hva.raw().checked_add(bytes) else { return false };
     let Some(identity) = memory_file(file) else { return false };
     let Some(maps) = proc::open("maps") else { return false };
@@ -67,8 +78,9 @@ pub(crate) fn is_shared_memory(hva: HostVa, bytes: u64, file: BorrowedFd<'_>, of
         let Ok(vma) = query(&maps, next) else { return false };
         let found = Identity { inode: vma.inode, major: vma.dev_major, minor: vma.dev_minor };
         let at = vma.vma_offset.wrapping_add(next.wrapping_sub(vma.vma_start));
-        let shared = vma.vma_flags & VMA_SHARED != 0;
-        if !shared || found != identity || at != expected || !(vma.vma_start..vma.vma_end).contains(&next) {
+        let permitted = vma.vma_flags & flags == flags;
+        if !permitted || found != identity || at != expected || !(vma.vma_start..vma.vma_end).contains(&next)
+        {
             return false;
         }
         next = vma.vma_end;
@@ -148,13 +160,8 @@ fn memory_file(file: BorrowedFd<'_>) -> Option<Identity> {
     if kind != libc::TMPFS_MAGIC && kind != libc::HUGETLBFS_MAGIC {
         return None;
     }
-    let mut status = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: the struct is the one that the call fills.
-    let asked = unsafe { libc::fstat(file.as_raw_fd(), status.as_mut_ptr()) };
-    // SAFETY: the call succeeded, so it has filled the struct.
-    let status = (asked == 0).then(|| unsafe { status.assume_init() })?;
-    let (major, minor) = (libc::major(status.st_dev), libc::minor(status.st_dev));
-    Some(Identity { inode: status.st_ino, major, minor })
+    let FileId { device, inode } = fd::file_id(file.as_raw_fd()).ok()?;
+    Some(Identity { inode, major: libc::major(device), minor: libc::minor(device) })
 }
 
 /// The longest name of a VFIO device's mapping, with room to spare. The kernel refuses to return a longer name.
@@ -263,7 +270,7 @@ mod tests {
         let (first, other) = (file(), file());
         let mapped = Mapped::new(&first);
         let is = |at: usize, bytes: usize, file: &File, page: usize| {
-            is_shared_memory(mapped.at(at), bytes as u64, file.as_fd(), (page * PAGE) as u64)
+            is_shared_memory(mapped.at(at), bytes as u64, true, file.as_fd(), (page * PAGE) as u64)
         };
         assert!(is(0, BYTES, &first, 4));
         assert!(is(2 * PAGE, PAGE, &first, 6));
@@ -273,7 +280,7 @@ mod tests {
         assert!(!is(0, 0, &first, 4), "nothing");
         let regular = File::open("/proc/self/exe").unwrap();
         assert!(!is(0, BYTES, &regular, 4), "no file of memory");
-        assert!(!is_shared_memory(HostVa::from_raw(u64::MAX - 4095), 8192, first.as_fd(), 0), "wraps");
+        assert!(!is_shared_memory(HostVa::from_raw(u64::MAX - 4095), 8192, true, first.as_fd(), 0), "wraps");
         // Several contiguous mappings count as one.
         mapped.map(&first, libc::MAP_SHARED | libc::MAP_FIXED, 2 * PAGE, PAGE, 6);
         assert!(is(0, BYTES, &first, 4));
@@ -316,9 +323,28 @@ mod tests {
         let mapped = Mapped::new(&file);
         mapped.map(&file, libc::MAP_PRIVATE | libc::MAP_FIXED, 5 * PAGE, PAGE, 9);
         let is = |at: usize, bytes: usize| {
-            is_shared_memory(mapped.at(at), bytes as u64, file.as_fd(), (at + 4 * PAGE) as u64)
+            is_shared_memory(mapped.at(at), bytes as u64, true, file.as_fd(), (at + 4 * PAGE) as u64)
         };
         assert!(is(0, 5 * PAGE) && is(6 * PAGE, 2 * PAGE));
         assert!(!is(5 * PAGE, PAGE) && !is(0, BYTES));
+    }
+
+    #[test]
+    fn a_device_may_do_what_the_mapping_permits() {
+        let file = file();
+        let mapped = Mapped::new(&file);
+        let is =
+            |writable| is_shared_memory(mapped.at(0), BYTES as u64, writable, file.as_fd(), 4 * PAGE as u64);
+        // One page of several must not make the others writable.
+        for (protection, reads, writes) in [
+            (libc::PROT_READ | libc::PROT_WRITE, true, true),
+            (libc::PROT_READ, true, false),
+            (libc::PROT_NONE, false, false),
+        ] {
+            let page = mapped.start.wrapping_byte_add(2 * PAGE);
+            // SAFETY: the page is this test's, and no reference into it exists.
+            assert_eq!(unsafe { libc::mprotect(page, PAGE, protection) }, 0);
+            assert_eq!((is(false), is(true)), (reads, writes), "{protection}");
+        }
     }
 }

@@ -40,18 +40,21 @@ impl Engine {
     /// transaction they are mapped before this returns, inside one at the commit.
     ///
     /// Pages that are adjacent in the array, in IOVA space and in host memory form one region, which takes one entry
-    /// and one map call: {1, 5, 6, 7, 9} are three. Regions of a known backing can also join other adjacent regions.
+    /// and one map call: {1, 5, 6, 7, 9} are three. With `join`, these regions can also be joined with each other and
+    /// with other regions, if the backing is known.
     pub fn map_pages(
         &self,
         pages: impl IntoIterator<Item = (Iova, HostVa)>,
         perm: Perm,
         backing: Backing,
+        join: bool,
     ) -> Result<()> {
         let mut state = self.healthy()?;
         let before = state.wanted.mark();
         for run in runs(pages, self.page) {
             let added = range(run.iova.0, run.pages.saturating_mul(self.page)).and_then(|range| {
-                let region = Region { range, hva: run.hva, perm, kind: Kind::Ram, backing, exact: false };
+                let (hva, kind, exact) = (run.hva, Kind::Ram, false);
+                let region = Region { range, hva, perm, kind, backing, join, exact };
                 self.check(&region)?;
                 insert(&mut state, region)
             });

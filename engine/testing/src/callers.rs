@@ -75,7 +75,7 @@ fn work(engine: &Engine, caller: u64, rounds: u64) -> (Space, u64) {
     for round in 0..rounds {
         let (object, middle) = (1 + (caller + round) % 3, 1 + round % (SHARE / 2));
         let piece = |start, units, object, perm, exact| {
-            Step::Map(Piece { start, units, object, offset: start, perm, kind: Kind::Ram, exact })
+            Step::Map(Piece { start, units, object, offset: start, perm, kind: Kind::Ram, join: true, exact })
         };
         act(piece(first, SHARE, object, Perm::ReadWrite, false));
         act(Step::Unmap { start: first + middle, units: SHARE / 4 });
@@ -84,7 +84,7 @@ fn work(engine: &Engine, caller: u64, rounds: u64) -> (Space, u64) {
     }
     let (start, units) = (first, SHARE / 2);
     let (object, perm, kind) = (1, Perm::ReadWrite, Kind::Ram);
-    act(Step::Map(Piece { start, units, object, offset: start, perm, kind, exact: false }));
+    act(Step::Map(Piece { start, units, object, offset: start, perm, kind, join: true, exact: false }));
     (space, calls)
 }
 

@@ -36,6 +36,7 @@ pub struct Piece {
     pub offset: u64,
     pub perm: Perm,
     pub kind: Kind,
+    pub join: bool,
     pub exact: bool,
 }
 
@@ -46,14 +47,30 @@ pub enum Step {
     Unmap { start: u64, units: u64 },
 }
 
-/// What the oracle records for one unit: host address, permission, and the exact mapping it belongs to (0: none).
+/// What the oracle records for one unit: host address, permission, the region that it belongs to, and the exact region
+/// that it belongs to (0: none).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cell {
     pub hva: u64,
     pub perm: Perm,
     pub object: u64,
     pub kind: Kind,
+    pub region: u64,
+    pub join: bool,
     pub exact: u64,
+}
+
+impl Cell {
+    /// Whether an entry that maps `other` maps this one as well.
+    fn is_mapped_as(&self, other: &Self) -> bool {
+        Self { region: other.region, join: other.join, ..*self } == *other
+    }
+}
+
+/// Whether one entry may map all of these adjacent cells, which do not contradict each other.
+fn may_be_one_entry(cells: &[Cell]) -> bool {
+    let join = |cell: &Cell| cell.join && cell.exact == 0 && cell.kind == Kind::Ram;
+    cells.iter().all(|cell| cell.region == cells[0].region) || cells.iter().all(join)
 }
 
 /// The space, unit by unit.
@@ -61,13 +78,13 @@ pub struct Cell {
 pub struct Space {
     pub base: u64,
     pub cells: Vec<Option<Cell>>,
-    generations: u64,
+    regions: u64,
 }
 
 impl Space {
     /// An empty space that starts at `base`.
     pub fn new(base: u64) -> Self {
-        Self { base, cells: vec![None; UNITS as usize], generations: 0 }
+        Self { base, cells: vec![None; UNITS as usize], regions: 0 }
     }
 
     pub fn iova(&self, unit: u64) -> u64 {
@@ -85,6 +102,7 @@ impl Space {
             perm: piece.perm,
             kind: piece.kind,
             backing: Backing(piece.object),
+            join: piece.join,
             exact: piece.exact,
         }
     }
@@ -97,16 +115,13 @@ impl Space {
                 if self.cells[range.clone()].iter().any(Option::is_some) {
                     return false;
                 }
-                let exact = if piece.exact {
-                    self.generations += 1;
-                    self.generations
-                } else {
-                    0
-                };
+                let Piece { object, perm, kind, join, .. } = piece;
+                self.regions += 1;
+                let region = self.regions;
+                let exact = if piece.exact { region } else { 0 };
                 for unit in range {
-                    let offset = piece.offset + unit as u64 - piece.start;
-                    let (hva, object) = (hva_of(piece.object, offset), piece.object);
-                    self.cells[unit] = Some(Cell { hva, perm: piece.perm, object, kind: piece.kind, exact });
+                    let hva = hva_of(object, piece.offset + unit as u64 - piece.start);
+                    self.cells[unit] = Some(Cell { hva, perm, object, kind, region, join, exact });
                 }
                 true
             }
@@ -164,12 +179,14 @@ impl Space {
         assert_eq!(held, wanted, "the kernel holds something else than what is wanted");
     }
 
-    /// Fails unless each exact region is one mapping, and no mapping crosses a grid cut or the boundary of an object.
+    /// Fails unless each exact region is one mapping, and no mapping crosses a grid cut, the boundary of an object, or
+    /// that of a region that is not to be joined.
     pub fn assert_shape(&self, kernel: &[Mapping]) {
         for mapping in kernel {
             let cells: Vec<Cell> =
                 self.under(mapping).iter().map(|cell| cell.expect("checked before")).collect();
             assert!(cells.iter().all(|cell| cell.object == cells[0].object && cell.exact == cells[0].exact));
+            assert!(may_be_one_entry(&cells), "covers regions that are not to be joined: {mapping:?}");
             let (start, last) = (mapping.range.start(), mapping.range.last());
             if cells[0].exact != 0 {
                 let whole = self.cells.iter().flatten().filter(|cell| cell.exact == cells[0].exact).count();
@@ -182,10 +199,13 @@ impl Space {
     }
 }
 
-/// Fails if a mapping was unmapped although all of its units are wanted as before.
+/// Fails if a mapping was unmapped although all of its units are wanted as before and it may still be one mapping.
 pub fn assert_untouched(before: &Space, after: &Space, kernel_before: &[Mapping], calls: &[Call]) {
     for mapping in kernel_before {
-        if before.under(mapping) == after.under(mapping) {
+        let was: Vec<Cell> = before.under(mapping).iter().flatten().copied().collect();
+        let now: Vec<Cell> = after.under(mapping).iter().flatten().copied().collect();
+        let same = was.len() == now.len() && was.iter().zip(&now).all(|(was, now)| was.is_mapped_as(now));
+        if same && may_be_one_entry(&now) {
             let touched =
                 calls.iter().any(|call| matches!(call, Call::Unmap(range) if range.overlaps(mapping.range)));
             assert!(!touched, "{mapping:?} was unmapped though nothing about it changed");
@@ -213,11 +233,11 @@ pub fn range(start: u64, length: u64) -> IovaRange {
 /// The host address of the RAM of [`ram`] at IOVA 0.
 pub const RAM: u64 = 0x7f00_0000_0000;
 
-/// RAM of a single object, at a constant offset between IOVA and host address.
+/// RAM of a single object, at a constant offset between IOVA and host address. Adjacent regions of it are joined.
 pub fn ram(start: u64, length: u64) -> Region {
     let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(1));
     let hva = hva(RAM + (start & ((1 << 40) - 1)));
-    Region { range: range(start, length), hva, perm, kind, backing, exact: false }
+    Region { range: range(start, length), hva, perm, kind, backing, join: true, exact: false }
 }
 
 /// A configuration of the model with these rules.
@@ -272,12 +292,13 @@ prop_compose! {
         object in 1u64..4,
         shift in prop_oneof![4 => Just(0u64), 1 => 1u64..4],
         perm in prop_oneof![3 => Just(Perm::ReadWrite), 1 => Just(Perm::Read)],
+        join in prop_oneof![3 => Just(true), 1 => Just(false)],
         exact in prop_oneof![3 => Just(false), 1 => Just(true)],
         kind in prop_oneof![5 => Just(Kind::Ram), 1 => Just(Kind::Device)],
     ) -> Piece {
         let units = if short { units.min(4) } else { units };
         // Offsets that follow the IOVA let neighbours join often.
-        Piece { start, units, object, offset: start + shift, perm, kind, exact }
+        Piece { start, units, object, offset: start + shift, perm, kind, join, exact }
     }
 }
 

@@ -74,7 +74,7 @@ pub fn assert_told_by_section(backend: Box<dyn Backend>, memory: Memory) {
     for section in [0, 4] {
         let hva = memory.host(Hva::Writable(section * PAGE));
         let range = pages(section, 4);
-        engine.map_region(Region { range, hva, perm, kind, backing, exact: false }).unwrap();
+        engine.map_region(Region { range, hva, perm, kind, backing, join: true, exact: false }).unwrap();
     }
     assert_eq!(engine.commit().unwrap().executed.map_calls, 1);
     engine.track_dirty(true).unwrap();

@@ -44,7 +44,7 @@ const HOLES: [(u64, u64); 5] = [(3, 5), (3, 15), (1, 44), (1, 55), (1, 63)];
 const IN_THE_WAY: [u64; 3] = [44, 55, 63];
 
 const fn map(start: u64, units: u64, object: u64, perm: Perm, exact: bool) -> Step {
-    Step::Map(Piece { start, units, object, offset: start, perm, kind: Kind::Ram, exact })
+    Step::Map(Piece { start, units, object, offset: start, perm, kind: Kind::Ram, join: true, exact })
 }
 
 /// How a call fails.

@@ -52,7 +52,7 @@ fn leaves(driver: Driver, page: &HugePage, cuts: &[u64]) -> Vec<(u64, u64)> {
         // SAFETY: the memory stays mapped until the engine is closed, and no reference into it exists.
         let hva = unsafe { host_va(page.address as u64) };
         let range = range(0, page.bytes as u64);
-        engine.map_region(Region { range, hva, perm, kind, backing, exact: false }).unwrap();
+        engine.map_region(Region { range, hva, perm, kind, backing, join: false, exact: false }).unwrap();
         found = tables.leaves();
         engine.close().unwrap();
     });

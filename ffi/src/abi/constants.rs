@@ -62,7 +62,7 @@ pub const VFIO_FAST_REGION_WRITE: u32 = 1u32 << 0;
 /// locked-memory limit. If it cannot be mapped, a commit reports this in struct vfio_fast_outcome and does not fail.
 /// Without the flag, the library recognises a region that is faulted in and turns out to be device memory, which costs
 /// microseconds per kernel entry for a VFIO device on Linux 6.11 or later, and otherwise a read of /proc/self/smaps: a
-/// millisecond or more.
+/// millisecond or more. As long as a region with the same backing (not 0) is wanted, further ones need no such check.
 pub const VFIO_FAST_REGION_DEVICE: u32 = 1u32 << 1;
 
 /// Region flag: the region is exactly one kernel entry, never joined with a neighbour and never split. It can only be
@@ -76,15 +76,25 @@ pub const VFIO_FAST_REGION_EXACT: u32 = 1u32 << 2;
 /// needs a backing: all regions with one backing are parts of one file or BAR, and each byte of it has one host
 /// virtual address.
 ///
-/// RAM must be a shared mapping of the file, which may be a memfd or any file on tmpfs or hugetlbfs. The library asks
-/// the kernel whether it is (Linux 6.11). If it is not, or if the kernel cannot map files (before 6.13), the library
-/// maps the region by its address.
+/// RAM must be a shared mapping of the file, which may be a memfd or any file on tmpfs or hugetlbfs, and the mapping
+/// must permit the process what the region permits the device. The library asks the kernel whether it is so (Linux
+/// 6.11). If not, or if the kernel does not map the file (before 6.13 it maps none), the library maps the region by its
+/// address.
 ///
 /// Device memory is exported by the VFIO device as a dma-buf (Linux 6.19) and becomes one kernel entry, as if
 /// VFIO_FAST_REGION_EXACT were set. It cannot be mapped while the device does not decode its memory, and the kernel
 /// removes the mapping when decoding is turned off. Unmap the region when decoding is turned off, and map it again
 /// when decoding is turned on.
 pub const VFIO_FAST_REGION_FD: u32 = 1u32 << 3;
+
+/// Region flag: kernel entries may cover this region and adjacent ones with the same flag, backing (not 0) and
+/// permission that continue it in host memory. When a part of such an entry is unmapped, a device cannot access the
+/// rest of it for a moment (see Access). Set it on regions that are parts of one memory object and that are
+/// split and joined, as the sections of a RAM block are when a PC's firmware opens its shadow memory: what is still
+/// wanted then stays mapped, whatever regions it is in. Without it, no kernel entry covers more than one region, and
+/// unmapping the region never affects another one. Each region then takes at least one kernel entry, of which a type1
+/// container has 65,535 (dma_avail). Ignored with VFIO_FAST_REGION_EXACT and VFIO_FAST_REGION_DEVICE.
+pub const VFIO_FAST_REGION_JOIN: u32 = 1u32 << 4;
 
 /// Memory flag: the memory is a shared mapping of a file (a memfd, tmpfs, hugetlbfs). Its pages are removed from the
 /// file, for all of its users. Without this flag, the file keeps its contents.

@@ -18,8 +18,9 @@ pub struct vfio_fast_region {
     /// Host virtual address of the first byte, a multiple of the smallest IOMMU page. The memory must stay mapped at
     /// this address until the region is unmapped. The library never frees it.
     pub hva: u64,
-    /// Identifies the memory object that the region is a part of, by a number that the caller chooses. Adjacent
-    /// regions share kernel entries only if their backing is equal and not 0.
+    /// Identifies the memory object that the region is a part of, by a number that the caller chooses. 0: unknown. An
+    /// object is RAM or device memory, as a whole.
+    /// With VFIO_FAST_REGION_JOIN, adjacent regions share kernel entries only if their backing is equal and not 0.
     pub backing: u64,
     /// VFIO_FAST_REGION_FD: the file that the region maps or, with VFIO_FAST_REGION_DEVICE, the VFIO device that the
     /// BAR belongs to. The library duplicates it; the caller may close its own once the call has returned. Ignored
@@ -53,7 +54,7 @@ pub struct vfio_fast_range {
 pub struct vfio_fast_pages {
     /// sizeof(struct vfio_fast_pages)
     pub size: u32,
-    /// VFIO_FAST_REGION_WRITE, or 0. Unknown bits are -EOPNOTSUPP.
+    /// VFIO_FAST_REGION_WRITE and VFIO_FAST_REGION_JOIN, or 0. Other bits are -EOPNOTSUPP.
     pub flags: u32,
     /// Number of pages. If it is 0, the call has no effect and the arrays may be NULL.
     pub count: u64,

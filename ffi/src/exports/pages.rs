@@ -16,9 +16,10 @@ use crate::{array, convert, out, sized};
 /// Outside a transaction the device can access the pages once this call returns; inside one, once vfio_fast_commit()
 /// succeeds. If the call fails, no page of the array is mapped or wanted.
 ///
-/// Pages that are consecutive in the array, in device addresses and in host memory take one map call and one kernel
-/// entry: device pages {1, 5, 6, 7, 9} at corresponding host addresses take three. With a backing other than 0,
-/// adjacent pages share entries whatever their order in the array.
+/// Pages that are consecutive in the array, in device addresses and in host memory become one region, which takes one
+/// map call and one kernel entry: device pages {1, 5, 6, 7, 9} at corresponding host addresses take three. With
+/// VFIO_FAST_REGION_JOIN and a backing other than 0, adjacent pages share entries whatever their order in the array,
+/// and also with regions of other calls that have the flag.
 ///
 /// - vf: the handle
 /// - pages: the pages to map; read, with its arrays, only during the call
@@ -41,7 +42,7 @@ pub unsafe extern "C" fn vfio_fast_map_pages(vf: *mut vfio_fast, pages: *const v
     let body = |handle: &vfio_fast| {
         // SAFETY: pages is as this function's contract says.
         let pages = unsafe { sized::read(pages) }?;
-        let perm = convert::pages_perm(&pages)?;
+        let (perm, join) = convert::pages_flags(&pages)?;
         // SAFETY: as this function's contract says of the arrays.
         let iovas = unsafe { array::numbers(pages.iovas, pages.count, "struct vfio_fast_pages: iovas") }?;
         // SAFETY: as above.
@@ -49,7 +50,7 @@ pub unsafe extern "C" fn vfio_fast_map_pages(vf: *mut vfio_fast, pages: *const v
         // SAFETY: this function's contract says of the page at each of them what host_va() demands.
         let hvas = hvas.iter().map(|hva| unsafe { host_va(*hva) });
         let addresses = iovas.iter().copied().map(Iova).zip(hvas);
-        Ok(handle.engine.map_pages(addresses, perm, Backing(pages.backing))?)
+        Ok(handle.engine.map_pages(addresses, perm, Backing(pages.backing), join)?)
     };
     // SAFETY: vf is as this function's contract says.
     unsafe { guard_handle(vf, body) }
@@ -62,8 +63,8 @@ pub unsafe extern "C" fn vfio_fast_map_pages(vf: *mut vfio_fast, pages: *const v
 /// error.
 ///
 /// Adjacent kernel entries are unmapped in one call. If a page is only a part of a kernel entry, the library unmaps
-/// the whole entry and maps the rest again; a device that accesses the rest in between gets an error. remapped_bytes
-/// in struct vfio_fast_stats counts the rest.
+/// the whole entry and maps the rest again; a device that accesses the rest in between gets an error (see Access).
+/// remapped_bytes in struct vfio_fast_stats counts the rest.
 ///
 /// - vf: the handle
 /// - pages: the pages to unmap; read, with its array iovas, only during the call
@@ -89,7 +90,7 @@ pub unsafe extern "C" fn vfio_fast_unmap_pages(
     let body = |handle: &vfio_fast| {
         // SAFETY: pages is as this function's contract says.
         let pages = unsafe { sized::read(pages) }?;
-        convert::pages_perm(&pages)?;
+        convert::pages_flags(&pages)?;
         // SAFETY: as this function's contract says of the array.
         let iovas = unsafe { array::numbers(pages.iovas, pages.count, "struct vfio_fast_pages: iovas") }?;
         let bytes = handle.engine.unmap_pages(iovas.iter().copied().map(Iova))?;

@@ -59,7 +59,8 @@ pub unsafe extern "C" fn vfio_fast_map_region(vf: *mut vfio_fast, region: *const
 /// succeeds. It is not an error if nothing is mapped in the range.
 ///
 /// Regions that lie only partly in the range keep the rest. If the range ends inside a kernel entry, the library
-/// unmaps the whole entry and maps the rest again; a device that accesses the rest in between gets an error.
+/// unmaps the whole entry and maps the rest again; a device that accesses the rest in between gets an error (see
+/// Access). remapped_bytes in struct vfio_fast_stats counts the rest.
 ///
 /// - vf: the handle
 /// - range: the range to unmap; read only during the call

@@ -156,9 +156,9 @@ static void bad_arguments(void)
     CHECK_TEXT("past the end");
     bad = region(0, 8 * KIB, UINT64_MAX - 4 * KIB + 1, 0);
     CHECK_RC(vfio_fast_map_region(vf, &bad), -EINVAL);
-    bad = region(0, 4 * KIB, hva, 1u << 4);
+    bad = region(0, 4 * KIB, hva, 1u << 5);
     CHECK_RC(vfio_fast_map_region(vf, &bad), -EOPNOTSUPP);
-    CHECK_TEXT("0x10");
+    CHECK_TEXT("0x20");
     bad = region(0, 4 * KIB, hva, 1u << 31);
     CHECK_RC(vfio_fast_map_region(vf, &bad), -EOPNOTSUPP);
 
@@ -205,6 +205,7 @@ static void bad_descriptors(void)
     struct vfio_fast *vf;
     struct vfio_fast_region r = region(4 * MIB, 4 * MIB, memory(4 * MIB), VFIO_FAST_REGION_FD);
     struct vfio_fast_range all = range(0, GIB);
+    FILE *other;
 
     /* type1 ignores descriptors. */
     vf = open_sim(NULL);
@@ -236,6 +237,16 @@ static void bad_descriptors(void)
     CHECK_RC(vfio_fast_map_region(vf, &r), -EINVAL);
     CHECK_TEXT("other offsets");
     r.fd_offset = MIB;
+    /* Another file, and none. */
+    other = tmpfile();
+    CHECK(other);
+    r.fd = fileno(other);
+    CHECK_RC(vfio_fast_map_region(vf, &r), -EINVAL);
+    CHECK_TEXT("another object");
+    r.fd = -1;
+    CHECK_RC(vfio_fast_map_region(vf, &r), -EBADF);
+    CHECK(fclose(other) == 0);
+    r.fd = STDOUT_FILENO;
     r.flags |= VFIO_FAST_REGION_DEVICE;
     CHECK_RC(vfio_fast_map_region(vf, &r), -EINVAL);
     /* Without the flag the fields are ignored. */

@@ -68,6 +68,34 @@ static void runs_are_single_calls(void)
     CHECK_RC(vfio_fast_close(&vf), 0);
 }
 
+/* Regions and arrays share kernel entries only on request. */
+static void joined_on_request(void)
+{
+    uint64_t flags[] = { VFIO_FAST_REGION_WRITE, VFIO_FAST_REGION_WRITE | VFIO_FAST_REGION_JOIN };
+    uint64_t iovas[] = { 2 * PAGE, 3 * PAGE }, hvas[] = { ram + 2 * PAGE, ram + 3 * PAGE };
+    size_t n;
+
+    for (n = 0; n < COUNT(flags); n++) {
+        struct vfio_fast *vf = open_sim(NULL);
+        struct vfio_fast_region r = region(0, PAGE, ram, (uint32_t)flags[n]);
+        struct vfio_fast_pages array = pages(COUNT(iovas), iovas, hvas, (uint32_t)flags[n]);
+        struct vfio_fast_range first = range(0, PAGE);
+
+        r.backing = array.backing = 1;
+        CHECK_RC(vfio_fast_begin(vf), 0);
+        CHECK_RC(vfio_fast_map_region(vf, &r), 0);
+        r.iova += PAGE;
+        r.hva += PAGE;
+        CHECK_RC(vfio_fast_map_region(vf, &r), 0);
+        CHECK_RC(vfio_fast_map_pages(vf, &array), 0);
+        CHECK_RC(vfio_fast_commit(vf, NULL), 0);
+        CHECK(stats(vf).regions == 3 && stats(vf).entries == (n ? 1 : 3));
+        CHECK_RC(vfio_fast_unmap(vf, &first, NULL), 0);
+        CHECK(stats(vf).remapped_bytes == (n ? 3 * PAGE : 0));
+        CHECK_RC(vfio_fast_close(&vf), 0);
+    }
+}
+
 static void part_of_a_transaction(void)
 {
     static const uint64_t numbers[] = { 3, 4 };
@@ -111,6 +139,7 @@ int main(void)
 {
     ram = memory(8 * MIB);
     runs_are_single_calls();
+    joined_on_request();
     part_of_a_transaction();
     wrong_arrays();
     return 0;

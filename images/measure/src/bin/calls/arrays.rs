@@ -63,7 +63,7 @@ fn array(mapper: &Mapper, pages: &Pages) -> Result<Toggle> {
     let calls = counted.calls.clone();
     let engine = Engine::new(Box::new(counted), Config::default())?;
     let start = Instant::now();
-    engine.map_pages(pages.iter().copied(), Perm::ReadWrite, Backing(1))?;
+    engine.map_pages(pages.iter().copied(), Perm::ReadWrite, Backing(1), false)?;
     let mapped = Instant::now();
     let bytes = engine.unmap_pages(pages.iter().map(|(iova, _)| *iova))?;
     let unmap_seconds = mapped.elapsed().as_secs_f64();

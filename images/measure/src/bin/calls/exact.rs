@@ -81,7 +81,7 @@ fn library(counted: Counted, job: Job, memory: &Memory) -> Result<Toggle> {
     }
     let mut map_seconds = job.map(memory, |range, hva| {
         let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(1));
-        Ok(engine.map_region(Region { range, hva, perm, kind, backing, exact: true })?)
+        Ok(engine.map_region(Region { range, hva, perm, kind, backing, join: false, exact: true })?)
     })?;
     if job.sweep == Sweep::AtOnce {
         engine.commit()?;

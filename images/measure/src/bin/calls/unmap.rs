@@ -69,7 +69,7 @@ fn bounded(counted: Counted, memory: &Memory, bytes: u64, what: &str) -> Result<
     for number in 0..bytes / ENTRY {
         let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(0));
         let (range, hva) = (range(number * ENTRY, ENTRY)?, memory.hva());
-        engine.map_region(Region { range, hva, perm, kind, backing, exact: true })?;
+        engine.map_region(Region { range, hva, perm, kind, backing, join: false, exact: true })?;
     }
     engine.commit()?;
     let map_seconds = start.elapsed().as_secs_f64();

@@ -254,7 +254,15 @@ fn regions(memory: &Memory, bytes: u64) -> Vec<Region> {
     let regions = parts.into_iter().filter(|(_, _, length)| *length > 0).map(|(iova, offset, length)| {
         let hva = memory.hva().checked_add(offset).expect("the memory is mapped to its end");
         let range = range(iova, length).expect("guests are smaller than the address space");
-        Region { range, hva, perm: Perm::ReadWrite, kind: Kind::Ram, backing: Backing(1), exact: false }
+        Region {
+            range,
+            hva,
+            perm: Perm::ReadWrite,
+            kind: Kind::Ram,
+            backing: Backing(1),
+            join: false,
+            exact: false,
+        }
     });
     regions.collect()
 }
