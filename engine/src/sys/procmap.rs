@@ -13,6 +13,7 @@ use crate::error::KernelResult;
 /// `PROCMAP_QUERY`, since Linux 6.11: `_IOWR('f', 17, struct procmap_query)`.
 const QUERY: libc::c_ulong =
     3 << 30 | (size_of::<Query>() as libc::c_ulong) << 16 | (b'f' as libc::c_ulong) << 8 | 17;
+const VMA_READABLE: u64 = 1;
 const VMA_WRITABLE: u64 = 2;
 const VMA_SHARED: u64 = 8;
 
@@ -87,6 +88,17 @@ pub(crate) struct SharedFile {
     pub identity: Identity,
 }
 
+/// A mapping of this process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Vma {
+    /// The first byte after it.
+    pub end: u64,
+    pub readable: bool,
+    pub writable: bool,
+    /// The size of its pages, of hugetlbfs its own size.
+    pub page: u64,
+}
+
 /// The mappings of this process.
 #[derive(Debug)]
 pub(crate) struct Maps(File);
@@ -102,6 +114,15 @@ impl Maps {
     /// The size of the pages of the mapping at `hva`: of hugetlbfs its own size, otherwise the base page.
     pub fn page_size(&self, hva: HostVa) -> Option<u64> {
         query(&self.0, hva.raw()).ok().map(|vma| vma.vma_page_size)
+    }
+
+    /// The mapping at `address`; `None` if nothing is mapped there.
+    pub fn at(&self, address: u64) -> Option<Vma> {
+        let vma =
+            query(&self.0, address).ok().filter(|vma| (vma.vma_start..vma.vma_end).contains(&address))?;
+        let has = |flag| vma.vma_flags & flag != 0;
+        let (readable, writable) = (has(VMA_READABLE), has(VMA_WRITABLE));
+        Some(Vma { end: vma.vma_end, readable, writable, page: vma.vma_page_size })
     }
 
     /// The file at `hva`, if that is a shared and writable mapping of one. `None` if the kernel is older than 6.11.

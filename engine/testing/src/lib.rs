@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "naming a host address is unsafe; see `region`")]
 
 pub mod callers;
+pub mod files;
 pub mod ioas;
 pub mod memory;
 pub mod seccomp;
