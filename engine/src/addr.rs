@@ -101,6 +101,23 @@ impl IovaRange {
     }
 }
 
+/// A number of bytes in a message: `5242880 bytes (5 MiB)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+        write!(f, "{} bytes", self.0)?;
+        let Some((unit, shift)) = UNITS.into_iter().find(|(_, shift)| self.0 >> shift > 0) else {
+            return Ok(());
+        };
+        // With one digit after the point, rounded down.
+        let (whole, tenth) = (self.0 >> shift, ((self.0 >> (shift - 10)) % 1024) * 10 / 1024);
+        if tenth == 0 { write!(f, " ({whole} {unit})") } else { write!(f, " ({whole}.{tenth} {unit})") }
+    }
+}
+
 impl fmt::Debug for Iova {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)
@@ -204,6 +221,18 @@ mod tests {
         assert_eq!(range(10, 19).without(range(20, 30)), (Some(range(10, 19)), None));
         assert_eq!(range(10, 19).without(range(0, 9)), (None, Some(range(10, 19))));
         assert_eq!(IovaRange::ALL.without(range(0, u64::MAX)), (None, None));
+    }
+
+    #[test]
+    fn bytes_are_written_exactly_and_readably() {
+        let text = |bytes| Bytes(bytes).to_string();
+        assert_eq!(text(0), "0 bytes");
+        assert_eq!(text(1023), "1023 bytes");
+        assert_eq!(text(4096), "4096 bytes (4 KiB)");
+        assert_eq!(text(5 << 20), "5242880 bytes (5 MiB)");
+        assert_eq!(text((3 << 30) / 2), "1610612736 bytes (1.5 GiB)");
+        assert_eq!(text((1 << 30) - 1), "1073741823 bytes (1023.9 MiB)");
+        assert_eq!(text(u64::MAX), "18446744073709551615 bytes (16777215.9 TiB)");
     }
 
     #[test]

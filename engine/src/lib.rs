@@ -6,7 +6,8 @@
 //!
 //! | floor | modules | what they do |
 //! |---|---|---|
-//! | 7 | [`transaction`] | take the lock; plan, execute, roll back, count |
+//! | 8 | [`transaction`] | take the lock; plan, execute, roll back, count |
+//! | 7 | [`explain`] | find out why the kernel refused a call |
 //! | 6 | [`execute`] | run a plan against a backend |
 //! | 5 | [`preflight`] | refuse a plan that the kernel would refuse half-way |
 //! | 4 | [`backend`] | map and unmap: type1, iommufd, and a model of both |
@@ -19,6 +20,7 @@ pub mod addr;
 pub mod backend;
 pub mod error;
 pub mod execute;
+pub mod explain;
 pub mod limits;
 pub mod log;
 pub mod object;

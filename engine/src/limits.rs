@@ -1,6 +1,8 @@
 //! The limits of a backend, and of pinned memory.
 
-use crate::addr::{IovaRange, PageSizes};
+use std::fmt;
+
+use crate::addr::{Bytes, IovaRange, PageSizes};
 
 /// The limits of a backend.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,4 +34,38 @@ pub struct Memlock {
     pub limit: Option<u64>,
     /// The memory that the kernel compares with the limit.
     pub scope: MemlockScope,
+}
+
+/// What processes of a user have pinned (VmPin), as far as /proc shows it: through iommufd, as buffers of io_uring, or
+/// for RDMA. In bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct UserCharges {
+    /// The number of the user.
+    pub user: u32,
+    /// Pinned by this process.
+    pub own: u64,
+    /// Pinned by other processes of the user.
+    pub others: u64,
+    /// The number of these processes.
+    pub processes: u64,
+    /// The process that has pinned most of it: its number, name and bytes.
+    pub largest: Option<(u32, String, u64)>,
+}
+
+impl fmt::Display for UserCharges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { user, own, others, processes, largest } = self;
+        write!(
+            f,
+            "the {} of this process and the {} of {processes} other processes of user {user}",
+            Bytes(*own),
+            Bytes(*others)
+        )?;
+        match largest {
+            Some((process, name, bytes)) => {
+                write!(f, ", most in {name}, process {process}: {}", Bytes(*bytes))
+            }
+            None => Ok(()),
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! Checks for failures that are predictable, before anything is changed.
 
 use crate::addr::IovaRange;
+use crate::backend::Backend;
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::limits::{Limits, Memlock};
+use crate::limits::{Limits, Memlock, MemlockScope, UserCharges};
 use crate::reconcile::plan::Plan;
 use crate::reconcile::table::Entry;
 use crate::region::Kind;
@@ -16,7 +17,7 @@ const CHECKED_BYTES: u64 = 4 << 20;
 /// translate.
 ///
 /// Device memory is not checked: it does not count as locked, and a refusal by the kernel is not an error.
-pub fn check(plan: &Plan, limits: &Limits, memlock: impl FnOnce() -> Memlock) -> Result<()> {
+pub fn check(plan: &Plan, limits: &Limits, backend: &dyn Backend) -> Result<()> {
     let ram = || plan.maps.iter().filter(|entry| entry.kind == Kind::Ram);
     if let Some(entry) = ram().find(|entry| !translatable(limits, entry.range)) {
         let kind = ErrorKind::OutsideIova { valid: limits.iova_ranges.clone() };
@@ -29,18 +30,11 @@ pub fn check(plan: &Plan, limits: &Limits, memlock: impl FnOnce() -> Memlock) ->
     let unpinned = plan.unmaps.iter().fold(0u64, |sum, unmap| sum.saturating_add(unmap.ram_bytes));
     let needed = pinned.saturating_sub(unpinned);
     match ram().next() {
-        Some(first) if needed > 0 => too_much_locked(first, needed, memlock()).map_or(Ok(()), Err),
+        Some(first) if needed > 0 => {
+            too_much_locked(first, needed, backend.memlock(), || backend.user_charges()).map_or(Ok(()), Err)
+        }
         _ => Ok(()),
     }
-}
-
-/// The error of a plan without unmaps for which a map call has failed with ENOMEM, if RLIMIT_MEMLOCK explains it:
-/// what [`check`] returns, or would have returned. `mapped` bytes were mapped before the failure.
-pub fn explain(plan: &Plan, mapped: u64, memlock: Memlock) -> Option<Error> {
-    let ram = || plan.maps.iter().filter(|entry| entry.kind == Kind::Ram);
-    let needed = ram().fold(0u64, |sum, entry| sum.saturating_add(entry.range.length()));
-    let before = Memlock { locked: memlock.locked.saturating_sub(mapped), ..memlock };
-    too_much_locked(ram().next()?, needed, before)
 }
 
 /// Whether the IOMMU can translate every byte of `range`, as far as the kernel reports it.
@@ -50,9 +44,24 @@ pub fn translatable(limits: &Limits, range: IovaRange) -> bool {
 }
 
 /// The error if pinning `needed` more bytes would exceed RLIMIT_MEMLOCK. `first` is the first entry to be pinned.
-pub fn too_much_locked(first: &Entry, needed: u64, memlock: Memlock) -> Option<Error> {
-    let Memlock { locked, limit: Some(limit), .. } = memlock else { return None };
-    let kind = ErrorKind::Memlock { needed, locked, limit };
+/// `charges` are read only where the limit is the user's.
+pub fn too_much_locked(
+    first: &Entry,
+    needed: u64,
+    memlock: Memlock,
+    charges: impl FnOnce() -> UserCharges,
+) -> Option<Error> {
+    let Memlock { locked, limit: Some(limit), scope } = memlock else { return None };
+    let (locked, kind) = match scope {
+        MemlockScope::Process => (locked, ErrorKind::Memlock { needed, locked, limit }),
+        MemlockScope::User => {
+            // The process can have pinned more than through this backend.
+            let mut charges = Box::new(charges());
+            charges.own = charges.own.max(locked);
+            let locked = charges.own.saturating_add(charges.others);
+            (locked, ErrorKind::UserMemlock { needed, locked, limit, charges })
+        }
+    };
     let error = Error::check(Errno::ENOMEM, kind).at(first.range).at_hva(first.hva);
     (locked.saturating_add(needed) > limit).then_some(error)
 }

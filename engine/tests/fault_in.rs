@@ -1,14 +1,13 @@
 //! How memory is faulted in where the usual way does not exist, or would place pages that a pin has to move.
 #![allow(unsafe_code, reason = "host addresses are named")]
 
-use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use common::files::{file_ram, mount, run_in_own_mounts};
 use common::memory::{RealMemory, ZeroPages, resident, time_data};
 use common::seccomp::Kernel;
 use common::{UNIT, UNITS, assert_table, hva_of, keeping, range};
@@ -187,48 +186,6 @@ fn a_kernel_without_memory_is_not_asked_again() {
     assert!(said.contains("1 passed"), "{said}");
 }
 
-/// Runs a test of this file in a process with a mount namespace of its own.
-fn run_in_own_mounts(test: &str) {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--include-ignored", "--test-threads=1"]);
-    let unshare = || {
-        // Only root may do so in its own user namespace. SAFETY: neither call takes a pointer.
-        let root = unsafe { libc::geteuid() } == 0;
-        let spaces = libc::CLONE_NEWNS | if root { 0 } else { libc::CLONE_NEWUSER };
-        // SAFETY: this process has one thread, and the call takes no pointer.
-        if unsafe { libc::unshare(spaces) } == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-    };
-    // SAFETY: the closure makes system calls only.
-    unsafe { command.pre_exec(unshare) };
-    let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-}
-
-fn mount(kind: &str, folder: &Path, flags: libc::c_ulong, options: &str) {
-    let [kind, folder, options] =
-        [kind, folder.to_str().unwrap(), options].map(|text| CString::new(text).unwrap());
-    // SAFETY: the strings end with a zero and outlive the call.
-    let answer =
-        unsafe { libc::mount(kind.as_ptr(), folder.as_ptr(), kind.as_ptr(), flags, options.as_ptr().cast()) };
-    assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
-}
-
-/// A file of `bytes` bytes without pages, mapped shared, as RAM at `iova`.
-fn file_ram(path: &Path, bytes: u64, iova: u64) -> (File, Region) {
-    let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
-    file.set_len(bytes).unwrap();
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
-    // SAFETY: without MAP_FIXED a mapping replaces nothing. It is never unmapped.
-    let address =
-        unsafe { libc::mmap(std::ptr::null_mut(), bytes as usize, protection, flags, file.as_raw_fd(), 0) };
-    assert_ne!(address, libc::MAP_FAILED);
-    // SAFETY: the mapping is never unmapped.
-    let hva = unsafe { host_va(address as u64) };
-    let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(iova));
-    (file, Region { range: range(iova, bytes), hva, perm, kind, backing, join: false, exact: false })
-}
-
 #[test]
 fn a_tmpfs_that_is_too_small_is_not_filled() {
     run_in_own_mounts("on_a_tmpfs_of_16_mib");
@@ -247,8 +204,10 @@ fn on_a_tmpfs_of_16_mib() {
         let error = engine.map_region(large).unwrap_err();
         let text = error.to_string();
         assert_eq!(error.errno, Errno::EFAULT);
-        let expected =
-            format!("file system of {} has 16777216 bytes free, 67108864 are needed", path.display());
+        let (name, size) = (path.display(), "16777216 bytes (16 MiB)");
+        let expected = format!(
+            "file system of {name} (tmpfs of {size}) has {size} free, 67108864 bytes (64 MiB) more are needed"
+        );
         assert!(text.contains(&expected), "{text}");
         assert_eq!((file.metadata().unwrap().blocks(), sim.calls().len()), (0, 0), "filled, or mapped");
         // Without a name it is not known what the file has: the map calls decide, and nothing is faulted in.

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::addr::{IovaRange, PageSizes};
 use crate::backend::{Backend, Capabilities, Mapping, PopulatePolicy, enoent_as_zero};
 use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
-use crate::limits::{Limits, Memlock, MemlockScope};
+use crate::limits::{Limits, Memlock, MemlockScope, UserCharges};
 use crate::object::{Object, ObjectKind};
 use crate::sys::{dma_buf, fd, iommufd, memlock, procmap};
 
@@ -36,10 +36,11 @@ impl Iommufd {
     pub fn open(iommufd_fd: RawFd, ioas_id: u32) -> Result<Self> {
         let fd = fd::duplicate(iommufd_fd).map_err(|errno| Error::kernel(Op::Open, errno))?;
         iommufd::space(fd.as_fd(), ioas_id).map_err(|error| match error.errno {
-            Errno::ENOENT => {
-                Error::check(Errno::ENOENT, ErrorKind::Other("the iommufd has no IOAS with this id"))
-                    .of(Op::Open)
-            }
+            Errno::ENOENT => Error::check(
+                Errno::ENOENT,
+                ErrorKind::Other("the iommufd has no IOAS with this id: pass what IOMMU_IOAS_ALLOC returned"),
+            )
+            .of(Op::Open),
             _ => error.of(Op::Open),
         })?;
         // Fixed since the IOAS was created. If the kernel does not report it, assume its default.
@@ -127,6 +128,10 @@ impl Backend for Iommufd {
                 scope: MemlockScope::User,
             },
         }
+    }
+
+    fn user_charges(&self) -> UserCharges {
+        memlock::user_charges()
     }
 
     fn capabilities(&self) -> Capabilities {

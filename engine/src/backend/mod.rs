@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::addr::IovaRange;
 use crate::error::{Errno, KernelResult, Result};
-use crate::limits::{Limits, Memlock};
+use crate::limits::{Limits, Memlock, UserCharges};
 use crate::object::Object;
 pub use crate::region::Mapping;
 
@@ -90,6 +90,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// The current memlock usage and limit.
     fn memlock(&self) -> Memlock;
+
+    /// Who is charged for the locked memory of the user, with [`MemlockScope::User`](crate::limits::MemlockScope). Only
+    /// read for messages.
+    fn user_charges(&self) -> UserCharges {
+        UserCharges::default()
+    }
 
     /// The backend's capabilities, which never change.
     fn capabilities(&self) -> Capabilities;

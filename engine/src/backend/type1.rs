@@ -44,7 +44,10 @@ impl Type1 {
         }
         let info = read_info(&container).map_err(|error| match error.errno {
             // Every request to a container without an IOMMU type fails with EINVAL.
-            Errno::EINVAL => refused("the container has no group or no IOMMU type set"),
+            Errno::EINVAL => refused(
+                "the container has no IOMMU: add a group (VFIO_GROUP_SET_CONTAINER) and choose VFIO_TYPE1v2_IOMMU \
+                 (VFIO_SET_IOMMU) before it is opened here",
+            ),
             _ => error,
         })?;
         let page = PageSizes::from_bitmap(info.page_sizes).smallest();

@@ -8,16 +8,18 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::{HostRange, MIN_PARALLEL_BYTES};
-use crate::addr::{BASE_PAGE, HUGE_PAGE, HostVa};
-use crate::error::{Errno, Error, ErrorKind, Op, Result};
-use crate::sys::file_system::{self, Kind};
+use crate::addr::HostVa;
+use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::sys::file_system::{self, Kind, Space};
 use crate::sys::procmap::{Maps, SharedFile};
 
 /// A file behind host memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Backing {
-    file: String,
-    kind: Kind,
+pub(crate) struct Backing {
+    /// Its name.
+    pub file: String,
+    /// Its file system.
+    pub kind: Kind,
     device: u64,
     inode: u64,
     /// Bytes that the file has; `None` if it has no name any more, so that the kernel does not say.
@@ -25,11 +27,15 @@ struct Backing {
 }
 
 /// What is to be faulted in of one file system.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Demand {
     file: String,
+    /// The first memory of it.
+    hva: HostVa,
+    /// The type of the file system.
+    system: &'static str,
     bytes: u64,
-    free: u64,
+    space: Space,
     /// What each file has.
     held: BTreeMap<u64, Option<u64>>,
 }
@@ -53,15 +59,17 @@ pub(crate) fn can_hold(pieces: &[HostRange]) -> Result<bool> {
             last = mappings.shared_file(piece.hva).map(|file| (file.end, backing(&file)));
         }
         let Some((_, Some(backing))) = &last else { continue };
-        let free = match backing.kind {
-            Kind::Disk => return Ok(false),
-            Kind::Tmpfs(Some(free)) | Kind::Hugetlbfs(free) => free,
+        let (system, space) = match backing.kind {
+            Kind::Disk(_) => return Ok(false),
+            Kind::Tmpfs(Some(space)) => ("tmpfs", space),
+            Kind::Hugetlbfs(space) => ("hugetlbfs", space),
             Kind::Tmpfs(None) | Kind::Other => continue,
         };
-        let demand = systems.entry(backing.device).or_default();
-        demand.file.clone_from(&backing.file);
+        let demand = systems.entry(backing.device).or_insert_with(|| {
+            let (file, held) = (backing.file.clone(), BTreeMap::new());
+            Demand { file, hva: piece.hva, system, bytes: 0, space, held }
+        });
         demand.bytes = demand.bytes.saturating_add(piece.bytes);
-        demand.free = free;
         demand.held.insert(backing.inode, backing.held);
     }
     let mut fits = true;
@@ -74,7 +82,7 @@ pub(crate) fn can_hold(pieces: &[HostRange]) -> Result<bool> {
 impl Demand {
     /// Whether there is space enough; an error if there certainly is not.
     fn fits(self) -> Result<bool> {
-        let Self { file, bytes, free, held } = self;
+        let Self { file, hva, system, bytes, space: Space { size, free }, held } = self;
         if bytes <= free {
             return Ok(true);
         }
@@ -86,36 +94,14 @@ impl Demand {
         if needed <= free {
             return Ok(true);
         }
-        Err(Error::check(Errno::EFAULT, ErrorKind::FileSystemFull { file, needed, free }))
+        Err(Error::check(Errno::EFAULT, ErrorKind::FileSystemFull { file, system, size, needed, free })
+            .at_hva(hva))
     }
-}
-
-/// Adds to the error of a map call that the file behind the memory is its reason, if it is.
-pub(crate) fn explained(error: Error) -> Error {
-    match error {
-        Error { op: Op::Map, errno: Errno::EFAULT, kind: ErrorKind::Kernel, hva: Some(hva), .. } => {
-            Error { kind: reason(hva).unwrap_or(ErrorKind::Kernel), ..error }
-        }
-        _ => error,
-    }
-}
-
-/// Why the memory at `hva` cannot be pinned, if its file is the reason.
-fn reason(hva: HostVa) -> Option<ErrorKind> {
-    let Backing { file, kind, .. } = backing(&Maps::open()?.shared_file(hva)?)?;
-    let full = |free, page| (free < page).then_some((free, page));
-    let (free, needed) = match kind {
-        Kind::Disk => return Some(ErrorKind::DiskFile { file }),
-        Kind::Tmpfs(free) => full(free?, BASE_PAGE),
-        Kind::Hugetlbfs(free) => full(free, HUGE_PAGE),
-        Kind::Other => None,
-    }?;
-    Some(ErrorKind::FileSystemFull { file, needed, free })
 }
 
 /// The backing of a shared file; `None` for memory without a name (memfd, shared anonymous memory), for devices, and if
 /// another file has the name now.
-fn backing(shared: &SharedFile) -> Option<Backing> {
+pub(crate) fn backing(shared: &SharedFile) -> Option<Backing> {
     const DELETED: &[u8] = b" (deleted)";
     let named = Path::new(OsStr::from_bytes(&shared.name));
     let of_mapping = |found: &fs::Metadata| {
@@ -145,7 +131,8 @@ mod tests {
 
     fn demand(bytes: u64, free: u64, held: &[Option<u64>]) -> Result<bool> {
         let held = (0..).zip(held.iter().copied()).collect();
-        Demand { file: "/dev/shm/ram".to_owned(), bytes, free, held }.fits()
+        let (file, space) = ("/dev/shm/ram".to_owned(), Space { size: 200, free });
+        Demand { file, hva: HostVa::from_raw(0), system: "tmpfs", bytes, space, held }.fits()
     }
 
     #[test]
@@ -155,7 +142,8 @@ mod tests {
         let error = demand(100, 39, &[Some(30), Some(30)]).unwrap_err();
         assert_eq!(error.errno, Errno::EFAULT);
         let text = error.to_string();
-        assert!(text.contains("file system of /dev/shm/ram has 39 bytes free, 40 are needed"), "{text}");
+        let reason = "the file system of /dev/shm/ram (tmpfs of 200 bytes) has 39 bytes free, 40 bytes more are needed";
+        assert!(text.contains(reason), "{text}");
         assert_eq!(demand(100, 99, &[None]), Ok(false), "what it has is not known");
         assert_eq!(demand(100, 100, &[None]), Ok(true));
     }

@@ -9,22 +9,39 @@ use std::path::Path;
 /// Where the kernel shows the pools of huge pages, one folder for each size.
 const POOLS: &str = "/sys/kernel/mm/hugepages";
 
+/// What a file system can hold, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Space {
+    pub size: u64,
+    pub free: u64,
+}
+
 /// A kind of file system, as far as it matters for pinning its pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// tmpfs, with the bytes it can still hold; `None`: no limit.
-    Tmpfs(Option<u64>),
-    /// hugetlbfs, with the bytes in the free pages of its pool, and in those that it may add.
-    Hugetlbfs(u64),
-    /// A file system on a disk, which writes the pages of shared mappings back.
-    Disk,
+    /// tmpfs; `None`: without a limit.
+    Tmpfs(Option<Space>),
+    /// hugetlbfs, with its pool of huge pages.
+    Hugetlbfs(Space),
+    /// A file system on a disk or a server, which writes the pages of shared mappings back. With its name.
+    Disk(&'static str),
     /// Any other.
     Other,
 }
 
-/// From include/uapi/linux/magic.h and fs/xfs: XFS_SUPER_MAGIC, F2FS_SUPER_MAGIC.
-const XFS: i64 = 0x5846_5342;
-const F2FS: i64 = 0xf2f5_2010;
+/// File systems that write the pages of shared mappings back, by the numbers in include/uapi/linux/magic.h and fs/.
+const DISKS: [(i64, &str); 10] = [
+    (0xef53, "ext4"),
+    (0x5846_5342, "xfs"),
+    (0x9123_683e, "btrfs"),
+    (0xf2f5_2010, "f2fs"),
+    (0xca45_1a4e, "bcachefs"),
+    (0x2fc1_2fc1, "zfs"),
+    (0x6573_5546, "fuse"),
+    (0x6969, "nfs"),
+    (0x00c3_6400, "ceph"),
+    (0x0102_1997, "9p"),
+];
 
 /// The file system that contains `path`; `None` if the kernel does not say.
 pub(crate) fn of(path: &Path) -> Option<Kind> {
@@ -40,20 +57,25 @@ pub(crate) fn of(path: &Path) -> Option<Kind> {
     let magic = system.f_type as i64;
     Some(match magic {
         libc::TMPFS_MAGIC => {
-            Kind::Tmpfs((system.f_blocks > 0).then(|| system.f_bavail.saturating_mul(block)))
+            let bytes = |blocks: u64| blocks.saturating_mul(block);
+            let space = Space { size: bytes(system.f_blocks), free: bytes(system.f_bavail) };
+            Kind::Tmpfs((system.f_blocks > 0).then_some(space))
         }
-        libc::HUGETLBFS_MAGIC => Kind::Hugetlbfs(free_huge_pages(block)?.saturating_mul(block)),
-        libc::EXT4_SUPER_MAGIC | libc::BTRFS_SUPER_MAGIC | XFS | F2FS => Kind::Disk,
-        _ => Kind::Other,
+        libc::HUGETLBFS_MAGIC => Kind::Hugetlbfs(pool(block)?),
+        _ => DISKS
+            .iter()
+            .find(|(number, _)| *number == magic)
+            .map_or(Kind::Other, |(_, name)| Kind::Disk(name)),
     })
 }
 
-/// The pages of `size` bytes that are free, and those that the pool may still add (`nr_overcommit_hugepages`).
-fn free_huge_pages(size: u64) -> Option<u64> {
-    let pool = format!("{POOLS}/hugepages-{}kB", size >> 10);
+/// The pool of huge pages of `page` bytes, with the pages that it may still add (`nr_overcommit_hugepages`).
+pub(crate) fn pool(page: u64) -> Option<Space> {
+    let pool = format!("{POOLS}/hugepages-{}kB", page >> 10);
     let number = |name: &str| fs::read_to_string(format!("{pool}/{name}")).ok()?.trim().parse::<u64>().ok();
     let surplus = number("nr_overcommit_hugepages")?.saturating_sub(number("surplus_hugepages")?);
-    number("free_hugepages")?.checked_add(surplus)
+    let bytes = |pages: u64| pages.checked_add(surplus)?.checked_mul(page);
+    Some(Space { size: bytes(number("nr_hugepages")?)?, free: bytes(number("free_hugepages")?)? })
 }
 
 #[cfg(test)]
@@ -66,5 +88,6 @@ mod tests {
         assert!(matches!(of(Path::new("/dev/shm")), Some(Kind::Tmpfs(_))));
         assert_eq!(of(Path::new("/nothing/is/here")), None);
         assert_eq!(of(Path::new("/dev/shm\0")), None);
+        assert_eq!(pool(4096), None, "no huge page");
     }
 }

@@ -2,11 +2,13 @@
 #![allow(unsafe_code)]
 
 use std::fs;
+use std::io::ErrorKind;
 use std::mem::MaybeUninit;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::OnceLock;
 
-use crate::limits::{Memlock, MemlockScope};
+use crate::limits::{Memlock, MemlockScope, UserCharges};
 
 /// Bit of the effective capability set that lifts RLIMIT_MEMLOCK (CAP_IPC_LOCK in `linux/capability.h`).
 const CAP_IPC_LOCK: u32 = 14;
@@ -21,7 +23,8 @@ const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
 pub fn memlock() -> Memlock {
     let limit = if may_lock_any(capabilities(), user_namespace()) { None } else { memlock_limit() };
     // The same in all threads. Profiles of AppArmor allow this file, but not the one in thread-self.
-    let locked = limit.map_or(0, |_| locked(&fs::read_to_string("/proc/self/status").unwrap_or_default()));
+    let status = || fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let locked = limit.map_or(0, |_| kilobytes(&status(), "VmLck:"));
     Memlock { locked, limit, scope: MemlockScope::Process }
 }
 
@@ -64,10 +67,61 @@ fn may_lock_any(capabilities: u64, namespace: Option<u64>) -> bool {
     on_the_host && capabilities >> CAP_IPC_LOCK & 1 == 1
 }
 
-/// VmLck of /proc/self/status in bytes.
-fn locked(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
-    line.and_then(|value| value.trim().strip_suffix("kB"))
+/// What this process and the others of its user have pinned, as far as /proc shows it. For messages: it reads a file
+/// for each process.
+pub fn user_charges() -> UserCharges {
+    charges_in(Path::new("/proc"), std::process::id())
+}
+
+fn charges_in(proc: &Path, this: u32) -> UserCharges {
+    let status = |process: u32| fs::read_to_string(proc.join(process.to_string()).join("status"));
+    let own = status(this).unwrap_or_default();
+    // The kernel charges the real user.
+    let user = field(&own, "Uid:").and_then(|ids| ids.split_whitespace().next()?.parse().ok());
+    let mut charges = UserCharges { own: kilobytes(&own, "VmPin:"), ..UserCharges::default() };
+    let Some(user) = user else { return charges };
+    charges.user = user;
+    let names = fs::read_dir(proc).into_iter().flatten().flatten();
+    let processes = names.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    for process in processes.filter(|process| *process != this) {
+        let status = match status(process) {
+            Ok(status) => status,
+            // A sandbox forbids all of them, and each attempt can be an entry in the host's audit log.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => break,
+            // The process has ended.
+            Err(_) => continue,
+        };
+        let same =
+            field(&status, "Uid:").and_then(|ids| ids.split_whitespace().next()?.parse().ok()) == Some(user);
+        let bytes = kilobytes(&status, "VmPin:");
+        if !same || bytes == 0 {
+            continue;
+        }
+        charges.others = charges.others.saturating_add(bytes);
+        charges.processes += 1;
+        if charges.largest.as_ref().is_none_or(|(_, _, most)| bytes > *most) {
+            let name = field(&status, "Name:").unwrap_or_default().to_owned();
+            charges.largest = Some((process, name, bytes));
+        }
+    }
+    charges
+}
+
+/// Bytes of memory that are available without swapping; `None` if the kernel does not say.
+pub fn available_memory() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    field(&meminfo, "MemAvailable:").map(|_| kilobytes(&meminfo, "MemAvailable:"))
+}
+
+/// The value of a line that begins with `name`.
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+/// The value of a line in bytes; 0 if there is none.
+fn kilobytes(text: &str, name: &str) -> u64 {
+    let line = field(text, name);
+    line.and_then(|value| value.strip_suffix("kB"))
         .and_then(|kib| kib.trim().parse::<u64>().ok())
         .map_or(0, |kib| kib.saturating_mul(1024))
 }
@@ -90,16 +144,56 @@ mod tests {
 
     #[test]
     fn locked_memory_is_read_in_kib() {
+        let locked = |status| kilobytes(status, "VmLck:");
         assert_eq!(locked("Name:\tx\nVmPeak:\t 9 kB\nVmLck:\t    1028 kB\nCapInh:\t0\n"), 1028 * 1024);
     }
 
     #[test]
     fn what_cannot_be_read_refuses_nothing() {
         for text in ["", "VmLck: many\n", "VmLck:\t-1 kB\n"] {
-            assert_eq!(locked(text), 0);
+            assert_eq!(kilobytes(text, "VmLck:"), 0);
         }
-        assert_eq!(locked("VmLck:\t18446744073709551615 kB\n"), u64::MAX);
+        assert_eq!(kilobytes("VmLck:\t18446744073709551615 kB\n", "VmLck:"), u64::MAX);
         assert!(may_lock_any(u64::MAX, None));
+    }
+
+    #[test]
+    fn processes_of_the_user_are_added_up() {
+        let proc = std::env::temp_dir().join(format!("vfio-fast-charges-{}", std::process::id()));
+        let process = |number: &str, text: &str| {
+            fs::create_dir_all(proc.join(number)).unwrap();
+            fs::write(proc.join(number).join("status"), text).unwrap();
+        };
+        process("7", "Name:\tqemu\nUid:\t1000\t0\t0\t0\nVmLck:\t 9 kB\nVmPin:\t       4 kB\n");
+        process("8", "Name:\tqemu-b\nUid:\t1000\t1000\t1000\t1000\nVmPin:\t      16 kB\n");
+        process("9", "Name:\tring\nUid:\t1000\t1000\t1000\t1000\nVmPin:\t       8 kB\n");
+        process("10", "Name:\tidle\nUid:\t1000\t1000\t1000\t1000\nVmPin:\t       0 kB\n");
+        process("11", "Name:\tkthread\nUid:\t1000\t1000\t1000\t1000\n");
+        process("12", "Name:\tother\nUid:\t1001\t1000\t1000\t1000\nVmPin:\t     400 kB\n");
+        process("self", "Name:\tqemu\nUid:\t1000\t0\t0\t0\nVmPin:\t       4 kB\n");
+        let charges = charges_in(&proc, 7);
+        fs::remove_dir_all(&proc).unwrap();
+        let largest = Some((8, "qemu-b".to_owned(), 16 << 10));
+        assert_eq!(
+            charges,
+            UserCharges { user: 1000, own: 4 << 10, others: 24 << 10, processes: 2, largest }
+        );
+        assert_eq!(
+            charges.to_string(),
+            "the 4096 bytes (4 KiB) of this process and the 24576 bytes (24 KiB) of 2 other processes of user 1000, \
+             most in qemu-b, process 8: 16384 bytes (16 KiB)"
+        );
+    }
+
+    #[test]
+    fn the_kernel_says_what_processes_have_pinned() {
+        let charges = user_charges();
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        assert!(
+            field(&status, "VmPin:").is_some()
+                && field(&status, "Uid:").unwrap().starts_with(&charges.user.to_string())
+        );
+        assert!(available_memory().is_some_and(|bytes| bytes > 0));
     }
 
     #[test]

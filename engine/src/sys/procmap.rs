@@ -99,6 +99,17 @@ pub(crate) struct SharedFile {
     pub identity: Identity,
 }
 
+/// A mapping of this process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Vma {
+    /// The first byte after it.
+    pub end: u64,
+    pub readable: bool,
+    pub writable: bool,
+    /// The size of its pages, of hugetlbfs its own size.
+    pub page: u64,
+}
+
 /// The mappings of this process.
 #[derive(Debug)]
 pub(crate) struct Maps(File);
@@ -114,6 +125,15 @@ impl Maps {
     /// The size of the pages of the mapping at `hva`: of hugetlbfs its own size, otherwise the base page.
     pub fn page_size(&self, hva: HostVa) -> Option<u64> {
         query(&self.0, hva.raw()).ok().map(|vma| vma.vma_page_size)
+    }
+
+    /// The mapping at `address`; `None` if nothing is mapped there.
+    pub fn at(&self, address: u64) -> Option<Vma> {
+        let vma =
+            query(&self.0, address).ok().filter(|vma| (vma.vma_start..vma.vma_end).contains(&address))?;
+        let has = |flag| vma.vma_flags & flag != 0;
+        let (readable, writable) = (has(VMA_READABLE), has(VMA_WRITABLE));
+        Some(Vma { end: vma.vma_end, readable, writable, page: vma.vma_page_size })
     }
 
     /// The file at `hva`, if that is a shared and writable mapping of one. `None` if the kernel is older than 6.11.

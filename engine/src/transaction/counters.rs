@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Engine, Outcome, State};
 use crate::execute::Executed;
+use crate::explain;
 use crate::log::Level;
 use crate::populate::{self, Report, ThreadLimit};
 use crate::stats::Counter;
@@ -82,13 +83,8 @@ impl Engine {
             );
         }
         for refusal in &executed.refusals {
-            self.log.write(
-                Level::Warn,
-                format_args!(
-                    "Mapping device memory at IOVA {} failed: {}: no peer-to-peer with it",
-                    refusal.region, refusal.errno
-                ),
-            );
+            let error = explain::refusal(refusal, &state.limits);
+            self.log.write(Level::Warn, format_args!("{error}: no peer-to-peer DMA to it"));
         }
     }
 

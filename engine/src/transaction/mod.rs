@@ -4,6 +4,7 @@ mod close;
 mod counters;
 mod dirty;
 mod discard;
+mod explained;
 mod regions;
 mod single;
 
@@ -16,6 +17,7 @@ use crate::addr::IovaRange;
 use crate::backend::{Backend, PopulatePolicy};
 use crate::error::{Errno, Error, ErrorKind, Op, Result};
 use crate::execute::{Batch, Executed, Executor};
+use crate::explain;
 use crate::limits::{Limits, Memlock};
 use crate::log::{Level, Log};
 use crate::object::Objects;
@@ -317,10 +319,10 @@ impl Engine {
             Ok(()) => {
                 Ok(Outcome { executed, kept_entries, kept_bytes, remapped_bytes, duration: Duration::ZERO })
             }
-            Err(error) if error.errno == Errno::ENOMEM && plan.unmaps.is_empty() => {
-                Err(preflight::explain(&plan, executed.map_bytes, self.backend.memlock()).unwrap_or(error))
+            Err(error) => {
+                let unpins = plan.unmaps.iter().fold(0u64, |sum, unmap| sum.saturating_add(unmap.ram_bytes));
+                Err(self.explained(state, error, &plan.maps, unpins, &executed))
             }
-            Err(error) => Err(populate::files::explained(error)),
         }
     }
 
@@ -328,7 +330,7 @@ impl Engine {
     fn plan_or_ask_limits(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
         let start = Instant::now();
         let mut plan = self.plan(state, scope);
-        if let Err(Error { kind: ErrorKind::Entries { .. } | ErrorKind::OutsideIova { .. }, .. }) = &plan {
+        if let Err(Error { kind: ErrorKind::Entries(_) | ErrorKind::OutsideIova { .. }, .. }) = &plan {
             // Groups can join and leave the container, and an administrator can raise a limit.
             self.ask_limits(state);
             plan = self.plan(state, scope);
@@ -343,11 +345,11 @@ impl Engine {
         let capacity = state.limits.entries;
         let plan = plan::plan(&state.wanted, &state.table, scope, &self.grid, self.gaps(state), capacity)
             .map_err(|room| {
-                let kind = ErrorKind::Entries { needed: room.needed, available: room.available };
-                Error::check(Errno::ENOSPC, kind)
+                let held = explain::entries(&state.table, &state.wanted, room.needed, room.available);
+                Error::check(Errno::ENOSPC, ErrorKind::Entries(held))
             })?;
         scope.clone_from(&plan.scope);
-        preflight::check(&plan, &state.limits, || self.backend.memlock())?;
+        preflight::check(&plan, &state.limits, &*self.backend)?;
         Ok(plan)
     }
 

@@ -4,8 +4,8 @@ use std::sync::MutexGuard;
 
 use super::{Engine, State};
 use crate::addr::{HostVa, Iova, IovaRange};
-use crate::error::{Errno, Error, ErrorKind, Op, Result};
-use crate::execute::Refusal;
+use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::explain;
 use crate::object::{ObjectKind, ObjectRef};
 use crate::reconcile::runs::runs;
 use crate::region::{Backing, Kind, Perm, Region};
@@ -145,8 +145,7 @@ impl Engine {
         let added = state.wanted.touched().to_vec();
         let outcome = self.reconcile(&mut state)?;
         let Some(refusal) = outcome.executed.refusals.first() else { return Ok(()) };
-        let Refusal { entry, errno, .. } = refusal;
-        let error = Error::kernel(Op::Map, *errno).at(entry.range).at_hva(entry.hva);
+        let error = explain::refusal(refusal, &state.limits);
         for range in &added {
             let removed = state.wanted.remove(*range);
             debug_assert!(removed.is_ok(), "what was inserted can be removed");

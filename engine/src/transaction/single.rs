@@ -5,7 +5,7 @@
 
 use super::{Engine, State};
 use crate::addr::BASE_PAGE;
-use crate::error::{Errno, Result};
+use crate::error::Result;
 use crate::execute::not_mapped;
 use crate::populate::MIN_PARALLEL_BYTES;
 use crate::preflight;
@@ -52,20 +52,14 @@ impl Engine {
         let mut executor = self.executor(table, objects, None, 1);
         let answer = executor.map(&entry);
         self.record_executed(&executor.executed);
-        let error = match answer {
-            Ok(()) => {
-                self.end_single(state);
-                return Ok(());
-            }
-            // The kernel checks the limit as the preflight of a plan does. Reading it before each call would take
-            // longer than the call.
-            Err(Errno::ENOMEM) => {
-                let locked = preflight::too_much_locked(&entry, entry.range.length(), self.backend.memlock());
-                self.counters.preflight_refusals.add(u64::from(locked.is_some()));
-                locked.unwrap_or_else(|| not_mapped(&entry, Errno::ENOMEM))
-            }
-            Err(errno) => not_mapped(&entry, errno),
+        let executed = executor.executed;
+        let Err(errno) = answer else {
+            self.end_single(state);
+            return Ok(());
         };
+        // The kernel checks the limits as the preflight of a plan does. Reading them before each call would take longer
+        // than the call.
+        let error = self.explained(state, not_mapped(&entry, errno), &[entry], 0, &executed);
         self.fail(state, &[entry.range], &error);
         state.forget_dirty(&[entry.range]);
         Err(error)

@@ -3,6 +3,7 @@
 
 pub mod accepting;
 pub mod callers;
+pub mod files;
 pub mod ioas;
 pub mod memory;
 pub mod seccomp;

@@ -13,6 +13,10 @@ pub enum Kernel {
     V6_1,
     /// This kernel, when it has no memory left for faults.
     OutOfMemory,
+    /// This kernel, when every page has a memory error.
+    MemoryErrors,
+    /// A kernel in which every file is a VFIO container without an IOMMU, and an iommufd without an IOAS.
+    EmptyContainers,
 }
 
 /// `struct sock_filter`
@@ -47,6 +51,10 @@ const ARGUMENT_2: u32 = 32;
 const PAGEMAP_SCAN: u32 = 0xc060_6610;
 const PROCMAP_QUERY: u32 = 0xc068_6611;
 
+/// VFIO_GET_API_VERSION, VFIO_IOMMU_GET_INFO and IOMMU_IOAS_IOVA_RANGES, and what containers without an IOMMU return.
+const EMPTY_CONTAINERS: [(u32, libc::c_int); 3] =
+    [(0x3b64, 0), (0x3b70, libc::EINVAL), (0x3b84, libc::ENOENT)];
+
 const fn fail(errno: libc::c_int) -> u32 {
     0x0005_0000 | errno as u32
 }
@@ -64,20 +72,31 @@ fn refuse(number: libc::c_long, offset: u32, value: u32, errno: libc::c_int) -> 
 }
 
 impl Kernel {
+    /// Whether it lacks what is newer than 6.1.
+    fn is_old(self) -> bool {
+        !matches!(self, Self::MemoryErrors | Self::EmptyContainers)
+    }
+
     fn filter(self) -> Vec<Instruction> {
         let mut filter = Vec::new();
         let errno = match self {
             Self::V5_10 => Some(libc::EINVAL),
-            Self::V6_1 => None,
+            Self::V6_1 | Self::EmptyContainers => None,
             Self::OutOfMemory => Some(libc::ENOMEM),
+            Self::MemoryErrors => Some(libc::EHWPOISON),
         };
+        if self == Self::EmptyContainers {
+            for (request, errno) in EMPTY_CONTAINERS {
+                filter.extend(refuse(libc::SYS_ioctl, ARGUMENT_1, request, errno));
+            }
+        }
         for advice in [libc::MADV_POPULATE_READ, libc::MADV_POPULATE_WRITE] {
             let advice = advice as u32;
             filter.extend(
                 errno.into_iter().flat_map(|errno| refuse(libc::SYS_madvise, ARGUMENT_2, advice, errno)),
             );
         }
-        for request in [PAGEMAP_SCAN, PROCMAP_QUERY] {
+        for request in [PAGEMAP_SCAN, PROCMAP_QUERY].into_iter().filter(|_| self.is_old()) {
             filter.extend(refuse(libc::SYS_ioctl, ARGUMENT_1, request, libc::ENOTTY));
         }
         filter.extend([

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::{Backend, Capabilities, DirtyTracking, Mapping, PopulatePolicy, enoent_as_zero, unmap_halves};
 use crate::addr::{HostVa, IovaRange, PageSizes};
 use crate::error::{Errno, KernelResult, Result};
-use crate::limits::{Limits, Memlock, MemlockScope};
+use crate::limits::{Limits, Memlock, MemlockScope, UserCharges};
 use crate::object::{Object, ObjectKind};
 use crate::region::Perm;
 use rules::{KernelState, Request};
@@ -41,6 +41,8 @@ pub struct SimConfig {
     pub dma_avail: u64,
     /// RLIMIT_MEMLOCK in bytes; `None`: not enforced.
     pub memlock_limit: Option<u64>,
+    /// What other processes of the user have pinned, which counts against the limit of iommufd.
+    pub charges: UserCharges,
     /// Whether [`Backend::memlock`] reports the limit, so that the preflight fails before the map call does.
     pub memlock_told: bool,
     /// Ranges of host addresses that cannot be mapped (EFAULT), as `start..=last`.
@@ -71,6 +73,7 @@ impl Default for SimConfig {
             iova_ranges: Vec::new(),
             dma_avail: 65_535,
             memlock_limit: None,
+            charges: UserCharges::default(),
             memlock_told: true,
             unmappable: Vec::new(),
             read_only: Vec::new(),
@@ -253,6 +256,10 @@ impl Backend for Sim {
             Rules::Iommufd => MemlockScope::User,
         };
         Memlock { locked, limit: config.memlock_limit.filter(|_| config.memlock_told), scope }
+    }
+
+    fn user_charges(&self) -> UserCharges {
+        UserCharges { own: self.locked(), ..self.config().charges }
     }
 
     fn capabilities(&self) -> Capabilities {

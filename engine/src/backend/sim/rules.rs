@@ -242,8 +242,9 @@ fn pin(config: &SimConfig, locked: u64, mapping: &Mapping) -> KernelResult<()> {
     if among(&config.unmappable) || (mapping.perm.is_writable() && among(&config.read_only)) {
         return Err(Errno::EFAULT);
     }
+    let others = if config.rules == Rules::Iommufd { config.charges.others } else { 0 };
     match config.memlock_limit {
-        Some(limit) if (locked + length) / PAGE > limit / PAGE => Err(Errno::ENOMEM),
+        Some(limit) if (locked + others + length) / PAGE > limit / PAGE => Err(Errno::ENOMEM),
         _ => Ok(()),
     }
 }

@@ -1,8 +1,11 @@
 //! Errors that name the operation, the numbers, and the setting to change.
 
+mod hint;
+
 use std::fmt;
 
-use crate::addr::{HostVa, IovaRange};
+use crate::addr::{Bytes, HostVa, IovaRange};
+use crate::limits::UserCharges;
 
 /// A kernel error number, unchanged: the kernel can return values that this crate has no name for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -11,7 +14,14 @@ pub struct Errno(pub i32);
 #[allow(missing_docs, reason = "the names are errno(3)'s")]
 impl Errno {
     pub const ENOENT: Self = Self(libc::ENOENT);
+    pub const EINTR: Self = Self(libc::EINTR);
     pub const EIO: Self = Self(libc::EIO);
+    pub const EBADF: Self = Self(libc::EBADF);
+    pub const EPERM: Self = Self(libc::EPERM);
+    pub const EACCES: Self = Self(libc::EACCES);
+    pub const ENODEV: Self = Self(libc::ENODEV);
+    pub const ENFILE: Self = Self(libc::ENFILE);
+    pub const EMFILE: Self = Self(libc::EMFILE);
     pub const ENOMEM: Self = Self(libc::ENOMEM);
     pub const EFAULT: Self = Self(libc::EFAULT);
     pub const EBUSY: Self = Self(libc::EBUSY);
@@ -66,7 +76,7 @@ pub enum Op {
 /// The kind of a failure, with the numbers needed to act on it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ErrorKind {
-    /// The kernel returned the error, and there are no details.
+    /// The kernel returned the error, and nothing more is known than what it means.
     Kernel,
     /// An address or length is not a multiple of the smallest IOMMU page.
     Misaligned {
@@ -96,18 +106,34 @@ pub enum ErrorKind {
         /// RLIMIT_MEMLOCK.
         limit: u64,
     },
-    /// The transaction needs more kernel entries than the container has left.
-    Entries {
-        /// Entries this transaction adds.
+    /// The transaction would pin more memory than RLIMIT_MEMLOCK allows all processes of the user together. All
+    /// numbers are bytes.
+    UserMemlock {
+        /// Bytes that the transaction pins in addition to those already charged.
         needed: u64,
-        /// Entries the container has left.
-        available: u64,
+        /// Bytes that are charged before the transaction, as far as they can be seen.
+        locked: u64,
+        /// RLIMIT_MEMLOCK.
+        limit: u64,
+        /// Who has pinned them.
+        charges: Box<UserCharges>,
     },
-    /// A RAM region lies outside the ranges that the IOMMU can translate.
+    /// The kernel had too little memory, and no limit that can be seen explains it.
+    NoMemory {
+        /// Bytes that the machine has available; `None` if the kernel does not say.
+        available: Option<u64>,
+        /// RLIMIT_MEMLOCK, if processes that cannot be seen may be charged to the same user.
+        user_limit: Option<u64>,
+    },
+    /// The transaction needs more kernel entries than the container has left.
+    Entries(EntryUse),
+    /// A region lies outside the ranges that the IOMMU can translate.
     OutsideIova {
         /// The valid ranges.
         valid: Vec<IovaRange>,
     },
+    /// The kernel has a mapping in the range that the table does not have.
+    Foreign,
     /// The kernel unmapped a different number of bytes than the table had: another user changed the container.
     ByteCount {
         /// Bytes in the table.
@@ -125,22 +151,79 @@ pub enum ErrorKind {
         /// The failure that caused it.
         cause: String,
     },
-    /// The file system of memory that is about to be faulted in has too little space left for it. Numbers are bytes.
+    /// The file system of memory has too little space left for it. Numbers are bytes.
     FileSystemFull {
         /// The file behind the memory.
         file: String,
+        /// The type of the file system.
+        system: &'static str,
+        /// What it can hold.
+        size: u64,
         /// Bytes that are missing.
         needed: u64,
         /// Bytes that are free.
+        free: u64,
+    },
+    /// The pool of huge pages is empty. Numbers are bytes.
+    NoHugePages {
+        /// The size of the pages.
+        page: u64,
+        /// The size of the pool.
+        size: u64,
+        /// Bytes that are free; less than a page.
         free: u64,
     },
     /// The memory is a shared mapping of a file that the kernel does not pin, because its pages are written back.
     DiskFile {
         /// The file behind the memory.
         file: String,
+        /// The type of its file system.
+        system: &'static str,
+    },
+    /// One page of the memory is the reason.
+    Page {
+        /// The first such address.
+        at: HostVa,
+        /// What is wrong with it.
+        fault: PageFault,
     },
     /// Any other broken rule, as text.
     Other(&'static str),
+}
+
+/// What a container's entries are used for, in numbers of entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EntryUse {
+    /// Entries that the transaction adds.
+    pub needed: u64,
+    /// Entries that the container has left for them.
+    pub available: u64,
+    /// Entries that the container can hold.
+    pub total: u64,
+    /// Entries that hold exact regions.
+    pub exact: u64,
+    /// Entries that hold device memory, and are not exact.
+    pub device: u64,
+    /// The other entries.
+    pub ram: u64,
+}
+
+/// Why a page cannot be pinned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageFault {
+    /// Nothing is mapped there.
+    Hole,
+    /// The mapping does not allow the device's access, which is a write if `write`.
+    NoAccess {
+        /// Whether the device would write.
+        write: bool,
+    },
+    /// It is device memory, such as a BAR.
+    Device,
+    /// The page has a memory error.
+    Poisoned,
+    /// An access would raise SIGBUS.
+    Bus,
 }
 
 /// A failed operation.
@@ -198,8 +281,12 @@ impl Error {
     /// The amounts needed and available: bytes for memlock and file systems, entries for `dma_avail`.
     pub fn needed_and_available(&self) -> Option<(u64, u64)> {
         match self.kind {
-            ErrorKind::Memlock { needed, locked, limit } => Some((locked.saturating_add(needed), limit)),
-            ErrorKind::Entries { needed, available } => Some((needed, available)),
+            ErrorKind::Memlock { needed, locked, limit }
+            | ErrorKind::UserMemlock { needed, locked, limit, .. } => {
+                Some((locked.saturating_add(needed), limit))
+            }
+            ErrorKind::Entries(EntryUse { needed, available, .. }) => Some((needed, available)),
+            ErrorKind::NoHugePages { page, free, .. } => Some((page, free)),
             ErrorKind::FileSystemFull { needed, free, .. } => Some((needed, free)),
             _ => None,
         }
@@ -219,14 +306,14 @@ impl fmt::Display for Error {
         };
         write!(f, "{verb}")?;
         if let Some(range) = self.range {
-            write!(f, " IOVA {range} ({} bytes)", range.length())?;
+            write!(f, " IOVA {range} ({})", Bytes(range.length()))?;
         }
         if let Some(hva) = self.hva {
             write!(f, " at host address {hva:?}")?;
         }
         write!(f, " failed: {}", self.errno)?;
         match &self.kind {
-            ErrorKind::Kernel => Ok(()),
+            ErrorKind::Kernel => hint::of(self.op, self.errno).map_or(Ok(()), |hint| write!(f, ": {hint}")),
             ErrorKind::Misaligned { value, page } => {
                 write!(f, ": {value:#x} is not a multiple of the smallest IOMMU page, {page} bytes")
             }
@@ -241,22 +328,58 @@ impl fmt::Display for Error {
             }
             ErrorKind::Memlock { needed, locked, limit } => write!(
                 f,
-                ": pinning needs {} bytes of locked memory ({needed} on top of {locked} locked now), RLIMIT_MEMLOCK \
-                 allows {limit}: raise it (`ulimit -l`, LimitMEMLOCK=, <memtune>/<hard_limit>) or grant CAP_IPC_LOCK",
-                locked.saturating_add(*needed)
+                ": pinning needs {} of locked memory ({} in addition to the {} that this process has locked), \
+                 RLIMIT_MEMLOCK is {}: raise it (`ulimit -l`, LimitMEMLOCK=, <memtune>/<hard_limit>) or grant \
+                 CAP_IPC_LOCK",
+                Bytes(locked.saturating_add(*needed)),
+                Bytes(*needed),
+                Bytes(*locked),
+                Bytes(*limit)
             ),
-            ErrorKind::Entries { needed, available } => write!(
+            ErrorKind::UserMemlock { needed, locked, limit, charges } => write!(
                 f,
-                ": {needed} mappings are needed and the container has {available} left: raise the module parameter \
-                 vfio_iommu_type1.dma_entry_limit, or map larger blocks"
+                ": pinning needs {} of locked memory ({} in addition to {charges}), RLIMIT_MEMLOCK is {}: iommufd \
+                 counts all processes of a user together: raise it (`ulimit -l`, LimitMEMLOCK=, \
+                 <memtune>/<hard_limit>), grant CAP_IPC_LOCK, use another user, or let the process that opens \
+                 /dev/iommu set IOMMU_OPTION_RLIMIT_MODE to 1",
+                Bytes(locked.saturating_add(*needed)),
+                Bytes(*needed),
+                Bytes(*limit)
+            ),
+            ErrorKind::NoMemory { available, user_limit } => {
+                write!(f, ": the kernel had no memory left for it")?;
+                if let Some(available) = available {
+                    write!(f, " (MemAvailable is {})", Bytes(*available))?;
+                }
+                write!(f, ", or could not move a page out of ZONE_MOVABLE or CMA memory: free memory")?;
+                if let Some(limit) = user_limit {
+                    write!(
+                        f,
+                        ", or raise RLIMIT_MEMLOCK ({}), which processes of this user that /proc does not show may \
+                         have used up",
+                        Bytes(*limit)
+                    )?;
+                }
+                Ok(())
+            }
+            ErrorKind::Entries(EntryUse { needed, available, total, exact, device, ram }) => write!(
+                f,
+                ": {needed} mappings are needed, and the container has {available} of {total} left ({ram} hold RAM, \
+                 {exact} exact regions, {device} device memory): raise dma_entry_limit of vfio_iommu_type1 before the \
+                 container is opened, or map larger blocks"
             ),
             ErrorKind::OutsideIova { valid } => {
-                write!(f, ": the IOMMU can only translate")?;
+                let bits = valid.last().map_or(64, |range| u64::BITS - range.last().leading_zeros());
+                write!(f, ": the IOMMU translates {bits}-bit addresses, only")?;
                 for range in valid {
                     write!(f, " {range}")?;
                 }
-                write!(f, ": a smaller guest address space or an IOMMU with more address bits is needed")
+                write!(f, ": use addresses in these ranges, or an IOMMU with more address bits")
             }
+            ErrorKind::Foreign => write!(
+                f,
+                ": something else has mapped a part of this range in the container: nothing but the library may map there"
+            ),
             ErrorKind::ByteCount { expected, got } => write!(
                 f,
                 ": the kernel unmapped {got} bytes where {expected} were mapped: something else changed this container"
@@ -269,15 +392,33 @@ impl fmt::Display for Error {
                     ": what is mapped is not known any more since this failed: {cause}; only closing is left"
                 )
             }
-            ErrorKind::FileSystemFull { file, needed, free } => write!(
+            ErrorKind::FileSystemFull { file, system, size, needed, free } => {
+                let remedy = match *system {
+                    "hugetlbfs" => "add huge pages to its pool (vm.nr_hugepages)",
+                    _ => "enlarge it (mount -o remount,size=)",
+                };
+                write!(
+                    f,
+                    ": the file system of {file} ({system} of {}) has {} free, {} more are needed: {remedy}",
+                    Bytes(*size),
+                    Bytes(*free),
+                    Bytes(*needed)
+                )
+            }
+            ErrorKind::NoHugePages { page, size, free } => write!(
                 f,
-                ": the file system of {file} has {free} bytes free, {needed} are needed: enlarge it, or add huge pages \
-                 to the pool (hugetlbfs)"
+                ": the pool of huge pages of {} is empty ({} of {} free): add pages to it (vm.nr_hugepages), or reserve \
+                 them when the memory is mapped",
+                Bytes(*page),
+                Bytes(*free),
+                Bytes(*size)
             ),
-            ErrorKind::DiskFile { file } => write!(
+            ErrorKind::DiskFile { file, system } => write!(
                 f,
-                ": shared memory of a disk file system ({file}) cannot be given to devices: use tmpfs, memfd or share=off"
+                ": Linux does not pin shared memory of a disk file system ({file} on {system}) for devices since 6.5: \
+                 use tmpfs, hugetlbfs, memfd or share=off"
             ),
+            ErrorKind::Page { at, fault } => write!(f, ": {}", fault.text(*at)),
             ErrorKind::Other(text) => write!(f, ": {text}"),
         }
     }

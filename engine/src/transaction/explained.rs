@@ -1,0 +1,27 @@
+//! Adds the reason to the error of a commit.
+
+use super::{Engine, State};
+use crate::error::{Error, Op};
+use crate::execute::Executed;
+use crate::explain::{self, Failed};
+use crate::reconcile::table::Entry;
+
+impl Engine {
+    /// Adds the reason to the error of a commit that maps `maps` and unmaps `unpins` bytes of RAM.
+    pub(super) fn explained(
+        &self,
+        state: &State,
+        error: Error,
+        maps: &[Entry],
+        unpins: u64,
+        executed: &Executed,
+    ) -> Error {
+        let State { table, wanted, .. } = state;
+        let (mapped, unmapped) = (executed.map_bytes, executed.unmap_bytes);
+        let backend = &*self.backend;
+        let kernels = error.op == Op::Map;
+        let error = explain::map(error, &Failed { backend, table, wanted, maps, unpins, mapped, unmapped });
+        self.counters.preflight_refusals.add(u64::from(kernels && error.op == Op::Check));
+        error
+    }
+}

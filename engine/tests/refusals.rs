@@ -1,0 +1,317 @@
+//! Every refusal that docs/QEMU.md lists, as the library prints it: the table and the code cannot differ.
+#![allow(unsafe_code, reason = "maps memory and names host addresses")]
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use common::files::{file_ram, mount, run_in_own_mounts};
+use common::memory::time_data;
+use common::seccomp::Kernel;
+use common::{hva, keeping, ram, range};
+use memfd::MemfdOptions;
+use vfio_fast_engine::backend::PopulatePolicy;
+use vfio_fast_engine::backend::iommufd::Iommufd;
+use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
+use vfio_fast_engine::backend::type1::Type1;
+use vfio_fast_engine::error::{Error, ErrorKind, Op};
+use vfio_fast_engine::limits::UserCharges;
+use vfio_fast_engine::object::{ObjectKind, ObjectRef};
+use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
+use vfio_fast_engine::{Config, DiscardMode, Engine, Errno, discard_range};
+use vfio_fast_testing as common;
+
+const PAGE: u64 = 4096;
+const MIB: u64 = 1 << 20;
+/// The mark of a line that is a refusal, in what a test of another process prints.
+const MARK: &str = "refusal: ";
+
+fn print(error: &Error) {
+    let text = error.to_string();
+    assert!(!text.contains('\n'), "one line: {text}");
+    println!("\n{MARK}{text}");
+}
+
+fn refused<T: std::fmt::Debug>(answer: Result<T, Error>) {
+    print(&answer.unwrap_err());
+}
+
+fn engine(config: SimConfig) -> (Engine, Sim) {
+    common::engine_with(1, config)
+}
+
+/// Maps a region in a container in which call `nth` fails.
+fn kernel_refuses(rules: Rules, errno: Errno) {
+    refused(engine(SimConfig { failures: vec![(1, errno)], ..keeping(rules) }).0.map_region(ram(0, PAGE)));
+}
+
+/// Memory of `bytes` bytes, never unmapped.
+fn mapped(bytes: u64, protection: libc::c_int, flags: libc::c_int, file: Option<&File>) -> u64 {
+    let fd = file.map_or(-1, AsRawFd::as_raw_fd);
+    // SAFETY: without MAP_FIXED a mapping replaces nothing.
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), bytes as usize, protection, flags, fd, 0) };
+    assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+    address as u64
+}
+
+/// Maps memory that the kernel cannot pin.
+fn unpinnable(address: u64, bytes: u64, kind: Kind) {
+    let (engine, _) = engine(SimConfig { unmappable: vec![(address, address)], ..SimConfig::default() });
+    refused(engine.map_region(Region { hva: hva(address), kind, ..ram(0, bytes) }));
+}
+
+const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+const ANONYMOUS: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+fn limits() {
+    let limit = Some(6 * MIB);
+    let (type1, _) = engine(SimConfig { memlock_limit: limit, ..SimConfig::default() });
+    type1.map_region(ram(0, 4 * MIB)).unwrap();
+    refused(type1.map_region(ram(1 << 32, 4 * MIB)));
+    // A single page is compared with the limit after the kernel has refused it.
+    for bytes in [PAGE, 2 * MIB, 8 * MIB] {
+        let charges = UserCharges {
+            user: 1000,
+            others: 6 * MIB,
+            processes: 1,
+            largest: Some((7, "qemu".into(), 6 * MIB)),
+            own: 0,
+        };
+        let (iommufd, _) = engine(SimConfig { memlock_limit: limit, charges, ..keeping(Rules::Iommufd) });
+        let error = iommufd.map_region(ram(0, bytes)).unwrap_err();
+        assert_eq!(error.needed_and_available(), Some((6 * MIB + bytes, 6 * MIB)));
+        print(&error);
+    }
+    kernel_refuses(Rules::Type1, Errno::ENOMEM);
+    let unseen =
+        SimConfig { memlock_limit: limit, failures: vec![(1, Errno::ENOMEM)], ..keeping(Rules::Iommufd) };
+    refused(engine(unseen).0.map_region(ram(0, PAGE)));
+
+    let (full, _) = engine(SimConfig { dma_avail: 3, ..SimConfig::default() });
+    full.map_region(ram(0, PAGE)).unwrap();
+    full.map_region(Region { exact: true, ..ram(2 * PAGE, PAGE) }).unwrap();
+    full.map_region(Region { kind: Kind::Device, ..ram(4 * PAGE, PAGE) }).unwrap();
+    let error = full.map_region(ram(6 * PAGE, PAGE)).unwrap_err();
+    let held = "0 of 3 left (1 hold RAM, 1 exact regions, 1 device memory)";
+    assert!(error.to_string().contains(held), "{error}");
+    print(&error);
+
+    let ranges = vec![range(0, 0xfee0_0000), range(0xfef0_0000, (1 << 39) - 0xfef0_0000)];
+    let (narrow, _) = engine(SimConfig { iova_ranges: ranges, ..SimConfig::default() });
+    let error = narrow.map_region(ram(1 << 39, PAGE)).unwrap_err();
+    let valid = "39-bit addresses, only [0x0, 0xfedfffff] [0xfef00000, 0x7fffffffff]";
+    assert!(error.to_string().contains(valid), "{error}");
+    print(&error);
+    // A BAR is left to the kernel, and its refusal has the same reason.
+    refused(narrow.map_region(Region { kind: Kind::Device, ..ram(1 << 39, PAGE) }));
+    // The container changed after its limits were read.
+    let (moved, sim) = engine(SimConfig::default());
+    sim.reconfigure(|config| config.iova_ranges = vec![range(0, PAGE)]);
+    refused(moved.map_region(Region { exact: true, ..ram(MIB, PAGE) }));
+}
+
+fn ranges() {
+    let (engine, sim) = engine(SimConfig::default());
+    sim.ask_to_map(0, PAGE, hva(PAGE), Perm::ReadWrite).unwrap();
+    refused(engine.map_region(ram(0, PAGE)));
+    engine.map_region(Region { exact: true, ..ram(MIB, 2 * PAGE) }).unwrap();
+    refused(engine.map_region(ram(MIB, PAGE)));
+    refused(engine.unmap(range(MIB, PAGE)));
+    refused(engine.map_region(ram(1, PAGE)));
+    refused(engine.map_region(Region { hva: hva(u64::MAX - (PAGE - 1)), ..ram(0, 2 * PAGE) }));
+    refused(engine.commit());
+    engine.begin().unwrap();
+    refused(engine.begin());
+}
+
+fn memory() {
+    unpinnable(mapped(2 * PAGE, libc::PROT_READ, ANONYMOUS, None), PAGE, Kind::Ram);
+    unpinnable(mapped(2 * PAGE, libc::PROT_NONE, ANONYMOUS, None), PAGE, Kind::Ram);
+    // Nothing is mapped there.
+    unpinnable(0, PAGE, Kind::Ram);
+    unpinnable(time_data().0, PAGE, Kind::Ram);
+    unpinnable(mapped(PAGE, READ_WRITE, ANONYMOUS, None), PAGE, Kind::Device);
+    let file = MemfdOptions::default().create("vfio-fast-refusals").unwrap().into_file();
+    file.set_len(PAGE).unwrap();
+    let address = mapped(2 * PAGE, READ_WRITE, libc::MAP_SHARED, Some(&file));
+    unpinnable(address, 2 * PAGE, Kind::Ram);
+    // Nothing is wrong with it.
+    unpinnable(mapped(PAGE, READ_WRITE, ANONYMOUS, None), PAGE, Kind::Ram);
+    let (page, free) = (2 * MIB, free_huge_pages());
+    if free == 0 {
+        unpinnable(mapped(page, READ_WRITE, ANONYMOUS | libc::MAP_HUGETLB, None), page, Kind::Ram);
+    } else {
+        let error = Error::kernel(Op::Map, Errno::EFAULT);
+        print(&Error { kind: ErrorKind::NoHugePages { page, size: page, free: 0 }, ..error });
+    }
+}
+
+/// Bytes of huge pages that are free.
+fn free_huge_pages() -> u64 {
+    let free = fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").unwrap();
+    free.trim().parse::<u64>().unwrap() * 2 * MIB
+}
+
+fn file_systems() {
+    let folder = std::env::temp_dir();
+    mount("none", Path::new("/"), libc::MS_REC | libc::MS_PRIVATE, "");
+    let ahead = || {
+        let sim = Sim::new(SimConfig { populate: PopulatePolicy::Upfront, ..SimConfig::default() });
+        Engine::new(Box::new(sim), Config::default()).unwrap()
+    };
+    mount("tmpfs", &folder, 0, "size=16m");
+    let (_file, large) = file_ram(&folder.join("ram"), 64 * MIB, 1 << 32);
+    refused(ahead().map_region(large));
+    let (file, page) = file_ram(&folder.join("full"), PAGE, 1 << 32);
+    fs::write(folder.join("rest"), vec![1; 17 << 20]).unwrap_err();
+    unpinnable(page.hva.raw(), PAGE, Kind::Ram);
+    drop(file);
+    mount("hugetlbfs", &folder, 0, "");
+    let (_file, huge) = file_ram(&folder.join("huge"), free_huge_pages() + 8 * MIB, 1 << 32);
+    refused(ahead().map_region(huge));
+    // Which file system the tests' folder has, nobody knows.
+    let (file, system) = ("/var/lib/vm/ram".to_owned(), "ext4");
+    let error = Error::kernel(Op::Map, Errno::EFAULT);
+    print(&Error { kind: ErrorKind::DiskFile { file, system }, ..error });
+}
+
+fn errnos() {
+    let by_map = [
+        Errno::EPERM,
+        Errno::EMFILE,
+        Errno::EINTR,
+        Errno::ENOENT,
+        Errno::EHWPOISON,
+        Errno::EBUSY,
+        Errno::EINVAL,
+        Errno::EOVERFLOW,
+    ];
+    by_map.into_iter().for_each(|errno| kernel_refuses(Rules::Type1, errno));
+    let bar = Region { kind: Kind::Device, exact: true, ..ram(0, PAGE) };
+    for errno in [Errno::ENODEV, Errno::ENOTTY, Errno::EOPNOTSUPP] {
+        let (engine, _) = engine(SimConfig { failures: vec![(1, errno)], ..keeping(Rules::Iommufd) });
+        let file = File::open("/dev/null").unwrap();
+        let object = ObjectRef { fd: file.as_raw_fd(), kind: ObjectKind::Bar { region_index: 0 }, offset: 0 };
+        refused(engine.map_object(bar, &object));
+    }
+    for errno in [Errno::EBUSY, Errno::EINVAL, Errno::ENOENT] {
+        let (engine, _) = engine(SimConfig { failures: vec![(2, errno)], ..SimConfig::default() });
+        engine.map_region(ram(0, PAGE)).unwrap();
+        refused(engine.unmap(range(0, PAGE)));
+    }
+    let (stolen, sim) = engine(SimConfig::default());
+    stolen.map_region(ram(0, PAGE)).unwrap();
+    assert!(sim.steal(0));
+    refused(stolen.unmap(range(0, PAGE)));
+    stolen.poison("a test");
+    refused(stolen.begin());
+
+    refused(engine(keeping(Rules::Iommufd)).0.track_dirty(true));
+    refused(engine(SimConfig::default()).0.read_dirty(range(0, PAGE), &mut [0]));
+    for errno in [Errno::ENOMEM, Errno::EINVAL] {
+        print(&Error::kernel(Op::Dirty, errno));
+    }
+    print(&Error::kernel(Op::Info, Errno::EINVAL));
+
+    let (used, _) = engine(SimConfig::default());
+    let address = mapped(PAGE, READ_WRITE, ANONYMOUS, None);
+    used.map_region(Region { hva: hva(address), backing: Backing::UNKNOWN, ..ram(0, PAGE) }).unwrap();
+    for address in [address, 0] {
+        // SAFETY: the memory is this function's, and nothing depends on its contents.
+        let memory = unsafe { discard_range(address, PAGE, DiscardMode::Private) }.unwrap();
+        refused(used.discard(&memory));
+    }
+    for errno in [Errno::EINVAL, Errno::EPERM] {
+        print(&Error::kernel(Op::Discard, errno));
+    }
+}
+
+fn open() {
+    let file = File::open("/dev/null").unwrap();
+    refused(Type1::open(file.as_raw_fd()));
+    refused(Iommufd::open(file.as_raw_fd(), 1));
+    refused(Type1::open(-1));
+}
+
+#[test]
+#[ignore = "mounts file systems, for which another test makes a mount namespace"]
+fn in_own_mounts() {
+    limits();
+    ranges();
+    memory();
+    file_systems();
+    errnos();
+    open();
+}
+
+#[test]
+#[ignore = "needs memory errors, which another test imitates"]
+fn with_memory_errors() {
+    unpinnable(mapped(PAGE, READ_WRITE, ANONYMOUS, None), PAGE, Kind::Ram);
+}
+
+#[test]
+#[ignore = "needs containers, which another test imitates"]
+fn with_empty_containers() {
+    let file = File::open("/dev/null").unwrap();
+    refused(Type1::open(file.as_raw_fd()));
+    refused(Iommufd::open(file.as_raw_fd(), 1));
+}
+
+/// What follows the errno's own text.
+fn reason(text: &str) -> &str {
+    text.split_once(" failed: ")
+        .and_then(|(_, rest)| rest.split_once("): "))
+        .map_or(text, |(_, reason)| reason)
+}
+
+/// Whether `text` is `row`, in which `…` stands for anything.
+fn matches(row: &str, text: &str) -> bool {
+    let mut parts = row.split('…');
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let mut last = "";
+    for part in parts {
+        let Some((_, after)) = rest.split_once(part) else { return false };
+        (rest, last) = (after, part);
+    }
+    rest.is_empty() || (row.contains('…') && last.is_empty())
+}
+
+#[test]
+fn the_table_is_what_the_code_prints() {
+    let said = [
+        run_in_own_mounts("in_own_mounts"),
+        Kernel::MemoryErrors.run_tests(&["--exact", "with_memory_errors", "--nocapture"]),
+        Kernel::EmptyContainers.run_tests(&["--exact", "with_empty_containers", "--nocapture"]),
+    ]
+    .concat();
+    let said: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix(MARK)).map(reason).collect();
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/QEMU.md")).unwrap();
+    let section = page.split_once("### Refusals").expect("the section of the table").1;
+    let section = section.split("\n#").next().unwrap();
+    let rows: Vec<&str> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` |"))
+        .map(|(row, _)| row)
+        .collect();
+    assert!(rows.len() > 20, "{rows:?}");
+    let mut problems = Vec::new();
+    for row in &rows {
+        if !said.iter().any(|text| matches(row, text)) {
+            problems.push(format!("the code prints nothing like the row `{row}`"));
+        }
+    }
+    for text in said {
+        let of = rows.iter().filter(|row| matches(row, text)).count();
+        if of != 1 {
+            problems.push(format!("{of} rows are `{text}`"));
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn rows_match_what_they_say() {
+    assert!(matches("a … b", "a 1 b") && matches("a …", "a 1 b") && matches("a", "a"));
+    assert!(!matches("a", "a b") && !matches("a … b", "a 1 b 2") && !matches("b …", "a b"));
+}
