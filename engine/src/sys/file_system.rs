@@ -2,9 +2,10 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
-use std::fs;
 use std::mem::MaybeUninit;
 use std::path::Path;
+
+use super::proc;
 
 /// Where the kernel shows the pools of huge pages, one folder for each size.
 const POOLS: &str = "/sys/kernel/mm/hugepages";
@@ -51,7 +52,7 @@ pub(crate) fn of(path: &Path) -> Option<Kind> {
 /// The pages of `size` bytes that are free, and those that the pool may still add (`nr_overcommit_hugepages`).
 fn free_huge_pages(size: u64) -> Option<u64> {
     let pool = format!("{POOLS}/hugepages-{}kB", size >> 10);
-    let number = |name: &str| fs::read_to_string(format!("{pool}/{name}")).ok()?.trim().parse::<u64>().ok();
+    let number = |name: &str| proc::read(&format!("{pool}/{name}"))?.trim().parse::<u64>().ok();
     let surplus = number("nr_overcommit_hugepages")?.saturating_sub(number("surplus_hugepages")?);
     number("free_hugepages")?.checked_add(surplus)
 }

@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
+use super::proc;
 use crate::limits::{Memlock, MemlockScope};
 
 /// Bit of the effective capability set that lifts RLIMIT_MEMLOCK (CAP_IPC_LOCK in `linux/capability.h`).
@@ -21,7 +22,7 @@ const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
 pub fn memlock() -> Memlock {
     let limit = if may_lock_any(capabilities(), user_namespace()) { None } else { memlock_limit() };
     // The same in all threads. Profiles of AppArmor allow this file, but not the one in thread-self.
-    let locked = limit.map_or(0, |_| locked(&fs::read_to_string("/proc/self/status").unwrap_or_default()));
+    let locked = limit.map_or(0, |_| locked(&proc::read("/proc/self/status").unwrap_or_default()));
     Memlock { locked, limit, scope: MemlockScope::Process }
 }
 
