@@ -21,13 +21,15 @@ pub const FIRMWARE: &str = "/run/l2-firmware-file";
 pub struct CommandLine<'a> {
     lab: &'a Lab,
     arguments: Vec<String>,
+    /// The user that QEMU runs as, if not root.
+    user: Option<u32>,
 }
 
 impl<'a> CommandLine<'a> {
     /// What every QEMU gets: accelerator, firmware, monitor, and the port of L2's events.
     pub fn new(lab: &'a Lab) -> Self {
         let accelerator = if Path::new("/dev/kvm").exists() { "kvm" } else { "tcg" };
-        let line = Self { lab, arguments: Vec::new() }
+        let line = Self { lab, arguments: Vec::new(), user: None }
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-accel", accelerator, "-cpu", "max"])
             .args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu"])
@@ -42,6 +44,12 @@ impl<'a> CommandLine<'a> {
 
     pub fn args<const N: usize>(mut self, arguments: [&str; N]) -> Self {
         self.arguments.extend(arguments.map(str::to_owned));
+        self
+    }
+
+    /// Runs QEMU as that user, in the group of the same number.
+    pub fn user(mut self, user: u32) -> Self {
+        self.user = Some(user);
         self
     }
 
@@ -143,5 +151,10 @@ impl<'a> CommandLine<'a> {
 
     pub fn arguments(&self) -> &[String] {
         &self.arguments
+    }
+
+    /// The user that QEMU runs as, if not root.
+    pub fn run_by(&self) -> Option<u32> {
+        self.user
     }
 }

@@ -1,5 +1,6 @@
 //! L1: hands devices to vfio-pci, runs QEMU, and judges what it maps.
 
+mod apparmor;
 mod checks;
 mod command_line;
 mod devices;
