@@ -23,13 +23,15 @@ pub struct CommandLine<'a> {
     arguments: Vec<String>,
     /// The user that QEMU runs as, if not root.
     user: Option<u32>,
+    /// Whether QEMU's threads have a real-time policy.
+    real_time: bool,
 }
 
 impl<'a> CommandLine<'a> {
     /// What every QEMU gets: accelerator, firmware, monitor, and the port of L2's events.
     pub fn new(lab: &'a Lab) -> Self {
         let accelerator = if Path::new("/dev/kvm").exists() { "kvm" } else { "tcg" };
-        let line = Self { lab, arguments: Vec::new(), user: None }
+        let line = Self { lab, arguments: Vec::new(), user: None, real_time: false }
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-accel", accelerator, "-cpu", "max"])
             .args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu"])
@@ -50,6 +52,12 @@ impl<'a> CommandLine<'a> {
     /// Runs QEMU as that user, in the group of the same number.
     pub fn user(mut self, user: u32) -> Self {
         self.user = Some(user);
+        self
+    }
+
+    /// Gives QEMU's threads a real-time policy.
+    pub fn real_time(mut self) -> Self {
+        self.real_time = true;
         self
     }
 
@@ -156,5 +164,10 @@ impl<'a> CommandLine<'a> {
     /// The user that QEMU runs as, if not root.
     pub fn run_by(&self) -> Option<u32> {
         self.user
+    }
+
+    /// Whether QEMU's threads have a real-time policy.
+    pub fn is_real_time(&self) -> bool {
+        self.real_time
     }
 }

@@ -379,6 +379,9 @@ fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
     if lab.job.sandboxed {
         command.args(SANDBOX);
     }
+    if line.is_real_time() {
+        command.env("VFT_REAL_TIME", "");
+    }
     if let Some(user) = line.run_by() {
         command.uid(user).gid(user);
     }
