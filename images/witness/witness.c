@@ -26,6 +26,7 @@
 #include <linux/kvm.h>
 #include <linux/vfio.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -105,6 +106,13 @@ static int record = -1;
 __attribute__((constructor)) static void open_record(void)
 {
     const char *path = getenv("VFT_WITNESS");
+    const struct sched_param lowest = { .sched_priority = 1 };
+
+    /* Nothing runs yet: every thread of the program will inherit it. */
+    if (getenv("VFT_REAL_TIME") && sched_setscheduler(0, SCHED_FIFO, &lowest) != 0) {
+        perror("witness: no real-time policy");
+        _exit(126);
+    }
 
     if (path) {
         record = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);

@@ -1,8 +1,7 @@
 //! Explains why memory is backed by base pages, and which setting of the host changes that.
 
-use std::fs;
-
 use super::Report;
+use crate::sys::proc;
 
 const KNOBS: &str = "/sys/kernel/mm/transparent_hugepage";
 
@@ -13,7 +12,7 @@ const WORTH_TELLING: u64 = 64 << 20;
 ///
 /// Mapping base pages takes about ten times as long as mapping huge ones, and unmapping six times.
 pub fn hint(report: &Report) -> Option<String> {
-    let knob = |name: &str| fs::read_to_string(format!("{KNOBS}/{name}")).ok();
+    let knob = |name: &str| proc::read(&format!("{KNOBS}/{name}"));
     let anonymous = report.small_anonymous_bytes >= WORTH_TELLING;
     let file = report.small_file_bytes >= WORTH_TELLING;
     anonymous

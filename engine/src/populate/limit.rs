@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
 use crate::sys::cpu::{self, CpuSet};
-use crate::sys::{cgroup, placement};
+use crate::sys::{cgroup, placement, proc};
 
 /// The maximum number of threads for a commit, including the calling one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,6 +68,10 @@ impl fmt::Display for ThreadLimit {
 
 /// The cgroup's CPU quota in CPUs; `None` if it is no less than `allowed`.
 fn quota(allowed: usize) -> Option<usize> {
+    // The standard library would try to read the file each time.
+    if proc::is_denied("/proc/self/cgroup") {
+        return None;
+    }
     // The standard library knows both versions of cgroups, but stops counting at the calling thread's affinity mask.
     let counted = available_parallelism().map_or(1, NonZeroUsize::get);
     let own = CpuSet::of_current_thread().map_or(allowed, |own| own.count());

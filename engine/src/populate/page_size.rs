@@ -3,11 +3,11 @@
 //! Two threads that fault in the same page wait for each other: the kernel clears it once, under a lock. So a thread
 //! takes at least a page at a time: 1 GiB of hugetlbfs, or a PMD of 512 MiB on arm64.
 
-use std::fs;
 use std::sync::OnceLock;
 
 use super::HostRange;
 use crate::addr::{BASE_PAGE, HUGE_PAGE};
+use crate::sys::proc;
 use crate::sys::procmap::Maps;
 use crate::sys::smaps::Mapping;
 
@@ -43,7 +43,7 @@ fn page_size(listed: &[Mapping], piece: &HostRange) -> Option<u64> {
 fn transparent_huge_page() -> u64 {
     static SIZE: OnceLock<u64> = OnceLock::new();
     *SIZE.get_or_init(|| {
-        let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").ok();
+        let text = proc::read("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
         text.and_then(|text| text.trim().parse().ok()).unwrap_or(HUGE_PAGE)
     })
 }

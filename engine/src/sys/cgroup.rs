@@ -1,14 +1,15 @@
 //! The CPU quota of this process's cgroup (version 2).
 
-use std::fs;
 use std::path::Path;
+
+use super::proc;
 
 /// The number of CPUs that the quotas of this process's cgroup and of those above it allow, rounded down but at least
 /// 1; `None` if there is no quota or none can be read.
 ///
 /// The cgroup is that of the main thread: `/proc/self` names the process, whichever thread reads it.
 pub(crate) fn cpu_quota() -> Option<usize> {
-    let membership = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let membership = proc::read("/proc/self/cgroup")?;
     quota_in(Path::new("/sys/fs/cgroup"), &membership)
 }
 
@@ -16,7 +17,7 @@ pub(crate) fn cpu_quota() -> Option<usize> {
 fn quota_in(root: &Path, membership: &str) -> Option<usize> {
     let own = membership.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let groups = Path::new(own).ancestors().map(|group| root.join(group).join("cpu.max"));
-    groups.filter_map(|file| quota_of(&fs::read_to_string(file).ok()?)).min()
+    groups.filter_map(|file| quota_of(&proc::read(file.to_str()?)?)).min()
 }
 
 /// The quota in a `cpu.max` file: "max 100000", or microseconds of CPU time in each period: "150000 100000".
@@ -28,6 +29,8 @@ fn quota_of(text: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -2,9 +2,10 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
-use std::fs;
 use std::mem::MaybeUninit;
 use std::path::Path;
+
+use super::proc;
 
 /// Where the kernel shows the pools of huge pages, one folder for each size.
 const POOLS: &str = "/sys/kernel/mm/hugepages";
@@ -72,7 +73,7 @@ pub(crate) fn of(path: &Path) -> Option<Kind> {
 /// The pool of huge pages of `page` bytes, with the pages that it may still add (`nr_overcommit_hugepages`).
 pub(crate) fn pool(page: u64) -> Option<Space> {
     let pool = format!("{POOLS}/hugepages-{}kB", page >> 10);
-    let number = |name: &str| fs::read_to_string(format!("{pool}/{name}")).ok()?.trim().parse::<u64>().ok();
+    let number = |name: &str| proc::read(&format!("{pool}/{name}"))?.trim().parse::<u64>().ok();
     let surplus = number("nr_overcommit_hugepages")?.saturating_sub(number("surplus_hugepages")?);
     let bytes = |pages: u64| pages.checked_add(surplus)?.checked_mul(page);
     Some(Space { size: bytes(number("nr_hugepages")?)?, free: bytes(number("free_hugepages")?)? })

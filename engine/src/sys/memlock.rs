@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use super::proc;
 use crate::limits::{Memlock, MemlockScope, UserCharges};
 
 /// Bit of the effective capability set that lifts RLIMIT_MEMLOCK (CAP_IPC_LOCK in `linux/capability.h`).
@@ -23,7 +24,7 @@ const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
 pub fn memlock() -> Memlock {
     let limit = if may_lock_any(capabilities(), user_namespace()) { None } else { memlock_limit() };
     // The same in all threads. Profiles of AppArmor allow this file, but not the one in thread-self.
-    let status = || fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = || proc::read("/proc/self/status").unwrap_or_default();
     let locked = limit.map_or(0, |_| kilobytes(&status(), "VmLck:"));
     Memlock { locked, limit, scope: MemlockScope::Process }
 }
@@ -109,7 +110,7 @@ fn charges_in(proc: &Path, this: u32) -> UserCharges {
 
 /// Bytes of memory that are available without swapping; `None` if the kernel does not say.
 pub fn available_memory() -> Option<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let meminfo = proc::read("/proc/meminfo")?;
     field(&meminfo, "MemAvailable:").map(|_| kilobytes(&meminfo, "MemAvailable:"))
 }
 

@@ -1,6 +1,6 @@
 //! Memory that a long-term pin moves: ZONE_MOVABLE and CMA areas, according to /proc.
 
-use std::fs;
+use super::proc;
 
 /// The movable memory of this host, whatever part of it is free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -14,8 +14,8 @@ pub(crate) struct Movable {
 impl Movable {
     /// Reads the current state; `None` if it cannot be read.
     pub fn read() -> Option<Self> {
-        let zones = fs::read_to_string("/proc/zoneinfo").ok()?;
-        let memory = fs::read_to_string("/proc/meminfo").ok()?;
+        let zones = proc::read("/proc/zoneinfo")?;
+        let memory = proc::read("/proc/meminfo")?;
         Some(Self { zone_pages: movable_pages(&zones), cma_kib: cma_kib(&memory) })
     }
 

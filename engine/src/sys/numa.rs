@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use super::cpu::CpuSet;
+use super::proc;
 use crate::addr::HostVa;
 use crate::error::Errno;
 
@@ -33,7 +34,7 @@ impl Nodes {
             let name = entry.file_name();
             let number = name.to_str().and_then(|name| name.strip_prefix("node")?.parse().ok());
             if let Some(number) = number {
-                let cpus = listed(&fs::read_to_string(entry.path().join("cpulist")).ok()?)?;
+                let cpus = listed(&proc::read(entry.path().join("cpulist").to_str()?)?)?;
                 nodes.insert(number, cpus);
             }
         }

@@ -78,7 +78,7 @@ pub(crate) struct Mapped {
 impl Pagemap {
     /// `None` if there is no /proc, or the kernel is older: then no page is known to be present.
     pub fn open() -> Option<Self> {
-        let pagemap = Self { file: proc::open("pagemap")? };
+        let pagemap = Self { file: proc::open("/proc/self/pagemap")? };
         // Every kernel with this request accepts an empty range.
         pagemap.scan(&mut PmScanArg::default(), &mut []).ok().map(|_| pagemap)
     }

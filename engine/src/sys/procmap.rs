@@ -71,7 +71,7 @@ pub(crate) fn is_shared_memory(
     let flags = VMA_SHARED | if writable { VMA_WRITABLE } else { VMA_READABLE };
     let Some(end) = hva.raw().checked_add(bytes) else { return false };
     let Some(identity) = memory_file(file) else { return false };
-    let Some(maps) = proc::open("maps") else { return false };
+    let Some(maps) = proc::open("/proc/self/maps") else { return false };
     let mut next = hva.raw();
     while next < end {
         let expected = offset.wrapping_add(next - hva.raw());
@@ -117,7 +117,7 @@ pub(crate) struct Maps(File);
 impl Maps {
     /// `None` if there is no /proc, or the kernel has no PROCMAP_QUERY.
     pub fn open() -> Option<Self> {
-        let maps = proc::open("maps")?;
+        let maps = proc::open("/proc/self/maps")?;
         // The address of this function is mapped.
         query(&maps, Self::open as *const () as u64).ok().map(|_| Self(maps))
     }
@@ -201,7 +201,7 @@ fn is_vfio_device(name: &[u8]) -> bool {
 /// Whether all of the `bytes` bytes at `hva` are shared mappings with such names.
 fn all_named(hva: HostVa, bytes: u64, is: impl Fn(&[u8]) -> bool) -> bool {
     let Some(end) = hva.raw().checked_add(bytes) else { return false };
-    let Ok(maps) = File::open("/proc/self/maps") else { return false };
+    let Some(maps) = proc::open("/proc/self/maps") else { return false };
     let mut next = hva.raw();
     while next < end {
         let mut name = [0; NAME_BYTES];

@@ -3,10 +3,10 @@
 //! The kernel walks the page tables of every mapping that it lists there, which takes milliseconds per GiB of memory
 //! in base pages. So this is read once for all of the work, and only if little is present.
 
-use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 
+use super::proc;
 use super::vma::header;
 use crate::addr::BASE_PAGE;
 
@@ -25,12 +25,13 @@ pub(crate) struct Mapping {
 
 /// The mappings that overlap `range`, in ascending order.
 pub(crate) fn mappings(range: Range<u64>) -> io::Result<Vec<Mapping>> {
-    parsed(BufReader::with_capacity(READ_AHEAD, File::open("/proc/self/smaps")?), range)
+    let smaps = proc::open("/proc/self/smaps").ok_or(io::ErrorKind::PermissionDenied)?;
+    parsed(BufReader::with_capacity(READ_AHEAD, smaps), range)
 }
 
 /// Bytes that this process has in memory, according to a count that the kernel keeps.
 pub(crate) fn resident() -> Option<u64> {
-    let text = fs::read_to_string("/proc/self/statm").ok()?;
+    let text = proc::read("/proc/self/statm")?;
     text.split(' ').nth(1)?.parse::<u64>().ok()?.checked_mul(BASE_PAGE)
 }
 

@@ -26,8 +26,10 @@ pub(crate) fn is_device(hva: HostVa, bytes: u64) -> io::Result<bool> {
     if procmap::is_bar(hva, bytes) {
         return Ok(true);
     }
-    let smaps =
-        BufReader::with_capacity(READ_AHEAD, proc::open("smaps").ok_or(io::ErrorKind::PermissionDenied)?);
+    let smaps = BufReader::with_capacity(
+        READ_AHEAD,
+        proc::open("/proc/self/smaps").ok_or(io::ErrorKind::PermissionDenied)?,
+    );
     all_device(smaps, hva.raw(), last)
 }
 

@@ -7,8 +7,9 @@
 //! | 1 | [`progress`] |
 //! | 2 | [`outcome`], [`cache`] |
 //! | 3 | [`packages`], [`debian`], [`library`] |
-//! | 4 | [`kernel`], [`qemu`], [`image`] |
+//! | 4 | [`apparmor`], [`kernel`], [`qemu`], [`image`] |
 
+pub mod apparmor;
 pub mod cache;
 pub mod debian;
 pub mod image;

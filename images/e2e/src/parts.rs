@@ -9,7 +9,7 @@ use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::debian::{Debian, STABLE};
 use vfio_fast_assets::image::{self, Guest};
 use vfio_fast_assets::qemu::{self, Kind};
-use vfio_fast_assets::{kernel, library, packages, progress};
+use vfio_fast_assets::{apparmor, kernel, library, packages, progress};
 use vfio_fast_protocol::host::Kernel;
 use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::spec::{Program, ScenarioSpec};
@@ -35,6 +35,8 @@ pub struct Parts {
     pub conformance: Option<PathBuf>,
     /// The measuring program, if a scenario needs one.
     pub bench: Option<PathBuf>,
+    /// AppArmor profiles, if a scenario needs them.
+    pub profiles: Vec<PathBuf>,
 }
 
 impl Parts {
@@ -71,7 +73,8 @@ impl Parts {
         if let Some(error) = first_error.into_inner().map_err(|_| anyhow!("a thread panicked"))? {
             return Err(error);
         }
-        let Rest { guest, agent, witness, library, conformance, bench } = rest.context("nothing failed")?;
+        let Rest { guest, agent, witness, library, conformance, bench, profiles } =
+            rest.context("nothing failed")?;
         Ok(Self {
             newest: newest.map(|kernel| guest.with_kernel(kernel)),
             guest,
@@ -82,6 +85,7 @@ impl Parts {
             under_test,
             conformance,
             bench,
+            profiles,
         })
     }
 
@@ -111,6 +115,7 @@ struct Rest {
     library: PathBuf,
     conformance: Option<PathBuf>,
     bench: Option<PathBuf>,
+    profiles: Vec<PathBuf>,
 }
 
 impl Rest {
@@ -132,6 +137,8 @@ impl Rest {
         let bench = specs.iter().find_map(ScenarioSpec::bench_name).map(|name| {
             step("Build the measuring program", "bench-build.log", &|log| image::build_measure(name, log))
         });
+        let names = specs.iter().find_map(|spec| spec.profiles);
+        let profiles = names.map(|names| apparmor::profiles(cache, debian, names)).transpose()?;
         Ok(Self {
             guest,
             agent,
@@ -139,6 +146,7 @@ impl Rest {
             library,
             conformance: conformance.transpose()?,
             bench: bench.transpose()?,
+            profiles: profiles.unwrap_or_default(),
         })
     }
 }

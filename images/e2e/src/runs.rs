@@ -164,7 +164,8 @@ impl Runs<'_> {
             Program::Conformance => parts.conformance.clone(),
             Program::Bench(_) => parts.bench.clone(),
         };
-        let programs: Vec<PathBuf> = program.into_iter().collect();
+        let mut programs: Vec<PathBuf> = program.into_iter().collect();
+        programs.extend(plan.profiles.iter().flat_map(|_| parts.profiles.clone()));
         let (qemu, libraries) = parts.qemu_of(&plan.program, mode)?;
         let payload = Payload {
             agent: &parts.agent,

@@ -32,6 +32,8 @@ pub struct ScenarioSpec {
     pub firmware: Firmware,
     /// Whether QEMU runs in its sandbox.
     pub sandboxed: bool,
+    /// The AppArmor profiles that L1 gets: libvirt's without and with the rules of this repository.
+    pub profiles: Option<[&'static str; 2]>,
     /// The devices under test, at slots 4, 5, ... of L1's root bus.
     pub devices: Vec<Device>,
     /// Address bits of L1's IOMMU.
@@ -138,6 +140,7 @@ impl ScenarioSpec {
             ram: Ram::Usual,
             firmware: Firmware::SeaBios,
             sandboxed: false,
+            profiles: None,
             devices: vec![Device::Nvme],
             // The default is 39, which cannot map what a guest puts above 512 GiB.
             iommu_bits: 48,
@@ -164,6 +167,7 @@ impl ScenarioSpec {
             prealloc_l1: false,
             ram: Ram::Usual,
             firmware: Firmware::SeaBios,
+            profiles: None,
             ..self.clone()
         }
     }

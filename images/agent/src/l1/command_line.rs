@@ -21,13 +21,17 @@ pub const FIRMWARE: &str = "/run/l2-firmware-file";
 pub struct CommandLine<'a> {
     lab: &'a Lab,
     arguments: Vec<String>,
+    /// The user that QEMU runs as, if not root.
+    user: Option<u32>,
+    /// Whether QEMU's threads have a real-time policy.
+    real_time: bool,
 }
 
 impl<'a> CommandLine<'a> {
     /// What every QEMU gets: accelerator, firmware, monitor, and the port of L2's events.
     pub fn new(lab: &'a Lab) -> Self {
         let accelerator = if Path::new("/dev/kvm").exists() { "kvm" } else { "tcg" };
-        let line = Self { lab, arguments: Vec::new() }
+        let line = Self { lab, arguments: Vec::new(), user: None, real_time: false }
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-accel", accelerator, "-cpu", "max"])
             .args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu"])
@@ -42,6 +46,18 @@ impl<'a> CommandLine<'a> {
 
     pub fn args<const N: usize>(mut self, arguments: [&str; N]) -> Self {
         self.arguments.extend(arguments.map(str::to_owned));
+        self
+    }
+
+    /// Runs QEMU as that user, in the group of the same number.
+    pub fn user(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
+    /// Gives QEMU's threads a real-time policy.
+    pub fn real_time(mut self) -> Self {
+        self.real_time = true;
         self
     }
 
@@ -143,5 +159,15 @@ impl<'a> CommandLine<'a> {
 
     pub fn arguments(&self) -> &[String] {
         &self.arguments
+    }
+
+    /// The user that QEMU runs as, if not root.
+    pub fn run_by(&self) -> Option<u32> {
+        self.user
+    }
+
+    /// Whether QEMU's threads have a real-time policy.
+    pub fn is_real_time(&self) -> bool {
+        self.real_time
     }
 }

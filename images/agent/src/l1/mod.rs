@@ -1,5 +1,7 @@
 //! L1: hands devices to vfio-pci, runs QEMU, and judges what it maps.
 
+mod apparmor;
+mod cgroups;
 mod checks;
 mod command_line;
 mod devices;

@@ -24,6 +24,8 @@ pub struct Thread {
     pub name: String,
     /// The seccomp mode; empty on a kernel without seccomp.
     pub seccomp: String,
+    /// The scheduling policy, a number: 0 is the usual one, 1 is SCHED_FIFO.
+    pub policy: String,
 }
 
 impl Thread {
@@ -37,12 +39,21 @@ pub fn threads(pid: u32) -> Result<Vec<Thread>> {
     let mut threads = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread may end while its folder is being read.
-        let Ok(status) = fs::read_to_string(task?.path().join("status")) else { continue };
+        let task = task?.path();
+        let Ok(status) = fs::read_to_string(task.join("status")) else { continue };
+        let Ok(stat) = fs::read_to_string(task.join("stat")) else { continue };
         let field = |name: &str| {
             let value = status.lines().find_map(|line| line.strip_prefix(name));
             value.map(|value| value.trim().to_owned()).with_context(|| format!("a thread has no {name}"))
         };
-        threads.push(Thread { name: field("Name:")?, seccomp: field("Seccomp:").unwrap_or_default() });
+        // Field 41 of proc_pid_stat(5); before the third is the name in parentheses.
+        let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+        let policy = fields.split(' ').nth(41 - 3).context("a thread has no policy")?.to_owned();
+        threads.push(Thread {
+            name: field("Name:")?,
+            seccomp: field("Seccomp:").unwrap_or_default(),
+            policy,
+        });
     }
     Ok(threads)
 }
@@ -169,7 +180,7 @@ mod tests {
         let local = 0u8;
         assert!(has_mapped(pid, std::ptr::from_ref(&local).addr() as u64).unwrap());
         assert!(!has_mapped(pid, 0).unwrap());
-        assert!(!threads(pid).unwrap().is_empty());
+        assert!(threads(pid).unwrap().iter().any(|thread| thread.policy == "0"));
         assert!(locked_bytes(pid).is_ok() && shmem_bytes(pid).is_ok() && huge_bytes(pid).is_ok());
         assert!(kib("/proc/self/status", "NoSuchField:").is_err());
         assert!(is_in(&[(1, 2), (5, 9)], 8) && !is_in(&[(1, 2), (5, 9)], 9));

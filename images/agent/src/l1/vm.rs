@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -378,6 +378,12 @@ fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
         .stdin(Stdio::null());
     if lab.job.sandboxed {
         command.args(SANDBOX);
+    }
+    if line.is_real_time() {
+        command.env("VFT_REAL_TIME", "");
+    }
+    if let Some(user) = line.run_by() {
+        command.uid(user).gid(user);
     }
     Ok(command)
 }

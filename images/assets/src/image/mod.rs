@@ -44,7 +44,7 @@ pub struct Payload<'a> {
     pub qemu: Option<&'a Path>,
     /// Libraries to install in `/vft/lib`.
     pub libraries: &'a [PathBuf],
-    /// Statically linked programs to install in `/vft`.
+    /// Statically linked programs, and other files, to install in `/vft`.
     pub programs: &'a [PathBuf],
     /// The job, as JSON.
     pub job: &'a [u8],

@@ -20,6 +20,8 @@ checks! {
     Ext4Use if has_disk,
     CgroupEnd,
     CgroupUse,
+    CgroupSharedEnd,
+    CgroupSharedUse,
 }
 
 /// Only the newest kernel has ext4 built in.

@@ -1,4 +1,5 @@
-//! QEMU may run on one of L1's CPUs only, as management software pins its main thread.
+//! QEMU may run on one of L1's CPUs only, as management software pins its main thread or limits its cgroup, or has a
+//! real-time policy.
 
 use crate::checks::checks;
 use crate::job::Mode;
@@ -15,6 +16,12 @@ checks! {
     PinnedSaysWhy,
     ThreadsPropertyUsesBoth,
     ContextPropertyUsesBoth,
+    QuotaUsesOne,
+    QuotaSaysWhy,
+    CpusetUsesOne,
+    CpusetSaysWhy,
+    RealTimeUsesBoth,
+    RealTimeStaysWithQemu,
 }
 
 pub fn specs() -> Vec<ScenarioSpec> {
@@ -24,7 +31,7 @@ pub fn specs() -> Vec<ScenarioSpec> {
         l2_memory_mib: 256,
         ..ScenarioSpec::plain(
             NAME,
-            "QEMU pinned to one CPU: the library says so, and properties of the device let it use others",
+            "QEMU with fewer CPUs or another policy than usual: the library's threads, and what it says",
             Check::expected_names,
         )
     };

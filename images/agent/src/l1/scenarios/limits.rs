@@ -12,25 +12,23 @@ use serde_json::Value;
 use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::scenarios::limits::Check;
 
+use crate::l1::cgroups::{self, Group};
 use crate::l1::checks::mappings;
 use crate::l1::command_line::CommandLine;
 use crate::l1::devices;
 use crate::l1::lab::Lab;
 use crate::l1::text_pattern;
 use crate::l1::vm::Vm;
-use crate::machine;
 
 const MIB: u64 = 1 << 20;
 const TMPFS: &str = "/run/small";
 const EXT4: &str = "/run/disk";
-const CGROUPS: &str = "/sys/fs/cgroup";
 
 pub fn run(lab: &Lab) -> Result<()> {
     let half = lab.job.l2_memory_mib / 2 * MIB;
     fs::create_dir_all(TMPFS)?;
     mount("small", TMPFS, "tmpfs", MountFlags::empty(), CString::new(format!("size={half}"))?.as_c_str())?;
-    mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), c"")?;
-    machine::set(&format!("{CGROUPS}/cgroup.subtree_control"), "+memory")?;
+    cgroups::enable(&["memory"])?;
 
     file_system(lab, TMPFS, [Check::TmpfsRefused, Check::TmpfsExplained, Check::TmpfsUse])?;
     if let Some(disk) = disk()? {
@@ -39,12 +37,17 @@ pub fn run(lab: &Lab) -> Result<()> {
         file_system(lab, EXT4, [Check::Ext4Refused, Check::Ext4Explained, Check::Ext4Use])?;
     }
 
-    lab.report.step("cgroup");
-    let stock = killed(lab, Mode::Stock, half)?;
-    let fast = killed(lab, Mode::Fast, half)?;
-    compare(lab, &stock, &fast, Check::CgroupEnd);
-    let seen = format!("{half} bytes are allowed: stock used {}, fast {}", stock.used, fast.used);
-    lab.report.expect(Check::CgroupUse, fast.used <= stock.used.max(half), &seen);
+    for (option, [end, used]) in [
+        ("", [Check::CgroupEnd, Check::CgroupUse]),
+        (",share=on", [Check::CgroupSharedEnd, Check::CgroupSharedUse]),
+    ] {
+        lab.report.step(&format!("cgroup{option}"));
+        let stock = killed(lab, Mode::Stock, option, half)?;
+        let fast = killed(lab, Mode::Fast, option, half)?;
+        compare(lab, &stock, &fast, end);
+        let seen = format!("{half} bytes are allowed: stock used {}, fast {}", stock.used, fast.used);
+        lab.report.expect(used, fast.used <= stock.used.max(half), &seen);
+    }
     Ok(())
 }
 
@@ -118,13 +121,13 @@ fn unexplained(lab: &Lab, folder: &str, fast: &End) -> Vec<String> {
 }
 
 /// In a group that may use less than RAM: the kernel kills QEMU while the memory is faulted in.
-fn killed(lab: &Lab, mode: Mode, allowed: u64) -> Result<End> {
-    let group = format!("{CGROUPS}/{}", mode.name());
-    fs::create_dir_all(&group)?;
-    let line = CommandLine::new(lab).q35_on("memory-backend-ram", lab.job.l2_memory_mib).root_port(0);
+fn killed(lab: &Lab, mode: Mode, option: &str, allowed: u64) -> Result<End> {
+    let group = Group::new(&format!("{}{option}", mode.name()))?;
+    let backend = format!("memory-backend-ram{option}");
+    let line = CommandLine::new(lab).q35_on(&backend, lab.job.l2_memory_mib).root_port(0);
     let mut vm = Vm::start(lab, &line)?;
-    machine::set(&format!("{group}/memory.max"), &allowed.to_string())?;
-    machine::set(&format!("{group}/cgroup.procs"), &vm.pid.to_string())?;
+    group.set("memory.max", &allowed.to_string())?;
+    group.add(vm.pid)?;
     let text = match vm.qmp.attempt("device_add", device(lab, mode)) {
         Ok(Ok(_)) => "the device was added".to_owned(),
         Ok(Err(refusal)) => refusal.0,
@@ -134,8 +137,7 @@ fn killed(lab: &Lab, mode: Mode, allowed: u64) -> Result<End> {
             None => "ended by itself".to_owned(),
         },
     };
-    let used = fs::read_to_string(format!("{group}/memory.peak")).context("no memory.peak")?;
-    Ok(End { text, used: used.trim().parse().context("memory.peak is not a number")? })
+    Ok(End { text, used: group.number("memory.peak")? })
 }
 
 fn device(lab: &Lab, mode: Mode) -> Value {
