@@ -1,10 +1,12 @@
 //! Transactions: the changes of a caller, committed as a difference and rolled back as a whole.
 
+mod check;
 mod close;
 mod counters;
 mod dirty;
 mod discard;
 mod regions;
+mod remap;
 mod single;
 
 use std::fmt::Write as _;
