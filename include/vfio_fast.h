@@ -634,6 +634,28 @@ struct vfio_fast_outcome {
 };
 
 /**
+ * A range of memory of this process.
+ */
+struct vfio_fast_memory {
+    /**
+     * sizeof(struct vfio_fast_memory)
+     */
+    uint32_t size;
+    /**
+     * VFIO_FAST_MEMORY_*, or 0. Unknown bits are -EOPNOTSUPP.
+     */
+    uint32_t flags;
+    /**
+     * Host virtual address of the first byte, a multiple of the system's page size.
+     */
+    uint64_t hva;
+    /**
+     * Length in bytes, a multiple of the system's page size, not 0.
+     */
+    uint64_t length;
+};
+
+/**
  * A range of device addresses and a bitmap of its pages.
  */
 struct vfio_fast_dirty {
@@ -665,28 +687,6 @@ struct vfio_fast_dirty {
      * Number of words in bits.
      */
     uint64_t words;
-};
-
-/**
- * A range of memory of this process.
- */
-struct vfio_fast_memory {
-    /**
-     * sizeof(struct vfio_fast_memory)
-     */
-    uint32_t size;
-    /**
-     * VFIO_FAST_MEMORY_*, or 0. Unknown bits are -EOPNOTSUPP.
-     */
-    uint32_t flags;
-    /**
-     * Host virtual address of the first byte, a multiple of the system's page size.
-     */
-    uint64_t hva;
-    /**
-     * Length in bytes, a multiple of the system's page size, not 0.
-     */
-    uint64_t length;
 };
 
 /**
@@ -1220,6 +1220,33 @@ int vfio_fast_commit(struct vfio_fast *vf,
                      struct vfio_fast_outcome *outcome);
 
 /**
+ * Checks the open transaction against every limit that can be known, and changes nothing.
+ *
+ * A program can refuse a change before it happens: open a transaction, map what the change would map, call this, and
+ * call vfio_fast_abort(). The transaction stays open in any case. A later commit can still fail: limits change, other
+ * processes use them too, and some only the kernel knows.
+ *
+ * It checks what vfio_fast_commit() checks. In addition it checks RLIMIT_MEMLOCK however little is mapped, and whether
+ * the kernel pins the pages of the file system behind shared memory.
+ *
+ * - vf: the handle
+ *
+ * # Returns
+ * 0, a common error, or
+ * - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
+ * - -ENOMEM: the locked-memory limit is too low
+ * - -ENOSPC: the container has too few kernel entries left (dma_avail)
+ * - -EFAULT: the file system behind shared memory has too little space left, or the kernel does not pin its pages
+ *
+ * # Threads
+ * Any thread; waits for other calls on the same handle.
+ *
+ * # Safety
+ * See Pointers.
+ */
+int vfio_fast_check(struct vfio_fast *vf);
+
+/**
  * Discards the open transaction: the wanted regions are again those from before vfio_fast_begin(). Makes no map or
  * unmap call.
  *
@@ -1236,6 +1263,38 @@ int vfio_fast_commit(struct vfio_fast *vf,
  * See Pointers.
  */
 int vfio_fast_abort(struct vfio_fast *vf);
+
+/**
+ * Maps memory again whose pages were replaced, for example after a memory error.
+ *
+ * The kernel pins pages, not addresses: if the page at an address is replaced, devices still access the old one. This
+ * call unmaps every kernel entry that maps a byte of the memory, at any device address, and maps it again. Unmapping
+ * and mapping the region in one transaction does not do this, because the library keeps what is already right. No
+ * device can access these entries in between. What is wanted does not change.
+ *
+ * Replace all pages before the first call: an entry can only be mapped if all of its pages can be pinned.
+ *
+ * - vf: the handle
+ * - memory: the memory; flags must be 0; read only during the call
+ * - remapped: receives the number of bytes that were mapped again. May be NULL.
+ *
+ * # Returns
+ * 0, a common error, or
+ * - -EBUSY: a transaction is open
+ * - -EINVAL: length is 0; the range extends past the end of the address space
+ * - any error of vfio_fast_commit(). The library then tries to map the entries as they were; if that fails too, the
+ *   handle is poisoned.
+ *
+ * # Threads
+ * Any thread; waits for other calls on the same handle. The call may start threads, which block all signals and end
+ * before it returns.
+ *
+ * # Safety
+ * See Pointers. What vfio_fast_map_region() demands of the memory of a region holds for the new pages.
+ */
+int vfio_fast_remap(struct vfio_fast *vf,
+                    const struct vfio_fast_memory *memory,
+                    uint64_t *remapped);
 
 /**
  * Starts or stops tracking the pages that devices write to, as migration needs it.

@@ -26,6 +26,12 @@ pub fn check(plan: &Plan, limits: &Limits, backend: &dyn Backend) -> Result<()> 
     if plan.unmaps.is_empty() && plan.bytes() < CHECKED_BYTES {
         return Ok(());
     }
+    locked(plan, backend)
+}
+
+/// Refuses a plan, however small, that would pin more memory than RLIMIT_MEMLOCK allows.
+pub fn locked(plan: &Plan, backend: &dyn Backend) -> Result<()> {
+    let ram = || plan.maps.iter().filter(|entry| entry.kind == Kind::Ram);
     let pinned = ram().fold(0u64, |sum, entry| sum.saturating_add(entry.range.length()));
     let unpinned = plan.unmaps.iter().fold(0u64, |sum, unmap| sum.saturating_add(unmap.ram_bytes));
     let needed = pinned.saturating_sub(unpinned);

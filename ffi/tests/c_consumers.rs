@@ -41,6 +41,11 @@ fn every_struct_size() {
 }
 
 #[test]
+fn transactions_are_checked_and_replaced_memory_is_mapped_again() {
+    passes("check.c", Language::C11);
+}
+
+#[test]
 fn memory_goes_back() {
     passes("discard.c", Language::C11);
 }

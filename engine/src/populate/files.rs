@@ -10,6 +10,7 @@ use std::path::Path;
 use super::{HostRange, MIN_PARALLEL_BYTES};
 use crate::addr::HostVa;
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::reconcile::table::Entry;
 use crate::sys::file_system::{self, Kind, Space};
 use crate::sys::procmap::{Maps, SharedFile};
 
@@ -77,6 +78,31 @@ pub(crate) fn can_hold(pieces: &[HostRange]) -> Result<bool> {
         fits &= demand.fits()?;
     }
     Ok(fits)
+}
+
+/// An error if the file system of the memory that `entries` map has too little space left, or if the kernel does not
+/// pin its pages. Nothing is faulted in.
+pub(crate) fn check(entries: &[&Entry]) -> Result<()> {
+    // Small entries that are adjacent in host memory count as one.
+    let mut pieces: Vec<HostRange> = Vec::new();
+    for entry in entries {
+        let (hva, bytes, writable) = (entry.hva, entry.range.length(), entry.perm.is_writable());
+        match pieces.last_mut() {
+            Some(last) if last.writable == writable && last.hva.checked_add(last.bytes) == Some(hva) => {
+                last.bytes = last.bytes.saturating_add(bytes);
+            }
+            _ => pieces.push(HostRange { hva, bytes, writable }),
+        }
+    }
+    can_hold(&pieces)?;
+    let Some(mappings) = Maps::open() else { return Ok(()) };
+    for piece in pieces.iter().filter(|piece| piece.writable) {
+        let found = mappings.shared_file(piece.hva).and_then(|file| backing(&file));
+        if let Some(Backing { file, kind: Kind::Disk(system), .. }) = found {
+            return Err(Error::check(Errno::EFAULT, ErrorKind::DiskFile { file, system }).at_hva(piece.hva));
+        }
+    }
+    Ok(())
 }
 
 impl Demand {

@@ -1,11 +1,13 @@
 //! Transactions: the changes of a caller, committed as a difference and rolled back as a whole.
 
+mod check;
 mod close;
 mod counters;
 mod dirty;
 mod discard;
 mod explained;
 mod regions;
+mod remap;
 mod single;
 
 use std::fmt::Write as _;

@@ -10,6 +10,8 @@ pub mod pages;
 
 pub mod transaction;
 
+pub mod remap;
+
 pub mod dirty;
 
 pub mod discard;

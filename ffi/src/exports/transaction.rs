@@ -1,4 +1,4 @@
-//! Transactions: begin, commit, abort.
+//! Transactions: begin, check, commit, abort.
 
 use std::ffi::c_int;
 
@@ -74,6 +74,36 @@ pub unsafe extern "C" fn vfio_fast_commit(vf: *mut vfio_fast, outcome: *mut vfio
         }
         Ok(())
     };
+    // SAFETY: vf is as this function's contract says.
+    unsafe { guard_handle(vf, body) }
+}
+
+/// Checks the open transaction against every limit that can be known, and changes nothing.
+///
+/// A program can refuse a change before it happens: open a transaction, map what the change would map, call this, and
+/// call vfio_fast_abort(). The transaction stays open in any case. A later commit can still fail: limits change, other
+/// processes use them too, and some only the kernel knows.
+///
+/// It checks what vfio_fast_commit() checks. In addition it checks RLIMIT_MEMLOCK however little is mapped, and whether
+/// the kernel pins the pages of the file system behind shared memory.
+///
+/// - vf: the handle
+///
+/// # Returns
+/// 0, a common error, or
+/// - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
+/// - -ENOMEM: the locked-memory limit is too low
+/// - -ENOSPC: the container has too few kernel entries left (dma_avail)
+/// - -EFAULT: the file system behind shared memory has too little space left, or the kernel does not pin its pages
+///
+/// # Threads
+/// Any thread; waits for other calls on the same handle.
+///
+/// # Safety
+/// See Pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vfio_fast_check(vf: *mut vfio_fast) -> c_int {
+    let body = |handle: &vfio_fast| Ok(handle.engine.check_limits()?);
     // SAFETY: vf is as this function's contract says.
     unsafe { guard_handle(vf, body) }
 }

@@ -64,6 +64,9 @@ int main(void)
     CHECK_RC(vfio_fast_unmap(vf, NULL, &unmapped), -EINVAL);
     CHECK_RC(vfio_fast_discard(NULL, &spare), -EINVAL);
     CHECK_RC(vfio_fast_discard(vf, NULL), -EINVAL);
+    CHECK_RC(vfio_fast_check(NULL), -EINVAL);
+    CHECK_RC(vfio_fast_remap(NULL, &spare, &unmapped), -EINVAL);
+    CHECK_RC(vfio_fast_remap(vf, NULL, &unmapped), -EINVAL);
     CHECK_TEXT("vfio_fast_memory");
     CHECK_RC(vfio_fast_map_pages(NULL, &empty), -EINVAL);
     CHECK_RC(vfio_fast_map_pages(vf, NULL), -EINVAL);

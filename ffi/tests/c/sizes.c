@@ -95,6 +95,11 @@ static int call_discard(void *arg)
     return vfio_fast_discard(vf, (const struct vfio_fast_memory *)arg);
 }
 
+static int call_remap(void *arg)
+{
+    return vfio_fast_remap(vf, (const struct vfio_fast_memory *)arg, NULL);
+}
+
 static int call_commit(void *arg)
 {
     int rc;
@@ -221,6 +226,7 @@ int main(void)
     sweep_input(&some, sizeof(some), sizeof(some), call_unmap_dirty);
     CHECK_RC(vfio_fast_track_dirty(vf, 0), 0);
     sweep_input(&spare, sizeof(spare), sizeof(spare), call_discard);
+    sweep_input(&spare, sizeof(spare), sizeof(spare), call_remap);
     what_an_older_program_did_not_set();
     sweep_output(sizeof(struct vfio_fast_outcome), sizeof(struct vfio_fast_outcome), call_commit);
     sweep_output(offsetof(struct vfio_fast_stats, remapped_bytes), sizeof(struct vfio_fast_stats), call_get_stats);

@@ -1,0 +1,58 @@
+//! Maps memory again whose pages were replaced.
+
+use super::{Engine, State};
+use crate::addr::{HostVa, IovaRange};
+use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::reconcile::plan::Unmap;
+use crate::reconcile::table::Entry;
+use crate::region::Kind;
+
+impl Engine {
+    /// Unmaps every entry that maps a byte of the `bytes` bytes at `hva`, and maps it again: the pages there were
+    /// replaced, and devices still access the old ones. Returns the number of bytes that were mapped again.
+    ///
+    /// What is wanted does not change. A commit cannot do this, because it keeps what is mapped as wanted.
+    pub fn remap(&self, hva: HostVa, bytes: u64) -> Result<u64> {
+        let mut state = self.healthy()?;
+        let refused = |errno, kind| Err(Error::check(errno, kind).at_hva(hva));
+        if state.in_transaction {
+            return refused(Errno::EBUSY, ErrorKind::Transaction { open: true });
+        }
+        let Some(last) = bytes.checked_sub(1).and_then(|more| hva.checked_add(more)) else {
+            return refused(Errno::EINVAL, ErrorKind::BadRange);
+        };
+        let maps = |entry: &Entry| entry.hva <= last && hva <= entry.hva_at(entry.range.last());
+        let unmaps: Vec<Unmap> = state.table.iter().filter(|entry| maps(entry)).map(alone).collect();
+        if unmaps.is_empty() {
+            return Ok(0);
+        }
+        let mut scope: Vec<IovaRange> = unmaps.iter().map(|unmap| unmap.range).collect();
+        let unmapped = self.execute_unmaps(&mut state, &unmaps);
+        match unmapped.and_then(|()| self.attempt(&mut state, &mut scope)) {
+            Ok(outcome) => {
+                self.record_commit(&outcome);
+                self.record_state(&state);
+                Ok(outcome.executed.map_bytes)
+            }
+            Err(error) => {
+                self.fail(&mut state, &scope, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn execute_unmaps(&self, state: &mut State, unmaps: &[Unmap]) -> Result<()> {
+        let State { table, objects, dirty, .. } = state;
+        let mut executor = self.executor(table, objects, dirty.as_mut(), 1);
+        let unmapped = executor.clear(unmaps);
+        self.record_executed(&executor.executed);
+        unmapped
+    }
+}
+
+/// The unmap of one entry.
+fn alone(entry: &Entry) -> Unmap {
+    let bytes = entry.range.length();
+    let ram_bytes = if entry.kind == Kind::Ram { bytes } else { 0 };
+    Unmap { range: entry.range, entries: 1, bytes, ram_bytes }
+}
