@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use iommufd_bindings as iommufd;
 use memfd::MemfdOptions;
@@ -17,9 +19,11 @@ use super::ioas::{self, Device, Ioas, ioctl, length_of, open};
 use super::run::{Case, Hva, Kernel, Needs, Target};
 use super::{Memory, Through};
 use vfio_fast_engine::Errno;
-use vfio_fast_engine::backend::Backend;
+use vfio_fast_engine::addr::{Iova, IovaRange};
 use vfio_fast_engine::backend::iommufd::Iommufd;
 use vfio_fast_engine::backend::type1::Type1;
+use vfio_fast_engine::backend::{Backend, Mapping};
+use vfio_fast_engine::region::Perm;
 
 /// The variable that has the PCI address of the device, as in sysfs.
 const DEVICE: &str = "VFIO_FAST_DEVICE";
@@ -91,12 +95,106 @@ pub fn device_name() -> String {
     std::env::var(DEVICE).unwrap_or_else(|_| panic!("{DEVICE} names no device"))
 }
 
-/// Replaces the mapping of the file by one without any access.
-pub fn map_untouchable(memory: Memory, flags: libc::c_int) {
+/// Replaces the mapping of the file by a new one, in which no page is present.
+pub fn map_file_anew(memory: Memory, flags: libc::c_int, protection: libc::c_int) {
     let (address, bytes) = (memory.file as *mut libc::c_void, usize::try_from(MEMORY).unwrap());
     // SAFETY: the mapping that is replaced is the tests' own, and no reference into it exists.
-    let got = unsafe { libc::mmap(address, bytes, libc::PROT_NONE, flags | libc::MAP_FIXED, memory.fd, 0) };
+    let got = unsafe { libc::mmap(address, bytes, protection, flags | libc::MAP_FIXED, memory.fd, 0) };
     assert_eq!(got, address, "{}", Error::last_os_error());
+}
+
+/// Whether the process's page tables have the page at `address`.
+pub fn is_present(address: u64) -> bool {
+    const PRESENT: u64 = 1 << 63;
+    let mut entry = [0; 8];
+    open_for_reading("/proc/self/pagemap").read_exact_at(&mut entry, address / PAGE * 8).expect("an entry");
+    u64::from_ne_bytes(entry) & PRESENT != 0
+}
+
+fn open_for_reading(path: &str) -> File {
+    File::open(path).unwrap_or_else(|error| panic!("cannot open {path}: {error}"))
+}
+
+/// An `edu`, whose engine copies between memory and its own buffer.
+pub struct Edu {
+    device: File,
+    /// The offset of its registers in the device's file.
+    registers: u64,
+}
+
+impl Edu {
+    /// The device's address of its buffer.
+    const BUFFER: u32 = 0x4_0000;
+    const SOURCE: u64 = 0x80;
+    const DESTINATION: u64 = 0x88;
+    const COUNT: u64 = 0x90;
+    const COMMAND: u64 = 0x98;
+    const RUN: u32 = 1;
+    const FROM_BUFFER: u32 = 2;
+    /// The bytes of one transfer.
+    const BYTES: u32 = 4;
+
+    /// Lets the device write the first bytes of its buffer to `iova`, and waits until it has tried.
+    pub fn write_to(&self, iova: u32) {
+        self.transfer(Self::BUFFER, iova, Self::FROM_BUFFER);
+    }
+
+    /// Lets the device read the first bytes of its buffer from `iova`.
+    fn read_from(&self, iova: u32) {
+        self.transfer(iova, Self::BUFFER, 0);
+    }
+
+    fn transfer(&self, source: u32, destination: u32, direction: u32) {
+        self.set(Self::SOURCE, source);
+        self.set(Self::DESTINATION, destination);
+        self.set(Self::COUNT, Self::BYTES);
+        self.set(Self::COMMAND, Self::RUN | direction);
+        let start = Instant::now();
+        while self.get(Self::COMMAND) & Self::RUN != 0 {
+            assert!(start.elapsed() < Duration::from_secs(60), "the device does not finish a transfer");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn set(&self, register: u64, value: u32) {
+        let written = self.device.write_all_at(&value.to_le_bytes(), self.registers + register);
+        written.expect("a register");
+    }
+
+    fn get(&self, register: u64) -> u32 {
+        let mut value = [0; 4];
+        self.device.read_exact_at(&mut value, self.registers + register).expect("a register");
+        u32::from_le_bytes(value)
+    }
+}
+
+/// Opens the backend for the driver with an `edu` attached, whose buffer begins with other bytes than zeros.
+pub fn with_edu(driver: Driver, run: impl FnOnce(Box<dyn Backend>, Edu, Memory)) {
+    on_the_kernel(Needs::default(), driver, |opened, memory| {
+        let device = opened.device_file(driver);
+        let offset = |index| region_info(&device, index).offset;
+        let registers = offset(vfio::VFIO_PCI_BAR0_REGION_INDEX);
+        // Memory decoding and bus mastering.
+        let (command, enabled) = (offset(vfio::VFIO_PCI_CONFIG_REGION_INDEX) + 4, 6u16);
+        device.write_all_at(&enabled.to_le_bytes(), command).expect("its command register");
+        let edu = Edu { device, registers };
+        let backend = opened.backend(driver);
+        let range = IovaRange::new(Iova(0x1000_0000), PAGE).unwrap();
+        let mapping = Mapping { range, hva: memory.host(Hva::Writable(0)), perm: Perm::Read };
+        // SAFETY: the memory is mapped and aligned, and no reference into it exists.
+        unsafe { ptr::write_volatile(memory.writable as *mut u32, 0x5eed_5eed) };
+        backend.map(&mapping, None).unwrap();
+        edu.read_from(0x1000_0000);
+        assert_eq!(backend.unmap(range), Ok(PAGE));
+        run(backend, edu, memory);
+    });
+}
+
+fn region_info(device: &File, index: u32) -> vfio::vfio_region_info {
+    let argsz = length_of::<vfio::vfio_region_info>();
+    let mut info = vfio::vfio_region_info { argsz, index, ..Default::default() };
+    ioctl(device.as_raw_fd(), VFIO_DEVICE_GET_REGION_INFO, &mut info).expect("a region");
+    info
 }
 
 /// The first BAR of the device.
@@ -126,15 +224,7 @@ impl Bar<'_> {
 /// Opens an IOAS with the device attached.
 pub fn with_bar(run: impl FnOnce(&dyn Backend, &Bar<'_>)) {
     with_backend(Needs::default(), Driver::Iommufd, |backend, opened, _| {
-        let region = |index| {
-            let mut info = vfio::vfio_region_info {
-                argsz: length_of::<vfio::vfio_region_info>(),
-                index,
-                ..Default::default()
-            };
-            ioctl(opened.device.as_raw_fd(), VFIO_DEVICE_GET_REGION_INFO, &mut info).expect("a region");
-            info
-        };
+        let region = |index| region_info(&opened.device, index);
         let bytes = region(vfio::VFIO_PCI_BAR0_REGION_INDEX).size;
         let config = region(vfio::VFIO_PCI_CONFIG_REGION_INDEX).offset;
         run(backend, &Bar { device: &opened.device, bytes, config });
@@ -189,13 +279,27 @@ impl Opened {
     /// iommufd attaches the device of a group when the device is opened.
     fn imitation(device: &Device) -> Self {
         let opened = Self::container(device, "/dev/iommu");
+        let opened_device = opened.device_of_group(device);
+        Self { _opened_device: Some(opened_device), ..opened }
+    }
+
+    fn device_of_group(&self, device: &Device) -> OwnedFd {
         let mut name = [0u8; 32];
         let address = device.folder.file_name().unwrap().as_bytes();
         name[..address.len()].copy_from_slice(address);
-        let fd = ioctl(opened.device.as_raw_fd(), VFIO_GROUP_GET_DEVICE_FD, &mut name).expect("its device");
+        let fd = ioctl(self.device.as_raw_fd(), VFIO_GROUP_GET_DEVICE_FD, &mut name).expect("its device");
         // SAFETY: the kernel has just created this descriptor, so nothing else owns it.
-        let opened_device = unsafe { OwnedFd::from_raw_fd(fd) };
-        Self { _opened_device: Some(opened_device), ..opened }
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    }
+
+    /// A descriptor of the device itself.
+    fn device_file(&self, driver: Driver) -> File {
+        match driver {
+            Driver::Type1 | Driver::Imitation => {
+                File::from(self.device_of_group(&Device::at(&device_name())))
+            }
+            Driver::Iommufd => self.device.try_clone().expect("a descriptor"),
+        }
     }
 
     fn ioas(device: &Device, attach: bool) -> Self {

@@ -5,12 +5,14 @@
 mod cases;
 mod dirty;
 mod kernel;
+mod rest;
 mod run;
 mod stale;
 mod superpages;
 mod witness;
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::os::fd::{BorrowedFd, RawFd};
 
 use cases::{MEMORY, PAGE};
@@ -331,23 +333,45 @@ fn iommufd_answers_as_iommufd() {
     on_the_kernel(Driver::Iommufd);
 }
 
-/// Memory without any access cannot be mapped by address, so a map that succeeds was made by file.
+/// A map by address faults the pages in, a map by file does not.
 fn files_are_told_from_copies() {
+    const NONE: libc::c_int = libc::PROT_NONE;
+    const READ: libc::c_int = libc::PROT_READ;
+    const WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+    const BY_FILE: Result<bool, Errno> = Ok(true);
+    const BY_ADDRESS: Result<bool, Errno> = Ok(false);
+    const REFUSED: Result<bool, Errno> = Err(Errno::EFAULT);
     kernel::attached(Driver::Iommufd, |backend, memory| {
         let range = IovaRange::new(Iova(0x1000_0000), 2 * PAGE).unwrap();
-        let mapping = Mapping { range, hva: memory.host(Hva::At(memory.file)), perm: Perm::ReadWrite };
-        let map = |offset| {
+        let hva = memory.host(Hva::At(memory.file));
+        for (flags, protection, perm, offset, expected) in [
+            (libc::MAP_SHARED, WRITE, Perm::ReadWrite, 0, BY_FILE),
+            (libc::MAP_SHARED, WRITE, Perm::Read, 0, BY_FILE),
+            (libc::MAP_SHARED, READ, Perm::Read, 0, BY_FILE),
+            // The device gets no more than the process may do itself.
+            (libc::MAP_SHARED, READ, Perm::ReadWrite, 0, REFUSED),
+            (libc::MAP_SHARED, NONE, Perm::Read, 0, REFUSED),
+            // Another part of the file, and copies of its pages.
+            (libc::MAP_SHARED, WRITE, Perm::ReadWrite, PAGE, BY_ADDRESS),
+            (libc::MAP_PRIVATE, WRITE, Perm::ReadWrite, 0, BY_ADDRESS),
+        ] {
+            kernel::map_file_anew(memory, flags, protection);
             // SAFETY: the file is open as long as the memory exists.
             let fd = unsafe { BorrowedFd::borrow_raw(memory.fd) };
-            backend.map(&mapping, Some(Object { fd, kind: ObjectKind::Memory, offset }))
-        };
-        kernel::map_untouchable(memory, libc::MAP_SHARED);
-        assert_eq!(backend.map(&mapping, None), Err(Errno::EFAULT));
-        assert_eq!(map(PAGE), Err(Errno::EFAULT), "another part of the file");
-        assert_eq!(map(0), Ok(()));
-        assert_eq!(backend.unmap(range), Ok(2 * PAGE));
-        kernel::map_untouchable(memory, libc::MAP_PRIVATE);
-        assert_eq!(map(0), Err(Errno::EFAULT), "not the file's pages");
+            let object = Object { fd, kind: ObjectKind::Memory, offset };
+            let mapped = backend.map(&Mapping { range, hva, perm }, Some(object));
+            let by_file = mapped.map(|()| !kernel::is_present(memory.file));
+            assert_eq!(by_file, expected, "{flags} {protection} {perm:?} {offset}");
+            assert_eq!(backend.unmap(range), Ok(if mapped.is_ok() { 2 * PAGE } else { 0 }));
+        }
+        // The kernel refuses a file that is too short. The errno is that of a map by address.
+        kernel::map_file_anew(memory, libc::MAP_SHARED, WRITE);
+        // SAFETY: the file is open as long as the memory exists.
+        let fd = unsafe { BorrowedFd::borrow_raw(memory.fd) };
+        let file = File::from(fd.try_clone_to_owned().unwrap());
+        file.set_len(PAGE).unwrap();
+        let object = Object { fd, kind: ObjectKind::Memory, offset: 0 };
+        assert_eq!(backend.map(&Mapping { range, hva, perm: Perm::Read }, Some(object)), Err(Errno::EFAULT));
     });
 }
 
@@ -409,6 +433,18 @@ fn iommufd_holds_nothing_stale_after_a_failure() {
 #[ignore = "needs VT-d and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
 fn type1_holds_nothing_stale_after_a_failure() {
     stale::nothing_is_left_by(Driver::Type1);
+}
+
+#[test]
+#[ignore = "needs an edu bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn a_device_of_type1_loses_only_what_is_cut() {
+    rest::only_what_is_cut_is_out_of_reach(Driver::Type1);
+}
+
+#[test]
+#[ignore = "needs a kernel with iommufd and an edu bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn a_device_of_iommufd_loses_only_what_is_cut() {
+    rest::only_what_is_cut_is_out_of_reach(Driver::Iommufd);
 }
 
 #[test]

@@ -113,12 +113,18 @@ pub fn one(plan: &ScenarioSpec, mode: Mode, told: RunRecord, folder: &Path) -> R
     if plan.l2_boots {
         logs.extend(["l2-dmesg", "l2-console"]);
     }
-    let read = |name: &str| match plan.kills_for_memory {
-        true => splat::without_memory_kills(&log_text(folder, name)),
-        false => log_text(folder, name),
+    let read = |name: &str| {
+        let mut log = log_text(folder, name);
+        if plan.kills_for_memory {
+            log = splat::without_memory_kills(&log);
+        }
+        if plan.device_faults {
+            log = splat::without_wanted_faults(&log);
+        }
+        log
     };
     let mut splats: Vec<String> = logs.iter().flat_map(|name| splat::scan(name, &read(name))).collect();
-    splats.extend(splat::scan_emulator(&log_text(folder, "l0-qemu")));
+    splats.extend(splat::scan_emulator(&read("l0-qemu")));
     splats.truncate(10);
     verdict.push("kernel-logs", &splats, &format!("{} are clean", logs.join(", ")));
     Ok(verdict)

@@ -45,6 +45,8 @@ pub struct ScenarioSpec {
     pub l2_boots: bool,
     /// Whether L1's kernel has to kill QEMU because its group uses too much memory.
     pub kills_for_memory: bool,
+    /// Whether a device has to access what is not mapped.
+    pub device_faults: bool,
     /// Whether its times are compared, so that nothing else may run at the same time.
     pub timed: bool,
     /// Whether L0 records every operation of L1's kernel on a virtio-iommu, and compares it with the ioctls.
@@ -148,6 +150,7 @@ impl ScenarioSpec {
             writes_disk: false,
             l2_boots: false,
             kills_for_memory: false,
+            device_faults: false,
             timed: false,
             traces_iommu: false,
             prealloc_l1: false,

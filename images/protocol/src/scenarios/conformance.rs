@@ -18,6 +18,8 @@ checks! {
     CallersOfIommufdNeverSeeEachOther if has_iommufd,
     IommufdHoldsNothingStaleAfterAFailure if shows_page_tables,
     Type1HoldsNothingStaleAfterAFailure if shows_page_tables,
+    ADeviceOfType1LosesOnlyWhatIsCut,
+    ADeviceOfIommufdLosesOnlyWhatIsCut if has_iommufd,
     SuperpagesAtZeroAreOneEntry if shows_page_tables,
 }
 
@@ -37,6 +39,7 @@ pub fn specs() -> Vec<ScenarioSpec> {
         label: Label::Host,
         l2_memory_mib: 0,
         devices: vec![Device::Edu],
+        device_faults: true,
         program: Program::Conformance,
         // Page tables are looked at for pages of each size, also for one of 1 GiB.
         machine: (host == Host::INTEL_NEWEST)
