@@ -106,17 +106,21 @@ pub enum Order {
     Stock,
     /// Two threads of QEMU fault the memory in (`prealloc=on,prealloc-threads=2`), then its own listener maps.
     Prealloc,
+    /// The same with threads of a context that may use both CPUs (`prealloc-context`), which QEMU uses where its main
+    /// thread is pinned.
+    PreallocContext,
     /// The library faults in and maps.
     Fast,
 }
 
 impl Order {
-    pub const ALL: [Self; 3] = [Self::Stock, Self::Prealloc, Self::Fast];
+    pub const ALL: [Self; 4] = [Self::Stock, Self::Prealloc, Self::PreallocContext, Self::Fast];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Stock => "stock",
             Self::Prealloc => "prealloc",
+            Self::PreallocContext => "prealloc-context",
             Self::Fast => "fast",
         }
     }
@@ -124,7 +128,7 @@ impl Order {
     /// The listener that maps.
     pub const fn mode(self) -> Mode {
         match self {
-            Self::Stock | Self::Prealloc => Mode::Stock,
+            Self::Stock | Self::Prealloc | Self::PreallocContext => Mode::Stock,
             Self::Fast => Mode::Fast,
         }
     }

@@ -1,5 +1,5 @@
 //! `cargo xtask bench --vm`: real VFIO. L1 (see [`vfio_fast_e2e`]) starts its guest repeatedly, alternating between
-//! QEMU's own listener, the same after QEMU's own prealloc, and the library.
+//! QEMU's own listener, the same after QEMU's own prealloc (with and without a thread context), and the library.
 
 mod figure;
 mod judge;

@@ -8,7 +8,7 @@ use crate::targets::{gib, percent};
 pub fn section(summary: &Summary) -> Section {
     let mut about = summary
         .about
-        .lines(summary.rounds, "Debian's kernel, the guest on nested KVM, an NVMe passed through; prealloc: stock with prealloc=on,prealloc-threads=2");
+        .lines(summary.rounds, "Debian's kernel, the guest on nested KVM, an NVMe passed through; prealloc: stock with prealloc=on,prealloc-threads=2; in a context: the same with prealloc-context");
     if summary.about.translated {
         about.push(
             "Fault-in, pin and firmware are not in its proportions either. Calls and bytes are exact.".into(),
@@ -35,9 +35,11 @@ fn table(rows: &[Row]) -> Table {
             "size",
             "stock",
             "prealloc",
+            "in a context",
             "fast",
             "× stock",
             "× prealloc",
+            "× in a context",
             "in map, stock",
             "in map, fast",
             "× stock",
@@ -67,9 +69,11 @@ fn cells(row: &Row) -> Vec<String> {
         gib(row.bytes),
         seconds(row.stock.seconds),
         seconds(row.prealloc.seconds),
+        seconds(row.context.seconds),
         seconds(row.fast.seconds),
         ratio(row.ratio),
         ratio(row.of_prealloc),
+        ratio(row.of_context),
         seconds(row.stock.map),
         seconds(row.fast.map),
         ratio(row.map_ratio),
