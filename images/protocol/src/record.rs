@@ -40,6 +40,8 @@ pub enum Record {
     Facts(Facts),
     /// One start of L2, timed.
     Start(Start),
+    /// A guest with a vIOMMU moved data.
+    Traffic(Traffic),
     /// A request that the guest has not fulfilled was sent again.
     Retry {
         /// Which request.
@@ -186,6 +188,23 @@ pub struct Moment {
     pub unmap_ns: u64,
     /// Nanoseconds the library spent faulting in; 0 without it.
     pub populate_ns: u64,
+}
+
+/// What it cost QEMU that a guest with a strict vIOMMU moved data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// In which alternation, from 0.
+    pub round: u32,
+    pub mode: Mode,
+    pub map_calls: u64,
+    pub unmap_calls: u64,
+    /// Bytes that the guest read.
+    pub bytes: u64,
+    /// CPU time of QEMU outside the guest, the kernel's work for it included.
+    pub qemu_ns: u64,
+    /// CPU time of the guest.
+    pub guest_ns: u64,
+    pub wall_ns: u64,
 }
 
 /// What L2 reports to L1.

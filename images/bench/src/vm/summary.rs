@@ -6,6 +6,7 @@ use serde::Serialize;
 use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::record::{Moment, Order, Start};
 
+use super::traffic::Rows;
 use crate::nested::About;
 use crate::summary::Spread;
 
@@ -22,6 +23,8 @@ pub struct Summary {
     pub kernel: Vec<Row>,
     /// From `quit` until QEMU's process was gone.
     pub exit: Vec<Exit>,
+    /// A guest with a strict vIOMMU.
+    pub viommu: Option<Rows>,
 }
 
 /// The exits for one memory and size.
@@ -99,6 +102,7 @@ impl Summary {
             first_instruction,
             kernel,
             exit: ends.filter(|end| end.ratio.count > 0).collect(),
+            viommu: None,
         }
     }
 }
