@@ -230,6 +230,7 @@ mod tests {
             checks: vec![check],
             facts: None,
             starts: Vec::new(),
+            traffic: Vec::new(),
             folder: "logs".into(),
             seconds: 1.0,
             stalled: false,

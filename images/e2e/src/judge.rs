@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use vfio_fast_protocol::host::Kernel;
 use vfio_fast_protocol::job::{Firmware, Mode};
-use vfio_fast_protocol::record::{Facts, Start};
+use vfio_fast_protocol::record::{Facts, Start, Traffic};
 use vfio_fast_protocol::spec::ScenarioSpec;
 use vfio_fast_protocol::witness;
 
@@ -31,6 +31,8 @@ pub struct Verdict {
     pub facts: Option<Facts>,
     /// Measured starts of L2.
     pub starts: Vec<Start>,
+    /// Measured traffic of L2 through its own IOMMU.
+    pub traffic: Vec<Traffic>,
     /// Number of retries, by cause.
     pub retries: BTreeMap<String, u32>,
     /// Folder with the logs.
@@ -80,6 +82,7 @@ pub fn one(plan: &ScenarioSpec, mode: Mode, told: RunRecord, folder: &Path) -> R
         checks: told.checks,
         facts: told.facts,
         starts: told.starts,
+        traffic: told.traffic,
         retries: told.retries,
         folder: folder.into(),
         seconds: told.took.as_secs_f64(),

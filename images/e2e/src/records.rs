@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use vfio_fast_protocol::record::{Facts, Record, Start};
+use vfio_fast_protocol::record::{Facts, Record, Start, Traffic};
 
 /// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct RunRecord {
     pub facts: Option<Facts>,
     /// Measured starts of L2.
     pub starts: Vec<Start>,
+    /// Measured traffic of L2 through its own IOMMU.
+    pub traffic: Vec<Traffic>,
     /// Errors that stopped the run or kept it from ending properly.
     pub trouble: Vec<String>,
     /// Number of requests to L2 that were sent again, by request.
@@ -93,6 +95,7 @@ impl Listener {
             Record::Check { name, ok, detail } => self.told.checks.push(Check { name, ok, detail }),
             Record::Facts(facts) => self.told.facts = Some(facts),
             Record::Start(start) => self.told.starts.push(start),
+            Record::Traffic(traffic) => self.told.traffic.push(traffic),
             Record::Fatal { error } => self.told.trouble.push(format!("L1: {error}")),
             Record::Retry { cause } => *self.told.retries.entry(cause).or_default() += 1,
             Record::End => self.told.ended = true,

@@ -12,6 +12,8 @@ pub enum L2Job {
     Idle,
     /// Moves data through NVMe disks.
     Disk(DiskJob),
+    /// Reads the first disk.
+    Read(DiskJob),
     /// Moves data between L2's memory and a BAR, through another device.
     Peer { image_seed: u64, write_seed: u64 },
 }

@@ -40,6 +40,8 @@ pub enum Record {
     Facts(Facts),
     /// One start of L2, timed.
     Start(Start),
+    /// A guest with a vIOMMU moved data.
+    Traffic(Traffic),
     /// A request that the guest has not fulfilled was sent again.
     Retry {
         /// Which request.
@@ -106,17 +108,21 @@ pub enum Order {
     Stock,
     /// Two threads of QEMU fault the memory in (`prealloc=on,prealloc-threads=2`), then its own listener maps.
     Prealloc,
+    /// The same with threads of a context that may use both CPUs (`prealloc-context`), which QEMU uses where its main
+    /// thread is pinned.
+    PreallocContext,
     /// The library faults in and maps.
     Fast,
 }
 
 impl Order {
-    pub const ALL: [Self; 3] = [Self::Stock, Self::Prealloc, Self::Fast];
+    pub const ALL: [Self; 4] = [Self::Stock, Self::Prealloc, Self::PreallocContext, Self::Fast];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Stock => "stock",
             Self::Prealloc => "prealloc",
+            Self::PreallocContext => "prealloc-context",
             Self::Fast => "fast",
         }
     }
@@ -124,7 +130,7 @@ impl Order {
     /// The listener that maps.
     pub const fn mode(self) -> Mode {
         match self {
-            Self::Stock | Self::Prealloc => Mode::Stock,
+            Self::Stock | Self::Prealloc | Self::PreallocContext => Mode::Stock,
             Self::Fast => Mode::Fast,
         }
     }
@@ -182,6 +188,23 @@ pub struct Moment {
     pub unmap_ns: u64,
     /// Nanoseconds the library spent faulting in; 0 without it.
     pub populate_ns: u64,
+}
+
+/// What it cost QEMU that a guest with a strict vIOMMU moved data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// In which alternation, from 0.
+    pub round: u32,
+    pub mode: Mode,
+    pub map_calls: u64,
+    pub unmap_calls: u64,
+    /// Bytes that the guest read.
+    pub bytes: u64,
+    /// CPU time of QEMU outside the guest, the kernel's work for it included.
+    pub qemu_ns: u64,
+    /// CPU time of the guest.
+    pub guest_ns: u64,
+    pub wall_ns: u64,
 }
 
 /// What L2 reports to L1.

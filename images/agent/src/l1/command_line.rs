@@ -87,10 +87,12 @@ impl<'a> CommandLine<'a> {
         }
     }
 
-    /// The same, filled by that many threads of QEMU before any device is realized.
-    pub fn q35_preallocated(self, mib: u64, memfd: bool, threads: usize) -> Self {
+    /// The same, filled by that many threads of QEMU before any device is realized, with further options of the memory
+    /// after a comma.
+    pub fn q35_preallocated(self, mib: u64, memfd: bool, threads: usize, options: &str) -> Self {
         let share = if memfd { "on" } else { "off" };
-        self.q35_on(&format!("memory-backend-ram,share={share},prealloc=on,prealloc-threads={threads}"), mib)
+        let prealloc = format!("share={share},prealloc=on,prealloc-threads={threads}{options}");
+        self.q35_on(&format!("memory-backend-ram,{prealloc}"), mib)
     }
 
     /// A q35 machine whose RAM that backend gives.

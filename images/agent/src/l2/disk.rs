@@ -79,6 +79,16 @@ pub fn work(job: &DiskJob, port: &mut File) -> Result<u64> {
     Ok(boot)
 }
 
+/// Reads the image from the first disk.
+pub fn read(job: &DiskJob, port: &mut File) -> Result<()> {
+    let disk = open(FIRST)?;
+    let mut memory = Memory::of(job);
+    send(port, &Event::Up { boot: 0 })?;
+    let layout = DiskLayout::of_mib(job.disk_mib);
+    let moved = memory.verify(&disk, job.image_seed, 0, layout.state_offset() & !0xffff)?;
+    send(port, &moved)
+}
+
 /// What was written, read once more through the first disk if that is there: another disk left, or this one came back.
 pub fn again(job: &DiskJob, present: &BTreeMap<String, PathBuf>, port: &mut File) -> Result<()> {
     if !present.contains_key(FIRST) {

@@ -1,10 +1,11 @@
 //! `cargo xtask bench --vm`: real VFIO. L1 (see [`vfio_fast_e2e`]) starts its guest repeatedly, alternating between
-//! QEMU's own listener, the same after QEMU's own prealloc, and the library.
+//! QEMU's own listener, the same after QEMU's own prealloc (with and without a thread context), and the library.
 
 mod figure;
 mod judge;
 mod summary;
 mod table;
+mod traffic;
 
 use std::fs::File;
 use std::io::Write;
@@ -59,7 +60,9 @@ impl Wanted {
 pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
     let spec = |mib: &u64| boot_time::spec(*mib, wanted.pairs());
     let plans: Vec<_> = wanted.sizes.iter().map(spec).collect();
-    let lab = Lab::prepare(&plans, folder, PINS)?;
+    let with_viommu = traffic::plan(wanted.rounds);
+    let all: Vec<_> = plans.iter().cloned().chain([with_viommu.clone()]).collect();
+    let lab = Lab::prepare(&all, folder, PINS)?;
     let mut lines = File::create(folder.join("vm.jsonl"))?;
     let (mut starts, mut shares) = (Vec::new(), Vec::new());
     let mut outcome = Ok(());
@@ -79,7 +82,22 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
             break;
         }
     }
-    Ok((Summary::of(&starts, lab.about(Spread::of(shares))), outcome))
+    let mut moved = Vec::new();
+    if outcome.is_ok() {
+        let booted = lab.boot(&[with_viommu]);
+        shares.push(booted.others);
+        outcome = booted.outcome;
+        for verdict in booted.verdicts {
+            outcome = outcome.and_then(|()| traffic::check(&verdict, wanted.rounds));
+            for traffic in verdict.traffic {
+                writeln!(lines, "{}", json!({ "traffic": traffic }))?;
+                moved.push(traffic);
+            }
+        }
+    }
+    let mut summary = Summary::of(&starts, lab.about(Spread::of(shares)));
+    summary.viommu = traffic::Rows::of(&moved);
+    Ok((summary, outcome))
 }
 
 /// Checks counts only, never times.
@@ -167,6 +185,7 @@ mod tests {
                 checks: vec![check],
                 facts: None,
                 starts,
+                traffic: Vec::new(),
                 folder: "logs".into(),
                 seconds: 1.0,
                 stalled: false,

@@ -6,6 +6,7 @@ use serde::Serialize;
 use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::record::{Moment, Order, Start};
 
+use super::traffic::Rows;
 use crate::nested::About;
 use crate::summary::Spread;
 
@@ -22,6 +23,8 @@ pub struct Summary {
     pub kernel: Vec<Row>,
     /// From `quit` until QEMU's process was gone.
     pub exit: Vec<Exit>,
+    /// A guest with a strict vIOMMU.
+    pub viommu: Option<Rows>,
 }
 
 /// The exits for one memory and size.
@@ -46,12 +49,16 @@ pub struct Row {
     pub stock: Side,
     /// The same after QEMU's prealloc, whose fault-in is not a part of its time for mapping.
     pub prealloc: Side,
+    /// The same with the threads of a context.
+    pub context: Side,
     /// With the library.
     pub fast: Side,
     /// Stock's time to this point divided by the library's, in the same round.
     pub ratio: Spread,
     /// The time with prealloc to this point divided by the library's, in the same round.
     pub of_prealloc: Spread,
+    /// The same for the threads of a context.
+    pub of_context: Spread,
     /// Stock's time for mapping divided by the library's, in the same round.
     pub map_ratio: Spread,
 }
@@ -95,6 +102,7 @@ impl Summary {
             first_instruction,
             kernel,
             exit: ends.filter(|end| end.ratio.count > 0).collect(),
+            viommu: None,
         }
     }
 }
@@ -139,9 +147,11 @@ fn row(memory: MemoryKind, bytes: u64, starts: &[&Start], moment: fn(&Start) -> 
         bytes,
         stock: side(Order::Stock),
         prealloc: side(Order::Prealloc),
+        context: side(Order::PreallocContext),
         fast: side(Order::Fast),
         ratio: ratio(Order::Stock, |m| m.at_ns),
         of_prealloc: ratio(Order::Prealloc, |m| m.at_ns),
+        of_context: ratio(Order::PreallocContext, |m| m.at_ns),
         map_ratio: ratio(Order::Stock, in_map),
     }
 }
@@ -161,9 +171,12 @@ mod tests {
         let mut starts = Vec::new();
         // A machine that becomes slower between the rounds.
         for (round, slow) in [(0, 1), (1, 4), (2, 4)] {
-            for (order, seconds, populate) in
-                [(Order::Stock, 8, 0), (Order::Prealloc, 5, 0), (Order::Fast, 4, 1)]
-            {
+            for (order, seconds, populate) in [
+                (Order::Stock, 8, 0),
+                (Order::Prealloc, 5, 0),
+                (Order::PreallocContext, 6, 0),
+                (Order::Fast, 4, 1),
+            ] {
                 let second = 1_000_000_000 * slow;
                 let first = Moment {
                     at_ns: seconds * second,
@@ -198,7 +211,8 @@ mod tests {
         assert_eq!((summary.first_instruction.len(), summary.kernel.len(), summary.rounds), (1, 1, 3));
         let row = &summary.first_instruction[0];
         assert_eq!(row.ratio, Spread { median: 2.0, min: 2.0, max: 2.0, count: 3 });
-        assert_eq!((row.map_ratio.median, row.of_prealloc.median), (0.5, 1.25));
+        let ratios = (row.map_ratio.median, row.of_prealloc.median, row.of_context.median);
+        assert_eq!(ratios, (0.5, 1.25, 1.5));
         assert_eq!((row.stock.seconds.median, row.stock.seconds.min), (32.0, 8.0));
         assert_eq!((row.fast.map.median, row.fast.populate.median, row.stock.populate.max), (8.0, 4.0, 0.0));
         assert_eq!((row.fast.map_calls.median, row.fast.huge.median), (7.0, 0.5));

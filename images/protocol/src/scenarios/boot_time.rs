@@ -72,7 +72,7 @@ mod tests {
         let spec = spec(1024, vec![(MemoryKind::Anon4k, 0), (MemoryKind::MemfdThp, 1)]);
         let names = spec.expected_checks(Mode::Fast);
         // The mappings of each order, and the library's own counters.
-        assert_eq!(names.len(), 2 * 4);
+        assert_eq!(names.len(), 2 * 5);
         assert!(names.contains(&"stats-memfd-thp-fast-1".to_owned()), "{names:?}");
     }
 }

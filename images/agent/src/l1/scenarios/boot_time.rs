@@ -21,6 +21,8 @@ use crate::machine;
 const WARM_UP_MIB: u64 = 256;
 /// As many as L1 has CPUs, and as the library uses.
 const PREALLOC_THREADS: usize = 2;
+/// A thread context whose threads may use both CPUs.
+const CONTEXT: [&str; 2] = ["-object", "thread-context,id=tc0,cpu-affinity=0-1"];
 
 pub fn run(lab: &Lab) -> Result<()> {
     let mut before = None;
@@ -93,7 +95,13 @@ fn one(lab: &Lab, mib: u64, memory: MemoryKind, order: Order, round: u32, name: 
 fn command_line(lab: &Lab, mib: u64, memory: MemoryKind, order: Order) -> CommandLine<'_> {
     let line = CommandLine::new(lab);
     let line = match order {
-        Order::Prealloc => line.q35_preallocated(mib, memory.is_memfd(), PREALLOC_THREADS),
+        Order::Prealloc => line.q35_preallocated(mib, memory.is_memfd(), PREALLOC_THREADS, ""),
+        Order::PreallocContext => line.args(CONTEXT).q35_preallocated(
+            mib,
+            memory.is_memfd(),
+            PREALLOC_THREADS,
+            ",prealloc-context=tc0",
+        ),
         Order::Stock | Order::Fast => line.q35_of_mib(mib, memory.is_memfd()),
     };
     line.args(["-smp", "1"]).root_port(0).device_behind_in(0, "dut", 0, order.mode()).linux(&L2Job::Idle, "")

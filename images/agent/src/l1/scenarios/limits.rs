@@ -74,7 +74,10 @@ struct End {
 impl End {
     /// The error of the map, like `-14 (Bad address)`; without one, all of the text.
     fn error(&self) -> &str {
-        let from = self.text.rfind(" -").map_or(0, |at| at + 1);
+        // The library's explanation can name an option of a program, like ` -o`.
+        let is_number = |at: &usize| self.text[at + 2..].starts_with(|c: char| c.is_ascii_digit());
+        let found = self.text.rmatch_indices(" -").map(|(at, _)| at).find(is_number);
+        let from = found.map_or(0, |at| at + 1);
         let rest = &self.text[from..];
         rest.find(')').map_or(rest, |end| &rest[..=end])
     }
