@@ -74,7 +74,10 @@ struct End {
 impl End {
     /// The error of the map, like `-14 (Bad address)`; without one, all of the text.
     fn error(&self) -> &str {
-        let from = self.text.rfind(" -").map_or(0, |at| at + 1);
+        let is_errno = |(at, _): &(usize, &str)| {
+            self.text[at + 2..].starts_with(|next: char| next.is_ascii_digit())
+        };
+        let from = self.text.rmatch_indices(" -").find(is_errno).map_or(0, |(at, _)| at + 1);
         let rest = &self.text[from..];
         rest.find(')').map_or(rest, |end| &rest[..=end])
     }
