@@ -263,6 +263,11 @@
 #define VFIO_FAST_INFO_MEMLOCK_PER_USER (1u << 3)
 
 /**
+ * Number of elements of iova_list in struct vfio_fast_info.
+ */
+#define VFIO_FAST_IOVA_LIST 32u
+
+/**
  * Superpages: only one page size of the IOMMU is known. iommufd reports no more.
  */
 #define VFIO_FAST_SUPERPAGES_UNKNOWN 0u
@@ -373,9 +378,11 @@ struct vfio_fast_sim_config {
      */
     uint32_t backend;
     /**
-     * Must be 0. Any other value is -EOPNOTSUPP.
+     * Number of bits of the addresses that the model translates, 33 to 64, except those of interrupts from 0xfee00000
+     * to 0xfeefffff, as VT-d has them. Any other value is -EOPNOTSUPP. Default: the model translates all addresses and
+     * reports no ranges.
      */
-    uint32_t reserved;
+    uint32_t iova_bits;
 };
 
 /**
@@ -874,6 +881,20 @@ struct vfio_fast_stats {
 };
 
 /**
+ * A range of device addresses that the IOMMU translates.
+ */
+struct vfio_fast_iova_range {
+    /**
+     * First address.
+     */
+    uint64_t first;
+    /**
+     * Last address (inclusive).
+     */
+    uint64_t last;
+};
+
+/**
  * The state of a handle and the properties of its IOMMU.
  */
 struct vfio_fast_info {
@@ -916,8 +937,8 @@ struct vfio_fast_info {
      */
     uint64_t iova_last;
     /**
-     * Number of ranges of valid device addresses between iova_first and iova_last. 0: the kernel does not report
-     * them, and all addresses are assumed to be valid.
+     * Number of ranges of valid device addresses between iova_first and iova_last (see iova_list). 0: the kernel does
+     * not report them, and all addresses are assumed to be valid.
      */
     uint64_t iova_ranges;
     /**
@@ -941,6 +962,16 @@ struct vfio_fast_info {
      * Large pages of the IOMMU now, VFIO_FAST_SUPERPAGES_*.
      */
     uint32_t superpages;
+    /**
+     * The ranges of valid device addresses, ascending: the first min(iova_ranges, VFIO_FAST_IOVA_LIST) elements, then
+     * zeros. RAM outside them cannot be mapped. They change when devices join or leave the container.
+     */
+    struct vfio_fast_iova_range iova_list[VFIO_FAST_IOVA_LIST];
+    /**
+     * Number of ranges that did not fit into iova_list, all above its last one. Use only what is listed, or
+     * VFIO_IOMMU_GET_INFO or IOMMU_IOAS_IOVA_RANGES for all of them.
+     */
+    uint64_t iova_ranges_left_out;
 };
 
 /**
@@ -1424,6 +1455,20 @@ int vfio_fast_get_stats(struct vfio_fast *vf, struct vfio_fast_stats *stats);
 
 /**
  * Returns the state of a handle and the properties of its IOMMU. Works on a poisoned handle.
+ *
+ * An example: whether ram_bytes from iova on can be mapped.
+ *
+ * ```c
+ * struct vfio_fast_info info = {.size = sizeof(info)};
+ * int fits = 0;
+ * if (vfio_fast_get_info(vf, &info) == 0) {
+ *     fits = info.iova_ranges == 0;              // not reported: the kernel decides
+ *     for (uint64_t i = 0; i < info.iova_ranges && i < VFIO_FAST_IOVA_LIST; i++) {
+ *         const struct vfio_fast_iova_range *range = &info.iova_list[i];
+ *         fits |= range->first <= iova && iova + (ram_bytes - 1) <= range->last;
+ *     }
+ * }
+ * ```
  *
  * - vf: the handle
  * - info: receives the properties

@@ -98,9 +98,9 @@ impl Objects {
             let opened = fd::duplicate(raw).and_then(|fd| Ok((fd::file_id(fd.as_raw_fd())?, fd)));
             return match opened {
                 Ok((id, fd)) => Ok(PendingObject { backing, held: Some(ObjectEntry { fd, id, kind, base }) }),
-                Err(errno) => {
-                    refused(errno, ErrorKind::Other("the region's descriptor cannot be duplicated"))
-                }
+                // The errno's own text names the limit.
+                Err(errno @ (Errno::EMFILE | Errno::ENFILE)) => refused(errno, ErrorKind::Kernel),
+                Err(errno) => refused(errno, ErrorKind::Other("the region's descriptor is not open")),
             };
         };
         match fd::file_id(raw) {

@@ -194,6 +194,7 @@ fn errnos() {
         let object = ObjectRef { fd: file.as_raw_fd(), kind: ObjectKind::Bar { region_index: 0 }, offset: 0 };
         refused(engine.map_object(bar, &object));
     }
+    descriptors(bar);
     for errno in [Errno::EBUSY, Errno::EINVAL, Errno::ENOENT] {
         let (engine, _) = engine(SimConfig { failures: vec![(2, errno)], ..SimConfig::default() });
         engine.map_region(ram(0, PAGE)).unwrap();
@@ -224,6 +225,25 @@ fn errnos() {
     for errno in [Errno::EINVAL, Errno::EPERM] {
         print(&Error::kernel(Op::Discard, errno));
     }
+}
+
+fn descriptors(bar: Region) {
+    let (engine, _) = engine(keeping(Rules::Iommufd));
+    let file = File::open("/dev/null").unwrap();
+    let object = |fd| ObjectRef { fd, kind: ObjectKind::Bar { region_index: 0 }, offset: 0 };
+    refused(engine.map_object(bar, &object(-1)));
+    refused(engine.map_object(Region { backing: Backing::UNKNOWN, ..bar }, &object(file.as_raw_fd())));
+    // This process has one thread, and opens nothing until the limit is back.
+    let limit = |soft| libc::rlimit { rlim_cur: soft, rlim_max: 1024 };
+    for (soft, full) in [(u64::try_from(file.as_raw_fd()).unwrap() + 1, true), (1024, false)] {
+        // SAFETY: the struct outlives the call.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit(soft)) }, 0);
+        let answer = engine.map_object(bar, &object(file.as_raw_fd()));
+        assert_eq!(answer.as_ref().err().map(|error| error.errno), full.then_some(Errno::EMFILE));
+        answer.err().iter().for_each(print);
+    }
+    let other = Region { range: range(MIB, PAGE), ..bar };
+    refused(engine.map_object(other, &ObjectRef { offset: MIB, ..object(file.as_raw_fd()) }));
 }
 
 fn open() {

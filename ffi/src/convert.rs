@@ -10,11 +10,12 @@ use vfio_fast_engine::{CpuSet, DiscardMode, Info, Outcome};
 
 use crate::abi::{
     VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_MEMLOCK_PER_USER, VFIO_FAST_INFO_PARALLEL,
-    VFIO_FAST_INFO_POISONED, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR, VFIO_FAST_LOG_INFO,
-    VFIO_FAST_LOG_WARN, VFIO_FAST_MEMORY_SHARED, VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT,
-    VFIO_FAST_REGION_FD, VFIO_FAST_REGION_JOIN, VFIO_FAST_REGION_WRITE, VFIO_FAST_SUPERPAGES_COARSE,
-    VFIO_FAST_SUPERPAGES_FINE, VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_dirty, vfio_fast_info,
-    vfio_fast_memory, vfio_fast_outcome, vfio_fast_pages, vfio_fast_range, vfio_fast_region, vfio_fast_stats,
+    VFIO_FAST_INFO_POISONED, VFIO_FAST_IOVA_LIST, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR,
+    VFIO_FAST_LOG_INFO, VFIO_FAST_LOG_WARN, VFIO_FAST_MEMORY_SHARED, VFIO_FAST_REGION_DEVICE,
+    VFIO_FAST_REGION_EXACT, VFIO_FAST_REGION_FD, VFIO_FAST_REGION_JOIN, VFIO_FAST_REGION_WRITE,
+    VFIO_FAST_SUPERPAGES_COARSE, VFIO_FAST_SUPERPAGES_FINE, VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_dirty,
+    vfio_fast_info, vfio_fast_iova_range, vfio_fast_memory, vfio_fast_outcome, vfio_fast_pages,
+    vfio_fast_range, vfio_fast_region, vfio_fast_stats,
 };
 use crate::failure::{Failure, Result};
 
@@ -219,13 +220,54 @@ pub(crate) fn info(info: &Info, backend: u32) -> vfio_fast_info {
         max_unmap_bytes: info.batch.bytes,
         max_unmap_entries: count(info.batch.entries),
         superpages: superpages(info.limits.page_sizes.superpages()),
+        iova_list: iova_list(ranges),
+        iova_ranges_left_out: ranges.len().saturating_sub(VFIO_FAST_IOVA_LIST as usize) as u64,
     }
+}
+
+/// The first ranges, then zeros.
+fn iova_list(ranges: &[IovaRange]) -> [vfio_fast_iova_range; VFIO_FAST_IOVA_LIST as usize] {
+    let mut list = [vfio_fast_iova_range::default(); VFIO_FAST_IOVA_LIST as usize];
+    for (element, range) in list.iter_mut().zip(ranges) {
+        *element = vfio_fast_iova_range { first: range.start(), last: range.last() };
+    }
+    list
+}
+
+/// What an IOMMU with addresses of `bits` bits, more than 32, translates on a PC: all but the addresses of interrupts.
+pub(crate) fn around_interrupts(bits: u32) -> Vec<IovaRange> {
+    let last = u64::MAX.checked_shr(u64::BITS.saturating_sub(bits)).unwrap_or(0);
+    let ranges = [IovaRange::from_bounds(0, 0xfedf_ffff), IovaRange::from_bounds(0xfef0_0000, last)];
+    ranges.into_iter().flatten().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    #[test]
+    fn ranges_are_listed_as_far_as_they_fit() {
+        let ranges = |count: u64| -> Vec<IovaRange> {
+            (0..count).filter_map(|n| IovaRange::from_bounds(n << 20, (n << 20) + 0xfff)).collect()
+        };
+        for (count, listed) in [(0, 0), (1, 1), (32, 32), (33, 32), (100, 32)] {
+            let list = iova_list(&ranges(count));
+            let expected = |n: u64| {
+                let first = n << 20;
+                if n < listed {
+                    vfio_fast_iova_range { first, last: first + 0xfff }
+                } else {
+                    Default::default()
+                }
+            };
+            assert_eq!(list.to_vec(), (0..32).map(expected).collect::<Vec<_>>());
+        }
+        assert_eq!(around_interrupts(64).last().map(|range| range.last()), Some(u64::MAX));
+        assert_eq!(around_interrupts(39).last().map(|range| range.last()), Some(0x7f_ffff_ffff));
+    }
 
     /// The QEMU property lists the statistics in the order of the struct. Several patches of a series may add to it.
     #[test]

@@ -115,7 +115,11 @@ fn backend(config: &vfio_fast_config, sim: Option<vfio_fast_sim_config>) -> Resu
 }
 
 fn sim_config(sim: vfio_fast_sim_config) -> Result<SimConfig> {
-    convert::known("struct vfio_fast_sim_config: reserved", sim.reserved, 0)?;
+    let iova_ranges = match sim.iova_bits {
+        0 => Vec::new(),
+        33..=64 => convert::around_interrupts(sim.iova_bits),
+        unknown => return Err(Failure::unknown("struct vfio_fast_sim_config: iova_bits", unknown)),
+    };
     let rules = match sim.backend {
         0 | VFIO_FAST_BACKEND_TYPE1 => Rules::Type1,
         VFIO_FAST_BACKEND_IOMMUFD => Rules::Iommufd,
@@ -131,6 +135,7 @@ fn sim_config(sim: vfio_fast_sim_config) -> Result<SimConfig> {
         failures: (sim.fail_nth != 0).then_some((sim.fail_nth, fail_errno)).into_iter().collect(),
         panic_nth: (sim.panic_nth != 0).then_some(sim.panic_nth),
         dma_avail: if sim.dma_avail == 0 { default.dma_avail } else { sim.dma_avail },
+        iova_ranges,
         memlock_limit: (sim.memlock_limit != 0).then_some(sim.memlock_limit),
         ..default
     })

@@ -75,15 +75,15 @@ impl PageFault {
                 format!("the mapping at host address {at:?} allows no access (PROT_NONE): allow reading")
             }
             Self::Device => format!(
-                "host address {at:?} is device memory (VM_PFNMAP): it cannot be pinned: declare it as a region of its \
-                 own, with iommufd by the device's descriptor"
+                "host address {at:?} is device memory (VM_PFNMAP), which the kernel does not pin: type1 maps only BARs of \
+                 VFIO devices, and iommufd only BARs that are named by their device's descriptor (Linux 6.19)"
             ),
             Self::Poisoned => format!(
                 "the page at host address {at:?} has a memory error (EHWPOISON, see the kernel's log): map other memory \
                  there"
             ),
             Self::Bus => format!(
-                "an access to host address {at:?} would raise SIGBUS: the file behind it ends before, or its file system \
+                "an access to host address {at:?} would raise SIGBUS: the file ends before this page, or its file system \
                  has no space for the page"
             ),
         }

@@ -125,7 +125,42 @@ impl PinRing {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::{Command, Stdio};
+
     use super::*;
+    use crate::sys::memlock::user_charges;
+
+    #[test]
+    #[ignore = "holds a pin until its standard input ends, for another test"]
+    fn a_process_that_pins() {
+        let memory = vec![1u8; 2 * PIN_BYTES as usize];
+        let start = (memory.as_ptr() as u64).next_multiple_of(4096);
+        let ring = PinRing::new().unwrap();
+        ring.update(start, PIN_BYTES).unwrap();
+        assert!(user_charges().own >= PIN_BYTES);
+        println!("\npinned");
+        std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    }
+
+    #[test]
+    fn pins_of_another_process_of_the_user_are_seen() {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "sys::uring::tests::a_process_that_pins", "--ignored", "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(said.any(|line| line.unwrap() == "pinned"));
+        let charges = user_charges();
+        drop(child.stdin.take());
+        said.for_each(drop);
+        assert!(child.wait().unwrap().success());
+        // Other tests and programs of this user can pin too.
+        assert!(charges.others >= PIN_BYTES && charges.processes >= 1, "{charges}");
+        assert!(charges.largest.is_some_and(|(_, name, bytes)| !name.is_empty() && bytes >= PIN_BYTES));
+    }
 
     #[test]
     fn what_cannot_be_pinned_is_an_error_and_not_a_signal() {

@@ -36,8 +36,10 @@ pub struct vfio_fast_sim_config {
     /// The driver that the model imitates: VFIO_FAST_BACKEND_TYPE1 or VFIO_FAST_BACKEND_IOMMUFD. Any other value is
     /// -EOPNOTSUPP. Default: type1.
     pub backend: u32,
-    /// Must be 0. Any other value is -EOPNOTSUPP.
-    pub reserved: u32,
+    /// Number of bits of the addresses that the model translates, 33 to 64, except those of interrupts from 0xfee00000
+    /// to 0xfeefffff, as VT-d has them. Any other value is -EOPNOTSUPP. Default: the model translates all addresses and
+    /// reports no ranges.
+    pub iova_bits: u32,
 }
 
 /// How to open a handle. Set it to zero, then set size, backend and the fields that the backend needs.

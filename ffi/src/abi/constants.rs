@@ -115,6 +115,9 @@ pub const VFIO_FAST_INFO_PARALLEL: u32 = 1u32 << 2;
 /// return -ENOMEM. Without this flag, memlock_used is the locked memory of this process (VmLck).
 pub const VFIO_FAST_INFO_MEMLOCK_PER_USER: u32 = 1u32 << 3;
 
+/// Number of elements of iova_list in struct vfio_fast_info.
+pub const VFIO_FAST_IOVA_LIST: u32 = 32u32;
+
 /// Superpages: only one page size of the IOMMU is known. iommufd reports no more.
 pub const VFIO_FAST_SUPERPAGES_UNKNOWN: u32 = 0u32;
 

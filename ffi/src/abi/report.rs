@@ -1,5 +1,6 @@
 //! Failures, statistics and properties of a handle.
 
+use super::constants::VFIO_FAST_IOVA_LIST;
 use super::size::sized32;
 
 /// The last failure of the calling thread, in numbers. vfio_fast_last_error() describes it in words.
@@ -127,6 +128,16 @@ pub struct vfio_fast_stats {
     pub discard_ns: u64,
 }
 
+/// A range of device addresses that the IOMMU translates.
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
+#[repr(C)]
+pub struct vfio_fast_iova_range {
+    /// First address.
+    pub first: u64,
+    /// Last address (inclusive).
+    pub last: u64,
+}
+
 /// The state of a handle and the properties of its IOMMU.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -151,8 +162,8 @@ pub struct vfio_fast_info {
     pub iova_first: u64,
     /// Highest valid device address (inclusive).
     pub iova_last: u64,
-    /// Number of ranges of valid device addresses between iova_first and iova_last. 0: the kernel does not report
-    /// them, and all addresses are assumed to be valid.
+    /// Number of ranges of valid device addresses between iova_first and iova_last (see iova_list). 0: the kernel does
+    /// not report them, and all addresses are assumed to be valid.
     pub iova_ranges: u64,
     /// Bytes that this process may lock. UINT64_MAX: no limit.
     pub memlock_limit: u64,
@@ -165,6 +176,12 @@ pub struct vfio_fast_info {
     pub max_unmap_entries: u32,
     /// Large pages of the IOMMU now, VFIO_FAST_SUPERPAGES_*.
     pub superpages: u32,
+    /// The ranges of valid device addresses, ascending: the first min(iova_ranges, VFIO_FAST_IOVA_LIST) elements, then
+    /// zeros. RAM outside them cannot be mapped. They change when devices join or leave the container.
+    pub iova_list: [vfio_fast_iova_range; VFIO_FAST_IOVA_LIST as usize],
+    /// Number of ranges that did not fit into iova_list, all above its last one. Use only what is listed, or
+    /// VFIO_IOMMU_GET_INFO or IOMMU_IOAS_IOVA_RANGES for all of them.
+    pub iova_ranges_left_out: u64,
 }
 
 sized32!(vfio_fast_failure, 56);

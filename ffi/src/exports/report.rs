@@ -35,6 +35,20 @@ pub unsafe extern "C" fn vfio_fast_get_stats(vf: *mut vfio_fast, stats: *mut vfi
 
 /// Returns the state of a handle and the properties of its IOMMU. Works on a poisoned handle.
 ///
+/// An example: whether ram_bytes from iova on can be mapped.
+///
+/// ```c
+/// struct vfio_fast_info info = {.size = sizeof(info)};
+/// int fits = 0;
+/// if (vfio_fast_get_info(vf, &info) == 0) {
+///     fits = info.iova_ranges == 0;              // not reported: the kernel decides
+///     for (uint64_t i = 0; i < info.iova_ranges && i < VFIO_FAST_IOVA_LIST; i++) {
+///         const struct vfio_fast_iova_range *range = &info.iova_list[i];
+///         fits |= range->first <= iova && iova + (ram_bytes - 1) <= range->last;
+///     }
+/// }
+/// ```
+///
 /// - vf: the handle
 /// - info: receives the properties
 ///

@@ -119,9 +119,11 @@ static void bad_configurations(void)
     CHECK_RC(vfio_fast_open(&config, &vf), -EOPNOTSUPP);
     CHECK_TEXT("struct vfio_fast_sim_config: backend");
     sim.backend = VFIO_FAST_BACKEND_IOMMUFD;
-    sim.reserved = 1;
+    sim.iova_bits = 32;
     CHECK_RC(vfio_fast_open(&config, &vf), -EOPNOTSUPP);
-    CHECK_TEXT("reserved");
+    CHECK_TEXT("iova_bits");
+    sim.iova_bits = 65;
+    CHECK_RC(vfio_fast_open(&config, &vf), -EOPNOTSUPP);
     CHECK(vf == NULL);
 }
 
@@ -336,6 +338,44 @@ static void too_few_entries(void)
     CHECK_RC(vfio_fast_close(&vf), 0);
 }
 
+/* The ranges of valid addresses are listed, and the message has the same ones. */
+static void outside_the_ranges(void)
+{
+    struct vfio_fast_sim_config sim = sim_defaults();
+    struct vfio_fast_info known;
+    struct vfio_fast_region ram;
+    struct vfio_fast *vf;
+    uint64_t i, hva = memory(64 * KIB);
+
+    sim.iova_bits = 39;
+    vf = open_sim(&sim);
+    known = info(vf);
+    CHECK(known.iova_ranges == 2 && known.iova_ranges_left_out == 0);
+    CHECK(known.iova_list[0].first == known.iova_first && known.iova_first == 0);
+    CHECK(known.iova_list[0].last == 0xfedfffff && known.iova_list[1].first == 0xfef00000);
+    CHECK(known.iova_list[1].last == known.iova_last && known.iova_last == ((uint64_t)1 << 39) - 1);
+    for (i = 2; i < VFIO_FAST_IOVA_LIST; i++)
+        CHECK(known.iova_list[i].first == 0 && known.iova_list[i].last == 0);
+    /* Each range is valid up to its ends. */
+    for (i = 0; i < known.iova_ranges; i++) {
+        ram = region(known.iova_list[i].first, 4 * KIB, hva, 0);
+        CHECK_RC(vfio_fast_map_region(vf, &ram), 0);
+        ram = region(known.iova_list[i].last - (4 * KIB - 1), 4 * KIB, hva, 0);
+        CHECK_RC(vfio_fast_map_region(vf, &ram), 0);
+        ram.iova += 4 * KIB;
+        CHECK_RC(vfio_fast_map_region(vf, &ram), -EINVAL);
+        CHECK_TEXT("39-bit addresses");
+        CHECK_TEXT("[0x0, 0xfedfffff] [0xfef00000, 0x7fffffffff]");
+        check_failure(VFIO_FAST_OP_CHECK, -EINVAL, ram.iova, ram.length, hva);
+    }
+    CHECK_RC(vfio_fast_close(&vf), 0);
+
+    vf = open_sim(NULL);
+    known = info(vf);
+    CHECK(known.iova_ranges == 0 && known.iova_ranges_left_out == 0 && known.iova_list[0].last == 0);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+}
+
 int main(void)
 {
     bad_configurations();
@@ -344,5 +384,6 @@ int main(void)
     bad_states();
     memlock_too_small();
     too_few_entries();
+    outside_the_ranges();
     return 0;
 }

@@ -38,6 +38,7 @@ SAME(VFIO_FAST_INFO_PARALLEL, 4u);
 SAME(VFIO_FAST_INFO_MEMLOCK_PER_USER, 8u);
 
 SAME(VFIO_FAST_CONFIG_NO_HUGEPAGE, 1u);
+SAME(VFIO_FAST_IOVA_LIST, 32u);
 SAME(VFIO_FAST_SUPERPAGES_UNKNOWN, 0u);
 SAME(VFIO_FAST_SUPERPAGES_COARSE, 1u);
 SAME(VFIO_FAST_SUPERPAGES_FINE, 2u);
@@ -45,6 +46,7 @@ SAME(VFIO_FAST_SUPERPAGES_FINE, 2u);
 /* The last field of the first release of each struct, and the fields added since. */
 SAME(offsetof(struct vfio_fast_sim_config, memlock_limit), 32);
 SAME(offsetof(struct vfio_fast_sim_config, backend), 40);
+SAME(offsetof(struct vfio_fast_sim_config, iova_bits), 44);
 SAME(sizeof(struct vfio_fast_sim_config), 48);
 SAME(offsetof(struct vfio_fast_config, entry_size), 16);
 SAME(offsetof(struct vfio_fast_config, log), 32);
@@ -90,7 +92,11 @@ SAME(offsetof(struct vfio_fast_info, iova_pgsizes), 16);
 SAME(offsetof(struct vfio_fast_info, memlock_used), 72);
 SAME(offsetof(struct vfio_fast_info, max_unmap_bytes), 80);
 SAME(offsetof(struct vfio_fast_info, superpages), 92);
-SAME(sizeof(struct vfio_fast_info), 96);
+SAME(offsetof(struct vfio_fast_info, iova_list), 96);
+SAME(offsetof(struct vfio_fast_info, iova_ranges_left_out), 608);
+SAME(sizeof(struct vfio_fast_info), 616);
+SAME(offsetof(struct vfio_fast_iova_range, last), 8);
+SAME(sizeof(struct vfio_fast_iova_range), 16);
 
 int main(void)
 {

@@ -138,6 +138,10 @@ fn judge_explanation(
     if !rest.starts_with(": ") || !rest.contains("RLIMIT_MEMLOCK") {
         problems.push(format!("`{text}` does not explain itself"));
     }
+    // iommufd counts per user: the text has what this process has pinned, and what others have.
+    if lab.job.container == Container::Iommufd && !rest.contains("other processes of user 0") {
+        problems.push(format!("`{text}` does not say who is counted"));
+    }
     if !numbers.iter().any(|n| needed(*n)) || !numbers.contains(&allowed) {
         problems.push(format!("`{text}` does not name the needed and the {allowed} allowed bytes"));
     }
