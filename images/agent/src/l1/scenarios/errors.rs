@@ -1,5 +1,6 @@
 //! Too little lockable memory: QEMU refuses a device that cannot be realized, and nothing stays
-//! mapped; QEMU aborts when memory cannot be mapped at run time, as it does without the library.
+//! mapped. Without the library, QEMU aborts when memory cannot be mapped at run time. With it, QEMU refuses the memory
+//! device.
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -27,7 +28,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let memory = lab.job.l2_memory_mib * MIB;
     limits::give_up_lock_right()?;
     limits::set_memlock(None, SMALL)?;
-    let line = CommandLine::new(lab).q35("", ",slots=2,maxmem=8G").root_port(0);
+    let line = CommandLine::new(lab).q35("", ",slots=2,maxmem=8G").root_port(0).root_port(1);
     let mut vm = Vm::start(lab, &line)?;
 
     lab.report.step("refused device");
@@ -63,6 +64,10 @@ pub fn run(lab: &Lab) -> Result<()> {
     let backend = json!({ "qom-type": "memory-backend-ram", "id": "mem1", "size": DIMM });
     vm.qmp.run("object-add", backend)?;
     let dimm = json!({ "driver": "pc-dimm", "id": "dimm1", "memdev": "mem1" });
+    if lab.job.mode == Mode::Fast {
+        refused_plugs(lab, &mut vm, dimm, memory + SMALL)?;
+        return vm.quit().map(drop);
+    }
     let mut problems = Vec::new();
     // QEMU ends before it can reply.
     if let Ok(reply) = vm.qmp.attempt("device_add", dimm) {
@@ -76,6 +81,45 @@ pub fn run(lab: &Lab) -> Result<()> {
     problems.extend(judge_abort(lab, &errors));
     lab.report.check(Check::RuntimeError, &problems, "QEMU reported the map and aborted");
     Ok(())
+}
+
+/// Memory devices that cannot be mapped are refused, and the VM lives. One can be added when the limit is raised.
+fn refused_plugs(lab: &Lab, vm: &mut Vm, dimm: Value, allowed: u64) -> Result<()> {
+    let backend = json!({ "qom-type": "memory-backend-ram", "id": "mem2", "size": DIMM });
+    vm.qmp.run("object-add", backend)?;
+    let virtio_mem = json!({
+        "driver": "virtio-mem-pci", "id": "vmem", "memdev": "mem2", "bus": "rp1", "block-size": 2 * MIB,
+        "requested-size": DIMM,
+    });
+    let before = vm.witnessed()?.len();
+    for (device, check) in [(&dimm, Check::DimmRefused), (&virtio_mem, Check::VirtioMemRefused)] {
+        let reply = vm.qmp.attempt("device_add", device.clone())?;
+        let text = reply.err().map_or_else(|| "the device was added".to_owned(), |refusal| refusal.0);
+        lab.report.check(check, &judge_plug(lab, &text, allowed), &text);
+    }
+    let status = vm.qmp.run("query-status", json!({}))?;
+    let calls = vm.witnessed()?.split_off(before);
+    let calls = calls.iter().filter(|call| call.mapped() || call.unmapped()).count();
+    let seen = format!("the VM is {status}, after {calls} map and unmap calls");
+    let alive = status["status"] == "prelaunch" && calls == 0;
+    lab.report.expect(Check::AliveAfterRefusedPlug, alive, &seen);
+
+    limits::set_memlock(Some(vm.pid), allowed + DIMM)?;
+    vm.qmp.run("device_add", dimm)?;
+    let calls = vm.witnessed()?.split_off(before);
+    let mapped: u64 = calls.iter().filter(|call| call.mapped()).map(|call| call.size).sum();
+    let seen = format!("{mapped} bytes were mapped in {} calls", calls.len());
+    lab.report.expect(Check::PluggedAfterRaise, mapped == DIMM, &seen);
+    Ok(())
+}
+
+/// Checks the error of a memory device that is refused before it is plugged.
+fn judge_plug(lab: &Lab, text: &str, allowed: u64) -> Vec<String> {
+    let pattern = "libvfio_fast cannot map 0x10000000 bytes of memory at %p for VFIO devices: -12 (Cannot allocate memory)";
+    match text_pattern::strip(pattern, text) {
+        Some(rest) => judge_explanation(lab, rest, text, |needed| needed >= DIMM, allowed),
+        None => vec![format!("`{text}` is not `{pattern}`")],
+    }
 }
 
 fn device(lab: &Lab) -> Value {
