@@ -20,6 +20,8 @@ checks! {
     RuntimeError if |run| !run.is_fast(),
     DimmRefused if |run| run.is_fast(),
     VirtioMemRefused if |run| run.is_fast(),
+    // iommufd has no limit on entries.
+    BlocksRefused if |run| run.is_fast() && run.on_type1(),
     AliveAfterRefusedPlug if |run| run.is_fast(),
     PluggedAfterRaise if |run| run.is_fast(),
 }

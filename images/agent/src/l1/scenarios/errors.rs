@@ -21,6 +21,8 @@ const MIB: u64 = 1 << 20;
 const SMALL: u64 = 64 * MIB;
 /// The memory device that is one too many.
 const DIMM: u64 = 256 * MIB;
+/// Entries that a type1 container may have: more than sections of memory, fewer than blocks of virtio-mem.
+const ENTRIES: u64 = 64;
 
 const SIGABRT: i32 = 6;
 
@@ -28,6 +30,9 @@ pub fn run(lab: &Lab) -> Result<()> {
     let memory = lab.job.l2_memory_mib * MIB;
     limits::give_up_lock_right()?;
     limits::set_memlock(None, SMALL)?;
+    if lab.job.mode == Mode::Fast && lab.job.container == Container::Type1 {
+        limits::allow_entries(ENTRIES)?;
+    }
     let line = CommandLine::new(lab).q35("", ",slots=2,maxmem=8G").root_port(0).root_port(1);
     let mut vm = Vm::start(lab, &line)?;
 
@@ -87,15 +92,22 @@ pub fn run(lab: &Lab) -> Result<()> {
 fn refused_plugs(lab: &Lab, vm: &mut Vm, dimm: Value, allowed: u64) -> Result<()> {
     let backend = json!({ "qom-type": "memory-backend-ram", "id": "mem2", "size": DIMM });
     vm.qmp.run("object-add", backend)?;
-    let virtio_mem = json!({
-        "driver": "virtio-mem-pci", "id": "vmem", "memdev": "mem2", "bus": "rp1", "block-size": 2 * MIB,
-        "requested-size": DIMM,
-    });
+    let virtio_mem = |block: u64| {
+        json!({
+            "driver": "virtio-mem-pci", "id": "vmem", "memdev": "mem2", "bus": "rp1", "block-size": block,
+            "requested-size": DIMM,
+        })
+    };
     let before = vm.witnessed()?.len();
-    for (device, check) in [(&dimm, Check::DimmRefused), (&virtio_mem, Check::VirtioMemRefused)] {
-        let reply = vm.qmp.attempt("device_add", device.clone())?;
-        let text = reply.err().map_or_else(|| "the device was added".to_owned(), |refusal| refusal.0);
+    for (device, check) in [(&dimm, Check::DimmRefused), (&virtio_mem(DIMM / 2), Check::VirtioMemRefused)] {
+        let text = refused_plug(vm, device)?;
         lab.report.check(check, &judge_plug(lab, &text, allowed), &text);
+    }
+    if lab.job.container == Container::Type1 {
+        limits::set_memlock(Some(vm.pid), allowed + DIMM)?;
+        let text = refused_plug(vm, &virtio_mem(2 * MIB))?;
+        let explained = text.contains("-28 (No space left on device)") && text.contains("dma_entry_limit");
+        lab.report.expect(Check::BlocksRefused, explained, &text);
     }
     let status = vm.qmp.run("query-status", json!({}))?;
     let calls = vm.witnessed()?.split_off(before);
@@ -111,6 +123,12 @@ fn refused_plugs(lab: &Lab, vm: &mut Vm, dimm: Value, allowed: u64) -> Result<()
     let seen = format!("{mapped} bytes were mapped in {} calls", calls.len());
     lab.report.expect(Check::PluggedAfterRaise, mapped == DIMM, &seen);
     Ok(())
+}
+
+/// The error of a memory device that cannot be plugged.
+fn refused_plug(vm: &mut Vm, device: &Value) -> Result<String> {
+    let reply = vm.qmp.attempt("device_add", device.clone())?;
+    Ok(reply.err().map_or_else(|| "the device was added".to_owned(), |refusal| refusal.0))
 }
 
 /// Checks the error of a memory device that is refused before it is plugged.
