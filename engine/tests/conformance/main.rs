@@ -5,6 +5,7 @@
 mod cases;
 mod dirty;
 mod kernel;
+mod replaced;
 mod run;
 mod stale;
 mod superpages;
@@ -416,6 +417,13 @@ fn type1_holds_nothing_stale_after_a_failure() {
 fn superpages_at_zero_are_one_entry() {
     superpages::at_zero_are_one_entry(Driver::Type1);
     superpages::at_zero_are_one_entry(Driver::Iommufd);
+}
+
+#[test]
+#[ignore = "needs VT-d, a kernel with iommufd and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn replaced_pages_are_mapped_again() {
+    replaced::are_mapped_again(Driver::Type1);
+    replaced::are_mapped_again(Driver::Iommufd);
 }
 
 #[test]

@@ -19,6 +19,7 @@ checks! {
     IommufdHoldsNothingStaleAfterAFailure if shows_page_tables,
     Type1HoldsNothingStaleAfterAFailure if shows_page_tables,
     SuperpagesAtZeroAreOneEntry if shows_page_tables,
+    ReplacedPagesAreMappedAgain if shows_page_tables,
 }
 
 fn has_iommufd(run: &Run) -> bool {
