@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use memfd::MemfdOptions;
 use vfio_fast_engine::host_va;
 use vfio_fast_engine::populate::{self, CHUNK_BYTES, HostRange, Method, PopulateOptions, Report};
+use vfio_fast_testing::pool::Pool;
 use vfio_fast_testing::seccomp::Kernel;
 
 const PAGE: usize = 4096;
@@ -26,43 +27,6 @@ fn alone() -> (MutexGuard<'static, ()>, File) {
     // SAFETY: the call takes no pointer. It unlocks when the file is closed.
     assert_eq!(unsafe { libc::flock(everywhere.as_raw_fd(), libc::LOCK_EX) }, 0);
     (here, everywhere)
-}
-
-/// The number of 1-GiB pages in the pool, restored when this is dropped, also after a failure.
-struct Pool {
-    before: usize,
-}
-
-impl Pool {
-    const FOLDER: &str = "/sys/kernel/mm/hugepages/hugepages-1048576kB";
-
-    fn count(name: &str) -> usize {
-        let text = fs::read_to_string(format!("{}/{name}", Self::FOLDER));
-        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-    }
-
-    fn resize(pages: usize) {
-        // Without the right to, the pool stays as it is.
-        let _ = fs::write(format!("{}/nr_hugepages", Self::FOLDER), pages.to_string());
-    }
-
-    /// Adds pages until `free` are free, as far as possible.
-    fn with_free(free: usize) -> Self {
-        let before = Self::count("nr_hugepages");
-        let lacking = free.saturating_sub(Self::count("free_hugepages"));
-        if lacking > 0 {
-            Self::resize(before + lacking);
-        }
-        Self { before }
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        if Self::count("nr_hugepages") != self.before {
-            Self::resize(self.before);
-        }
-    }
 }
 
 struct Memory {

@@ -6,6 +6,7 @@ pub mod callers;
 pub mod files;
 pub mod ioas;
 pub mod memory;
+pub mod pool;
 pub mod seccomp;
 
 use proptest::prelude::*;

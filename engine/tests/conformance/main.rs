@@ -5,6 +5,7 @@
 mod cases;
 mod dirty;
 mod kernel;
+mod replaced;
 mod rest;
 mod run;
 mod stale;
@@ -452,6 +453,13 @@ fn a_device_of_iommufd_loses_only_what_is_cut() {
 fn superpages_at_zero_are_one_entry() {
     superpages::at_zero_are_one_entry(Driver::Type1);
     superpages::at_zero_are_one_entry(Driver::Iommufd);
+}
+
+#[test]
+#[ignore = "needs VT-d, a kernel with iommufd and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn replaced_pages_are_mapped_again() {
+    replaced::are_mapped_again(Driver::Type1);
+    replaced::are_mapped_again(Driver::Iommufd);
 }
 
 #[test]

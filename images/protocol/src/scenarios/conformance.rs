@@ -21,6 +21,7 @@ checks! {
     ADeviceOfType1LosesOnlyWhatIsCut,
     ADeviceOfIommufdLosesOnlyWhatIsCut if has_iommufd,
     SuperpagesAtZeroAreOneEntry if shows_page_tables,
+    ReplacedPagesAreMappedAgain if shows_page_tables,
 }
 
 fn has_iommufd(run: &Run) -> bool {

@@ -16,7 +16,14 @@ checks! {
     MappingsAfterSecondTry,
     // iommufd counts locked memory per user, which user space cannot read.
     LockedAsMapped if |run| run.on_type1(),
-    RuntimeError,
+    // The library knows the limit, so QEMU refuses memory before it is plugged.
+    RuntimeError if |run| !run.is_fast(),
+    DimmRefused if |run| run.is_fast(),
+    VirtioMemRefused if |run| run.is_fast(),
+    // iommufd has no limit on entries.
+    BlocksRefused if |run| run.is_fast() && run.on_type1(),
+    AliveAfterRefusedPlug if |run| run.is_fast(),
+    PluggedAfterRaise if |run| run.is_fast(),
 }
 
 pub fn specs() -> Vec<ScenarioSpec> {

@@ -1,5 +1,6 @@
 //! Too little lockable memory: QEMU refuses a device that cannot be realized, and nothing stays
-//! mapped; QEMU aborts when memory cannot be mapped at run time, as it does without the library.
+//! mapped. Without the library, QEMU aborts when memory cannot be mapped at run time. With it, QEMU refuses the memory
+//! device.
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -20,6 +21,8 @@ const MIB: u64 = 1 << 20;
 const SMALL: u64 = 64 * MIB;
 /// The memory device that is one too many.
 const DIMM: u64 = 256 * MIB;
+/// Entries that a type1 container may have: more than sections of memory, fewer than blocks of virtio-mem.
+const ENTRIES: u64 = 64;
 
 const SIGABRT: i32 = 6;
 
@@ -27,7 +30,10 @@ pub fn run(lab: &Lab) -> Result<()> {
     let memory = lab.job.l2_memory_mib * MIB;
     limits::give_up_lock_right()?;
     limits::set_memlock(None, SMALL)?;
-    let line = CommandLine::new(lab).q35("", ",slots=2,maxmem=8G").root_port(0);
+    if lab.job.mode == Mode::Fast && lab.job.container == Container::Type1 {
+        limits::allow_entries(ENTRIES)?;
+    }
+    let line = CommandLine::new(lab).q35("", ",slots=2,maxmem=8G").root_port(0).root_port(1);
     let mut vm = Vm::start(lab, &line)?;
 
     lab.report.step("refused device");
@@ -63,6 +69,10 @@ pub fn run(lab: &Lab) -> Result<()> {
     let backend = json!({ "qom-type": "memory-backend-ram", "id": "mem1", "size": DIMM });
     vm.qmp.run("object-add", backend)?;
     let dimm = json!({ "driver": "pc-dimm", "id": "dimm1", "memdev": "mem1" });
+    if lab.job.mode == Mode::Fast {
+        refused_plugs(lab, &mut vm, dimm, memory + SMALL)?;
+        return vm.quit().map(drop);
+    }
     let mut problems = Vec::new();
     // QEMU ends before it can reply.
     if let Ok(reply) = vm.qmp.attempt("device_add", dimm) {
@@ -76,6 +86,58 @@ pub fn run(lab: &Lab) -> Result<()> {
     problems.extend(judge_abort(lab, &errors));
     lab.report.check(Check::RuntimeError, &problems, "QEMU reported the map and aborted");
     Ok(())
+}
+
+/// Memory devices that cannot be mapped are refused, and the VM lives. One can be added when the limit is raised.
+fn refused_plugs(lab: &Lab, vm: &mut Vm, dimm: Value, allowed: u64) -> Result<()> {
+    let backend = json!({ "qom-type": "memory-backend-ram", "id": "mem2", "size": DIMM });
+    vm.qmp.run("object-add", backend)?;
+    let virtio_mem = |block: u64| {
+        json!({
+            "driver": "virtio-mem-pci", "id": "vmem", "memdev": "mem2", "bus": "rp1", "block-size": block,
+            "requested-size": DIMM,
+        })
+    };
+    let before = vm.witnessed()?.len();
+    for (device, check) in [(&dimm, Check::DimmRefused), (&virtio_mem(DIMM / 2), Check::VirtioMemRefused)] {
+        let text = refused_plug(vm, device)?;
+        lab.report.check(check, &judge_plug(lab, &text, allowed), &text);
+    }
+    if lab.job.container == Container::Type1 {
+        limits::set_memlock(Some(vm.pid), allowed + DIMM)?;
+        let text = refused_plug(vm, &virtio_mem(2 * MIB))?;
+        let explained = text.contains("-28 (No space left on device)") && text.contains("dma_entry_limit");
+        lab.report.expect(Check::BlocksRefused, explained, &text);
+    }
+    let status = vm.qmp.run("query-status", json!({}))?;
+    let calls = vm.witnessed()?.split_off(before);
+    let calls = calls.iter().filter(|call| call.mapped() || call.unmapped()).count();
+    let seen = format!("the VM is {status}, after {calls} map and unmap calls");
+    let alive = status["status"] == "prelaunch" && calls == 0;
+    lab.report.expect(Check::AliveAfterRefusedPlug, alive, &seen);
+
+    limits::set_memlock(Some(vm.pid), allowed + DIMM)?;
+    vm.qmp.run("device_add", dimm)?;
+    let calls = vm.witnessed()?.split_off(before);
+    let mapped: u64 = calls.iter().filter(|call| call.mapped()).map(|call| call.size).sum();
+    let seen = format!("{mapped} bytes were mapped in {} calls", calls.len());
+    lab.report.expect(Check::PluggedAfterRaise, mapped == DIMM, &seen);
+    Ok(())
+}
+
+/// The error of a memory device that cannot be plugged.
+fn refused_plug(vm: &mut Vm, device: &Value) -> Result<String> {
+    let reply = vm.qmp.attempt("device_add", device.clone())?;
+    Ok(reply.err().map_or_else(|| "the device was added".to_owned(), |refusal| refusal.0))
+}
+
+/// Checks the error of a memory device that is refused before it is plugged.
+fn judge_plug(lab: &Lab, text: &str, allowed: u64) -> Vec<String> {
+    let pattern = "libvfio_fast cannot map 0x10000000 bytes of memory at %p for VFIO devices: -12 (Cannot allocate memory)";
+    match text_pattern::strip(pattern, text) {
+        Some(rest) => judge_explanation(lab, rest, text, |needed| needed >= DIMM, allowed),
+        None => vec![format!("`{text}` is not `{pattern}`")],
+    }
 }
 
 fn device(lab: &Lab) -> Value {

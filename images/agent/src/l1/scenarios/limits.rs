@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use anyhow::{Context, Result};
 use rustix::fs::statvfs;
 use rustix::mount::{MountFlags, mount};
-use serde_json::Value;
+use serde_json::{Value, json};
 use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::scenarios::limits::Check;
 
@@ -31,10 +31,12 @@ pub fn run(lab: &Lab) -> Result<()> {
     cgroups::enable(&["memory"])?;
 
     file_system(lab, TMPFS, [Check::TmpfsRefused, Check::TmpfsExplained, Check::TmpfsUse])?;
+    plug_refused(lab, TMPFS, Check::TmpfsPlugRefused)?;
     if let Some(disk) = disk()? {
         fs::create_dir_all(EXT4)?;
         mount(disk, EXT4, "ext4", MountFlags::empty(), c"")?;
         file_system(lab, EXT4, [Check::Ext4Refused, Check::Ext4Explained, Check::Ext4Use])?;
+        plug_refused(lab, EXT4, Check::Ext4PlugRefused)?;
     }
 
     for (option, [end, used]) in [
@@ -103,6 +105,37 @@ fn refused(lab: &Lab, mode: Mode, folder: &str) -> Result<End> {
     vm.quit()?;
     fs::remove_file(&file).with_context(|| format!("cannot remove {file}"))?;
     Ok(End { text, used })
+}
+
+/// A DIMM of such a file is refused while the device is there: with the explanation, before the file is filled, and the
+/// VM goes on.
+fn plug_refused(lab: &Lab, folder: &str, check: Check) -> Result<()> {
+    let before = used(folder)?;
+    let file = format!("{folder}/dimm");
+    let line = CommandLine::new(lab).q35("", ",slots=1,maxmem=4G").device(0, "dut");
+    let mut vm = Vm::start(lab, &line)?;
+    let backend = json!({
+        "qom-type": "memory-backend-file", "id": "mem1", "share": true, "mem-path": file,
+        "size": lab.job.l2_memory_mib * MIB,
+    });
+    vm.qmp.run("object-add", backend)?;
+    let dimm = json!({ "driver": "pc-dimm", "id": "dimm1", "memdev": "mem1" });
+    let reply = vm.qmp.attempt("device_add", dimm)?;
+    let text = reply.err().map_or_else(|| "the DIMM was added".to_owned(), |refusal| refusal.0);
+    let used = used(folder)?.saturating_sub(before);
+    let fast = End { text, used };
+    let mut problems = unexplained(lab, folder, &fast);
+    // A file that is not filled has its inode.
+    if used >= MIB {
+        problems.push(format!("{used} bytes are used"));
+    }
+    let status = vm.qmp.run("query-status", json!({}))?;
+    if status["status"] != "prelaunch" {
+        problems.push(format!("the VM is {status}"));
+    }
+    lab.report.check(check, &problems, &fast.text);
+    vm.quit()?;
+    fs::remove_file(&file).with_context(|| format!("cannot remove {file}"))
 }
 
 /// What is wrong with the library's explanation: it names the remedy, and for a file system that is too small what is

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vfio_fast_protocol::flatview::Row;
+use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::ranges::{self, Reach};
 use vfio_fast_protocol::record::Record;
 use vfio_fast_protocol::scenarios::p2p_range::Check;
@@ -18,6 +19,10 @@ use crate::l1::vm::Vm;
 /// The first address the IOMMU of this scenario cannot have.
 const BEYOND: u64 = 1 << 39;
 const RESETS: usize = 3;
+/// How the map of the BAR ends, and what QEMU suggests.
+const INVALID: &str = "-22 (Invalid argument)";
+const WIDTH: &str =
+    "-cpu ...,host-phys-bits-limit=39 keeps the guest within the addresses that the IOMMU can translate";
 /// Trace events of the memory listener.
 const TRACED: [&str; 2] = ["vfio_listener_region_add_ram", "vfio_listener_region_del"];
 
@@ -71,7 +76,12 @@ pub fn run(lab: &Lab) -> Result<()> {
     }
     let seen = format!("{RESETS} resets, the same mappings after each");
     lab.report.check(Check::SameAfterResets, &problems, &seen);
-    p2p_warning::one_warning(lab, &vm.stderr()?, 0, "-22 (Invalid argument)", Check::OneWarning);
+    // The library's user is told how to keep the guest within the 39 bits of this IOMMU.
+    let error = match lab.job.mode {
+        Mode::Fast => format!("{INVALID}; {WIDTH}"),
+        _ => INVALID.to_owned(),
+    };
+    p2p_warning::one_warning(lab, &vm.stderr()?, 0, &error, Check::OneWarning);
     vm.quit().map(drop)
 }
 

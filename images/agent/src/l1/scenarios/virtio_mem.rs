@@ -247,10 +247,12 @@ fn settled(vm: &mut Vm, mib: u64, within: Duration) -> Result<()> {
 }
 
 fn request(vm: &mut Vm, mib: u64) -> Result<()> {
-    let property =
-        json!({ "path": "/machine/peripheral/vmem", "property": "requested-size", "value": mib * MIB });
-    vm.qmp.run("qom-set", property)?;
+    vm.qmp.run("qom-set", size_of(mib))?;
     Ok(())
+}
+
+fn size_of(mib: u64) -> Value {
+    json!({ "path": "/machine/peripheral/vmem", "property": "requested-size", "value": mib * MIB })
 }
 
 /// Addresses of the blocks that are plugged after what QEMU traced.
@@ -328,10 +330,18 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &MappingSet) -> Resul
     let counted: u64 = wanted.values().filter(|m| !proc::is_in(&bars, m.vaddr)).map(|m| m.size).sum();
     limits::set_memlock(Some(vm.pid), counted + LOCKABLE)?;
     let locked = count::locked_bytes(lab, vm)?;
+    if lab.job.mode == Mode::Fast {
+        request_refused(lab, vm, counted + LOCKABLE)?;
+    }
     let refusals = preflight_refusals(lab, vm)?;
     let before = vm.witnessed()?.len();
     let busy = responses(&qemu_trace::text()?, BUSY);
+    // The limit is lowered after the request was accepted, and before the guest follows it.
+    vm.qmp.run("stop", json!({}))?;
+    limits::set_memlock(Some(vm.pid), (lab.job.l2_memory_mib + 2 * MAX_MIB) * MIB)?;
     request(vm, REFUSED_MIB)?;
+    limits::set_memlock(Some(vm.pid), counted + LOCKABLE)?;
+    vm.qmp.run("cont", json!({}))?;
     let busy_seen = wait_for("the device to report to the guest that it is busy", lab.wait(), || {
         let more = responses(&qemu_trace::text()?, BUSY) - busy;
         Ok(Seen::of((more > 0).then_some(()), || "no such response".to_owned()))
@@ -356,6 +366,9 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &MappingSet) -> Resul
             .push(format!("{seen}; {LOCKABLE} should have been mapped, then one refused, and all unmapped"));
     }
     lab.report.check(Check::RolledBack, &problems, &seen);
+    if lab.job.mode == Mode::Fast {
+        report_reported(lab, vm)?;
+    }
     region.mapped(lab, vm, AFTER_REFUSAL, GROWN_MIB)?;
     let now = count::locked_bytes(lab, vm)?;
     lab.report.expect(
@@ -365,6 +378,29 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &MappingSet) -> Resul
     );
     let status = vm.qmp.run("query-status", json!({}))?;
     lab.report.expect(Check::AliveAfterRefusal, status["running"] == true, &format!("the VM is {status}"));
+    Ok(())
+}
+
+/// A size that cannot be mapped is refused before the guest is asked for it.
+fn request_refused(lab: &Lab, vm: &mut Vm, allowed: u64) -> Result<()> {
+    let reply = vm.qmp.attempt("qom-set", size_of(REFUSED_MIB))?;
+    let text = reply.err().map_or_else(|| "the size was accepted".to_owned(), |refusal| refusal.0);
+    let unchanged = device(vm)?["requested-size"] == GROWN_MIB * MIB;
+    let explained = text.contains("-12 (Cannot allocate memory)")
+        && text.contains("RLIMIT_MEMLOCK")
+        && text.contains(&allowed.to_string());
+    lab.report.expect(Check::RequestRefused, unchanged && explained, &text);
+    Ok(())
+}
+
+/// The refused block is on standard error once, with the limit and what to raise.
+fn report_reported(lab: &Lab, vm: &Vm) -> Result<()> {
+    let errors = vm.stderr()?;
+    let lines: Vec<&str> =
+        errors.lines().filter(|line| line.contains("for a vIOMMU or virtio-mem")).collect();
+    let seen = format!("{} such lines: {lines:?}", lines.len());
+    let explained = lines.len() == 1 && lines[0].contains("-12 (") && lines[0].contains("RLIMIT_MEMLOCK");
+    lab.report.expect(Check::RefusalReported, explained, &seen);
     Ok(())
 }
 
