@@ -82,7 +82,9 @@
  * common error" in the description of a function means these.
  *
  * Threads. Any thread may call any function. Calls on one handle are serialised, except vfio_fast_get_stats(), which
- * never waits. Handles do not affect each other. vfio_fast_close() must be the last call on its handle. The library has
+ * never waits. A transaction belongs to the thread that opened it: until it is committed or aborted, a call of another
+ * thread that would map, unmap or discard, or that begins, checks, commits or aborts a transaction, returns -EBUSY and
+ * changes nothing. Reading calls and vfio_fast_close() are still possible. Handles do not affect each other. vfio_fast_close() must be the last call on its handle. The library has
  * threads of its own only during a call on a handle, and installs no signal handlers.
  *
  * Poison. If the roll-back of a failed commit fails, or a bug in the library is hit, what is mapped is no longer known.
@@ -96,7 +98,8 @@
  *   EINVAL           an argument is NULL, misaligned, empty or out of range, or the state does not allow the call
  *   E2BIG            a struct is larger than this library's and uses a field that this library does not have
  *   EOPNOTSUPP       a flag or value is unknown to this library, or the container does not support the operation
- *   EBUSY            a transaction is open; memory to discard is mapped; on iommufd, something else uses a mapping
+ *   EBUSY            a transaction is open, perhaps of another thread; memory to discard is mapped; on iommufd, something
+ *                    else uses a mapping
  *   EEXIST           a region overlaps a wanted region
  *   ENOMEM           the locked-memory limit (RLIMIT_MEMLOCK) is too low, or memory ran out
  *   ENOSPC           the container has too few kernel entries left (dma_avail)
@@ -1194,17 +1197,17 @@ int vfio_fast_unmap_pages(struct vfio_fast *vf,
                           uint64_t *unmapped);
 
 /**
- * Opens a transaction.
+ * Opens a transaction of the calling thread.
  *
- * Until vfio_fast_commit() or vfio_fast_abort(), the functions that map and unmap only check their arguments and
- * change which regions are wanted; they make no map or unmap call. The transaction belongs to the handle, not to the
- * thread.
+ * Until this thread calls vfio_fast_commit() or vfio_fast_abort(), its calls that map and unmap only check their
+ * arguments and change which regions are wanted; they make no map or unmap call. Other threads cannot take part: their
+ * calls that would change something return -EBUSY. If the thread ends first, the handle can only be read and closed.
  *
  * - vf: the handle
  *
  * # Returns
  * 0, a common error, or
- * - -EBUSY: a transaction is already open
+ * - -EBUSY: a transaction is already open, of this thread or of another one
  *
  * # Threads
  * Any thread; waits for other calls on the same handle.
@@ -1233,6 +1236,7 @@ int vfio_fast_begin(struct vfio_fast *vf);
  *
  * # Returns
  * 0, a common error, or
+ * - -EBUSY: another thread has a transaction open
  * - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
  * - -ENOMEM: the locked-memory limit is too low (vfio_fast_last_error() says what is needed, what is allowed and
  *   what to raise), or the kernel ran out of memory
@@ -1264,6 +1268,7 @@ int vfio_fast_commit(struct vfio_fast *vf,
  *
  * # Returns
  * 0, a common error, or
+ * - -EBUSY: another thread has a transaction open
  * - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
  * - -ENOMEM: the locked-memory limit is too low
  * - -ENOSPC: the container has too few kernel entries left (dma_avail)
@@ -1285,6 +1290,7 @@ int vfio_fast_check(struct vfio_fast *vf);
  *
  * # Returns
  * 0, a common error, or
+ * - -EBUSY: another thread has a transaction open
  * - -EINVAL: no transaction is open
  *
  * # Threads
@@ -1311,7 +1317,7 @@ int vfio_fast_abort(struct vfio_fast *vf);
  *
  * # Returns
  * 0, a common error, or
- * - -EBUSY: a transaction is open
+ * - -EBUSY: a transaction is open, of this thread or of another one
  * - -EINVAL: length is 0; the range extends past the end of the address space
  * - any error of vfio_fast_commit(). The library then tries to map the entries as they were; if that fails too, the
  *   handle is poisoned.
@@ -1391,7 +1397,7 @@ int vfio_fast_read_dirty(struct vfio_fast *vf,
  *
  * # Returns
  * 0, or
- * - -EBUSY: a transaction is open
+ * - -EBUSY: a transaction is open, of this thread or of another one
  * - any error of vfio_fast_read_dirty(), or of vfio_fast_unmap() outside a transaction
  *
  * # Threads

@@ -122,6 +122,7 @@ fn ranges() {
     refused(engine.commit());
     engine.begin().unwrap();
     refused(engine.begin());
+    refused(std::thread::scope(|scope| scope.spawn(|| engine.begin()).join().unwrap()));
 }
 
 fn memory() {

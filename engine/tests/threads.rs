@@ -10,13 +10,14 @@ use vfio_fast_testing as common;
 
 use common::memory::{RealMemory, ZeroPages, resident, time_data};
 use common::{ENTRY, THREADS, UNIT, UNITS, assert_table, callers, engine_with, hva, hva_of, keeping, range};
-use vfio_fast_engine::addr::IovaRange;
-use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
+use vfio_fast_engine::addr::{Iova, IovaRange};
+use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::backend::{Backend, Capabilities, Mapping, PopulatePolicy};
+use vfio_fast_engine::error::ErrorKind;
 use vfio_fast_engine::limits::{Limits, Memlock};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
-use vfio_fast_engine::{Config, Engine, Errno};
+use vfio_fast_engine::{Config, DiscardMode, Engine, Errno, discard_range};
 
 const ROUNDS: u64 = 12;
 const COMMITS: usize = 40;
@@ -36,6 +37,60 @@ fn callers_with_ranges_of_their_own_never_see_each_other() {
                 assert!(sim.mappings().is_empty());
             }
         }
+    }
+}
+
+/// While a thread has a transaction open, another thread changes nothing, and nothing of its becomes a part of the
+/// transaction. It still sees everything.
+#[test]
+fn a_transaction_belongs_to_the_thread_that_began_it() {
+    for rules in [Rules::Type1, Rules::Iommufd] {
+        let (engine, sim) = engine_with(1, keeping(rules));
+        let (first, second, third) = (exact(0, 1, 0, 4), exact(1 << 30, 1, 8, 4), exact(2 << 30, 1, 16, 4));
+        engine.map_region(first).unwrap();
+        engine.begin().unwrap();
+        engine.map_region(second).unwrap();
+        let calls = sim.calls();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let page = [(Iova(3 << 30), third.hva)];
+                let mut bitmap = [0; 4];
+                // SAFETY: the call is refused.
+                let memory = unsafe { discard_range(third.hva.raw(), UNIT, DiscardMode::Private) }.unwrap();
+                for (call, answer) in [
+                    ("map_region", engine.map_region(third)),
+                    ("map_pages", engine.map_pages(page, Perm::Read, Backing(1), false)),
+                    ("unmap", engine.unmap(first.range).map(drop)),
+                    ("unmap_pages", engine.unmap_pages([Iova(0)]).map(drop)),
+                    ("unmap_dirty", engine.unmap_dirty(first.range, &mut bitmap).map(drop)),
+                    ("remap", engine.remap(first.hva, UNIT).map(drop)),
+                    ("discard", engine.discard(&memory)),
+                    ("check", engine.check_limits()),
+                    ("begin", engine.begin()),
+                    ("commit", engine.commit().map(drop)),
+                    ("abort", engine.abort()),
+                ] {
+                    let error = answer.expect_err(call);
+                    assert_eq!((error.errno, error.kind), (Errno::EBUSY, ErrorKind::OtherThread), "{call}");
+                }
+                assert!(engine.info().in_transaction);
+                assert_eq!((engine.regions(), engine.entries().len()), (vec![first, second], 1));
+                if rules == Rules::Type1 {
+                    engine.track_dirty(true).unwrap();
+                    engine.read_dirty(first.range, &mut bitmap).unwrap();
+                    engine.track_dirty(false).unwrap();
+                }
+            });
+        });
+        assert!(!sim.calls()[calls.len()..].iter().any(|call| !matches!(call, Call::ReadDirty(_))));
+        assert_eq!(engine.regions(), [first, second]);
+        engine.commit().unwrap();
+        assert_table(&engine, &sim);
+        // Now another thread may, and it may close the engine whoever has a transaction open.
+        std::thread::scope(|scope| scope.spawn(|| engine.map_region(third)).join().unwrap()).unwrap();
+        engine.begin().unwrap();
+        std::thread::spawn(|| engine.close()).join().unwrap().unwrap();
+        assert!(sim.mappings().is_empty());
     }
 }
 

@@ -146,6 +146,8 @@ pub enum ErrorKind {
         /// Whether one is open.
         open: bool,
     },
+    /// Another thread has a transaction open.
+    OtherThread,
     /// The handle's record of the kernel's entries is no longer reliable.
     Poisoned {
         /// The failure that caused it.
@@ -386,6 +388,11 @@ impl fmt::Display for Error {
             ),
             ErrorKind::Transaction { open: true } => write!(f, ": a transaction is open already"),
             ErrorKind::Transaction { open: false } => write!(f, ": no transaction is open"),
+            ErrorKind::OtherThread => write!(
+                f,
+                ": another thread has a transaction open: call again when it is committed or aborted, or use a handle for \
+                 each thread"
+            ),
             ErrorKind::Poisoned { cause } => {
                 write!(
                     f,

@@ -70,8 +70,8 @@ impl Engine {
     /// [`Engine::read_dirty`] does. Not available in a transaction, because memory unmapped there is unmapped only at
     /// the commit. If it fails, the bits of the pages that were unmapped are set.
     pub fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<u64> {
-        let mut state = self.healthy()?;
-        if state.in_transaction {
+        let mut state = self.changing()?;
+        if state.owner.is_some() {
             return Err(Error::check(Errno::EBUSY, ErrorKind::Transaction { open: true }).at(range));
         }
         self.tracking(Some(range))?;

@@ -16,7 +16,7 @@ impl Engine {
     pub fn discard(&self, memory: &DiscardRange) -> Result<()> {
         let start = Instant::now();
         // Hold the lock to the end, so that no other thread maps the memory.
-        let state = self.healthy()?;
+        let state = self.changing()?;
         let wanted = state.wanted.iter().map(|wanted| (wanted.region.range, wanted.region.hva));
         let held = state.table.iter().map(|entry| (entry.range, entry.hva));
         if let Some((with, _)) = wanted.chain(held).find(|(range, hva)| overlap(memory, *range, *hva)) {

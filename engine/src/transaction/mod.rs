@@ -6,13 +6,15 @@ mod counters;
 mod dirty;
 mod discard;
 mod explained;
+mod lock;
 mod regions;
 mod remap;
 mod single;
 
 use std::fmt::Write as _;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Mutex, OnceLock};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use crate::addr::IovaRange;
@@ -113,7 +115,8 @@ struct State {
     table: MapTable,
     /// Dirty pages that were not reported yet; `None` while tracking is off.
     dirty: Option<DirtyPages>,
-    in_transaction: bool,
+    /// The thread that has a transaction open.
+    owner: Option<ThreadId>,
     logged: counters::Logged,
     poison: Option<String>,
 }
@@ -126,7 +129,8 @@ impl State {
     }
 }
 
-/// Owns the mappings of one container. Any thread may call any method; calls are serialised.
+/// Owns the mappings of one container. Any thread may call any method; calls are serialised. While a thread has a
+/// transaction open, calls of other threads that would change something are refused.
 #[derive(Debug)]
 pub struct Engine {
     backend: Box<dyn Backend>,
@@ -161,9 +165,9 @@ impl Engine {
             return Err(Error::check(Errno::EINVAL, ErrorKind::Misaligned { value, page }).of(Op::Open));
         }
         let grid = grid.with_cuts(cuts);
-        let (wanted, objects, table, in_transaction, logged) = Default::default();
-        let (dirty, poison) = (None, None);
-        let state = State { limits, wanted, objects, table, dirty, in_transaction, logged, poison };
+        let (wanted, objects, table, logged) = Default::default();
+        let (dirty, owner, poison) = (None, None, None);
+        let state = State { limits, wanted, objects, table, dirty, owner, logged, poison };
         let (state, counters) = (Mutex::new(state), Counters::default());
         let logged_limit = AtomicBool::new(false);
         let method = OnceLock::new();
@@ -183,13 +187,14 @@ impl Engine {
         })
     }
 
-    /// Opens a transaction: until [`Engine::commit`], changes are only recorded.
+    /// Opens a transaction of the calling thread: until [`Engine::commit`], its changes are only recorded, and changes
+    /// of other threads are refused.
     pub fn begin(&self) -> Result<()> {
-        let mut state = self.healthy()?;
-        if state.in_transaction {
+        let mut state = self.changing()?;
+        if state.owner.is_some() {
             return Err(Error::check(Errno::EBUSY, ErrorKind::Transaction { open: true }));
         }
-        state.in_transaction = true;
+        state.owner = Some(thread::current().id());
         Ok(())
     }
 
@@ -197,14 +202,14 @@ impl Engine {
     /// except what the transaction unmapped. The transaction is closed in both cases.
     pub fn commit(&self) -> Result<Outcome> {
         let mut state = self.in_transaction()?;
-        state.in_transaction = false;
+        state.owner = None;
         self.reconcile(&mut state)
     }
 
     /// Rolls the open transaction back.
     pub fn abort(&self) -> Result<()> {
         let mut state = self.in_transaction()?;
-        state.in_transaction = false;
+        state.owner = None;
         state.wanted.roll_back();
         state.forget_objects();
         Ok(())
@@ -233,7 +238,7 @@ impl Engine {
             batch: self.batch,
             threads: self.thread_limit().threads,
             parallel: self.backend.capabilities().parallel,
-            in_transaction: state.in_transaction,
+            in_transaction: state.owner.is_some(),
             poisoned: state.poison.is_some(),
         }
     }
@@ -246,14 +251,6 @@ impl Engine {
     /// The entries of the table, ascending.
     pub fn entries(&self) -> Vec<Entry> {
         self.state().table.iter().copied().collect()
-    }
-
-    /// Declares that the table is no longer reliable, for example after a panic. After that the engine can only be
-    /// closed.
-    pub fn poison(&self, cause: &str) {
-        let mut state = self.state();
-        state.poison = None; // `cause` says more than what `state` noted about the same panic.
-        self.set_poison(&mut state, cause.to_owned());
     }
 
     /// Plans and executes what the open transaction touched.
@@ -449,42 +446,5 @@ impl Engine {
 
     fn thread_limit(&self) -> ThreadLimit {
         ThreadLimit::new(self.threads, self.cpu_set.as_ref())
-    }
-
-    fn set_poison(&self, state: &mut State, cause: String) {
-        self.log.write(Level::Error, format_args!("What is mapped is not known any more: {cause}"));
-        state.in_transaction = false;
-        state.poison.get_or_insert(cause);
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| {
-            // A call panicked while it changed the state. The code that catches the panic calls `poison`, but other
-            // threads that already wait for this lock would continue with the broken state.
-            self.state.clear_poison();
-            let mut state = poisoned.into_inner();
-            self.set_poison(&mut state, "a panic".to_owned());
-            state
-        })
-    }
-
-    fn healthy(&self) -> Result<MutexGuard<'_, State>> {
-        let state = self.state();
-        match &state.poison {
-            None => Ok(state),
-            Some(cause) => {
-                let kind = ErrorKind::Poisoned { cause: cause.clone() };
-                Err(Error::check(Errno::ENOTRECOVERABLE, kind))
-            }
-        }
-    }
-
-    fn in_transaction(&self) -> Result<MutexGuard<'_, State>> {
-        let state = self.healthy()?;
-        if state.in_transaction {
-            Ok(state)
-        } else {
-            Err(Error::check(Errno::EINVAL, ErrorKind::Transaction { open: false }))
-        }
     }
 }

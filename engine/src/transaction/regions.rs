@@ -26,7 +26,7 @@ impl Engine {
 
     fn map(&self, region: Region, object: Option<&ObjectRef>) -> Result<()> {
         self.check(&region)?;
-        let mut state = self.healthy()?;
+        let mut state = self.changing()?;
         let object = object.filter(|_| self.backend.capabilities().objects);
         let accepted = object.map(|object| state.objects.check(&region, object, self.page)).transpose()?;
         insert(&mut state, region)?;
@@ -49,7 +49,7 @@ impl Engine {
         backing: Backing,
         join: bool,
     ) -> Result<()> {
-        let mut state = self.healthy()?;
+        let mut state = self.changing()?;
         let before = state.wanted.mark();
         for run in runs(pages, self.page) {
             let added = range(run.iova.0, run.pages.saturating_mul(self.page)).and_then(|range| {
@@ -88,7 +88,7 @@ impl Engine {
     }
 
     fn unmap_each(&self, ranges: impl IntoIterator<Item = Result<IovaRange>>) -> Result<u64> {
-        let mut state = self.healthy()?;
+        let mut state = self.changing()?;
         let before = state.wanted.mark();
         let mut bytes = 0u64;
         for range in ranges {
@@ -100,7 +100,7 @@ impl Engine {
                 }
             }
         }
-        if !state.in_transaction && !self.reconcile_single(&mut state)? {
+        if state.owner.is_none() && !self.reconcile_single(&mut state)? {
             self.reconcile(&mut state)?;
         }
         Ok(bytes)
@@ -136,7 +136,7 @@ impl Engine {
     /// Ends a call that added regions. Inside a transaction there is nothing left to do. Outside, no outcome is
     /// returned, so a refusal becomes the call's error, and the regions that the call added are removed.
     fn reconcile_or_refuse(&self, mut state: MutexGuard<'_, State>) -> Result<()> {
-        if state.in_transaction {
+        if state.owner.is_some() {
             return Ok(());
         }
         if self.reconcile_single(&mut state)? {

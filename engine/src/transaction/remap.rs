@@ -13,9 +13,9 @@ impl Engine {
     ///
     /// What is wanted does not change. A commit cannot do this, because it keeps what is mapped as wanted.
     pub fn remap(&self, hva: HostVa, bytes: u64) -> Result<u64> {
-        let mut state = self.healthy()?;
+        let mut state = self.changing()?;
         let refused = |errno, kind| Err(Error::check(errno, kind).at_hva(hva));
-        if state.in_transaction {
+        if state.owner.is_some() {
             return refused(Errno::EBUSY, ErrorKind::Transaction { open: true });
         }
         let Some(last) = bytes.checked_sub(1).and_then(|more| hva.checked_add(more)) else {

@@ -84,7 +84,7 @@ pub unsafe extern "C" fn vfio_fast_read_dirty(vf: *mut vfio_fast, dirty: *const 
 ///
 /// # Returns
 /// 0, or
-/// - -EBUSY: a transaction is open
+/// - -EBUSY: a transaction is open, of this thread or of another one
 /// - any error of vfio_fast_read_dirty(), or of vfio_fast_unmap() outside a transaction
 ///
 /// # Threads

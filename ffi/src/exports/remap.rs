@@ -24,7 +24,7 @@ use crate::{convert, out, sized};
 ///
 /// # Returns
 /// 0, a common error, or
-/// - -EBUSY: a transaction is open
+/// - -EBUSY: a transaction is open, of this thread or of another one
 /// - -EINVAL: length is 0; the range extends past the end of the address space
 /// - any error of vfio_fast_commit(). The library then tries to map the entries as they were; if that fails too, the
 ///   handle is poisoned.

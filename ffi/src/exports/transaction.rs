@@ -8,17 +8,17 @@ use crate::guard::guard_handle;
 use crate::handle::vfio_fast;
 use crate::sized::Output;
 
-/// Opens a transaction.
+/// Opens a transaction of the calling thread.
 ///
-/// Until vfio_fast_commit() or vfio_fast_abort(), the functions that map and unmap only check their arguments and
-/// change which regions are wanted; they make no map or unmap call. The transaction belongs to the handle, not to the
-/// thread.
+/// Until this thread calls vfio_fast_commit() or vfio_fast_abort(), its calls that map and unmap only check their
+/// arguments and change which regions are wanted; they make no map or unmap call. Other threads cannot take part: their
+/// calls that would change something return -EBUSY. If the thread ends first, the handle can only be read and closed.
 ///
 /// - vf: the handle
 ///
 /// # Returns
 /// 0, a common error, or
-/// - -EBUSY: a transaction is already open
+/// - -EBUSY: a transaction is already open, of this thread or of another one
 ///
 /// # Threads
 /// Any thread; waits for other calls on the same handle.
@@ -50,6 +50,7 @@ pub unsafe extern "C" fn vfio_fast_begin(vf: *mut vfio_fast) -> c_int {
 ///
 /// # Returns
 /// 0, a common error, or
+/// - -EBUSY: another thread has a transaction open
 /// - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
 /// - -ENOMEM: the locked-memory limit is too low (vfio_fast_last_error() says what is needed, what is allowed and
 ///   what to raise), or the kernel ran out of memory
@@ -91,6 +92,7 @@ pub unsafe extern "C" fn vfio_fast_commit(vf: *mut vfio_fast, outcome: *mut vfio
 ///
 /// # Returns
 /// 0, a common error, or
+/// - -EBUSY: another thread has a transaction open
 /// - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
 /// - -ENOMEM: the locked-memory limit is too low
 /// - -ENOSPC: the container has too few kernel entries left (dma_avail)
@@ -115,6 +117,7 @@ pub unsafe extern "C" fn vfio_fast_check(vf: *mut vfio_fast) -> c_int {
 ///
 /// # Returns
 /// 0, a common error, or
+/// - -EBUSY: another thread has a transaction open
 /// - -EINVAL: no transaction is open
 ///
 /// # Threads

@@ -151,37 +151,60 @@ static void own_failures(void)
     CHECK_RC(vfio_fast_close(&vf), 0);
 }
 
-/* A transaction belongs to the handle: one thread opens it, a second maps, a third commits. */
-static void *fill(void *arg)
+/* While a thread has a transaction open, every change of another thread is refused; reading is not. */
+static void *refused(void *arg)
 {
     struct worker *w = (struct worker *)arg;
-    struct vfio_fast_region r = region(0, MIB, w->hva, 0);
+    struct vfio_fast_region r = region(GIB, MIB, w->hva, 0);
+    struct vfio_fast_range gone = range(0, MIB);
+    struct vfio_fast_memory whole = host_memory(w->hva, MIB, 0);
 
     CHECK_RC(vfio_fast_begin(w->vf), -EBUSY);
-    CHECK_RC(vfio_fast_map_region(w->vf, &r), 0);
+    CHECK_TEXT("another thread has a transaction open");
+    CHECK_RC(vfio_fast_map_region(w->vf, &r), -EBUSY);
+    CHECK_TEXT("another thread has a transaction open");
+    CHECK_RC(vfio_fast_unmap(w->vf, &gone, NULL), -EBUSY);
+    CHECK_RC(vfio_fast_remap(w->vf, &whole, NULL), -EBUSY);
+    CHECK_TEXT("another thread has a transaction open");
+    CHECK_RC(vfio_fast_check(w->vf), -EBUSY);
+    CHECK_RC(vfio_fast_commit(w->vf, NULL), -EBUSY);
+    CHECK_RC(vfio_fast_abort(w->vf), -EBUSY);
+    CHECK(info(w->vf).flags & VFIO_FAST_INFO_IN_TRANSACTION);
+    CHECK(stats(w->vf).map_calls == 0);
     return NULL;
 }
 
-static void *commit(void *arg)
+/* After the transaction, another thread may open one, and after that one close the handle. */
+static void *next(void *arg)
 {
-    CHECK_RC(vfio_fast_commit(((struct worker *)arg)->vf, NULL), 0);
+    struct worker *w = (struct worker *)arg;
+    struct vfio_fast_region r = region(GIB, MIB, w->hva, 0);
+
+    CHECK_RC(vfio_fast_begin(w->vf), 0);
+    CHECK_RC(vfio_fast_map_region(w->vf, &r), 0);
+    CHECK(stats(w->vf).mapped_bytes == MIB);
     return NULL;
 }
 
-static void handed_over(void)
+static void owned_by_a_thread(void)
 {
     struct worker w;
+    struct vfio_fast_region r;
 
     w.number = 0;
     w.hva = memory(MIB);
     w.vf = open_sim(NULL);
+    r = region(0, MIB, w.hva, 0);
     CHECK_RC(vfio_fast_begin(w.vf), 0);
-    CHECK(pthread_create(&w.thread, NULL, fill, &w) == 0);
+    CHECK_RC(vfio_fast_map_region(w.vf, &r), 0);
+    CHECK(pthread_create(&w.thread, NULL, refused, &w) == 0);
     CHECK(pthread_join(w.thread, NULL) == 0);
-    CHECK(stats(w.vf).mapped_bytes == 0);
-    CHECK(pthread_create(&w.thread, NULL, commit, &w) == 0);
-    CHECK(pthread_join(w.thread, NULL) == 0);
+    CHECK_RC(vfio_fast_commit(w.vf, NULL), 0);
     CHECK(stats(w.vf).mapped_bytes == MIB);
+    CHECK(pthread_create(&w.thread, NULL, next, &w) == 0);
+    CHECK(pthread_join(w.thread, NULL) == 0);
+    /* That thread is gone, and with it the only one that could commit. */
+    CHECK_RC(vfio_fast_abort(w.vf), -EBUSY);
     CHECK_RC(vfio_fast_close(&w.vf), 0);
 }
 
@@ -190,6 +213,6 @@ int main(void)
     own_failures();
     one_handle();
     own_handles();
-    handed_over();
+    owned_by_a_thread();
     return 0;
 }
