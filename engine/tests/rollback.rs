@@ -5,9 +5,11 @@ use common::{
     Difference, Space, Step, UNIT, assert_table, drive, engine_with, hva, keeping, ram, range, transactions,
 };
 use proptest::prelude::*;
+use std::sync::{Arc, Mutex};
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::error::{Op, Unfinished};
+use vfio_fast_engine::log::Log;
 use vfio_fast_engine::region::{Kind, Region};
 use vfio_fast_engine::{Config, Engine, Errno, Error};
 use vfio_fast_testing as common;
@@ -207,7 +209,11 @@ fn a_cut_entry_in_use_stays_whole() {
 /// A BAR that cannot be mapped again is no failure of its own, but it is told, logged and counted.
 #[test]
 fn a_bar_that_a_rollback_cannot_map_again_is_told() {
-    let (engine, sim) = open(SimConfig::default());
+    let said = Arc::<Mutex<Vec<String>>>::default();
+    let sink = Arc::clone(&said);
+    let log = Log::to(move |level, message| sink.lock().unwrap().push(format!("{level:?} {message}")));
+    let sim = Sim::new(SimConfig::default());
+    let engine = Engine::new(Box::new(sim.clone()), Config { log, ..Config::default() }).unwrap();
     let bar = Region { kind: Kind::Device, ..ram(64 * GIB, 2 * GIB) };
     engine.map_region(bar).unwrap();
     let other = ram(8 * GIB, MIB);
@@ -221,6 +227,12 @@ fn a_bar_that_a_rollback_cannot_map_again_is_told() {
     assert_eq!(left(&error), Unfinished { devices: vec![rest], ..Unfinished::default() });
     assert_eq!((wanted(&engine), held(&sim)), (vec![rest], vec![]));
     assert_eq!(engine.stats().device_failures, 1);
+    let rest = rest.to_string();
+    assert!(error.to_string().contains(&format!("not mapped any more: IOVA {rest}")), "{error}");
+    let said = said.lock().unwrap();
+    let warned =
+        said.iter().filter(|line| line.starts_with("Warn") && line.contains("no peer-to-peer DMA to it"));
+    assert_eq!(warned.count(), 1, "{said:?}");
 }
 
 /// The units of each entry that this space no longer wants as a whole.
