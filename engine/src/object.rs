@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::reconcile::table::Entry;
@@ -54,9 +55,9 @@ pub struct ObjectRef {
 }
 
 /// An object, and the offset in it that host address 0 would have.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct ObjectEntry {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     /// The file or the device. Its number cannot be reused while `fd` is open.
     id: FileId,
     kind: ObjectKind,
@@ -97,7 +98,10 @@ impl Objects {
         let Some(held) = self.held.get(&backing) else {
             let opened = fd::duplicate(raw).and_then(|fd| Ok((fd::file_id(fd.as_raw_fd())?, fd)));
             return match opened {
-                Ok((id, fd)) => Ok(PendingObject { backing, held: Some(ObjectEntry { fd, id, kind, base }) }),
+                Ok((id, fd)) => {
+                    let held = ObjectEntry { fd: Arc::new(fd), id, kind, base };
+                    Ok(PendingObject { backing, held: Some(held) })
+                }
                 // The errno's own text names the limit.
                 Err(errno @ (Errno::EMFILE | Errno::ENFILE)) => refused(errno, ErrorKind::Kernel),
                 Err(errno) => refused(errno, ErrorKind::Other("the region's descriptor is not open")),
@@ -129,6 +133,18 @@ impl Objects {
         let held = self.held.get(&entry.backing).filter(|held| held.kind.is_of(entry.kind))?;
         let offset = held.base.wrapping_add(entry.hva.raw());
         Some(Object { fd: held.fd.as_fd(), kind: held.kind, offset })
+    }
+
+    /// The objects of these entries, for calls that are made while other objects come and go. Their descriptors stay
+    /// open until the last copy is gone.
+    pub fn of_entries(&self, entries: &[Entry]) -> Self {
+        let mut held: BTreeMap<Backing, ObjectEntry> = BTreeMap::new();
+        for entry in entries {
+            if let Some(object) = self.held.get(&entry.backing) {
+                held.entry(entry.backing).or_insert_with(|| object.clone());
+            }
+        }
+        Self { held }
     }
 
     /// Closes the object of `backing`, if one is held.
@@ -199,8 +215,12 @@ mod tests {
         assert_eq!(offset(region(0xc000, 1)), Some(0x4000));
         assert_eq!(offset(region(0xc000, 2)), None, "another backing");
         assert_eq!(offset(Region { kind: Kind::Device, ..first }), None, "turned out to be no memory");
+        let copy = objects.of_entries(&[entry(&region(0, 2)), entry(&first)]);
+        assert_eq!(copy.held.len(), 1);
         objects.retain(|backing| backing == Backing(2));
         assert!(objects.object_of(&entry(&first)).is_none());
+        let fd = copy.object_of(&entry(&first)).expect("the copy keeps it open").fd;
+        assert!(fd.try_clone_to_owned().is_ok());
     }
 
     #[test]

@@ -3,18 +3,21 @@
 mod batch;
 mod parallel;
 mod restore;
+mod run;
 mod share;
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 pub use batch::Batch;
 use batch::{Call, Pace};
+pub use run::{CallContext, Records, run};
 
 use crate::addr::{BASE_PAGE, IovaRange};
-use crate::backend::{Backend, Capabilities, PopulatePolicy};
+use crate::backend::Backend;
 use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::object::Objects;
-use crate::populate::{self, HostRange, Method, PopulateOptions, PopulateSession, Report, files};
+use crate::populate::{HostRange, PopulateOptions, Report, files};
 use crate::reconcile::dirty_pages::{DirtyPages, words_for};
 use crate::reconcile::plan::{Plan, Unmap};
 use crate::reconcile::table::{Entry, MapTable};
@@ -70,6 +73,8 @@ pub struct Executor<'a> {
     pub backend: &'a dyn Backend,
     /// The record of the backend's entries.
     pub table: &'a mut MapTable,
+    /// What the caller wants.
+    pub wanted: &'a WantedSet,
     /// The objects that entries are parts of.
     pub objects: &'a Objects,
     /// Receives the dirty pages of unmapped entries; `None` while tracking is off.
@@ -84,93 +89,16 @@ pub struct Executor<'a> {
     pub executed: Executed,
 }
 
-impl Executor<'_> {
-    /// Makes all unmap calls, then all map calls, because a new entry can overlap an old one. With `fault_in`, faults
-    /// memory in before it is mapped, if the backend and the host benefit from that. If only the host does not, the
-    /// threads of a parallel backend share the map calls, which fault it in.
-    ///
-    /// A failed unmap does not stop the other unmaps, but no map follows it. The first map failure that is not due to
-    /// device memory stops the run. The table records how far it came.
-    pub fn run(
-        &mut self,
-        plan: &Plan,
-        wanted: &WantedSet,
-        fault_in: Option<PopulateOptions<'_>>,
-    ) -> Result<()> {
-        let Capabilities { populate: policy, parallel, .. } = self.backend.capabilities();
-        let fault_in = fault_in.filter(|_| policy != PopulatePolicy::Never);
-        let pieces = if fault_in.is_some() { pieces(&plan.maps) } else { Vec::new() };
-        // An array of scattered pages has nothing to fault in.
-        let fault_in = fault_in.filter(|_| pieces.iter().any(|piece| piece.bytes > 0));
-        let mut entries = plan.maps.clone();
-        let by_maps = fault_in.filter(|options| options.method == Method::Maps);
-        let fault_in = fault_in.filter(|options| options.method != Method::Maps);
-        if let Some(options) = by_maps {
-            if options.huge_pages {
-                populate::advise(&pieces);
-            }
-            if parallel {
-                entries = share::share(entries, self.threads);
-            }
-        }
-        // Memory that its file system cannot hold or give is not faulted in: that would fill it for nothing.
-        let fault_in = match fault_in {
-            Some(options) => files::can_hold(&pieces)?.then_some(options),
-            None => None,
-        };
-        let mut meanwhile = fault_in;
-        if policy == PopulatePolicy::Upfront || !plan.unmaps.is_empty() {
-            // If an entry is unmapped only to be cut, the device must regain access to the rest as soon as possible.
-            if let Some(options) = meanwhile.take() {
-                let report = populate::populate(&pieces, options);
-                for &index in &report.device_pieces {
-                    self.found_device(&mut entries[index]);
-                }
-                self.executed.populated = Some(report);
-            }
-        }
-        self.clear(&plan.unmaps)?;
-        if parallel {
-            return self.map_in_parallel(entries, wanted, meanwhile, by_maps.is_some());
-        }
-        let Some(options) = meanwhile else { return self.map_in_order(entries, wanted, None) };
-        let work = |session: &PopulateSession<'_>| session.work();
-        let (mapped, report) = populate::with(&pieces, options, 1, work, |session| {
-            self.map_in_order(entries, wanted, Some(session))
-        });
-        self.executed.populated = Some(report);
-        mapped
+impl<'a> Executor<'a> {
+    fn context(&self) -> CallContext<'a> {
+        let &Self { backend, objects, threads, cpus, .. } = self;
+        CallContext { backend, objects, threads, cpus }
     }
 
-    /// Maps the entries in order, each once its memory is present: piece `n` of `populating` is entry `n`.
-    fn map_in_order(
-        &mut self,
-        entries: Vec<Entry>,
-        wanted: &WantedSet,
-        session: Option<&PopulateSession<'_>>,
-    ) -> Result<()> {
-        let mut refused: Option<IovaRange> = None;
-        for (index, mut entry) in entries.into_iter().enumerate() {
-            if refused.is_some_and(|region| region.contains(entry.range)) {
-                continue;
-            }
-            if session.is_some_and(|session| session.wait_for(index)) {
-                self.found_device(&mut entry);
-            }
-            if session.is_some_and(PopulateSession::is_cancelled) {
-                break; // A worker has panicked, and the panic continues here when the threads have ended.
-            }
-            let answer = self.map(&entry);
-            if answer.is_err_and(|errno| is_unseen_device(&entry, errno)) {
-                self.found_device(&mut entry);
-            }
-            match (answer, entry.kind) {
-                (Ok(()), _) => {}
-                (Err(errno), Kind::Ram) => return Err(not_mapped(&entry, errno)),
-                (Err(errno), Kind::Device) => refused = Some(self.refuse(&entry, errno, wanted)?),
-            }
-        }
-        Ok(())
+    /// Runs a plan without giving up the table in between; see [`run`].
+    pub fn run(&mut self, plan: &Plan, fault_in: Option<PopulateOptions<'_>>) -> Result<()> {
+        let context = self.context();
+        run(plan, fault_in, context, &Mutex::new(self))
     }
 
     /// Maps one entry, without faulting it in.
@@ -223,8 +151,9 @@ impl Executor<'_> {
 
     /// Unmaps the mapped part of a region, which is either mapped completely or not at all. The region stays wanted,
     /// but is not tried again until the caller maps it again, because a plan covers only what a transaction touched.
-    fn refuse(&mut self, entry: &Entry, errno: Errno, wanted: &WantedSet) -> Result<IovaRange> {
-        let region = wanted.overlapping(entry.range).next().map_or(entry.range, |wanted| wanted.region.range);
+    fn refuse(&mut self, entry: &Entry, errno: Errno) -> Result<IovaRange> {
+        let region =
+            self.wanted.overlapping(entry.range).next().map_or(entry.range, |wanted| wanted.region.range);
         let mapped: Vec<IovaRange> = self.table.overlapping(region).map(|entry| entry.range).collect();
         for range in mapped {
             self.unmap(range)?;

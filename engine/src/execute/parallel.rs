@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Batch, Call, Executor, is_unseen_device, not_mapped, pieces};
+use super::{Batch, Call, CallContext, Executor, Records, is_unseen_device, not_mapped, pieces};
 use crate::error::{Error, KernelResult, Result};
 use crate::populate::{self, MIN_PARALLEL_BYTES, Method, PopulateOptions, PopulateSession};
 use crate::reconcile::plan::Unmap;
 use crate::reconcile::table::{Entry, MapTable};
-use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
 use crate::sys::thread;
 
@@ -21,18 +20,18 @@ const CALLS_PER_THREAD: u64 = 4;
 /// Maximum number of bytes of an unmap call for more than one entry.
 const CALL_BYTES: u64 = 1 << 30;
 
-impl Executor<'_> {
+impl CallContext<'_> {
     /// Maps the entries on all threads, each once its memory is present. Device memory is mapped last and in order:
     /// if the kernel refuses an entry, the mapped part of its region is unmapped.
     ///
     /// With `by_address`, memory is not mapped through its object: a file gives out whatever pages it has, and where
     /// the map calls fault in, it would add base pages, and movable ones.
     pub(super) fn map_in_parallel(
-        &mut self,
+        self,
         mut entries: Vec<Entry>,
-        wanted: &WantedSet,
         fault_in: Option<PopulateOptions<'_>>,
         by_address: bool,
+        records: &impl Records,
     ) -> Result<()> {
         let queue = MapQueue {
             entries: &entries,
@@ -52,36 +51,39 @@ impl Executor<'_> {
             huge_pages: false,
             chunk: populate::CHUNK_BYTES,
         });
-        let (backend, objects) = (self.backend, self.objects);
-        let noted = Mutex::new(&mut *self);
         let work = |session: &PopulateSession<'_>| {
             queue.work(faulted.then_some(session), |entry| {
                 let start = Instant::now();
-                let object = if by_address { None } else { objects.object_of(entry) };
-                let answer = backend.map(&entry.mapping(), object);
+                let object = if by_address { None } else { self.objects.object_of(entry) };
+                let answer = self.backend.map(&entry.mapping(), object);
                 let took = start.elapsed();
-                lock(&noted).record_map(entry, answer, took);
+                records.with(|executor| executor.record_map(entry, answer, took));
                 answer
             });
         };
         let ((), report) = populate::with(&pieces, options, jobs, work, work);
         let MapQueue { devices, first, .. } = queue;
         let devices = devices.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if faulted {
-            self.executed.populated = Some(report);
-        } else {
-            self.executed.thread_start_failures += report.thread_start_failures;
-        }
-        if let Some(error) = first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        let first = first.into_inner().unwrap_or_else(PoisonError::into_inner);
+        records.with(|executor| {
+            if faulted {
+                executor.executed.populated = Some(report);
+            } else {
+                executor.executed.thread_start_failures += report.thread_start_failures;
+            }
+            if first.is_none() {
+                devices.iter().for_each(|&index| executor.found_device(&mut entries[index]));
+            }
+        });
+        if let Some(error) = first {
             return Err(error);
         }
-        for index in devices {
-            self.found_device(&mut entries[index]);
-        }
         entries.retain(|entry| entry.kind == Kind::Device);
-        self.map_in_order(entries, wanted, None)
+        self.map_in_order(entries, None, records)
     }
+}
 
+impl Executor<'_> {
     /// The number of threads that can share these unmaps.
     pub(super) fn useful_threads(&self, unmaps: &[Unmap]) -> usize {
         let (entries, bytes) = totals(unmaps);

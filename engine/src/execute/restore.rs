@@ -3,12 +3,11 @@
 use super::{Executor, is_unseen_device};
 use crate::error::Errno;
 use crate::reconcile::table::Entry;
-use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
 
 impl Executor<'_> {
     /// Maps each of the entries, without faulting memory in. Returns the entries of RAM that the kernel refused.
-    pub fn map_each(&mut self, entries: &[Entry], wanted: &WantedSet) -> Vec<(Entry, Errno)> {
+    pub fn map_each(&mut self, entries: &[Entry]) -> Vec<(Entry, Errno)> {
         let mut missing = Vec::new();
         let mut refused = None;
         for entry in entries {
@@ -23,7 +22,7 @@ impl Executor<'_> {
             match entry.kind {
                 Kind::Ram => missing.push((entry, errno)),
                 // If the mapped part of the region cannot be unmapped, it stays mapped, and it is wanted.
-                Kind::Device => refused = self.refuse(&entry, errno, wanted).ok(),
+                Kind::Device => refused = self.refuse(&entry, errno).ok(),
             }
         }
         missing

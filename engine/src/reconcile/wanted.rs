@@ -57,9 +57,17 @@ pub enum Change {
 /// A point in a transaction, to roll back to. The default is its beginning.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mark {
-    journal: usize,
+    changes: usize,
     touched: usize,
     unmapped: usize,
+}
+
+/// What a transaction has changed so far.
+#[derive(Debug, Default)]
+pub struct Journal {
+    changes: Vec<Change>,
+    touched: Vec<IovaRange>,
+    unmapped: Vec<IovaRange>,
 }
 
 /// The wanted set, and its open transaction if there is one.
@@ -72,9 +80,7 @@ pub struct WantedSet {
     /// Backings in which memory declared as RAM turned out to be device memory.
     devices: BTreeSet<Backing>,
     generations: u64,
-    journal: Vec<Change>,
-    touched: Vec<IovaRange>,
-    unmapped: Vec<IovaRange>,
+    journal: Journal,
 }
 
 impl WantedSet {
@@ -152,7 +158,7 @@ impl WantedSet {
             Generation::SHARED
         };
         self.put(Wanted { region, generation });
-        self.touched.push(region.range);
+        self.journal.touched.push(region.range);
         Ok(())
     }
 
@@ -161,8 +167,8 @@ impl WantedSet {
     pub fn remove(&mut self, range: IovaRange) -> Result<u64, IovaRange> {
         if let Some(&wanted) = self.regions.on(range) {
             self.take(&wanted);
-            self.touched.push(range);
-            self.unmapped.push(range);
+            self.journal.touched.push(range);
+            self.journal.unmapped.push(range);
             return Ok(range.length());
         }
         if let Some(cut) = self.cut_exact(range) {
@@ -179,10 +185,10 @@ impl WantedSet {
                     self.put(Wanted { region, ..wanted });
                 }
             }
-            self.touched.push(gone);
+            self.journal.touched.push(gone);
             bytes = bytes.saturating_add(gone.length());
         }
-        self.unmapped.push(range);
+        self.journal.unmapped.push(range);
         Ok(bytes)
     }
 
@@ -214,12 +220,12 @@ impl WantedSet {
 
     /// The ranges that the open transaction touched, in order.
     pub fn touched(&self) -> &[IovaRange] {
-        &self.touched
+        &self.journal.touched
     }
 
     /// The only change of the open transaction; `None` if there is none, or more than one.
     pub fn only_change(&self) -> Option<Change> {
-        match self.journal[..] {
+        match self.journal.changes[..] {
             [change] => Some(change),
             _ => None,
         }
@@ -227,14 +233,27 @@ impl WantedSet {
 
     /// The ranges that the open transaction unmapped, in order, including what was not wanted there.
     pub fn unmapped(&self) -> &[IovaRange] {
-        &self.unmapped
+        &self.journal.unmapped
+    }
+
+    /// Puts the transaction aside, so that regions elsewhere can be changed and committed meanwhile.
+    pub fn suspend(&mut self) -> Journal {
+        debug_assert!(!self.journal.touched.is_empty(), "there is a transaction");
+        std::mem::take(&mut self.journal)
+    }
+
+    /// Continues a transaction that was put aside. No other transaction may be open.
+    pub fn resume(&mut self, journal: Journal) {
+        debug_assert!(self.journal.touched.is_empty(), "a single change is committed or rolled back at once");
+        self.journal = journal;
     }
 
     /// Commits the transaction: it can no longer be rolled back.
     pub fn commit(&mut self) {
-        self.journal.clear();
-        self.touched.clear();
-        self.unmapped.clear();
+        let Journal { changes, touched, unmapped } = &mut self.journal;
+        changes.clear();
+        touched.clear();
+        unmapped.clear();
         // The number of a backing that is no longer used may come to stand for another object.
         let Self { devices, uses, .. } = self;
         devices.retain(|backing| uses.contains_key(backing));
@@ -242,7 +261,8 @@ impl WantedSet {
 
     /// The current point in the transaction.
     pub fn mark(&self) -> Mark {
-        Mark { journal: self.journal.len(), touched: self.touched.len(), unmapped: self.unmapped.len() }
+        let Journal { changes, touched, unmapped } = &self.journal;
+        Mark { changes: changes.len(), touched: touched.len(), unmapped: unmapped.len() }
     }
 
     /// Rolls back everything the transaction did.
@@ -252,7 +272,7 @@ impl WantedSet {
 
     /// Rolls back everything since `mark`.
     pub fn roll_back_to(&mut self, mark: Mark) {
-        for change in self.journal.split_off(mark.journal).into_iter().rev() {
+        for change in self.journal.changes.split_off(mark.changes).into_iter().rev() {
             match change {
                 Change::Inserted(wanted) => {
                     self.count_out(&wanted.region);
@@ -264,13 +284,13 @@ impl WantedSet {
                 }
             }
         }
-        self.touched.truncate(mark.touched);
-        self.unmapped.truncate(mark.unmapped);
+        self.journal.touched.truncate(mark.touched);
+        self.journal.unmapped.truncate(mark.unmapped);
     }
 
     /// Rolls back what the transaction added, but keeps what it unmapped: the state after a failed commit.
     pub fn roll_back_additions(&mut self) {
-        let unmapped = std::mem::take(&mut self.unmapped);
+        let unmapped = std::mem::take(&mut self.journal.unmapped);
         self.roll_back();
         for range in unmapped {
             // Each of these removals succeeded on a superset of the current regions, so none can cut an exact region.
@@ -283,13 +303,13 @@ impl WantedSet {
     fn put(&mut self, wanted: Wanted) {
         self.count_in(&wanted.region);
         self.regions.insert(wanted);
-        self.journal.push(Change::Inserted(wanted));
+        self.journal.changes.push(Change::Inserted(wanted));
     }
 
     fn take(&mut self, wanted: &Wanted) {
         self.count_out(&wanted.region);
         self.regions.remove(wanted.region.range.start());
-        self.journal.push(Change::Removed(*wanted));
+        self.journal.changes.push(Change::Removed(*wanted));
     }
 
     fn count_in(&mut self, region: &Region) {

@@ -1,6 +1,6 @@
 //! Closing an engine, which leaves nothing mapped.
 
-use super::{Engine, State};
+use super::Engine;
 use crate::addr::IovaRange;
 use crate::error::{Error, Op, Result};
 use crate::log::Level;
@@ -28,14 +28,14 @@ impl Engine {
         else {
             return Ok(()); // Without a capacity there is always room.
         };
-        let State { table, wanted, objects, .. } = &mut *state;
-        let mut executor = self.executor(table, objects, None, self.threads_for(&plan));
+        let mut executor = self.executor(&mut state, self.threads_for(&plan));
+        executor.dirty = None;
         // Little memory in many entries, such as arrays of pages, is unmapped in a single call, which takes no longer
         // than other calls.
         let entries: u64 = plan.unmaps.iter().map(|unmap| unmap.entries).sum();
         let at_once = entries > 1 && plan.bytes() <= self.batch.bytes;
         let emptied = match at_once.then(|| executor.clear_all()) {
-            None | Some(Ok(false)) => executor.run(&plan, wanted, None),
+            None | Some(Ok(false)) => executor.run(&plan, None),
             Some(emptied) => emptied.map(drop),
         };
         self.record_executed(&executor.executed);

@@ -301,13 +301,12 @@ impl Engine {
     fn attempt(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Outcome> {
         let plan = self.plan_or_ask_limits(state, scope)?;
         let Plan { kept_entries, kept_bytes, remapped_bytes, .. } = plan;
-        let State { table, wanted, objects, dirty, .. } = state;
-        let mut executor = self.executor(table, objects, dirty.as_mut(), self.threads_for(&plan));
+        let mut executor = self.executor(state, self.threads_for(&plan));
         let Executor { threads, cpus, .. } = executor;
         let method = self.method(&plan);
         let huge_pages = self.huge_pages;
         let options = PopulateOptions { threads, cpus, method, huge_pages, chunk: populate::CHUNK_BYTES };
-        let run = executor.run(&plan, wanted, Some(options));
+        let run = executor.run(&plan, Some(options));
         let executed = executor.executed;
         state.contradicted |= executed.contradicted;
         self.record_executed(&executed);
@@ -361,20 +360,15 @@ impl Engine {
         }
     }
 
-    fn executor<'a>(
-        &'a self,
-        table: &'a mut MapTable,
-        objects: &'a Objects,
-        dirty: Option<&'a mut DirtyPages>,
-        threads: usize,
-    ) -> Executor<'a> {
-        let batch = self.batch(dirty.is_some());
+    fn executor<'a>(&'a self, state: &'a mut State, threads: usize) -> Executor<'a> {
+        let State { table, wanted, objects, dirty, .. } = state;
         Executor {
             backend: &*self.backend,
             table,
+            wanted,
             objects,
-            dirty,
-            batch,
+            batch: self.batch(dirty.is_some()),
+            dirty: dirty.as_mut(),
             threads,
             cpus: self.cpu_set.as_ref(),
             executed: Executed::default(),

@@ -40,11 +40,11 @@ impl Engine {
     }
 
     fn execute_unmaps(&self, state: &mut State, unmaps: &[Unmap]) -> Result<()> {
-        let State { table, objects, dirty, contradicted, .. } = state;
-        let mut executor = self.executor(table, objects, dirty.as_mut(), 1);
+        let mut executor = self.executor(state, 1);
         let unmapped = executor.clear(unmaps);
-        *contradicted |= executor.executed.contradicted;
-        self.record_executed(&executor.executed);
+        let executed = executor.executed;
+        state.contradicted |= executed.contradicted;
+        self.record_executed(&executed);
         unmapped
     }
 }

@@ -34,8 +34,8 @@ impl Engine {
     pub(super) fn restore(&self, state: &mut State, scope: &[IovaRange], mut error: Error) -> Error {
         let (plan, held) = self.plan_rollback(state, scope);
         let gaps = self.gaps(state);
-        let State { table, wanted, objects, dirty, limits, contradicted, .. } = &mut *state;
-        let mut executor = self.executor(table, objects, dirty.as_mut(), self.threads_for(&plan));
+        let (capacity, contradicted) = (state.limits.entries, state.contradicted);
+        let mut executor = self.executor(state, self.threads_for(&plan));
         let unmapped = executor.clear(&plan.unmaps);
         let mut unfinished = Unfinished { leftover: held, ..Unfinished::default() };
         let refused = plan.unmaps.iter().flat_map(|unmap| executor.table.overlapping(unmap.range));
@@ -43,29 +43,20 @@ impl Engine {
         unfinished.leftover.sort_unstable();
         unfinished.leftover.iter().for_each(|range| executor.table.mark_leftovers(*range));
         unfinished.refused = unmapped.as_ref().err().map(|error| error.errno);
-        *contradicted |= executor.executed.contradicted;
         let mut missing = Vec::new();
-        if !*contradicted {
+        if !contradicted && !executor.executed.contradicted {
             // What is left may map a part of what is wanted.
             let plan_for = |capacity| {
-                let grid = &self.grid;
-                plan::plan_around(
-                    wanted,
-                    executor.table,
-                    &plan.scope,
-                    grid,
-                    gaps,
-                    capacity,
-                    Entry::is_leftover,
-                )
+                let (wanted, table, grid) = (executor.wanted, &*executor.table, &self.grid);
+                plan::plan_around(wanted, table, &plan.scope, grid, gaps, capacity, Entry::is_leftover)
             };
-            if let Ok(plan) = plan_for(limits.entries).or_else(|_| plan_for(None)) {
-                missing = executor.map_each(&plan.maps, wanted);
+            if let Ok(plan) = plan_for(capacity).or_else(|_| plan_for(None)) {
+                missing = executor.map_each(&plan.maps);
             }
-            *contradicted |= executor.executed.contradicted;
         }
         unfinished.missing = missing.iter().map(|(entry, _)| entry.range).collect();
         let executed = executor.executed;
+        state.contradicted |= executed.contradicted;
         unfinished.devices = executed.refusals.iter().map(|refusal| refusal.region).collect();
         self.record_executed(&executed);
         self.record_refusals(&executed);

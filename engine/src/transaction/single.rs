@@ -48,8 +48,7 @@ impl Engine {
 
     fn map_single(&self, state: &mut State, wanted: &Wanted) -> Result<()> {
         let entry = Entry::of(&wanted.region, wanted.generation);
-        let State { table, objects, .. } = &mut *state;
-        let mut executor = self.executor(table, objects, None, 1);
+        let mut executor = self.executor(state, 1);
         let answer = executor.map(&entry);
         self.record_executed(&executor.executed);
         let executed = executor.executed;
@@ -67,12 +66,13 @@ impl Engine {
 
     fn unmap_single(&self, state: &mut State, region: &Region) -> Result<()> {
         let range = region.range;
-        let State { table, objects, contradicted, .. } = &mut *state;
+        let mut executor = self.executor(state, 1);
         // Which of its pages are dirty no longer matters: nothing in the entry is wanted.
-        let mut executor = self.executor(table, objects, None, 1);
+        executor.dirty = None;
         let unmapped = executor.unmap(range);
-        *contradicted |= executor.executed.contradicted;
-        self.record_executed(&executor.executed);
+        let executed = executor.executed;
+        state.contradicted |= executed.contradicted;
+        self.record_executed(&executed);
         let unmapped = match unmapped {
             Ok(()) => {
                 if !state.wanted.names(region.backing) {
