@@ -81,12 +81,13 @@
  * and -ENOTRECOVERABLE. A function that takes a struct may return -EINVAL, -E2BIG or -EOPNOTSUPP by the size rule. "A
  * common error" in the description of a function means these.
  *
- * Threads. Any thread may call any function. Calls on one handle are serialised, except vfio_fast_get_stats(), which
- * never waits. A transaction belongs to the thread that opened it: until it is committed or aborted, a call of another
- * thread that would map, unmap or discard, or that begins, checks, commits or aborts a transaction, returns -EBUSY and
- * changes nothing. Reading calls and vfio_fast_close() are still possible. Handles do not affect each other.
- * vfio_fast_close() must be the last call on its handle. The library has threads of its own only during a call on a
- * handle, and installs no signal handlers.
+ * Threads. Any thread may call any function. Handles do not affect each other. While a commit faults memory in and maps
+ * it, which can take minutes, calls of other threads that read the state return at once, and so do calls that map or
+ * unmap one entry elsewhere. All other calls on the handle wait for the commit. vfio_fast_get_stats() never waits. A
+ * transaction belongs to the thread that opened it: until it is committed or aborted, a call of another thread that would
+ * map, unmap or discard, or that begins, checks, commits or aborts a transaction, returns -EBUSY and changes nothing.
+ * Reading calls and vfio_fast_close() are still possible. vfio_fast_close() must be the last call on its handle. The
+ * library has threads of its own only during a call on a handle, and installs no signal handlers.
  *
  * Failed commits. For a commit that fails, and a call outside a transaction that fails, one rule says what holds
  * afterwards, unless the handle is poisoned: what it added or unmapped is neither wanted nor mapped, and everything

@@ -255,7 +255,7 @@ fn remapped(gone: &[&Entry], maps: &[Entry]) -> u64 {
 }
 
 /// Sorts the ranges, and joins those that overlap or are adjacent.
-fn merged(mut ranges: Vec<IovaRange>) -> Vec<IovaRange> {
+pub fn merged(mut ranges: Vec<IovaRange>) -> Vec<IovaRange> {
     ranges.sort_unstable();
     let mut out: Vec<IovaRange> = Vec::with_capacity(ranges.len());
     for range in ranges {

@@ -142,15 +142,13 @@ impl WantedSet {
 
     /// Adds a region; if it overlaps a wanted one, returns that region's range as the error. A region of a backing that
     /// is known to be device memory becomes device memory.
-    pub fn insert(&mut self, mut region: Region) -> Result<(), IovaRange> {
+    pub fn insert(&mut self, region: Region) -> Result<(), IovaRange> {
         if self.regions.last_overlapping(region.range).is_some()
             && let Some(first) = self.overlapping(region.range).next()
         {
             return Err(first.region.range);
         }
-        if self.devices.contains(&region.backing) {
-            region.kind = Kind::Device;
-        }
+        let region = self.classified(region);
         let generation = if region.exact {
             self.generations += 1;
             Generation(self.generations)
@@ -160,6 +158,17 @@ impl WantedSet {
         self.put(Wanted { region, generation });
         self.journal.touched.push(region.range);
         Ok(())
+    }
+
+    /// The region as it would be inserted.
+    pub fn classified(&self, region: Region) -> Region {
+        let kind = if self.devices.contains(&region.backing) { Kind::Device } else { region.kind };
+        Region { kind, ..region }
+    }
+
+    /// The region that is exactly `range`.
+    pub fn on(&self, range: IovaRange) -> Option<&Wanted> {
+        self.regions.on(range)
     }
 
     /// Removes `range`; returns the number of bytes that were wanted there, or as the error the exact region that the
@@ -238,7 +247,6 @@ impl WantedSet {
 
     /// Puts the transaction aside, so that regions elsewhere can be changed and committed meanwhile.
     pub fn suspend(&mut self) -> Journal {
-        debug_assert!(!self.journal.touched.is_empty(), "there is a transaction");
         std::mem::take(&mut self.journal)
     }
 

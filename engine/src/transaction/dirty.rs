@@ -28,7 +28,7 @@ impl Engine {
     /// Starts or stops tracking the pages that devices write to; no effect if it is already started or stopped. While
     /// it is on, [`Engine::read_dirty`] and [`Engine::unmap_dirty`] report every such page.
     pub fn track_dirty(&self, on: bool) -> Result<()> {
-        let mut state = self.healthy()?;
+        let mut state = self.settled()?;
         let tracking = self.tracking(None)?;
         tracking.track_dirty(on).map_err(|errno| not_told(None, errno))?;
         match (on, &state.dirty) {
@@ -44,7 +44,7 @@ impl Engine {
     ///
     /// The kernel reports whole entries only. Reported pages outside `range` are kept until a call covers them.
     pub fn read_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<()> {
-        let mut state = self.healthy()?;
+        let mut state = self.settled()?;
         let tracking = self.tracking(Some(range))?;
         self.check_bitmap(&state, range, bitmap)?;
         let batch = self.batch(state.dirty.is_some());

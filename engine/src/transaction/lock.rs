@@ -1,11 +1,68 @@
-//! The lock of an engine's state: who may read it and who may change it.
+//! The lock of an engine's state: who may read it, who may change it, and who waits.
 
-use std::sync::MutexGuard;
+use std::ops::{Deref, DerefMut};
+use std::sync::{MutexGuard, PoisonError};
 use std::thread;
 
 use super::{Engine, State};
+use crate::addr::IovaRange;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::log::Level;
+use crate::sys::thread::on_panic;
+
+/// The locked state. A commit gives the lock up while it faults memory in and maps it.
+pub(super) struct Locked<'a> {
+    engine: &'a Engine,
+    /// `None` only inside [`Locked::unlocked`].
+    guard: Option<MutexGuard<'a, State>>,
+}
+
+const NOT_LOCKED: &str = "the state is used only while it is locked";
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        self.guard.as_ref().expect(NOT_LOCKED)
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        self.guard.as_mut().expect(NOT_LOCKED)
+    }
+}
+
+impl State {
+    /// An error if it is poisoned.
+    pub(super) fn poisoned(&self) -> Result<()> {
+        let Some(cause) = &self.poison else { return Ok(()) };
+        Err(Error::check(Errno::ENOTRECOVERABLE, ErrorKind::Poisoned { cause: cause.clone() }))
+    }
+}
+
+impl Locked<'_> {
+    /// Gives the lock up while `work` runs. If `work` panics, `cleanup` gets the state, and the lock is given up.
+    pub(super) fn unlocked<R>(&mut self, cleanup: impl FnOnce(&mut State), work: impl FnOnce() -> R) -> R {
+        self.guard = None;
+        let engine = self.engine;
+        let done = on_panic(|| cleanup(&mut engine.state()), work);
+        self.guard = engine.state().guard;
+        done
+    }
+
+    /// Waits until the commit that is running has ended, or for a shorter time. An error if the state is poisoned then.
+    fn wait(&mut self) -> Result<()> {
+        if let Some(guard) = self.guard.take() {
+            let waited = self.engine.commit_ended.wait(guard);
+            self.guard = match waited {
+                Ok(guard) => Some(guard),
+                Err(poisoned) => self.engine.after_panic(poisoned).guard,
+            };
+        }
+        self.poisoned()
+    }
+}
 
 impl Engine {
     /// Declares that the table is no longer reliable, for example after a panic. After that the engine can only be
@@ -22,48 +79,73 @@ impl Engine {
         state.poison.get_or_insert(cause);
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| {
-            // A call panicked while it changed the state. The code that catches the panic calls `poison`, but other
-            // threads that already wait for this lock would continue with the broken state.
-            self.state.clear_poison();
-            let mut state = poisoned.into_inner();
-            self.set_poison(&mut state, "a panic".to_owned());
-            state
-        })
-    }
-
-    /// The state, if it is not poisoned.
-    pub(super) fn healthy(&self) -> Result<MutexGuard<'_, State>> {
-        let state = self.state();
-        match &state.poison {
-            None => Ok(state),
-            Some(cause) => {
-                let kind = ErrorKind::Poisoned { cause: cause.clone() };
-                Err(Error::check(Errno::ENOTRECOVERABLE, kind))
-            }
+    pub(super) fn state(&self) -> Locked<'_> {
+        match self.state.lock() {
+            Ok(guard) => Locked { engine: self, guard: Some(guard) },
+            Err(poisoned) => self.after_panic(poisoned),
         }
     }
 
-    /// The state, for a call that changes something. A transaction belongs to the thread that opened it: a change of
-    /// another thread would become a part of it, and would be neither made nor reported when that thread's call returns.
-    pub(super) fn changing(&self) -> Result<MutexGuard<'_, State>> {
-        let state = self.healthy()?;
-        match state.owner {
-            Some(owner) if owner != thread::current().id() => {
-                Err(Error::check(Errno::EBUSY, ErrorKind::OtherThread))
-            }
-            _ => Ok(state),
+    /// A call panicked while it changed the state. The code that catches the panic calls `poison`, but other threads
+    /// that already wait for this lock would continue with the broken state.
+    fn after_panic<'a>(&'a self, poisoned: PoisonError<MutexGuard<'a, State>>) -> Locked<'a> {
+        self.state.clear_poison();
+        let mut state = Locked { engine: self, guard: Some(poisoned.into_inner()) };
+        self.set_poison(&mut state, "a panic".to_owned());
+        state
+    }
+
+    /// The state, when no commit is running.
+    pub(super) fn settled(&self) -> Result<Locked<'_>> {
+        let mut state = self.state();
+        state.poisoned()?;
+        while state.running.is_some() {
+            state.wait()?;
         }
+        Ok(state)
+    }
+
+    /// The state, for a call that changes something, when no commit is running.
+    pub(super) fn changing(&self) -> Result<Locked<'_>> {
+        self.settled().and_then(own)
+    }
+
+    /// The same for a call that changes nothing but `range`. It does not wait for a commit that leaves `range` alone if
+    /// it `is_single`: it then makes one call of the kernel, without a plan.
+    pub(super) fn changing_only(
+        &self,
+        range: IovaRange,
+        is_single: impl Fn(&State) -> bool,
+    ) -> Result<Locked<'_>> {
+        let mut state = self.state();
+        state.poisoned()?;
+        while let Some(running) = &state.running {
+            if !running.may_change(range) && is_single(&state) {
+                break;
+            }
+            state.wait()?;
+        }
+        own(state)
     }
 
     /// The state, for a call that needs a transaction of the calling thread.
-    pub(super) fn in_transaction(&self) -> Result<MutexGuard<'_, State>> {
+    pub(super) fn in_transaction(&self) -> Result<Locked<'_>> {
         let state = self.changing()?;
         if state.owner.is_some() {
             Ok(state)
         } else {
             Err(Error::check(Errno::EINVAL, ErrorKind::Transaction { open: false }))
         }
+    }
+}
+
+/// A transaction belongs to the thread that opened it: a change of another thread would become a part of it, and would
+/// be neither made nor reported when that thread's call returns.
+fn own(state: Locked<'_>) -> Result<Locked<'_>> {
+    match state.owner {
+        Some(owner) if owner != thread::current().id() => {
+            Err(Error::check(Errno::EBUSY, ErrorKind::OtherThread))
+        }
+        _ => Ok(state),
     }
 }

@@ -10,10 +10,11 @@ mod lock;
 mod regions;
 mod remap;
 mod rollback;
+mod running;
 mod single;
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Condvar, Mutex, OnceLock};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ use crate::reconcile::wanted::WantedSet;
 use crate::region::Region;
 use crate::stats::{Counters, Stats};
 use crate::sys::cpu::CpuSet;
+use lock::Locked;
+use running::Running;
 
 /// The configuration of an engine.
 #[derive(Debug)]
@@ -125,6 +128,8 @@ struct State {
     dirty: Option<DirtyPages>,
     /// The thread that has a transaction open.
     owner: Option<ThreadId>,
+    /// The commit that runs without the lock, if there is one.
+    running: Option<Running>,
     logged: counters::Logged,
     poison: Option<String>,
 }
@@ -137,8 +142,9 @@ impl State {
     }
 }
 
-/// Owns the mappings of one container. Any thread may call any method; calls are serialised. While a thread has a
-/// transaction open, calls of other threads that would change something are refused.
+/// Owns the mappings of one container. Any thread may call any method. While a thread has a transaction open, calls of
+/// other threads that would change something are refused. While a commit faults memory in and maps it, calls that read
+/// the state return what is done so far, and calls that map or unmap one entry elsewhere are made; all others wait.
 #[derive(Debug)]
 pub struct Engine {
     backend: Box<dyn Backend>,
@@ -155,6 +161,8 @@ pub struct Engine {
     /// Whether it was logged why there are few threads.
     logged_limit: AtomicBool,
     state: Mutex<State>,
+    /// Signalled when a commit that ran without the lock has ended.
+    commit_ended: Condvar,
     /// Changed only while `state` is locked; reading them never waits for a commit.
     counters: Counters,
 }
@@ -174,9 +182,20 @@ impl Engine {
         }
         let grid = grid.with_cuts(cuts);
         let (wanted, objects, table, missing, contradicted, logged) = Default::default();
-        let (dirty, owner, poison) = (None, None, None);
-        let state =
-            State { limits, wanted, objects, table, missing, contradicted, dirty, owner, logged, poison };
+        let (dirty, owner, running, poison) = (None, None, None, None);
+        let state = State {
+            limits,
+            wanted,
+            objects,
+            table,
+            missing,
+            contradicted,
+            dirty,
+            owner,
+            running,
+            logged,
+            poison,
+        };
         let (state, counters) = (Mutex::new(state), Counters::default());
         let logged_limit = AtomicBool::new(false);
         let method = OnceLock::new();
@@ -192,6 +211,7 @@ impl Engine {
             log,
             logged_limit,
             state,
+            commit_ended: Condvar::new(),
             counters,
         })
     }
@@ -265,7 +285,7 @@ impl Engine {
     }
 
     /// Plans and executes what the open transaction touched.
-    fn reconcile(&self, state: &mut State) -> Result<Outcome> {
+    fn reconcile(&self, state: &mut Locked<'_>) -> Result<Outcome> {
         let mut scope = state.wanted.touched().to_vec();
         let reconciled = self.reconcile_with_dirty(state, &mut scope);
         state.forget_dirty(&scope);
@@ -274,7 +294,7 @@ impl Engine {
 
     /// The same, but keeps dirty pages that are no longer wanted. `scope` is what the transaction touched; it is
     /// extended to everything that may have changed.
-    fn reconcile_with_dirty(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Outcome> {
+    fn reconcile_with_dirty(&self, state: &mut Locked<'_>, scope: &mut Vec<IovaRange>) -> Result<Outcome> {
         let start = Instant::now();
         state.extend_scope(scope);
         if scope.is_empty() {
@@ -298,16 +318,17 @@ impl Engine {
 
     /// Tries once to make the kernel's mappings equal the wanted regions. `scope` is extended to everything that may
     /// have changed.
-    fn attempt(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Outcome> {
+    fn attempt(&self, state: &mut Locked<'_>, scope: &mut Vec<IovaRange>) -> Result<Outcome> {
         let plan = self.plan_or_ask_limits(state, scope)?;
         let Plan { kept_entries, kept_bytes, remapped_bytes, .. } = plan;
-        let mut executor = self.executor(state, self.threads_for(&plan));
-        let Executor { threads, cpus, .. } = executor;
-        let method = self.method(&plan);
-        let huge_pages = self.huge_pages;
-        let options = PopulateOptions { threads, cpus, method, huge_pages, chunk: populate::CHUNK_BYTES };
-        let run = executor.run(&plan, Some(options));
-        let executed = executor.executed;
+        let options = PopulateOptions {
+            threads: self.threads_for(&plan),
+            method: self.method(&plan),
+            cpus: self.cpu_set.as_ref(),
+            huge_pages: self.huge_pages,
+            chunk: populate::CHUNK_BYTES,
+        };
+        let (run, executed) = self.execute(state, &plan, options);
         state.contradicted |= executed.contradicted;
         self.record_executed(&executed);
         self.log_executed(state, &executed);

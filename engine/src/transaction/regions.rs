@@ -1,7 +1,6 @@
 //! Maps and unmaps regions and arrays of pages.
 
-use std::sync::MutexGuard;
-
+use super::lock::Locked;
 use super::{Engine, State};
 use crate::addr::{HostVa, Iova, IovaRange};
 use crate::error::{Errno, Error, ErrorKind, Result};
@@ -26,7 +25,9 @@ impl Engine {
 
     fn map(&self, region: Region, object: Option<&ObjectRef>) -> Result<()> {
         self.check(&region)?;
-        let mut state = self.changing()?;
+        let mut state = self.changing_only(region.range, |state| {
+            self.is_single_map(state, &state.wanted.classified(region))
+        })?;
         let object = object.filter(|_| self.backend.capabilities().objects);
         let accepted = object.map(|object| state.objects.check(&region, object, self.page)).transpose()?;
         insert(&mut state, region)?;
@@ -69,7 +70,8 @@ impl Engine {
     /// Unmaps everything in `range`: outside a transaction before this returns, inside one at the commit. Returns the
     /// number of bytes that were wanted there.
     pub fn unmap(&self, range: IovaRange) -> Result<u64> {
-        self.unmap_each([Ok(range)])
+        let state = self.changing_only(range, |state| is_single_unmap(state, range))?;
+        self.unmap_each(state, [Ok(range)])
     }
 
     /// Unmaps these pages of the smallest IOMMU page: all of them, or none if this fails. Pages that are not wanted
@@ -83,12 +85,16 @@ impl Engine {
         // The host address does not matter here, so use the IOVA.
         let pages = iovas.into_iter().map(|iova| (iova, HostVa::from_raw(iova.0)));
         self.unmap_each(
+            self.changing()?,
             runs(pages, self.page).map(|run| range(run.iova.0, run.pages.saturating_mul(self.page))),
         )
     }
 
-    fn unmap_each(&self, ranges: impl IntoIterator<Item = Result<IovaRange>>) -> Result<u64> {
-        let mut state = self.changing()?;
+    fn unmap_each(
+        &self,
+        mut state: Locked<'_>,
+        ranges: impl IntoIterator<Item = Result<IovaRange>>,
+    ) -> Result<u64> {
         let before = state.wanted.mark();
         let mut bytes = 0u64;
         for range in ranges {
@@ -135,7 +141,7 @@ impl Engine {
 
     /// Ends a call that added regions. Inside a transaction there is nothing left to do. Outside, no outcome is
     /// returned, so a refusal becomes the call's error, and the regions that the call added are removed.
-    fn reconcile_or_refuse(&self, mut state: MutexGuard<'_, State>) -> Result<()> {
+    fn reconcile_or_refuse(&self, mut state: Locked<'_>) -> Result<()> {
         if state.owner.is_some() {
             return Ok(());
         }
@@ -157,6 +163,11 @@ impl Engine {
         self.record_state(&state);
         Err(error)
     }
+}
+
+/// Whether `range` is one region and one entry.
+fn is_single_unmap(state: &State, range: IovaRange) -> bool {
+    state.wanted.on(range).is_some() && state.table.on(range).is_some()
 }
 
 fn insert(state: &mut State, region: Region) -> Result<()> {

@@ -31,13 +31,14 @@ impl Engine {
 
     /// Whether a region that was added becomes one new entry, is not faulted in ahead, and is within the limits as
     /// last read.
-    fn is_single_map(&self, state: &State, region: &Region) -> bool {
+    pub(super) fn is_single_map(&self, state: &State, region: &Region) -> bool {
         let Region { range, kind, exact, .. } = *region;
         // Device memory can be refused, which is reported in another way. Below the size at which several threads
         // share the work, faulting in ahead only moves it from the map call to another call.
         let small = range.length() <= BASE_PAGE || (exact && range.length() < MIN_PARALLEL_BYTES);
         let one_entry = exact || self.grid.pieces(range).nth(1).is_none();
-        let has_room = state.limits.entries.is_none_or(|entries| state.table.len() < entries);
+        let reserved = state.running.as_ref().map_or(0, |running| running.entries);
+        let has_room = state.limits.entries.is_none_or(|entries| state.table.len() + reserved < entries);
         kind == Kind::Ram
             && small
             && one_entry
