@@ -50,6 +50,8 @@ pub struct Executed {
     pub unmap_time: Duration,
     /// The longest unmap call.
     pub unmap_longest: Duration,
+    /// Whether an unmap call unmapped another number of bytes than the table has there: the table is wrong.
+    pub miscounted: bool,
     /// Threads for calls that could not be started, except those of `populated`.
     pub thread_start_failures: u64,
     /// The report of faulting in; `None` if that was not tried.
@@ -303,6 +305,7 @@ impl Executor<'_> {
         self.executed.unmap_calls += 1;
         self.executed.unmap_bytes = self.executed.unmap_bytes.saturating_add(got);
         if got != expected {
+            self.executed.miscounted = true;
             let error = Error::kernel(Op::Unmap, Errno::EIO).at(range);
             return Err(Error { kind: ErrorKind::ByteCount { expected, got }, ..error });
         }

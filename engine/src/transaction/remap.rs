@@ -27,7 +27,7 @@ impl Engine {
             return Ok(0);
         }
         let mut scope: Vec<IovaRange> = unmaps.iter().map(|unmap| unmap.range).collect();
-        let unmapped = self.execute_unmaps(&mut state, &unmaps);
+        let (unmapped, miscounted) = self.execute_unmaps(&mut state, &unmaps);
         match unmapped.and_then(|()| self.attempt(&mut state, &mut scope)) {
             Ok(outcome) => {
                 self.record_commit(&outcome);
@@ -36,17 +36,22 @@ impl Engine {
             }
             Err(error) => {
                 self.fail(&mut state, &scope, &error);
+                if miscounted {
+                    // A rollback keeps what is in the table as it is wanted, also what the kernel does not have.
+                    self.set_poison(&mut state, error.to_string());
+                }
                 Err(error)
             }
         }
     }
 
-    fn execute_unmaps(&self, state: &mut State, unmaps: &[Unmap]) -> Result<()> {
+    /// Makes the unmap calls. Also returns whether the kernel unmapped another number of bytes than the table has.
+    fn execute_unmaps(&self, state: &mut State, unmaps: &[Unmap]) -> (Result<()>, bool) {
         let State { table, objects, dirty, .. } = state;
         let mut executor = self.executor(table, objects, dirty.as_mut(), 1);
         let unmapped = executor.clear(unmaps);
         self.record_executed(&executor.executed);
-        unmapped
+        (unmapped, executor.executed.miscounted)
     }
 }
 
