@@ -211,6 +211,7 @@ fn grouped(gone: &[&Entry], wanted: &WantedSet, table: &MapTable, gaps: Gaps) ->
         let joined = unmaps.last().filter(|_| follows).and_then(|last| {
             let range = IovaRange::from_bounds(last.range.start(), entry.range.last())?;
             let gap = IovaRange::from_bounds(last.range.last() + 1, entry.range.start().wrapping_sub(1));
+            // No unmap call of one range takes the whole space, whose length does not fit in 64 bits.
             (gap.is_none_or(may_cover) && range != IovaRange::ALL).then_some(range)
         });
         match (joined, unmaps.last_mut()) {
