@@ -83,7 +83,10 @@
  *
  * Threads. Any thread may call any function. Calls on one handle are serialised, except vfio_fast_get_stats(), which
  * never waits. Handles do not affect each other. vfio_fast_close() must be the last call on its handle. The library has
- * threads of its own only during a call on a handle, and installs no signal handlers.
+ * threads of its own only during a call on a handle, and installs no signal handlers. A thread that is cancelled
+ * (pthread_cancel) inside a call ends after the call; its cancelability type must be PTHREAD_CANCEL_DEFERRED. No
+ * function may be called from a signal handler, except vfio_fast_version() and vfio_fast_abi_version(). After fork(),
+ * the child must not use the parent's handles.
  *
  * Poison. If the roll-back of a failed commit fails, or a bug in the library is hit, what is mapped is no longer known.
  * The call fails and poisons the handle: from then on every function that takes the handle returns -ENOTRECOVERABLE,
