@@ -2,6 +2,7 @@
 
 mod batch;
 mod parallel;
+mod refusal;
 mod share;
 
 use std::time::{Duration, Instant};
@@ -21,17 +22,8 @@ use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
 use crate::sys::cpu::CpuSet;
 use crate::sys::vma;
-
-/// A device region the kernel refused.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Refusal {
-    /// The range of the region.
-    pub region: IovaRange,
-    /// The entry that could not be mapped.
-    pub entry: Entry,
-    /// The kernel's error.
-    pub errno: Errno,
-}
+pub use refusal::Refusal;
+use refusal::is_no_peer_to_peer;
 
 /// The calls that were made and their effects. Updated after each call, so it is correct after a failure too.
 #[derive(Clone, Debug, Default)]
@@ -88,8 +80,8 @@ impl Executor<'_> {
     /// memory in before it is mapped, if the backend and the host benefit from that. If only the host does not, the
     /// threads of a parallel backend share the map calls, which fault it in.
     ///
-    /// A failed unmap does not stop the other unmaps, but no map follows it. The first map failure that is not due to
-    /// device memory stops the run. The table records how far it came.
+    /// A failed unmap does not stop the other unmaps, but no map follows it. The first map failure stops the run, unless
+    /// it says that device memory cannot be mapped. The table records how far it came.
     pub fn run(
         &mut self,
         plan: &Plan,
@@ -162,8 +154,10 @@ impl Executor<'_> {
             }
             match (answer, entry.kind) {
                 (Ok(()), _) => {}
-                (Err(errno), Kind::Ram) => return Err(not_mapped(&entry, errno)),
-                (Err(errno), Kind::Device) => refused = Some(self.refuse(&entry, errno, wanted)?),
+                (Err(errno), Kind::Device) if is_no_peer_to_peer(errno) => {
+                    refused = Some(self.refuse(&entry, errno, wanted)?);
+                }
+                (Err(errno), _) => return Err(not_mapped(&entry, errno)),
             }
         }
         Ok(())
@@ -322,7 +316,7 @@ fn is_unseen_device(entry: &Entry, errno: Errno) -> bool {
         && vma::is_device(entry.hva, entry.range.length()).unwrap_or(false)
 }
 
-/// The error of a map call for RAM.
+/// The error of a map call.
 pub fn not_mapped(entry: &Entry, errno: Errno) -> Error {
     Error::kernel(Op::Map, errno).at(entry.range).at_hva(entry.hva)
 }

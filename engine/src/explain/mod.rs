@@ -57,14 +57,19 @@ pub fn map(error: Error, failed: &Failed<'_>) -> Error {
     Error { kind: kind.unwrap_or(ErrorKind::Kernel), ..error }
 }
 
-/// The error of a device region that the kernel refused.
-pub fn refusal(refusal: &Refusal, limits: &Limits) -> Error {
+/// The error of a device region that the kernel refused. `table` and `wanted` are those after the commit.
+pub fn refusal(refusal: &Refusal, limits: &Limits, table: &MapTable, wanted: &WantedSet) -> Error {
     let Refusal { region, entry, errno } = refusal;
     let kind = match *errno {
         Errno::EINVAL if !preflight::translatable(limits, *region) => {
             ErrorKind::OutsideIova { valid: limits.iova_ranges.clone() }
         }
         Errno::EFAULT => ErrorKind::Page { at: entry.hva, fault: PageFault::Device },
+        Errno::ENOSPC => {
+            let available = limits.entries.map_or(0, |total| total.saturating_sub(table.len()));
+            // The region may need more than one more: what was mapped of it is unmapped again.
+            ErrorKind::Entries(entries(table, wanted, available.saturating_add(1), available))
+        }
         _ => ErrorKind::Kernel,
     };
     Error { kind, ..Error::kernel(Op::Map, *errno).at(entry.range).at_hva(entry.hva) }

@@ -42,8 +42,8 @@ pub unsafe extern "C" fn vfio_fast_begin(vf: *mut vfio_fast) -> c_int {
 /// the transaction is closed. If outcome is not valid (-EINVAL, -E2BIG), nothing is done and the transaction stays
 /// open. If the roll-back fails too, the handle is poisoned.
 ///
-/// A device region that cannot be mapped does not make the commit fail. It is reported in outcome and by a message at
-/// VFIO_FAST_LOG_WARN.
+/// A device region that cannot be mapped does not make the commit fail (VFIO_FAST_REGION_DEVICE says which errnos mean
+/// this). It is reported in outcome and by a message at VFIO_FAST_LOG_WARN.
 ///
 /// - vf: the handle
 /// - outcome: receives what the commit did. May be NULL.
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn vfio_fast_begin(vf: *mut vfio_fast) -> c_int {
 /// - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
 /// - -ENOMEM: the locked-memory limit is too low (vfio_fast_last_error() says what is needed, what is allowed and
 ///   what to raise), or the kernel ran out of memory
-/// - -ENOSPC: the container has too few kernel entries left (dma_avail)
+/// - -ENOSPC: the container has too few kernel entries left for RAM (dma_avail)
 /// - -EIO: the kernel did not unmap as many bytes as were mapped: something else changed the container
 /// - another errno from a map or unmap call of the kernel, such as -EFAULT
 ///
@@ -93,7 +93,7 @@ pub unsafe extern "C" fn vfio_fast_commit(vf: *mut vfio_fast, outcome: *mut vfio
 /// 0, a common error, or
 /// - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
 /// - -ENOMEM: the locked-memory limit is too low
-/// - -ENOSPC: the container has too few kernel entries left (dma_avail)
+/// - -ENOSPC: the container has too few kernel entries left for RAM (dma_avail)
 /// - -EFAULT: the file system behind shared memory has too little space left, or the kernel does not pin its pages
 ///
 /// # Threads
