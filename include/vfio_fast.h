@@ -87,7 +87,10 @@
  * transaction belongs to the thread that opened it: until it is committed or aborted, a call of another thread that would
  * map, unmap or discard, or that begins, checks, commits or aborts a transaction, returns -EBUSY and changes nothing.
  * Reading calls and vfio_fast_close() are still possible. vfio_fast_close() must be the last call on its handle. The
- * library has threads of its own only during a call on a handle, and installs no signal handlers.
+ * library has threads of its own only during a call on a handle, and installs no signal handlers. A thread that is
+ * cancelled (pthread_cancel) inside a call ends after the call; its cancelability type must be PTHREAD_CANCEL_DEFERRED.
+ * No function may be called from a signal handler, except vfio_fast_version() and vfio_fast_abi_version(). After fork(),
+ * the child must not use the parent's handles.
  *
  * Failed commits. For a commit that fails, and a call outside a transaction that fails, one rule says what holds
  * afterwards, unless the handle is poisoned: what it added or unmapped is neither wanted nor mapped, and everything
@@ -105,7 +108,8 @@
  * mapped, or an unmap was -EINVAL), or a bug in the library is hit, what is mapped is no longer known. The call fails
  * and poisons the handle: from then on every function that takes the handle returns -ENOTRECOVERABLE, except
  * vfio_fast_get_stats(), vfio_fast_get_info() and vfio_fast_close(). A bug in the library neither unwinds into the
- * caller nor ends the program: the call that hits it returns -ENOTRECOVERABLE.
+ * caller nor ends the program: the call that hits it returns -ENOTRECOVERABLE. If the library cannot allocate memory,
+ * the program is aborted.
  *
  * Units. Addresses and lengths are in bytes, times in nanoseconds. Errors in structs are negative errnos.
  *
@@ -207,7 +211,9 @@
 
 /**
  * Region flag: device memory (a BAR of another device), not RAM. It is not faulted in and does not count against the
- * locked-memory limit. If it cannot be mapped, a commit reports this in struct vfio_fast_outcome and does not fail.
+ * locked-memory limit, and RAM is mapped before it. If it cannot be mapped, or if RAM has used up the kernel entries,
+ * a commit reports this in struct vfio_fast_outcome and does not fail. It does fail if the errno has another meaning,
+ * such as -EEXIST (something else is mapped there), -ENOMEM, -EBADF, -EMFILE, -EBUSY or -EINTR.
  * Without the flag, the library recognises a region that is faulted in and turns out to be device memory, which costs
  * microseconds per kernel entry for a VFIO device on Linux 6.11 or later, and otherwise a read of /proc/self/smaps: a
  * millisecond or more. As long as a region with the same backing (not 0) is wanted, further ones need no such check.
@@ -1255,8 +1261,8 @@ int vfio_fast_begin(struct vfio_fast *vf);
  * of the first failure, except where wanted memory is not mapped any more, and the transaction is closed. If outcome is
  * not valid (-EINVAL, -E2BIG), nothing is done and the transaction stays open.
  *
- * A device region that cannot be mapped does not make the commit fail. It is reported in outcome and by a message at
- * VFIO_FAST_LOG_WARN.
+ * A device region that cannot be mapped does not make the commit fail (VFIO_FAST_REGION_DEVICE says which errnos mean
+ * this). It is reported in outcome and by a message at VFIO_FAST_LOG_WARN.
  *
  * - vf: the handle
  * - outcome: receives what the commit did. May be NULL.
@@ -1267,7 +1273,7 @@ int vfio_fast_begin(struct vfio_fast *vf);
  * - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
  * - -ENOMEM: the locked-memory limit is too low (vfio_fast_last_error() says what is needed, what is allowed and
  *   what to raise), or the kernel ran out of memory
- * - -ENOSPC: the container has too few kernel entries left (dma_avail), for what the transaction adds or for the rest
+ * - -ENOSPC: the container has too few kernel entries left (dma_avail), for RAM that the transaction adds or for the rest
  *   of an entry that it unmaps in part
  * - -EIO: the kernel did not unmap as many bytes as were mapped: something else changed the container
  * - another errno from a map or unmap call of the kernel, such as -EFAULT
@@ -1299,7 +1305,7 @@ int vfio_fast_commit(struct vfio_fast *vf,
  * - -EBUSY: another thread has a transaction open
  * - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
  * - -ENOMEM: the locked-memory limit is too low
- * - -ENOSPC: the container has too few kernel entries left (dma_avail)
+ * - -ENOSPC: the container has too few kernel entries left for RAM (dma_avail)
  * - -EFAULT: the file system behind shared memory has too little space left, or the kernel does not pin its pages
  *
  * # Threads

@@ -1,7 +1,8 @@
 //! Mapping memory again whose pages were replaced: every entry of it, each once, and nothing else.
 
 use common::{hva, ram};
-use vfio_fast_engine::backend::sim::{Call, Sim, SimConfig};
+use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
+use vfio_fast_engine::error::ErrorKind;
 use vfio_fast_engine::region::Region;
 use vfio_fast_engine::{Config, Engine, Errno};
 use vfio_fast_testing as common;
@@ -62,4 +63,18 @@ fn what_cannot_be_mapped_again_is_an_error() {
     assert_eq!(engine.entries().len(), 1);
     assert_eq!(sim.mappings().len(), 1);
     assert!(!engine.info().poisoned);
+}
+
+#[test]
+fn what_another_user_has_unmapped_poisons() {
+    for rules in [Rules::Type1, Rules::Iommufd] {
+        let (engine, sim) = open(SimConfig { rules, ..SimConfig::default() });
+        for region in [ram(0, GIB), ram(4 * GIB, GIB)] {
+            engine.map_region(region).unwrap();
+        }
+        assert!(sim.steal(0));
+        let error = engine.remap(ram(0, 1).hva, 5 * GIB).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::ByteCount { expected: GIB, got: 0 });
+        assert!(engine.info().poisoned, "{rules:?}: the table has an entry that the kernel does not have");
+    }
 }

@@ -388,6 +388,40 @@ fn device_memory_declared_as_ram_is_found_once() {
 }
 
 #[test]
+fn device_memory_that_a_failed_commit_has_found_stays_found() {
+    let (start, bytes) = time_data();
+    let page = 4 * KIB;
+    assert!(bytes > 2 * page, "a page is not faulted in ahead");
+    let nowhere = (0x7700_0000_0000, 0x7700_ffff_ffff);
+    for rules in [Rules::Type1, Rules::Iommufd] {
+        let (engine, sim) = open(SimConfig { rules, unmappable: vec![nowhere], ..SimConfig::default() });
+        let backing = Backing(3);
+        let region = Region { hva: hva(start), perm: Perm::Read, backing, ..ram(GIB, bytes) };
+        transact(&engine, &[], &[region]).unwrap();
+        assert_eq!(engine.entries()[0].kind, Kind::Ram, "nothing was faulted in");
+        // The rest of the region is found and mapped, and another region fails.
+        sim.reconfigure(|config| config.populate = PopulatePolicy::Upfront);
+        let other = Region { hva: hva(nowhere.0), backing: Backing(4), ..ram(8 * GIB, 2 * page) };
+        let calls = sim.calls().len();
+        assert_eq!(transact(&engine, &[range(GIB, page)], &[other]).unwrap_err().errno, Errno::EFAULT);
+        assert_eq!((engine.entries()[0].kind, engine.regions()[0].kind), (Kind::Device, Kind::Device));
+        assert_eq!(sim.calls().len() - calls, 3, "unmapped, its rest mapped and kept: {rules:?}");
+    }
+}
+
+#[test]
+fn a_number_that_is_reused_in_one_transaction_stands_for_memory() {
+    let (start, bytes) = time_data();
+    let (engine, _sim) = open(SimConfig { populate: PopulatePolicy::Upfront, ..SimConfig::default() });
+    let backing = Backing(3);
+    let region = Region { hva: hva(start), perm: Perm::Read, backing, ..ram(GIB, bytes) };
+    transact(&engine, &[], &[region]).unwrap();
+    assert_eq!(engine.regions()[0].kind, Kind::Device);
+    transact(&engine, &[region.range], &[Region { backing, ..ram(GIB, bytes) }]).unwrap();
+    assert_eq!(engine.regions()[0].kind, Kind::Ram);
+}
+
+#[test]
 fn arguments_are_checked_at_once() {
     let (engine, sim) = open(SimConfig::default());
     let page = 4 * KIB;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 
 use common::{Piece, Space, Step, UNIT, UNITS, hva, ram, range};
 use proptest::prelude::*;
-use vfio_fast_engine::addr::Iova;
+use vfio_fast_engine::addr::{Iova, PageSizes};
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::error::{ErrorKind, Op};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
@@ -255,6 +255,30 @@ fn limits_are_asked_again_before_they_refuse_one_region() {
     sim.reconfigure(|config| config.iova_ranges.clear());
     engine.map_region(exact(MIB, PAGE)).unwrap();
     common::assert_table(&engine, &sim);
+}
+
+#[test]
+fn an_ioas_that_gets_its_device_late_has_the_pages_of_the_device() {
+    const PAGE_64K: u64 = 64 << 10;
+    let page_sizes = PageSizes::from_bitmap(0x2001_0000);
+    let (engine, sim) =
+        common::engine(SimConfig { attached: false, page_sizes, ..common::keeping(Rules::Iommufd) });
+    assert_eq!(engine.page(), PAGE);
+    sim.attach().unwrap();
+    for (region, value) in [
+        (exact(0, PAGE_64K + PAGE), PAGE_64K + PAGE),
+        (Region { hva: hva(PAGE), ..exact(0, PAGE_64K) }, PAGE),
+        (exact(PAGE, PAGE_64K), PAGE),
+    ] {
+        let error = engine.map_region(region).unwrap_err();
+        assert_eq!(
+            (error.errno, error.kind),
+            (Errno::EINVAL, ErrorKind::Misaligned { value, page: PAGE_64K })
+        );
+    }
+    assert_eq!(sim.calls().len(), 1, "after the first refusal the page is known");
+    assert_eq!(engine.page(), PAGE_64K);
+    engine.map_region(exact(0, PAGE_64K)).unwrap();
 }
 
 #[test]

@@ -63,6 +63,28 @@ fn unmaps_are_joined_but_bounded_in_entries() {
     }
 }
 
+#[test]
+fn both_ends_of_the_space_take_two_calls() {
+    let top = u64::MAX - (PAGE - 1);
+    for rules in [Rules::Type1, Rules::Iommufd] {
+        let (engine, sim) = open(SimConfig { rules, ..SimConfig::default() }, Config::default());
+        let ends =
+            [0, top].map(|start| Region { hva: hva(RAM), backing: Backing::UNKNOWN, ..ram(start, PAGE) });
+        for region in ends {
+            engine.map_region(region).unwrap();
+        }
+        let calls = sim.calls().len();
+        engine.begin().unwrap();
+        for region in ends {
+            engine.unmap(region.range).unwrap();
+        }
+        engine.unmap(range(PAGE, top - PAGE)).unwrap();
+        engine.commit().unwrap();
+        assert_eq!(unmapped(&sim, calls), [PAGE, PAGE], "{rules:?}");
+        assert!(sim.mappings().is_empty());
+    }
+}
+
 /// A device that leaves the domain of a vIOMMU: its pages are unmapped in one piece.
 #[test]
 fn a_range_over_scattered_entries_takes_few_calls() {

@@ -1,13 +1,14 @@
 //! The only way in: every exported function runs inside [`guard`], [`guard_handle`] or [`guard_text`].
 //!
 //! They store a failure as the thread's last failure and return its errno, and they keep panics from unwinding into C,
-//! which is undefined behaviour. After a panic in a call on a handle, its table may no longer match the kernel, so the
+//! which is undefined behaviour. They defer the cancellation of the calling thread until the call returns. After a panic in a call on a handle, its table may no longer match the kernel, so the
 //! handle is poisoned.
 
 #![allow(unsafe_code)] // borrows the caller's handle
 
 use std::ffi::{c_char, c_int};
 
+use crate::cancel::Deferred;
 use crate::failure::{Failure, Result, remember};
 use crate::handle::vfio_fast;
 use crate::log::refuse_inside;
@@ -16,6 +17,7 @@ use crate::panic::caught;
 /// Runs the body of an exported function that takes no handle. Returns 0, or the negative errno of the failure, which
 /// it stores.
 pub(crate) fn guard(body: impl FnOnce() -> Result<()>) -> c_int {
+    let _deferred = Deferred::new();
     match caught(body) {
         Ok(Ok(())) => 0,
         Ok(Err(failure)) => remember(failure),
@@ -45,6 +47,7 @@ pub(crate) unsafe fn guard_handle(
 
 /// Runs the body of an exported function that returns a string, which is empty if it panics.
 pub(crate) fn guard_text(body: impl FnOnce() -> *const c_char) -> *const c_char {
+    let _deferred = Deferred::new();
     caught(body).unwrap_or(c"".as_ptr())
 }
 

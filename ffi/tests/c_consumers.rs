@@ -86,6 +86,11 @@ fn threads() {
 }
 
 #[test]
+fn a_cancelled_thread_ends_outside_the_library() {
+    passes("cancel.c", Language::C11);
+}
+
+#[test]
 fn log_function() {
     passes("log.c", Language::C11);
 }

@@ -112,13 +112,9 @@ impl Backend for Type1 {
     }
 
     fn map(&self, mapping: &Mapping, _: Option<Object<'_>>) -> KernelResult<()> {
-        let container = self.container.as_fd();
-        let iova = Iova(mapping.range.start());
-        let writable = mapping.perm.is_writable();
-        map_or_replace(
-            || type1::map(container, iova, mapping.hva, mapping.range.length(), writable),
-            || self.unmap(mapping.range),
-        )
+        let Mapping { range, hva, perm } = *mapping;
+        let (start, length) = (Iova(range.start()), range.length());
+        type1::map(self.container.as_fd(), start, hva, length, perm.is_writable())
     }
 
     fn unmap(&self, range: IovaRange) -> KernelResult<u64> {
@@ -157,25 +153,6 @@ impl DirtyTracking for Type1 {
     }
 }
 
-/// Maps; on EBUSY, unmaps the range and retries once.
-///
-/// Old drivers returned EBUSY if the range was already mapped (a mapping that this process has lost track of), and
-/// QEMU has always handled it like this. EEXIST, which type1 returns today, is never retried: it means that the table
-/// is wrong, which is an error to report.
-fn map_or_replace(
-    mut map: impl FnMut() -> KernelResult<()>,
-    unmap: impl FnOnce() -> KernelResult<u64>,
-) -> KernelResult<()> {
-    match map() {
-        Err(Errno::EBUSY) => {
-            // The first errno describes the problem.
-            unmap().map_err(|_| Errno::EBUSY)?;
-            map()
-        }
-        result => result,
-    }
-}
-
 /// Unmaps `range`, which may reach the end of the 64-bit space.
 ///
 /// Kernels before 5.0 refuse an unmap of exactly the last page with EINVAL (their overflow check is off by one). The
@@ -209,32 +186,6 @@ mod tests {
             asked.set(asked.get() + 1);
             answer
         })
-    }
-
-    #[test]
-    fn only_ebusy_is_retried_and_only_once() {
-        for (answers, unmaps, result) in [
-            (&[Ok(())][..], 0, Ok(())),
-            (&[Err(Errno::EBUSY), Ok(())], 1, Ok(())),
-            (&[Err(Errno::EBUSY), Err(Errno::EBUSY)], 1, Err(Errno::EBUSY)),
-            (&[Err(Errno::EBUSY), Err(Errno::ENOMEM)], 1, Err(Errno::ENOMEM)),
-            (&[Err(Errno::EEXIST)], 0, Err(Errno::EEXIST)),
-            (&[Err(Errno::ENOMEM)], 0, Err(Errno::ENOMEM)),
-            (&[Err(Errno(libc::EINTR))], 0, Err(Errno(libc::EINTR))),
-        ] {
-            let (asked, answer) = answering(answers);
-            let unmapped = Cell::new(0);
-            let got = map_or_replace(
-                || answer(&asked),
-                || {
-                    unmapped.set(unmapped.get() + 1);
-                    Ok(0)
-                },
-            );
-            assert_eq!((got, asked.get(), unmapped.get()), (result, answers.len(), unmaps), "{answers:?}");
-        }
-        let (asked, answer) = answering(&[Err(Errno::EBUSY)]);
-        assert_eq!(map_or_replace(|| answer(&asked), || Err(Errno::EINVAL)), Err(Errno::EBUSY));
     }
 
     fn asked_to_unmap(range: IovaRange, answers: &[KernelResult<u64>]) -> (Vec<u64>, KernelResult<u64>) {

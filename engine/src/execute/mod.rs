@@ -2,6 +2,7 @@
 
 mod batch;
 mod parallel;
+mod refusal;
 mod restore;
 mod run;
 mod share;
@@ -25,17 +26,8 @@ use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
 use crate::sys::cpu::CpuSet;
 use crate::sys::vma;
-
-/// A device region the kernel refused.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Refusal {
-    /// The range of the region.
-    pub region: IovaRange,
-    /// The entry that could not be mapped.
-    pub entry: Entry,
-    /// The kernel's error.
-    pub errno: Errno,
-}
+pub use refusal::Refusal;
+use refusal::is_no_peer_to_peer;
 
 /// The calls that were made and their effects. Updated after each call, so it is correct after a failure too.
 #[derive(Clone, Debug, Default)]
@@ -267,7 +259,7 @@ fn is_unseen_device(entry: &Entry, errno: Errno) -> bool {
         && vma::is_device(entry.hva, entry.range.length()).unwrap_or(false)
 }
 
-/// The error of a map call for RAM.
+/// The error of a map call.
 pub fn not_mapped(entry: &Entry, errno: Errno) -> Error {
     Error::kernel(Op::Map, errno).at(entry.range).at_hva(entry.hva)
 }

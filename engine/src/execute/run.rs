@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use super::{Executor, files, is_unseen_device, not_mapped, pieces, share};
+use super::{Executor, files, is_no_peer_to_peer, is_unseen_device, not_mapped, pieces, share};
 use crate::addr::IovaRange;
 use crate::backend::{Backend, Capabilities, PopulatePolicy};
 use crate::error::Result;
@@ -46,8 +46,8 @@ impl Records for Mutex<&mut Executor<'_>> {
 /// in before it is mapped, if the backend and the host benefit from that. If only the host does not, the threads of a
 /// parallel backend share the map calls, which fault it in.
 ///
-/// A failed unmap does not stop the other unmaps, but no map follows it. The first map failure that is not due to device
-/// memory stops the run. The table records how far it came.
+/// A failed unmap does not stop the other unmaps, but no map follows it. The first map failure stops the run,
+/// unless it says that device memory cannot be mapped. The table records how far it came.
 pub fn run(
     plan: &Plan,
     fault_in: Option<PopulateOptions<'_>>,
@@ -132,8 +132,10 @@ impl CallContext<'_> {
                 }
                 match (answer, entry.kind) {
                     (Ok(()), _) => {}
-                    (Err(errno), Kind::Ram) => return Err(not_mapped(&entry, errno)),
-                    (Err(errno), Kind::Device) => refused = Some(executor.refuse(&entry, errno)?),
+                    (Err(errno), Kind::Device) if is_no_peer_to_peer(errno) => {
+                        refused = Some(executor.refuse(&entry, errno)?);
+                    }
+                    (Err(errno), _) => return Err(not_mapped(&entry, errno)),
                 }
                 Ok(())
             })?;

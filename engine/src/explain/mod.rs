@@ -3,7 +3,7 @@
 
 mod memory;
 
-use crate::addr::IovaRange;
+use crate::addr::{HostVa, IovaRange};
 use crate::backend::Backend;
 use crate::error::{EntryUse, Errno, Error, ErrorKind, Op, PageFault};
 use crate::execute::Refusal;
@@ -45,7 +45,7 @@ pub fn map(error: Error, failed: &Failed<'_>) -> Error {
             let writable = failed.maps.iter().find(|entry| entry.range.contains(range));
             memory::reason(hva, range.length(), writable.is_some_and(|entry| entry.perm.is_writable()))
         }
-        Errno::EINVAL => outside(range, failed.backend),
+        Errno::EINVAL => refused(range, hva, failed.backend),
         Errno::ENOSPC => {
             let available = failed.backend.limits().ok().and_then(|limits| limits.entries).unwrap_or(0);
             let needed = failed.maps.len() as u64;
@@ -57,14 +57,19 @@ pub fn map(error: Error, failed: &Failed<'_>) -> Error {
     Error { kind: kind.unwrap_or(ErrorKind::Kernel), ..error }
 }
 
-/// The error of a device region that the kernel refused.
-pub fn refusal(refusal: &Refusal, limits: &Limits) -> Error {
+/// The error of a device region that the kernel refused. `table` and `wanted` are those after the commit.
+pub fn refusal(refusal: &Refusal, limits: &Limits, table: &MapTable, wanted: &WantedSet) -> Error {
     let Refusal { region, entry, errno } = refusal;
     let kind = match *errno {
         Errno::EINVAL if !preflight::translatable(limits, *region) => {
             ErrorKind::OutsideIova { valid: limits.iova_ranges.clone() }
         }
         Errno::EFAULT => ErrorKind::Page { at: entry.hva, fault: PageFault::Device },
+        Errno::ENOSPC => {
+            let available = limits.entries.map_or(0, |total| total.saturating_sub(table.len()));
+            // The region may need more than one more: what was mapped of it is unmapped again.
+            ErrorKind::Entries(entries(table, wanted, available.saturating_add(1), available))
+        }
         _ => ErrorKind::Kernel,
     };
     Error { kind, ..Error::kernel(Op::Map, *errno).at(entry.range).at_hva(entry.hva) }
@@ -93,16 +98,22 @@ pub fn entries(table: &MapTable, wanted: &WantedSet, needed: u64, available: u64
     }
 }
 
-/// Why a range cannot be mapped that was inside the limits as last read, if the limits have changed.
-fn outside(range: IovaRange, backend: &dyn Backend) -> Option<ErrorKind> {
-    match backend.limits() {
-        Ok(limits) if preflight::translatable(&limits, range) => None,
-        Ok(limits) => Some(ErrorKind::OutsideIova { valid: limits.iova_ranges }),
+/// Why a range cannot be mapped that was inside the limits as last read, if the limits have changed: a group has joined
+/// or left the container, or the first device was attached to the IOAS.
+fn refused(range: IovaRange, hva: HostVa, backend: &dyn Backend) -> Option<ErrorKind> {
+    let limits = match backend.limits() {
+        Ok(limits) => limits,
         Err(Error { errno: Errno::EINVAL, .. }) => {
-            Some(ErrorKind::Other("the container has no IOMMU any more: its last group has left it"))
+            return Some(ErrorKind::Other("the container has no IOMMU any more: its last group has left it"));
         }
-        Err(_) => None,
+        Err(_) => return None,
+    };
+    let page = limits.page_sizes.smallest();
+    let mut values = [range.start(), range.last().wrapping_add(1), hva.raw()].into_iter();
+    if let Some(value) = values.find(|value| value & (page - 1) != 0) {
+        return Some(ErrorKind::Misaligned { value, page });
     }
+    (!preflight::translatable(&limits, range)).then_some(ErrorKind::OutsideIova { valid: limits.iova_ranges })
 }
 
 /// The error of a commit that the kernel refused with ENOMEM: what the preflight returns, or would have returned, if

@@ -31,6 +31,7 @@ impl Grid {
     #[must_use]
     pub fn with_cuts(self, mut cuts: Vec<u64>) -> Self {
         cuts.sort_unstable();
+        cuts.dedup();
         Self { cuts, ..self }
     }
 
@@ -53,6 +54,15 @@ impl Grid {
         self.cuts.get(after).map_or(last, |cut| last.min(cut - 1))
     }
 
+    /// The number of [`pieces`](Self::pieces) of `range`.
+    pub fn count(&self, range: IovaRange) -> u64 {
+        let cell = |address| address / self.entry_size;
+        let first = self.cuts.partition_point(|cut| *cut <= range.start());
+        let inside = self.cuts[first..].iter().take_while(|cut| **cut <= range.last());
+        let cuts = inside.filter(|cut| !cut.is_multiple_of(self.entry_size)).count() as u64;
+        cell(range.last()) - cell(range.start()) + 1 + cuts
+    }
+
     /// Cuts `range` into pieces that do not cross a cut point.
     pub fn pieces(&self, range: IovaRange) -> impl Iterator<Item = IovaRange> {
         let mut rest = Some(range);
@@ -73,7 +83,10 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn cut(grid: &Grid, start: u64, length: u64) -> Vec<(u64, u64)> {
-        grid.pieces(IovaRange::new(Iova(start), length).unwrap()).map(|p| (p.start(), p.length())).collect()
+        let range = IovaRange::new(Iova(start), length).unwrap();
+        let pieces: Vec<_> = grid.pieces(range).map(|p| (p.start(), p.length())).collect();
+        assert_eq!(grid.count(range), pieces.len() as u64);
+        pieces
     }
 
     #[test]

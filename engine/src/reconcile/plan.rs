@@ -38,7 +38,7 @@ pub struct Unmap {
 pub struct Plan {
     /// Ranges to unmap.
     pub unmaps: Vec<Unmap>,
-    /// Entries to map.
+    /// Entries to map: RAM, and after it device memory, each ascending. If entries run out, they are RAM's first.
     pub maps: Vec<Entry>,
     /// Entries that the transaction touched and that stay mapped.
     pub kept_entries: u64,
@@ -58,10 +58,14 @@ impl Plan {
     }
 }
 
-/// The plan needs more entries than the container can hold, even on the coarsest grid.
+/// The number of new entries from which on a plan takes a coarser grid, where the kernel has no limit: a table of so many
+/// takes 100 MB. At the default entry size they cover 1 PiB.
+const MOST_ENTRIES: u64 = 1 << 20;
+
+/// The plan needs more entries for RAM than the container can hold, even on the coarsest grid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NoRoom {
-    /// Entries the plan adds.
+    /// Entries for RAM that the plan adds.
     pub needed: u64,
     /// Entries left after the plan's unmaps.
     pub available: u64,
@@ -71,7 +75,7 @@ pub struct NoRoom {
 ///
 /// An entry that is still wanted as a whole is kept, whatever the grid: it needs no new pin, and devices keep access
 /// to its memory. The grid only cuts new entries. It becomes coarser only if the plan would otherwise exceed
-/// `capacity`, the total number of entries that the container can hold.
+/// `capacity`, the total number of entries that the container can hold, or map more than a million entries.
 pub fn plan(
     wanted: &WantedSet,
     table: &MapTable,
@@ -120,17 +124,37 @@ pub fn plan_around(
 
     let stretches = missing_stretches(wanted, &plan.scope, &kept);
     let remaining = table.len() - gone.len() as u64;
+    let room = capacity.map(|capacity| capacity.saturating_sub(remaining));
+    let grid = fitting(&stretches, grid, room)?;
+    let of = |kind| stretches.iter().filter(move |stretch: &&Stretch| stretch.entry.kind == kind);
+    plan.maps = of(Kind::Ram).chain(of(Kind::Device)).flat_map(|stretch| stretch.entries(&grid)).collect();
+    plan.remapped_bytes = remapped(&gone, &plan.maps);
+    Ok(plan)
+}
+
+/// The grid on which `stretches` are few enough entries: `grid`, or a coarser one. An error if `room` does not suffice
+/// for RAM. Device memory without room is left to the kernel, which refuses it: it is mapped last and is not necessary.
+///
+/// Only counts: an entry takes memory, and on `grid` there may be more than this machine can hold.
+fn fitting<'a>(stretches: &[Stretch], grid: &'a Grid, room: Option<u64>) -> Result<Cow<'a, Grid>, NoRoom> {
+    let least = stretches.len() as u64;
+    let most = MOST_ENTRIES.max(least).min(room.unwrap_or(u64::MAX));
     let mut grid = Cow::Borrowed(grid);
     loop {
-        plan.maps = stretches.iter().flat_map(|stretch| stretch.entries(&grid)).collect();
-        let needed = plan.maps.len() as u64;
-        let available = capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(remaining));
-        if needed <= available {
-            plan.remapped_bytes = remapped(&gone, &plan.maps);
-            return Ok(plan);
+        let entries = |stretch: &Stretch| stretch.count(&grid);
+        let needed: u64 = stretches.iter().map(entries).sum();
+        if needed <= most {
+            return Ok(grid);
         }
-        let coarser = grid.coarser().filter(|_| needed > stretches.len() as u64);
-        grid = Cow::Owned(coarser.ok_or(NoRoom { needed, available })?);
+        if let Some(coarser) = grid.coarser().filter(|_| needed > least) {
+            grid = Cow::Owned(coarser);
+            continue;
+        }
+        let needed = stretches.iter().filter(|stretch| stretch.entry.kind == Kind::Ram).map(entries).sum();
+        return match room {
+            Some(available) if needed > available => Err(NoRoom { needed, available }),
+            _ => Ok(grid),
+        };
     }
 }
 
@@ -143,6 +167,11 @@ struct Stretch {
 impl Stretch {
     fn new(wanted: &Wanted, part: Region) -> Self {
         Self { entry: Entry::of(&part, wanted.generation), exact: part.exact }
+    }
+
+    /// The number of its entries.
+    fn count(&self, grid: &Grid) -> u64 {
+        if self.exact { 1 } else { grid.count(self.entry.range) }
     }
 
     fn entries(&self, grid: &Grid) -> impl Iterator<Item = Entry> {
@@ -225,6 +254,7 @@ fn grouped(gone: &[&Entry], wanted: &WantedSet, table: &MapTable, gaps: Gaps) ->
         let joined = unmaps.last().filter(|_| follows).and_then(|last| {
             let range = IovaRange::from_bounds(last.range.start(), entry.range.last())?;
             let gap = IovaRange::from_bounds(last.range.last() + 1, entry.range.start().wrapping_sub(1));
+            // No unmap call of one range takes the whole space, whose length does not fit in 64 bits.
             (gap.is_none_or(may_cover) && range != IovaRange::ALL).then_some(range)
         });
         match (joined, unmaps.last_mut()) {

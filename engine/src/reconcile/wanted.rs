@@ -162,7 +162,7 @@ impl WantedSet {
 
     /// The region as it would be inserted.
     pub fn classified(&self, region: Region) -> Region {
-        let kind = if self.devices.contains(&region.backing) { Kind::Device } else { region.kind };
+        let kind = if self.is_known_device(&region) { Kind::Device } else { region.kind };
         Region { kind, ..region }
     }
 
@@ -209,6 +209,19 @@ impl WantedSet {
         });
         let mut exact = ends.filter(|end| end.region.exact).map(|end| end.region.range);
         exact.find(|region| !range.contains(*region))
+    }
+
+    /// Whether a region to be added is part of an object that is known to be device memory. If the transaction has
+    /// removed all other regions of the backing, the number may stand for another object already, at other addresses.
+    fn is_known_device(&self, region: &Region) -> bool {
+        let Region { backing, hva, .. } = *region;
+        let removed = |change: &Change| match change {
+            Change::Removed(Wanted { region: old, .. }) => {
+                old.backing == backing && old.hva <= hva && hva <= old.hva_at(old.range.last())
+            }
+            Change::Inserted(_) => false,
+        };
+        self.devices.contains(&backing) && (self.names(backing) || self.journal.changes.iter().any(removed))
     }
 
     /// Marks the regions that share a byte with `range` as device memory, and their backings for the regions to come.
@@ -286,7 +299,11 @@ impl WantedSet {
                     self.count_out(&wanted.region);
                     self.regions.remove(wanted.region.range.start());
                 }
-                Change::Removed(wanted) => {
+                Change::Removed(mut wanted) => {
+                    // It may have been found out since.
+                    if self.devices.contains(&wanted.region.backing) {
+                        wanted.region.kind = Kind::Device;
+                    }
                     self.count_in(&wanted.region);
                     self.regions.insert(wanted);
                 }

@@ -15,8 +15,9 @@ pub enum DiscardMode {
     Shared,
 }
 
-/// A range of host memory with contents that its owner no longer needs. Created by [`discard_range`].
-#[derive(Clone, Copy, Debug)]
+/// A range of host memory with contents that its owner no longer needs. Created by [`discard_range`], whose contract
+/// holds until this is dropped. So it cannot be copied: a copy would outlive it.
+#[derive(Debug)]
 pub struct DiscardRange {
     hva: HostVa,
     bytes: u64,

@@ -87,7 +87,7 @@ impl Engine {
             );
         }
         for refusal in &executed.refusals {
-            let error = explain::refusal(refusal, &state.limits);
+            let error = explain::refusal(refusal, &state.limits, &state.table, &state.wanted);
             self.log.write(Level::Warn, format_args!("{error}: no peer-to-peer DMA to it"));
         }
     }

@@ -32,7 +32,7 @@ impl Engine {
         let tracking = self.tracking(None)?;
         tracking.track_dirty(on).map_err(|errno| not_told(None, errno))?;
         match (on, &state.dirty) {
-            (true, None) => state.dirty = Some(DirtyPages::none(self.page)),
+            (true, None) => state.dirty = Some(DirtyPages::none(self.page())),
             (true, Some(_)) => {}
             (false, _) => state.dirty = None,
         }
@@ -50,12 +50,12 @@ impl Engine {
         let batch = self.batch(state.dirty.is_some());
         let State { table, dirty, .. } = &mut *state;
         let Some(dirty) = dirty else { return Ok(()) };
-        for call in calls(table.overlapping(range).map(|entry| entry.range), batch, self.page) {
+        for call in calls(table.overlapping(range).map(|entry| entry.range), batch, self.page()) {
             if call.length() > tracking.max_bytes() {
                 // The entry is too large for any bitmap.
                 dirty.add_all(call);
             } else {
-                let mut words = vec![0; words_for(call, self.page) as usize];
+                let mut words = vec![0; words_for(call, self.page()) as usize];
                 tracking.read_dirty(call, &mut words).map_err(|errno| not_told(Some(call), errno))?;
                 dirty.add(call, &words);
             }
@@ -104,7 +104,7 @@ impl Engine {
 
     fn check_bitmap(&self, state: &State, range: IovaRange, bitmap: &[u64]) -> Result<()> {
         let refused = |kind| Err(Error::check(Errno::EINVAL, kind).at(range));
-        let (page, end) = (self.page, range.last().wrapping_add(1));
+        let (page, end) = (self.page(), range.last().wrapping_add(1));
         if let Some(value) = [range.start(), end].into_iter().find(|value| value & (page - 1) != 0) {
             return refused(ErrorKind::Misaligned { value, page });
         }

@@ -1,7 +1,7 @@
 //! Adds the reason to the error of a commit.
 
 use super::{Engine, State};
-use crate::error::{Error, Op};
+use crate::error::{Errno, Error, Op};
 use crate::execute::Executed;
 use crate::explain::{self, Failed};
 use crate::reconcile::table::Entry;
@@ -10,12 +10,16 @@ impl Engine {
     /// Adds the reason to the error of a commit that maps `maps` and unmaps `unpins` bytes of RAM.
     pub(super) fn explained(
         &self,
-        state: &State,
+        state: &mut State,
         error: Error,
         maps: &[Entry],
         unpins: u64,
         executed: &Executed,
     ) -> Error {
+        if error.errno == Errno::EINVAL {
+            // What is mapped next is checked against the limits that have refused this.
+            self.ask_limits(state);
+        }
         let State { table, wanted, .. } = state;
         let (mapped, unmapped) = (executed.map_bytes, executed.unmap_bytes);
         let backend = &*self.backend;

@@ -13,7 +13,7 @@ mod rollback;
 mod running;
 mod single;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
@@ -148,8 +148,8 @@ impl State {
 #[derive(Debug)]
 pub struct Engine {
     backend: Box<dyn Backend>,
-    /// The smallest IOMMU page in bytes.
-    page: u64,
+    /// The smallest IOMMU page in bytes, as last read.
+    page: AtomicU64,
     grid: Grid,
     batch: Batch,
     threads: usize,
@@ -199,6 +199,7 @@ impl Engine {
         let (state, counters) = (Mutex::new(state), Counters::default());
         let logged_limit = AtomicBool::new(false);
         let method = OnceLock::new();
+        let page = AtomicU64::new(page);
         Ok(Self {
             backend,
             page,
@@ -246,7 +247,7 @@ impl Engine {
 
     /// The smallest IOMMU page in bytes: every address and length must be a multiple of it. Never waits for a commit.
     pub fn page(&self) -> u64 {
-        self.page
+        self.page.load(Ordering::Relaxed)
     }
 
     /// The totals so far. Never waits for a commit.
@@ -377,6 +378,11 @@ impl Engine {
     fn ask_limits(&self, state: &mut State) {
         if let Ok(limits) = self.backend.limits() {
             let entries = limits.entries.map(|left| left.saturating_add(state.table.len()));
+            // An IOAS without a device has no restrictions yet. A container has an IOMMU from the beginning, and
+            // bitmaps of dirty pages depend on its page.
+            if self.backend.dirty_tracking().is_none() {
+                self.page.store(limits.page_sizes.smallest(), Ordering::Relaxed);
+            }
             state.limits = Limits { entries, ..limits };
         }
     }

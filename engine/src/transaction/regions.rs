@@ -29,7 +29,7 @@ impl Engine {
             self.is_single_map(state, &state.wanted.classified(region))
         })?;
         let object = object.filter(|_| self.backend.capabilities().objects);
-        let accepted = object.map(|object| state.objects.check(&region, object, self.page)).transpose()?;
+        let accepted = object.map(|object| state.objects.check(&region, object, self.page())).transpose()?;
         insert(&mut state, region)?;
         if let Some(accepted) = accepted {
             state.objects.insert(accepted);
@@ -52,8 +52,8 @@ impl Engine {
     ) -> Result<()> {
         let mut state = self.changing()?;
         let before = state.wanted.mark();
-        for run in runs(pages, self.page) {
-            let added = range(run.iova.0, run.pages.saturating_mul(self.page)).and_then(|range| {
+        for run in runs(pages, self.page()) {
+            let added = range(run.iova.0, run.pages.saturating_mul(self.page())).and_then(|range| {
                 let (hva, kind, exact) = (run.hva, Kind::Ram, false);
                 let region = Region { range, hva, perm, kind, backing, join, exact };
                 self.check(&region)?;
@@ -86,7 +86,7 @@ impl Engine {
         let pages = iovas.into_iter().map(|iova| (iova, HostVa::from_raw(iova.0)));
         self.unmap_each(
             self.changing()?,
-            runs(pages, self.page).map(|run| range(run.iova.0, run.pages.saturating_mul(self.page))),
+            runs(pages, self.page()).map(|run| range(run.iova.0, run.pages.saturating_mul(self.page()))),
         )
     }
 
@@ -113,7 +113,7 @@ impl Engine {
     }
 
     pub(super) fn remove(&self, state: &mut State, range: IovaRange) -> Result<u64> {
-        let page = self.page;
+        let page = self.page();
         let end = range.last().wrapping_add(1);
         if let Some(value) = [range.start(), end].into_iter().find(|value| value & (page - 1) != 0) {
             return Err(Error::check(Errno::EINVAL, ErrorKind::Misaligned { value, page }).at(range));
@@ -124,7 +124,7 @@ impl Engine {
 
     /// Checks the addresses and the length of a region.
     fn check(&self, region: &Region) -> Result<()> {
-        let (page, range) = (self.page, region.range);
+        let (page, range) = (self.page(), region.range);
         let refused = |kind| Err(refusal_of(region, Errno::EINVAL, kind));
         // If the length is aligned, the low bits of the last byte are all set.
         let length = range.last().wrapping_add(1).wrapping_sub(range.start());
@@ -151,7 +151,7 @@ impl Engine {
         let added = state.wanted.touched().to_vec();
         let outcome = self.reconcile(&mut state)?;
         let Some(refusal) = outcome.executed.refusals.first() else { return Ok(()) };
-        let error = explain::refusal(refusal, &state.limits);
+        let error = explain::refusal(refusal, &state.limits, &state.table, &state.wanted);
         for range in &added {
             let removed = state.wanted.remove(*range);
             debug_assert!(removed.is_ok(), "what was inserted can be removed");

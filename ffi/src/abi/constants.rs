@@ -59,7 +59,9 @@ pub const VFIO_FAST_LOG_DEBUG: u32 = 4u32;
 pub const VFIO_FAST_REGION_WRITE: u32 = 1u32 << 0;
 
 /// Region flag: device memory (a BAR of another device), not RAM. It is not faulted in and does not count against the
-/// locked-memory limit. If it cannot be mapped, a commit reports this in struct vfio_fast_outcome and does not fail.
+/// locked-memory limit, and RAM is mapped before it. If it cannot be mapped, or if RAM has used up the kernel entries,
+/// a commit reports this in struct vfio_fast_outcome and does not fail. It does fail if the errno has another meaning,
+/// such as -EEXIST (something else is mapped there), -ENOMEM, -EBADF, -EMFILE, -EBUSY or -EINTR.
 /// Without the flag, the library recognises a region that is faulted in and turns out to be device memory, which costs
 /// microseconds per kernel entry for a VFIO device on Linux 6.11 or later, and otherwise a read of /proc/self/smaps: a
 /// millisecond or more. As long as a region with the same backing (not 0) is wanted, further ones need no such check.

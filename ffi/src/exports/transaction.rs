@@ -41,8 +41,8 @@ pub unsafe extern "C" fn vfio_fast_begin(vf: *mut vfio_fast) -> c_int {
 /// of the first failure, except where wanted memory is not mapped any more, and the transaction is closed. If outcome is
 /// not valid (-EINVAL, -E2BIG), nothing is done and the transaction stays open.
 ///
-/// A device region that cannot be mapped does not make the commit fail. It is reported in outcome and by a message at
-/// VFIO_FAST_LOG_WARN.
+/// A device region that cannot be mapped does not make the commit fail (VFIO_FAST_REGION_DEVICE says which errnos mean
+/// this). It is reported in outcome and by a message at VFIO_FAST_LOG_WARN.
 ///
 /// - vf: the handle
 /// - outcome: receives what the commit did. May be NULL.
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn vfio_fast_begin(vf: *mut vfio_fast) -> c_int {
 /// - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
 /// - -ENOMEM: the locked-memory limit is too low (vfio_fast_last_error() says what is needed, what is allowed and
 ///   what to raise), or the kernel ran out of memory
-/// - -ENOSPC: the container has too few kernel entries left (dma_avail), for what the transaction adds or for the rest
+/// - -ENOSPC: the container has too few kernel entries left (dma_avail), for RAM that the transaction adds or for the rest
 ///   of an entry that it unmaps in part
 /// - -EIO: the kernel did not unmap as many bytes as were mapped: something else changed the container
 /// - another errno from a map or unmap call of the kernel, such as -EFAULT
@@ -95,7 +95,7 @@ pub unsafe extern "C" fn vfio_fast_commit(vf: *mut vfio_fast, outcome: *mut vfio
 /// - -EBUSY: another thread has a transaction open
 /// - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
 /// - -ENOMEM: the locked-memory limit is too low
-/// - -ENOSPC: the container has too few kernel entries left (dma_avail)
+/// - -ENOSPC: the container has too few kernel entries left for RAM (dma_avail)
 /// - -EFAULT: the file system behind shared memory has too little space left, or the kernel does not pin its pages
 ///
 /// # Threads

@@ -110,7 +110,7 @@ static void device_regions(void)
 
     memset(&outcome, 0, sizeof(outcome));
     outcome.size = sizeof(outcome);
-    sim.fail_nth = 1;
+    sim.fail_nth = 2; /* RAM is mapped first */
     sim.fail_errno = EFAULT;
     vf = open_sim(&sim);
     bar = region(64 * MIB, 2 * MIB, hva, VFIO_FAST_REGION_WRITE | VFIO_FAST_REGION_DEVICE);
@@ -136,7 +136,19 @@ static void device_regions(void)
     CHECK(stats(vf).mapped_bytes == ram.length + bar.length);
     CHECK_RC(vfio_fast_close(&vf), 0);
 
+    /* An errno that does not say that device memory cannot be mapped. */
+    sim.fail_errno = EEXIST;
+    vf = open_sim(&sim);
+    CHECK_RC(vfio_fast_begin(vf), 0);
+    CHECK_RC(vfio_fast_map_region(vf, &bar), 0);
+    CHECK_RC(vfio_fast_map_region(vf, &ram), 0);
+    CHECK_RC(vfio_fast_commit(vf, &outcome), -EEXIST);
+    CHECK(stats(vf).wanted_bytes == 0 && stats(vf).mapped_bytes == 0);
+    CHECK_RC(vfio_fast_close(&vf), 0);
+
     /* A single call has no outcome that could report it: the call fails, and nothing stays mapped. */
+    sim.fail_nth = 1;
+    sim.fail_errno = EFAULT;
     vf = open_sim(&sim);
     CHECK_RC(vfio_fast_map_region(vf, &bar), -EFAULT);
     CHECK(stats(vf).wanted_bytes == 0 && stats(vf).mapped_bytes == 0);
