@@ -20,15 +20,6 @@ use vfio_fast_engine::{Engine, Errno, Error};
 const INJECTED: Errno = Errno(libc::EREMOTEIO);
 const SECOND: Errno = Errno(libc::ENOLINK);
 
-/// The kernel refuses device memory without failing the commit, so these tests use RAM only.
-fn ram_only(transactions: Vec<Vec<Step>>) -> Vec<Vec<Step>> {
-    let ram = |step| match step {
-        Step::Map(piece) => Step::Map(common::Piece { kind: Kind::Ram, ..piece }),
-        unmap @ Step::Unmap { .. } => unmap,
-    };
-    transactions.into_iter().map(|steps| steps.into_iter().map(ram).collect()).collect()
-}
-
 fn piece(start: u64, units: u64) -> common::Piece {
     let (object, offset, perm) = (1, start, Perm::ReadWrite);
     common::Piece { start, units, object, offset, perm, kind: Kind::Ram, join: true, exact: false }
@@ -190,7 +181,7 @@ fn failures_meanwhile_are_taken_back() {
     let mut runner =
         TestRunner::new(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() });
     let swept = runner.run(&strategy, |(threads, rules, transactions, base, hole)| {
-        let transactions = ram_only(transactions);
+        let transactions = common::ram_only(transactions);
         for populate in [PopulatePolicy::Upfront, PopulatePolicy::Overlapped] {
             let config = SimConfig { populate, ..keeping(rules) };
             memory.cool();
@@ -241,7 +232,7 @@ proptest! {
         rules in rules(),
         threads in threads(),
     ) {
-        let transactions = ram_only(transactions);
+        let transactions = common::ram_only(transactions);
         let (calls, _) = run_until_failure(threads, rules, &transactions, base, &[]);
         for nth in 1..=calls {
             run_until_failure(threads, rules, &transactions, base, &[(nth, INJECTED)]);
@@ -256,7 +247,7 @@ proptest! {
         rules in rules(),
         threads in threads(),
     ) {
-        let transactions = ram_only(transactions);
+        let transactions = common::ram_only(transactions);
         let (calls, _) = run_until_failure(threads, rules, &transactions, base, &[]);
         for nth in 1..=calls {
             run_until_failure(threads, rules, &transactions, base, &[(nth, INJECTED), (nth + gap, SECOND)]);

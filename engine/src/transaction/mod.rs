@@ -124,6 +124,8 @@ struct State {
     missing: Vec<IovaRange>,
     /// Whether an answer of the kernel has contradicted the table.
     contradicted: bool,
+    /// Whether the engine was closed.
+    closed: bool,
     /// Dirty pages that were not reported yet; `None` while tracking is off.
     dirty: Option<DirtyPages>,
     /// The thread that has a transaction open.
@@ -181,7 +183,8 @@ impl Engine {
             return Err(Error::check(Errno::EINVAL, ErrorKind::Misaligned { value, page }).of(Op::Open));
         }
         let grid = grid.with_cuts(cuts);
-        let (wanted, objects, table, missing, contradicted, logged) = Default::default();
+        let (wanted, objects, table, missing, logged) = Default::default();
+        let (contradicted, closed) = (false, false);
         let (dirty, owner, running, poison) = (None, None, None, None);
         let state = State {
             limits,
@@ -190,6 +193,7 @@ impl Engine {
             table,
             missing,
             contradicted,
+            closed,
             dirty,
             owner,
             running,

@@ -343,3 +343,12 @@ pub fn transactions() -> impl Strategy<Value = Vec<Vec<Step>>> {
 pub fn base() -> impl Strategy<Value = u64> {
     prop_oneof![3 => Just(0u64), 1 => Just((UNITS * UNIT).wrapping_neg())]
 }
+
+/// The same with RAM only. The kernel can refuse device memory without failing the commit.
+pub fn ram_only(transactions: Vec<Vec<Step>>) -> Vec<Vec<Step>> {
+    let ram = |step| match step {
+        Step::Map(piece) => Step::Map(Piece { kind: Kind::Ram, ..piece }),
+        unmap @ Step::Unmap { .. } => unmap,
+    };
+    transactions.into_iter().map(|steps| steps.into_iter().map(ram).collect()).collect()
+}
