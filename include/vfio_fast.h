@@ -535,8 +535,8 @@ struct vfio_fast_region {
     uint64_t backing;
     /**
      * VFIO_FAST_REGION_FD: the file that the region maps or, with VFIO_FAST_REGION_DEVICE, the VFIO device that the
-     * BAR belongs to. The library duplicates it; the caller may close its own once the call has returned. Ignored
-     * without the flag.
+     * BAR belongs to. The library duplicates it; the caller may close its own once the call has returned. Descriptors
+     * of one device are duplicates of one another. Ignored without the flag.
      */
     int32_t fd;
     /**
@@ -1033,7 +1033,8 @@ struct vfio_fast_failure {
      */
     uint64_t iova;
     /**
-     * Its length in bytes. 0: the failure is about none, or about the whole address space of 2^64 bytes.
+     * Its length in bytes. 0: the failure is about none, or about the whole address space of 2^64 bytes. -ENOSPC before
+     * a map call is about none: all entries of the container are the reason. The message says what holds them.
      */
     uint64_t length;
     /**

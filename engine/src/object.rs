@@ -64,6 +64,13 @@ struct ObjectEntry {
     base: u64,
 }
 
+impl ObjectEntry {
+    /// Whether a descriptor of the same file is also of the same device, if this is a BAR, as far as the kernel says.
+    fn is_of_device(&self, other: RawFd) -> bool {
+        self.kind == ObjectKind::Memory || fd::is_same_opening(self.fd.as_raw_fd(), other) != Some(false)
+    }
+}
+
 /// A checked object, to be passed to [`Objects::insert`].
 #[derive(Debug)]
 pub struct PendingObject {
@@ -108,7 +115,7 @@ impl Objects {
             };
         };
         match fd::file_id(raw) {
-            Ok(id) if (held.id, held.kind, held.base) == (id, kind, base) => {
+            Ok(id) if (held.id, held.kind, held.base) == (id, kind, base) && held.is_of_device(raw) => {
                 Ok(PendingObject { backing, held: None })
             }
             Ok(_) => refused(
@@ -235,6 +242,11 @@ mod tests {
         held_by(&mut objects, &bar, &object(2)).unwrap();
         assert!(objects.check(&bar, &object(2), 0x1000).is_ok());
         assert_eq!(objects.check(&bar, &object(4), 0x1000).unwrap_err().errno, Errno::EINVAL);
+        // A device that is opened through its group has no file of its own, and cannot be told from others by name.
+        let again = File::open("/dev/null").unwrap();
+        let other = objects.check(&bar, &ObjectRef { fd: again.as_raw_fd(), ..object(2) }, 0x1000);
+        let told_apart = fd::is_same_opening(file.as_raw_fd(), again.as_raw_fd()).is_some();
+        assert_eq!(other.err().map(|error| error.errno), told_apart.then_some(Errno::EINVAL));
         assert!(objects.object_of(&entry(&bar)).is_some());
         assert!(objects.object_of(&entry(&region(0x9000, 1))).is_none(), "memory at a BAR's addresses");
     }

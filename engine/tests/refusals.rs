@@ -14,7 +14,7 @@ use vfio_fast_engine::backend::PopulatePolicy;
 use vfio_fast_engine::backend::iommufd::Iommufd;
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::backend::type1::Type1;
-use vfio_fast_engine::error::{Error, ErrorKind, Op};
+use vfio_fast_engine::error::{Error, ErrorKind, Op, PageFault};
 use vfio_fast_engine::limits::UserCharges;
 use vfio_fast_engine::object::{ObjectKind, ObjectRef};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
@@ -268,7 +268,17 @@ fn in_own_mounts() {
 #[test]
 #[ignore = "needs memory errors, which another test imitates"]
 fn with_memory_errors() {
-    unpinnable(mapped(PAGE, READ_WRITE, ANONYMOUS, None), PAGE, Kind::Ram);
+    let address = mapped(2 * PAGE, READ_WRITE, ANONYMOUS, None);
+    unpinnable(address, PAGE, Kind::Ram);
+    // Where the kernel itself names the reason, the page is looked for too.
+    for errno in [Errno::EFAULT, Errno::EHWPOISON] {
+        let (engine, _) = engine(SimConfig { failures: vec![(1, errno)], ..SimConfig::default() });
+        let region = Region { hva: hva(address), backing: Backing::UNKNOWN, ..ram(0, 2 * PAGE) };
+        let error = engine.map_region(region).unwrap_err();
+        let page = ErrorKind::Page { at: hva(address), fault: PageFault::Poisoned };
+        assert_eq!((error.errno, &error.kind), (errno, &page), "{error}");
+        print(&error);
+    }
 }
 
 #[test]

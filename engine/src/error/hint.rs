@@ -80,7 +80,7 @@ impl PageFault {
             ),
             Self::Poisoned => format!(
                 "the page at host address {at:?} has a memory error (EHWPOISON, see the kernel's log): map other memory \
-                 there"
+                 there, for a huge page in place of all of it"
             ),
             Self::Bus => format!(
                 "an access to host address {at:?} would raise SIGBUS: the file ends before this page, or its file system \

@@ -41,9 +41,14 @@ pub fn map(error: Error, failed: &Failed<'_>) -> Error {
     };
     let kind = match errno {
         Errno::ENOMEM => return no_memory(error, failed),
-        Errno::EFAULT => {
+        // Of a page with a memory error, the kernel says either.
+        Errno::EFAULT | Errno::EHWPOISON => {
             let writable = failed.maps.iter().find(|entry| entry.range.contains(range));
-            memory::reason(hva, range.length(), writable.is_some_and(|entry| entry.perm.is_writable()))
+            let found =
+                memory::reason(hva, range.length(), writable.is_some_and(|entry| entry.perm.is_writable()));
+            let poisoned =
+                |kind: &ErrorKind| matches!(kind, ErrorKind::Page { fault: PageFault::Poisoned, .. });
+            found.filter(|kind| errno == Errno::EFAULT || poisoned(kind))
         }
         Errno::EINVAL => refused(range, hva, failed.backend),
         Errno::ENOSPC => {

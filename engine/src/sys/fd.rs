@@ -45,6 +45,19 @@ pub fn file_id(fd: RawFd) -> Result<FileId, Errno> {
     Ok(FileId { device: status.st_dev, inode: status.st_ino })
 }
 
+/// Whether two descriptors were duplicated from one another; `None` if the kernel (before 6.10) does not say. All files
+/// without a name have the same number, such as the devices that are opened through VFIO groups.
+pub fn is_same_opening(one: RawFd, other: RawFd) -> Option<bool> {
+    /// `F_LINUX_SPECIFIC_BASE + 3`
+    const F_DUPFD_QUERY: libc::c_int = 1027;
+    // SAFETY: the call accesses no memory.
+    match unsafe { libc::fcntl(one, F_DUPFD_QUERY, other) } {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -71,5 +84,23 @@ mod tests {
         assert_eq!(id("/dev/null"), id("/dev/null"));
         assert_ne!(id("/dev/null"), id("/dev/zero"));
         assert_eq!(file_id(-1).unwrap_err(), Errno(libc::EBADF));
+    }
+
+    #[test]
+    fn files_without_a_name_are_told_apart_by_who_opened_them() {
+        let open = || {
+            // SAFETY: the call accesses no memory.
+            let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+            assert!(fd >= 0);
+            // SAFETY: the kernel has just created this descriptor, so nothing else owns it.
+            unsafe { OwnedFd::from_raw_fd(fd) }
+        };
+        let (one, other) = (open(), open());
+        let copy = duplicate(one.as_raw_fd()).unwrap();
+        assert_eq!(file_id(one.as_raw_fd()), file_id(other.as_raw_fd()));
+        // The other answer is that of a kernel before 6.10.
+        let same = |fd: &OwnedFd| is_same_opening(one.as_raw_fd(), fd.as_raw_fd());
+        assert!([(Some(true), Some(false)), (None, None)].contains(&(same(&copy), same(&other))));
+        assert_eq!(is_same_opening(one.as_raw_fd(), -1), None);
     }
 }

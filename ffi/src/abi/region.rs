@@ -23,8 +23,8 @@ pub struct vfio_fast_region {
     /// With VFIO_FAST_REGION_JOIN, adjacent regions share kernel entries only if their backing is equal and not 0.
     pub backing: u64,
     /// VFIO_FAST_REGION_FD: the file that the region maps or, with VFIO_FAST_REGION_DEVICE, the VFIO device that the
-    /// BAR belongs to. The library duplicates it; the caller may close its own once the call has returned. Ignored
-    /// without the flag.
+    /// BAR belongs to. The library duplicates it; the caller may close its own once the call has returned. Descriptors
+    /// of one device are duplicates of one another. Ignored without the flag.
     pub fd: i32,
     /// VFIO_FAST_REGION_FD and VFIO_FAST_REGION_DEVICE: VFIO's index of the BAR (VFIO_PCI_BAR0_REGION_INDEX and so
     /// on). Ignored otherwise.

@@ -17,7 +17,8 @@ pub struct vfio_fast_failure {
     pub reserved: u32,
     /// First device address of the region or kernel entry that the failure is about. 0 with length 0: none.
     pub iova: u64,
-    /// Its length in bytes. 0: the failure is about none, or about the whole address space of 2^64 bytes.
+    /// Its length in bytes. 0: the failure is about none, or about the whole address space of 2^64 bytes. -ENOSPC before
+    /// a map call is about none: all entries of the container are the reason. The message says what holds them.
     pub length: u64,
     /// Host virtual address of its first byte. 0: none or unknown.
     pub hva: u64,
