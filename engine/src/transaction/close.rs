@@ -1,6 +1,6 @@
 //! Closing an engine, which leaves nothing mapped.
 
-use super::Engine;
+use super::{Engine, State};
 use crate::addr::IovaRange;
 use crate::error::{Error, Op, Result, Unfinished};
 use crate::log::Level;
@@ -47,7 +47,7 @@ impl Engine {
         else {
             return Ok(()); // Without a capacity there is always room.
         };
-        let mut executor = self.executor(&mut state, self.threads_for(&plan));
+        let mut executor = self.executor(state, self.threads_for(&plan));
         executor.dirty = None;
         // Little memory in many entries, such as arrays of pages, is unmapped in a single call, which takes no longer
         // than other calls.
