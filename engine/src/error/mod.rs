@@ -187,6 +187,8 @@ pub enum ErrorKind {
         /// What is wrong with it.
         fault: PageFault,
     },
+    /// The kernel's description of the container is malformed, as text.
+    Malformed(&'static str),
     /// Any other broken rule, as text.
     Other(&'static str),
 }
@@ -204,8 +206,10 @@ pub struct EntryUse {
     pub exact: u64,
     /// Entries that hold device memory, and are not exact.
     pub device: u64,
-    /// The other entries.
+    /// The other entries of the library.
     pub ram: u64,
+    /// Entries that the library did not map.
+    pub others: u64,
 }
 
 /// Why a page cannot be pinned.
@@ -255,7 +259,7 @@ impl Error {
 
     /// The error for a malformed description from the kernel.
     pub fn malformed(text: &'static str) -> Self {
-        Self { kind: ErrorKind::Other(text), ..Self::kernel(Op::Info, Errno::EIO) }
+        Self { kind: ErrorKind::Malformed(text), ..Self::kernel(Op::Info, Errno::EIO) }
     }
 
     /// The error of a failed check that made no kernel call.
@@ -362,11 +366,12 @@ impl fmt::Display for Error {
                 }
                 Ok(())
             }
-            ErrorKind::Entries(EntryUse { needed, available, total, exact, device, ram }) => write!(
+            ErrorKind::Entries(EntryUse { needed, available, total, exact, device, ram, others }) => write!(
                 f,
                 ": {needed} mappings are needed, and the container has {available} of {total} left ({ram} hold RAM, \
-                 {exact} exact regions, {device} device memory): raise dma_entry_limit of vfio_iommu_type1 before the \
-                 container is opened, or map larger blocks"
+                 {exact} exact regions, {device} device memory, {others} are not the library's): raise dma_entry_limit \
+                 of vfio_iommu_type1 before the container is opened (`modprobe vfio_iommu_type1 dma_entry_limit=`), or \
+                 map larger blocks"
             ),
             ErrorKind::OutsideIova { valid } => {
                 let bits = valid.last().map_or(64, |range| u64::BITS - range.last().leading_zeros());
@@ -419,6 +424,10 @@ impl fmt::Display for Error {
                  use tmpfs, hugetlbfs, memfd or share=off"
             ),
             ErrorKind::Page { at, fault } => write!(f, ": {}", fault.text(*at)),
+            ErrorKind::Malformed(text) => write!(
+                f,
+                ": the kernel's description of the container is malformed: {text}: report it with the kernel's version"
+            ),
             ErrorKind::Other(text) => write!(f, ": {text}"),
         }
     }

@@ -83,7 +83,7 @@ impl Engine {
             );
         }
         for refusal in &executed.refusals {
-            let error = explain::refusal(refusal, &state.limits);
+            let error = explain::refusal(refusal, &state.table, &state.wanted, &state.limits);
             self.log.write(Level::Warn, format_args!("{error}: no peer-to-peer DMA to it"));
         }
     }

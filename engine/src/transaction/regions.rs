@@ -145,7 +145,7 @@ impl Engine {
         let added = state.wanted.touched().to_vec();
         let outcome = self.reconcile(&mut state)?;
         let Some(refusal) = outcome.executed.refusals.first() else { return Ok(()) };
-        let error = explain::refusal(refusal, &state.limits);
+        let error = explain::refusal(refusal, &state.table, &state.wanted, &state.limits);
         for range in &added {
             let removed = state.wanted.remove(*range);
             debug_assert!(removed.is_ok(), "what was inserted can be removed");
