@@ -13,6 +13,8 @@ pub struct Limits {
     pub iova_ranges: Vec<IovaRange>,
     /// The number of entries that still fit (VFIO's `dma_avail`); `None` if there is no limit or it is unknown.
     pub entries: Option<u64>,
+    /// The number of entries that fitted when the backend was opened.
+    pub entries_at_open: Option<u64>,
 }
 
 /// The pinned memory that the kernel compares with RLIMIT_MEMLOCK.

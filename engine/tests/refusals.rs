@@ -23,13 +23,72 @@ use vfio_fast_testing as common;
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
-/// The mark of a line that is a refusal, in what a test of another process prints.
+/// The page with the table.
+const PAGE_OF_ERRORS: &str = include_str!("../../docs/QEMU.md");
+/// The highest errno of Linux for programs (EHWPOISON).
+const LAST_ERRNO: i32 = 133;
+/// The marks of lines that are a kind of refusal and a refusal, in what a test of another process prints.
+const KIND: &str = "kind: ";
 const MARK: &str = "refusal: ";
+
+/// The names of the variants of an enum, and the one that a value has. A variant that is not listed does not compile.
+macro_rules! variants {
+    ($names:ident, $name_of:ident, $type:ty, $($pattern:pat),+ $(,)?) => {
+        const $names: &[&str] = &[$(stringify!($pattern)),+];
+
+        fn $name_of(value: &$type) -> &'static str {
+            match value {
+                $($pattern => stringify!($pattern)),+
+            }
+        }
+    };
+}
+
+variants!(
+    KINDS,
+    name_of_kind,
+    ErrorKind,
+    ErrorKind::Kernel,
+    ErrorKind::Misaligned { .. },
+    ErrorKind::BadRange,
+    ErrorKind::Overlap { .. },
+    ErrorKind::CutsExact { .. },
+    ErrorKind::Memlock { .. },
+    ErrorKind::UserMemlock { .. },
+    ErrorKind::NoMemory { user_limit: None, .. },
+    ErrorKind::NoMemory { user_limit: Some(_), .. },
+    ErrorKind::Entries(_),
+    ErrorKind::OutsideIova { .. },
+    ErrorKind::Foreign,
+    ErrorKind::ByteCount { .. },
+    ErrorKind::Transaction { open: true },
+    ErrorKind::Transaction { open: false },
+    ErrorKind::OtherThread,
+    ErrorKind::Poisoned { .. },
+    ErrorKind::FileSystemFull { system: "hugetlbfs", .. },
+    ErrorKind::FileSystemFull { .. },
+    ErrorKind::NoHugePages { .. },
+    ErrorKind::DiskFile { .. },
+    ErrorKind::Page { fault: PageFault::Hole, .. },
+    ErrorKind::Page { fault: PageFault::NoAccess { write: true }, .. },
+    ErrorKind::Page { fault: PageFault::NoAccess { write: false }, .. },
+    ErrorKind::Page { fault: PageFault::Device, .. },
+    ErrorKind::Page { fault: PageFault::Poisoned, .. },
+    ErrorKind::Page { fault: PageFault::Bus, .. },
+    ErrorKind::Malformed(_),
+    ErrorKind::Other(_),
+);
+
+/// The operations. One that is not listed does not compile.
+const OPS: [Op; 7] = [Op::Open, Op::Check, Op::Map, Op::Unmap, Op::Info, Op::Dirty, Op::Discard];
+const _: fn(Op) = |op| match op {
+    Op::Open | Op::Check | Op::Map | Op::Unmap | Op::Info | Op::Dirty | Op::Discard => {}
+};
 
 fn print(error: &Error) {
     let text = error.to_string();
     assert!(!text.contains('\n'), "one line: {text}");
-    println!("\n{MARK}{text}");
+    println!("\n{KIND}{}\n{MARK}{text}", name_of_kind(&error.kind));
 }
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, Error>) {
@@ -87,14 +146,7 @@ fn limits() {
         SimConfig { memlock_limit: limit, failures: vec![(1, Errno::ENOMEM)], ..keeping(Rules::Iommufd) };
     refused(engine(unseen).0.map_region(ram(0, PAGE)));
 
-    let (full, _) = engine(SimConfig { dma_avail: 3, ..SimConfig::default() });
-    full.map_region(ram(0, PAGE)).unwrap();
-    full.map_region(Region { exact: true, ..ram(2 * PAGE, PAGE) }).unwrap();
-    full.map_region(Region { kind: Kind::Device, ..ram(4 * PAGE, PAGE) }).unwrap();
-    let error = full.map_region(ram(6 * PAGE, PAGE)).unwrap_err();
-    let held = "0 of 3 left (1 hold RAM, 1 exact regions, 1 device memory)";
-    assert!(error.to_string().contains(held), "{error}");
-    print(&error);
+    entries();
 
     let ranges = vec![range(0, 0xfee0_0000), range(0xfef0_0000, (1 << 39) - 0xfef0_0000)];
     let (narrow, _) = engine(SimConfig { iova_ranges: ranges, ..SimConfig::default() });
@@ -108,6 +160,43 @@ fn limits() {
     let (moved, sim) = engine(SimConfig::default());
     sim.reconfigure(|config| config.iova_ranges = vec![range(0, PAGE)]);
     refused(moved.map_region(Region { exact: true, ..ram(MIB, PAGE) }));
+}
+
+/// A container with room for `dma_avail` entries, two of which hold RAM and an exact region.
+fn used(dma_avail: u64) -> (Engine, Sim) {
+    let (engine, sim) = engine(SimConfig { dma_avail, ..SimConfig::default() });
+    engine.map_region(ram(0, PAGE)).unwrap();
+    engine.map_region(Region { exact: true, ..ram(2 * PAGE, PAGE) }).unwrap();
+    (engine, sim)
+}
+
+fn entries() {
+    let bar = |iova| Region { kind: Kind::Device, ..ram(iova, PAGE) };
+    let of = |error: &Error, numbers, held: &str| {
+        assert_eq!((error.errno, error.needed_and_available()), (Errno::ENOSPC, Some(numbers)));
+        assert!(error.to_string().contains(held), "{error}");
+        print(error);
+    };
+    let (full, _) = used(3);
+    full.map_region(bar(4 * PAGE)).unwrap();
+    let held = "0 of 3 left (1 hold RAM, 1 exact regions, 1 device memory, 0 are not the library's)";
+    of(&full.map_region(ram(6 * PAGE, PAGE)).unwrap_err(), (1, 0), held);
+    // Another user of the container has one since the limits were read: the kernel refuses a BAR, and the second of two
+    // exact regions.
+    let shared = |dma_avail| {
+        let (shared, sim) = used(dma_avail);
+        sim.ask_to_map(MIB, PAGE, hva(PAGE), Perm::ReadWrite).unwrap();
+        shared
+    };
+    let held = "0 of 3 left (1 hold RAM, 1 exact regions, 0 device memory, 1 are not the library's)";
+    of(&shared(3).map_region(bar(4 * PAGE)).unwrap_err(), (1, 0), held);
+    let two = shared(4);
+    two.begin().unwrap();
+    (0..2).for_each(|n| two.map_region(Region { exact: true, ..ram((8 + 2 * n) * PAGE, PAGE) }).unwrap());
+    let held = "0 of 4 left (1 hold RAM, 2 exact regions, 0 device memory, 1 are not the library's)";
+    of(&two.commit().unwrap_err(), (1, 0), held);
+    // Without numbers, the setting is named at least.
+    kernel_refuses(Rules::Iommufd, Errno::ENOSPC);
 }
 
 fn ranges() {
@@ -210,10 +299,8 @@ fn errnos() {
 
     refused(engine(keeping(Rules::Iommufd)).0.track_dirty(true));
     refused(engine(SimConfig::default()).0.read_dirty(range(0, PAGE), &mut [0]));
-    for errno in [Errno::ENOMEM, Errno::EINVAL] {
-        print(&Error::kernel(Op::Dirty, errno));
-    }
-    print(&Error::kernel(Op::Info, Errno::EINVAL));
+    refused(engine(SimConfig::default()).0.read_dirty(range(0, PAGE), &mut []));
+    print(&Error::malformed("a test"));
 
     let (used, _) = engine(SimConfig::default());
     let address = mapped(PAGE, READ_WRITE, ANONYMOUS, None);
@@ -222,9 +309,6 @@ fn errnos() {
         // SAFETY: the memory is this function's, and nothing depends on its contents.
         let memory = unsafe { discard_range(address, PAGE, DiscardMode::Private) }.unwrap();
         refused(used.discard(&memory));
-    }
-    for errno in [Errno::EINVAL, Errno::EPERM] {
-        print(&Error::kernel(Op::Discard, errno));
     }
 }
 
@@ -308,17 +392,56 @@ fn matches(row: &str, text: &str) -> bool {
     rest.is_empty() || (row.contains('…') && last.is_empty())
 }
 
+/// What the kernel's errnos mean for each operation.
+fn hints() -> Vec<String> {
+    let errors = OPS.iter().flat_map(|op| (1..=LAST_ERRNO).map(|errno| Error::kernel(*op, Errno(errno))));
+    errors.map(|error| error.to_string()).filter(|text| text.contains("): ")).collect()
+}
+
+/// The texts of rules, which stand in the engine's source: `ErrorKind::Other("...")`, or `refused("...")` where a
+/// closure of that name makes it.
+fn rules() -> Vec<String> {
+    let mut texts = Vec::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                rules_of(&fs::read_to_string(&path).unwrap(), &mut texts);
+            }
+        }
+    }
+    texts
+}
+
+fn rules_of(source: &str, texts: &mut Vec<String>) {
+    let arguments = |call| source.split(call).skip(1).map(str::trim_start);
+    let (literals, others): (Vec<&str>, Vec<&str>) =
+        arguments("ErrorKind::Other(").partition(|argument| argument.starts_with('"'));
+    let of_closure: Vec<&str> = if others.is_empty() { Vec::new() } else { arguments("refused(").collect() };
+    assert!(others.iter().all(|argument| argument.starts_with("text)")), "{others:?}");
+    for argument in literals.into_iter().chain(of_closure) {
+        let literal = argument.strip_prefix('"').expect("a literal").split('"').next().unwrap();
+        texts.push(literal.split("\\\n").map(str::trim_start).collect());
+    }
+}
+
 #[test]
 fn the_table_is_what_the_code_prints() {
-    let said = [
+    let output = [
         run_in_own_mounts("in_own_mounts"),
         Kernel::MemoryErrors.run_tests(&["--exact", "with_memory_errors", "--nocapture"]),
         Kernel::EmptyContainers.run_tests(&["--exact", "with_empty_containers", "--nocapture"]),
     ]
     .concat();
-    let said: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix(MARK)).map(reason).collect();
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/QEMU.md")).unwrap();
-    let section = page.split_once("### Refusals").expect("the section of the table").1;
+    let of = |mark: &'static str| output.lines().filter_map(move |line| line.strip_prefix(mark));
+    let kinds: Vec<&str> = of(KIND).collect();
+    let (hints, rules) = (hints(), rules());
+    let texts = of(MARK).chain(hints.iter().map(String::as_str)).chain(rules.iter().map(String::as_str));
+    let said: Vec<&str> = texts.map(reason).collect();
+    let section = PAGE_OF_ERRORS.split_once("### Refusals").expect("the section of the table").1;
     let section = section.split("\n#").next().unwrap();
     let rows: Vec<&str> = section
         .lines()
@@ -327,6 +450,9 @@ fn the_table_is_what_the_code_prints() {
         .collect();
     assert!(rows.len() > 20, "{rows:?}");
     let mut problems = Vec::new();
+    for kind in KINDS.iter().filter(|kind| !kinds.contains(kind)) {
+        problems.push(format!("this test provokes no error of the kind `{kind}`"));
+    }
     for row in &rows {
         if !said.iter().any(|text| matches(row, text)) {
             problems.push(format!("the code prints nothing like the row `{row}`"));

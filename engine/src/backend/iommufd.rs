@@ -115,6 +115,7 @@ impl Backend for Iommufd {
             page_sizes: PageSizes::from_bitmap(space.alignment),
             iova_ranges: space.ranges,
             entries: None,
+            entries_at_open: None,
         })
     }
 

@@ -28,6 +28,8 @@ pub struct Type1 {
     /// Whether iommufd's compatibility layer (the kernel's vfio_compat.c) serves the container, with iommufd's
     /// locking and errors.
     vfio_compat: bool,
+    /// The number of entries that fitted at first; `None`: no limit.
+    entries_at_open: Option<u64>,
     /// Maximum number of bytes for which one call reports dirty pages; `None`: no dirty tracking.
     max_dirty_bytes: Option<u64>,
 }
@@ -56,7 +58,8 @@ impl Type1 {
                 // A bit for each page.
                 tracked.max_bitmap_bytes.saturating_mul(8).saturating_mul(page)
             });
-        Ok(Self { container, page, vfio_compat: is_vfio_compat(&info), max_dirty_bytes })
+        let (vfio_compat, entries_at_open) = (is_vfio_compat(&info), entries(&info));
+        Ok(Self { container, page, vfio_compat, entries_at_open, max_dirty_bytes })
     }
 }
 
@@ -75,6 +78,11 @@ fn is_vfio_compat(info: &Type1Info) -> bool {
     info.dma_avail == Some(u32::MAX) && info.migration.is_none()
 }
 
+/// The number of entries that still fit; `None` if there is no limit.
+fn entries(info: &Type1Info) -> Option<u64> {
+    info.dma_avail.filter(|_| !is_vfio_compat(info)).map(u64::from)
+}
+
 impl Backend for Type1 {
     fn name(&self) -> &'static str {
         "type1"
@@ -84,7 +92,8 @@ impl Backend for Type1 {
         let info = read_info(&self.container)?;
         Ok(Limits {
             page_sizes: PageSizes::from_bitmap(info.page_sizes),
-            entries: info.dma_avail.filter(|_| !is_vfio_compat(&info)).map(u64::from),
+            entries: entries(&info),
+            entries_at_open: self.entries_at_open,
             iova_ranges: info.iova_ranges,
         })
     }

@@ -36,6 +36,10 @@ pub(crate) fn of(op: Op, errno: Errno) -> Option<&'static str> {
         (Op::Map, Errno::EINVAL) => {
             "the kernel does not accept the range: it ends after the end of the file, or the IOMMU cannot translate it"
         }
+        (Op::Map, Errno::ENOSPC) => {
+            "the container has as many mappings as type1 allows: raise dma_entry_limit of vfio_iommu_type1 before the \
+             container is opened (`modprobe vfio_iommu_type1 dma_entry_limit=`), or map larger blocks"
+        }
         (Op::Map | Op::Unmap, Errno::EOVERFLOW) => "the range reaches past the end of the address space",
         (Op::Unmap, Errno::EBUSY) => {
             "something else uses or changes a mapping in the range (a mediated device, another thread)"

@@ -191,6 +191,8 @@ pub enum ErrorKind {
         /// What is wrong with it.
         fault: PageFault,
     },
+    /// The kernel's description of the container is malformed, as text.
+    Malformed(&'static str),
     /// Any other broken rule, as text.
     Other(&'static str),
 }
@@ -208,8 +210,10 @@ pub struct EntryUse {
     pub exact: u64,
     /// Entries that hold device memory, and are not exact.
     pub device: u64,
-    /// The other entries.
+    /// The other entries of the library.
     pub ram: u64,
+    /// Entries that the library did not map.
+    pub others: u64,
 }
 
 /// Why a page cannot be pinned.
@@ -261,7 +265,7 @@ impl Error {
 
     /// The error for a malformed description from the kernel.
     pub fn malformed(text: &'static str) -> Self {
-        Self { kind: ErrorKind::Other(text), ..Self::kernel(Op::Info, Errno::EIO) }
+        Self { kind: ErrorKind::Malformed(text), ..Self::kernel(Op::Info, Errno::EIO) }
     }
 
     /// The error of a failed check that made no kernel call.
@@ -375,11 +379,12 @@ impl Error {
                 }
                 Ok(())
             }
-            ErrorKind::Entries(EntryUse { needed, available, total, exact, device, ram }) => write!(
+            ErrorKind::Entries(EntryUse { needed, available, total, exact, device, ram, others }) => write!(
                 f,
                 ": {needed} mappings are needed, and the container has {available} of {total} left ({ram} hold RAM, \
-                 {exact} exact regions, {device} device memory): raise dma_entry_limit of vfio_iommu_type1 before the \
-                 container is opened, or map larger blocks"
+                 {exact} exact regions, {device} device memory, {others} are not the library's): raise dma_entry_limit \
+                 of vfio_iommu_type1 before the container is opened (`modprobe vfio_iommu_type1 dma_entry_limit=`), or \
+                 map larger blocks"
             ),
             ErrorKind::OutsideIova { valid } => {
                 let bits = valid.last().map_or(64, |range| u64::BITS - range.last().leading_zeros());
@@ -437,6 +442,10 @@ impl Error {
                  use tmpfs, hugetlbfs, memfd or share=off"
             ),
             ErrorKind::Page { at, fault } => write!(f, ": {}", fault.text(*at)),
+            ErrorKind::Malformed(text) => write!(
+                f,
+                ": the kernel's description of the container is malformed: {text}: report it with the kernel's version"
+            ),
             ErrorKind::Other(text) => write!(f, ": {text}"),
         }
     }

@@ -9,6 +9,7 @@ use crate::error::{EntryUse, Errno, Error, ErrorKind, Op, PageFault};
 use crate::execute::Refusal;
 use crate::limits::{Limits, Memlock, MemlockScope, UserCharges};
 use crate::preflight;
+use crate::reconcile::plan::NoRoom;
 use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
@@ -35,10 +36,11 @@ pub struct Failed<'a> {
 
 /// Adds the reason to the error of a map call, if it can be found.
 pub fn map(error: Error, failed: &Failed<'_>) -> Error {
-    let Error { op: Op::Map, kind: ErrorKind::Kernel, range: Some(range), hva: Some(hva), errno, .. } = error
-    else {
-        return error;
-    };
+    let Error { op: Op::Map, kind: ErrorKind::Kernel, range, hva, errno, .. } = error else { return error };
+    if errno == Errno::ENOSPC {
+        return Error { kind: no_entries(failed).unwrap_or(ErrorKind::Kernel), ..error };
+    }
+    let (Some(range), Some(hva)) = (range, hva) else { return error };
     let kind = match errno {
         Errno::ENOMEM => return no_memory(error, failed),
         // Of a page with a memory error, the kernel says either.
@@ -51,11 +53,6 @@ pub fn map(error: Error, failed: &Failed<'_>) -> Error {
             found.filter(|kind| errno == Errno::EFAULT || poisoned(kind))
         }
         Errno::EINVAL => refused(range, hva, failed.backend),
-        Errno::ENOSPC => {
-            let available = failed.backend.limits().ok().and_then(|limits| limits.entries).unwrap_or(0);
-            let needed = failed.maps.len() as u64;
-            Some(ErrorKind::Entries(entries(failed.table, failed.wanted, needed, available)))
-        }
         Errno::EEXIST => Some(ErrorKind::Foreign),
         _ => None,
     };
@@ -70,18 +67,19 @@ pub fn refusal(refusal: &Refusal, limits: &Limits, table: &MapTable, wanted: &Wa
             ErrorKind::OutsideIova { valid: limits.iova_ranges.clone() }
         }
         Errno::EFAULT => ErrorKind::Page { at: entry.hva, fault: PageFault::Device },
-        Errno::ENOSPC => {
+        Errno::ENOSPC if limits.entries.is_some() => {
             let available = limits.entries.map_or(0, |total| total.saturating_sub(table.len()));
             // The region may need more than one more: what was mapped of it is unmapped again.
-            ErrorKind::Entries(entries(table, wanted, available.saturating_add(1), available))
+            let room = NoRoom { needed: available.saturating_add(1), available };
+            ErrorKind::Entries(entries(table, wanted, limits, room))
         }
         _ => ErrorKind::Kernel,
     };
     Error { kind, ..Error::kernel(Op::Map, *errno).at(entry.range).at_hva(entry.hva) }
 }
 
-/// What the entries of a container are used for, when `needed` more have to fit and `available` do.
-pub fn entries(table: &MapTable, wanted: &WantedSet, needed: u64, available: u64) -> EntryUse {
+/// What the entries of a container are used for. `limits.entries` includes those in `table`.
+pub fn entries(table: &MapTable, wanted: &WantedSet, limits: &Limits, room: NoRoom) -> EntryUse {
     let is_exact =
         |entry: &Entry| wanted.overlapping(entry.range).next().is_some_and(|wanted| wanted.region.exact);
     let (mut exact, mut device) = (0, 0);
@@ -92,15 +90,22 @@ pub fn entries(table: &MapTable, wanted: &WantedSet, needed: u64, available: u64
             device += 1;
         }
     }
-    let held = table.len();
-    EntryUse {
-        needed,
-        available,
-        total: held.saturating_add(available),
-        exact,
-        device,
-        ram: held - exact - device,
-    }
+    let NoRoom { needed, available } = room;
+    let fit = limits.entries.unwrap_or(table.len());
+    let total = limits.entries_at_open.unwrap_or(fit);
+    let others = total.saturating_sub(fit);
+    EntryUse { needed, available, total, exact, device, ram: table.len() - exact - device, others }
+}
+
+/// Why the container has no entry left for a map call, if it has a limit.
+fn no_entries(failed: &Failed<'_>) -> Option<ErrorKind> {
+    let Failed { table, wanted, maps, .. } = *failed;
+    let limits = failed.backend.limits().ok()?;
+    let available = limits.entries?;
+    let missing = maps.iter().filter(|entry| table.is_free(entry.range));
+    let room = NoRoom { needed: missing.count() as u64, available };
+    let limits = Limits { entries: Some(available.saturating_add(table.len())), ..limits };
+    Some(ErrorKind::Entries(entries(table, wanted, &limits, room)))
 }
 
 /// Why a range cannot be mapped that was inside the limits as last read, if the limits have changed: a group has joined

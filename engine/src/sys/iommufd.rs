@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::ioctl::submit;
 use crate::addr::IovaRange;
-use crate::error::{Errno, Error, KernelResult, Op, Result};
+use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::region::{Mapping, Perm};
 
 // From include/uapi/linux/iommufd.h. The only published bindings may not be linked into every program that may use
@@ -239,9 +239,9 @@ fn read_space(mut ask: impl FnMut(&mut [Range]) -> Result<IovaRanges>) -> Result
             continue;
         };
         if ranges.is_empty() {
-            return Err(Error::malformed(
-                "no IOVA of the IOAS can be mapped: its devices have no address in common",
-            ));
+            let kind =
+                ErrorKind::Other("no IOVA of the IOAS can be mapped: its devices have no address in common");
+            return Err(Error { kind, ..Error::kernel(Op::Info, Errno::EIO) });
         }
         let mut ranges: Vec<IovaRange> = ranges
             .iter()

@@ -370,7 +370,7 @@ impl Engine {
         let capacity = state.limits.entries;
         let plan = plan::plan(&state.wanted, &state.table, scope, &self.grid, self.gaps(state), capacity)
             .map_err(|room| {
-                let held = explain::entries(&state.table, &state.wanted, room.needed, room.available);
+                let held = explain::entries(&state.table, &state.wanted, &state.limits, room);
                 Error::check(Errno::ENOSPC, ErrorKind::Entries(held))
             })?;
         scope.clone_from(&plan.scope);

@@ -32,7 +32,8 @@ impl Backend for Accepting {
 
     fn limits(&self) -> Result<Limits, Error> {
         let iova_ranges = vec![range(0, 0xfee0_0000), range(0xfef0_0000, u64::MAX - 0xfef0_0000)];
-        Ok(Limits { page_sizes: PageSizes::from_bitmap(0x4020_1000), iova_ranges, entries: Some(1 << 40) })
+        let (page_sizes, entries) = (PageSizes::from_bitmap(0x4020_1000), Some(1 << 40));
+        Ok(Limits { page_sizes, iova_ranges, entries, entries_at_open: entries })
     }
 
     fn memlock(&self) -> Memlock {

@@ -61,7 +61,12 @@ pub struct Ioas {
 impl Ioas {
     /// Creates an IOAS without attaching the device.
     pub fn new(device: &Device) -> Self {
-        let (iommufd, device) = (open(Path::new("/dev/iommu")), open(&device.character_device()));
+        Self::on(open(Path::new("/dev/iommu")), device)
+    }
+
+    /// Creates an IOAS in an iommufd that has none.
+    pub fn on(iommufd: File, device: &Device) -> Self {
+        let device = open(&device.character_device());
         let mut bind = vfio::vfio_device_bind_iommufd {
             argsz: length_of::<vfio::vfio_device_bind_iommufd>(),
             iommufd: iommufd.as_raw_fd(),

@@ -26,7 +26,7 @@ use vfio_fast_engine::backend::{Backend, Mapping};
 use vfio_fast_engine::region::Perm;
 
 /// The variable that has the PCI address of the device, as in sysfs.
-const DEVICE: &str = "VFIO_FAST_DEVICE";
+pub const DEVICE: &str = "VFIO_FAST_DEVICE";
 const ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
 
 const VFIO_SET_IOMMU: libc::c_ulong = 0x3b66;
@@ -38,6 +38,7 @@ const VFIO_IOMMU_MAP_DMA: libc::c_ulong = 0x3b71;
 const VFIO_IOMMU_UNMAP_DMA: libc::c_ulong = 0x3b72;
 const IOMMU_IOAS_MAP: libc::c_ulong = 0x3b85;
 const IOMMU_IOAS_UNMAP: libc::c_ulong = 0x3b86;
+const IOMMU_OPTION: libc::c_ulong = 0x3b87;
 const IOMMU_IOAS_MAP_FILE: libc::c_ulong = 0x3b8f;
 
 /// The kinds of container.
@@ -88,6 +89,13 @@ pub fn attached(driver: Driver, run: impl FnOnce(&dyn Backend, Memory)) {
 pub fn owned(driver: Driver, run: impl FnOnce(Box<dyn Backend>, &dyn Target, Memory)) {
     on_the_kernel(Needs::default(), driver, |opened, memory| {
         run(opened.backend(driver), &Ioctls { opened, kernel: driver.answers_as(), memory }, memory);
+    });
+}
+
+/// The same, with what the test needs.
+pub fn owned_with(needs: Needs, driver: Driver, run: impl FnOnce(Box<dyn Backend>, &dyn Target)) {
+    on_the_kernel(needs, driver, |opened, memory| {
+        run(opened.backend(driver), &Ioctls { opened, kernel: driver.answers_as(), memory });
     });
 }
 
@@ -253,6 +261,7 @@ fn on_the_kernel(needs: Needs, driver: Driver, run: impl FnOnce(&Opened, Memory)
     let memory = RealMemory::new();
     let entries = needs.entries.map(EntryLimit::new);
     let opened = match driver {
+        Driver::Iommufd if needs.per_process => Opened::per_process(&device),
         Driver::Type1 => Opened::container(&device, "/dev/vfio/vfio"),
         Driver::Imitation => Opened::imitation(&device),
         Driver::Iommufd => Opened::ioas(&device, !needs.no_device),
@@ -316,7 +325,25 @@ impl Opened {
     }
 
     fn ioas(device: &Device, attach: bool) -> Self {
-        let Ioas { device, iommufd, id } = Ioas::new(device);
+        Self::of(Ioas::new(device), attach)
+    }
+
+    /// An IOAS whose iommufd counts locked memory per process.
+    fn per_process(device: &Device) -> Self {
+        let iommufd = open(Path::new("/dev/iommu"));
+        let mut option = iommufd::iommu_option {
+            size: length_of::<iommufd::iommu_option>(),
+            option_id: iommufd::iommufd_option_IOMMU_OPTION_RLIMIT_MODE,
+            op: u16::try_from(iommufd::iommufd_option_ops_IOMMU_OPTION_OP_SET).unwrap(),
+            val64: 1,
+            ..Default::default()
+        };
+        ioctl(iommufd.as_raw_fd(), IOMMU_OPTION, &mut option).expect("CAP_SYS_RESOURCE");
+        Self::of(Ioas::on(iommufd, device), true)
+    }
+
+    fn of(ioas: Ioas, attach: bool) -> Self {
+        let Ioas { device, iommufd, id } = ioas;
         let opened = Self { _opened_device: None, device, file: iommufd, ioas_id: id };
         if attach {
             opened.attach().expect("attaching to an empty IOAS works");
@@ -530,7 +557,8 @@ impl Memlock {
         assert_eq!(unsafe { libc::syscall(libc::SYS_capget, to, from) }, 0);
         let mut fewer = capabilities;
         fewer[0].effective &= !(1 << CAP_IPC_LOCK);
-        set(&libc::rlimit { rlim_cur: locked() + pages * PAGE, ..before }, fewer);
+        let limit = locked() + pages * PAGE;
+        set(&libc::rlimit { rlim_cur: limit, rlim_max: before.rlim_max.max(limit) }, fewer);
         Self { before, capabilities }
     }
 }

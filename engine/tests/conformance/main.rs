@@ -6,6 +6,7 @@ mod cases;
 mod dirty;
 mod kernel;
 mod left;
+mod refused;
 mod replaced;
 mod rest;
 mod run;
@@ -21,6 +22,7 @@ use cases::{MEMORY, PAGE};
 use common::memory::RealMemory;
 use common::{THREADS, callers};
 use kernel::Driver;
+use refused::Counts;
 use run::{Answer, Case, Difference, Hva, Kernel, Op, Target};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
@@ -467,6 +469,55 @@ fn superpages_at_zero_are_one_entry() {
 fn replaced_pages_are_mapped_again() {
     replaced::are_mapped_again(Driver::Type1);
     replaced::are_mapped_again(Driver::Iommufd);
+}
+
+#[test]
+#[ignore = "needs a device bound to vfio-pci, named by VFIO_FAST_DEVICE, and a kernel with MEMORY_FAILURE"]
+fn type1_names_a_broken_page() {
+    refused::broken_pages_are_named(Driver::Type1);
+}
+
+#[test]
+#[ignore = "needs a kernel with iommufd and MEMORY_FAILURE and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn iommufd_names_a_broken_page() {
+    refused::broken_pages_are_named(Driver::Iommufd);
+}
+
+#[test]
+#[ignore = "needs a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn type1_names_its_limits() {
+    refused::ranges_are_named(Driver::Type1);
+    refused::entries_are_named();
+}
+
+#[test]
+#[ignore = "needs a kernel with iommufd and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn iommufd_names_its_ranges() {
+    refused::ranges_are_named(Driver::Iommufd);
+}
+
+#[test]
+#[ignore = "holds a mapping until its standard input ends, for the next tests"]
+fn a_process_that_maps() {
+    refused::hold();
+}
+
+#[test]
+#[ignore = "needs two devices bound to vfio-pci, named by VFIO_FAST_DEVICE and VFIO_FAST_SECOND_DEVICE"]
+fn type1_counts_each_process() {
+    refused::each_process_is_counted_alone(Counts::Type1);
+}
+
+#[test]
+#[ignore = "needs a kernel with iommufd and two devices bound to vfio-pci"]
+fn iommufd_counts_all_processes_of_a_user() {
+    refused::processes_are_counted_together();
+}
+
+#[test]
+#[ignore = "needs a kernel with iommufd and two devices bound to vfio-pci"]
+fn iommufd_can_count_each_process() {
+    refused::each_process_is_counted_alone(Counts::Process);
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub enum Kernel {
 pub struct Needs {
     /// Pages that may be locked in addition to those that are.
     pub memlock_pages: Option<u64>,
+    /// iommufd counts locked memory per process.
+    pub per_process: bool,
     /// The maximum number of entries.
     pub entries: Option<u64>,
     pub no_device: bool,

@@ -111,7 +111,8 @@ impl Backend for PinStandIn {
     }
 
     fn limits(&self) -> Result<Limits> {
-        Ok(Limits { page_sizes: PageSizes::FOUR_KIB, iova_ranges: Vec::new(), entries: None })
+        let (page_sizes, iova_ranges) = (PageSizes::FOUR_KIB, Vec::new());
+        Ok(Limits { page_sizes, iova_ranges, entries: None, entries_at_open: None })
     }
 
     /// Unknown, because io_uring counts per user, not per process. The kernel enforces the limit.

@@ -254,11 +254,13 @@ impl Backend for Sim {
                 page_sizes: config.page_sizes,
                 iova_ranges: config.iova_ranges,
                 entries: Some(config.dma_avail.saturating_sub(used)),
+                entries_at_open: Some(config.dma_avail),
             },
             Rules::Iommufd => Limits {
                 page_sizes: PageSizes::from_bitmap(rules::alignment(&config)),
                 iova_ranges: if config.attached { config.iova_ranges } else { Vec::new() },
                 entries: None,
+                entries_at_open: None,
             },
         })
     }

@@ -23,6 +23,13 @@ checks! {
     ADeviceOfIommufdLosesOnlyWhatIsCut if has_iommufd,
     SuperpagesAtZeroAreOneEntry if shows_page_tables,
     ReplacedPagesAreMappedAgain if shows_page_tables,
+    Type1NamesItsLimits,
+    IommufdNamesItsRanges if has_iommufd,
+    Type1CountsEachProcess,
+    IommufdCountsAllProcessesOfAUser if has_iommufd,
+    IommufdCanCountEachProcess if has_iommufd,
+    Type1NamesABrokenPage,
+    IommufdNamesABrokenPage if has_iommufd,
 }
 
 fn has_iommufd(run: &Run) -> bool {
@@ -40,7 +47,8 @@ pub fn specs() -> Vec<ScenarioSpec> {
         modes: &[Mode::Fast],
         label: Label::Host,
         l2_memory_mib: 0,
-        devices: vec![Device::Edu],
+        // One for each of two processes.
+        devices: vec![Device::Edu, Device::Edu],
         device_faults: true,
         program: Program::Conformance,
         // Page tables are looked at for pages of each size, also for one of 1 GiB.

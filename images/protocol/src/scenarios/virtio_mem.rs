@@ -28,6 +28,7 @@ checks! {
     RequestRefused if |run| run.is_fast(),
     RolledBack,
     RefusalReported if |run| run.is_fast(),
+    FailuresCounted if |run| run.is_fast(),
     MappingsAfterRefusal,
     BlocksAfterRefusal,
     LockedAfterRefusal,

@@ -31,6 +31,7 @@ fn one(lab: &Lab, check: Check) -> Result<()> {
     let (reader, writer) = pipe()?;
     let mut command = Command::new(PROGRAM);
     command.args(["--ignored", "--exact", "--nocapture", test]).env("VFIO_FAST_DEVICE", &lab.job.devices[0]);
+    command.env("VFIO_FAST_SECOND_DEVICE", &lab.job.devices[1]);
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn().with_context(|| format!("cannot start {PROGRAM}"))?;
     // It holds ends of the pipe, which would never be at its end.

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -40,6 +41,8 @@ const GROWN_MIB: u64 = 160;
 const REFUSED_MIB: u64 = 416;
 const LOCKABLE: u64 = 16 * BLOCK;
 const LAST_MIB: u64 = 288;
+/// A little longer than QEMU waits with another report.
+const REPORT_INTERVAL: Duration = Duration::from_secs(11);
 
 /// Responses of a virtio-mem device.
 const ACK: u64 = 0;
@@ -335,17 +338,7 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &MappingSet) -> Resul
     }
     let refusals = preflight_refusals(lab, vm)?;
     let before = vm.witnessed()?.len();
-    let busy = responses(&qemu_trace::text()?, BUSY);
-    // The limit is lowered after the request was accepted, and before the guest follows it.
-    vm.qmp.run("stop", json!({}))?;
-    limits::set_memlock(Some(vm.pid), (lab.job.l2_memory_mib + 2 * MAX_MIB) * MIB)?;
-    request(vm, REFUSED_MIB)?;
-    limits::set_memlock(Some(vm.pid), counted + LOCKABLE)?;
-    vm.qmp.run("cont", json!({}))?;
-    let busy_seen = wait_for("the device to report to the guest that it is busy", lab.wait(), || {
-        let more = responses(&qemu_trace::text()?, BUSY) - busy;
-        Ok(Seen::of((more > 0).then_some(()), || "no such response".to_owned()))
-    });
+    let busy_seen = fail(lab, vm, REFUSED_MIB, counted + LOCKABLE)?;
     let calls = vm.witnessed()?.split_off(before);
     let mapped: u64 = calls.iter().filter(|c| c.mapped()).map(|c| c.size).sum();
     let unmapped: u64 = calls.iter().filter(|c| c.unmapped()).map(|c| c.out).sum();
@@ -368,6 +361,7 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &MappingSet) -> Resul
     lab.report.check(Check::RolledBack, &problems, &seen);
     if lab.job.mode == Mode::Fast {
         report_reported(lab, vm)?;
+        report_counted(lab, vm, before, counted + LOCKABLE)?;
     }
     region.mapped(lab, vm, AFTER_REFUSAL, GROWN_MIB)?;
     let now = count::locked_bytes(lab, vm)?;
@@ -378,6 +372,46 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &MappingSet) -> Resul
     );
     let status = vm.qmp.run("query-status", json!({}))?;
     lab.report.expect(Check::AliveAfterRefusal, status["running"] == true, &format!("the VM is {status}"));
+    Ok(())
+}
+
+/// Lets the guest follow a request for which too little memory may be locked, and waits for the device to refuse it.
+fn fail(lab: &Lab, vm: &mut Vm, mib: u64, allowed: u64) -> Result<Result<()>> {
+    let busy = responses(&qemu_trace::text()?, BUSY);
+    // The limit is lowered after the request was accepted, and before the guest follows it.
+    vm.qmp.run("stop", json!({}))?;
+    limits::set_memlock(Some(vm.pid), (lab.job.l2_memory_mib + 2 * MAX_MIB) * MIB)?;
+    request(vm, mib)?;
+    limits::set_memlock(Some(vm.pid), allowed)?;
+    vm.qmp.run("cont", json!({}))?;
+    Ok(wait_for("the device to report to the guest that it is busy", lab.wait(), || {
+        let more = responses(&qemu_trace::text()?, BUSY) - busy;
+        Ok(Seen::of((more > 0).then_some(()), || "no such response".to_owned()))
+    }))
+}
+
+/// A failure within ten seconds of a report is counted, and the next report has the number: together they are all
+/// failures since call `before`. On a slow machine none may be within ten seconds, so this tries more than once.
+fn report_counted(lab: &Lab, vm: &mut Vm, before: usize, allowed: u64) -> Result<()> {
+    let (mut failures, mut reports, mut counted) = (0, 0, 0);
+    for _ in 0..3 {
+        fail(lab, vm, REFUSED_MIB - 2, allowed)??;
+        thread::sleep(REPORT_INTERVAL);
+        fail(lab, vm, REFUSED_MIB, allowed)??;
+        vm.qmp.run("stop", json!({}))?;
+        let calls = vm.witnessed()?.split_off(before);
+        failures = calls.iter().filter(|call| call.is_map() && !call.mapped()).count();
+        let errors = vm.stderr()?;
+        vm.qmp.run("cont", json!({}))?;
+        reports = errors.lines().filter(|line| line.contains("for a vIOMMU or virtio-mem")).count();
+        let number = |line: &str| line.strip_suffix(" more such failures were not reported")?.parse::<usize>().ok();
+        counted = errors.lines().filter_map(number).sum();
+        if counted > 0 {
+            break;
+        }
+    }
+    let seen = format!("{failures} failures, {reports} reported, {counted} counted");
+    lab.report.expect(Check::FailuresCounted, counted > 0 && reports + counted == failures, &seen);
     Ok(())
 }
 
