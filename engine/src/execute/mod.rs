@@ -27,6 +27,8 @@ use crate::sys::vma;
 pub struct Refusal {
     /// The range of the region.
     pub region: IovaRange,
+    /// What the caller declared it to be.
+    pub declared: Kind,
     /// The entry that could not be mapped.
     pub entry: Entry,
     /// The kernel's error.
@@ -218,12 +220,15 @@ impl Executor<'_> {
     /// Unmaps the mapped part of a region, which is either mapped completely or not at all. The region stays wanted,
     /// but is not tried again until the caller maps it again, because a plan covers only what a transaction touched.
     fn refuse(&mut self, entry: &Entry, errno: Errno, wanted: &WantedSet) -> Result<IovaRange> {
-        let region = wanted.overlapping(entry.range).next().map_or(entry.range, |wanted| wanted.region.range);
+        let (region, declared) = wanted
+            .overlapping(entry.range)
+            .next()
+            .map_or((entry.range, entry.kind), |wanted| (wanted.region.range, wanted.declared));
         let mapped: Vec<IovaRange> = self.table.overlapping(region).map(|entry| entry.range).collect();
         for range in mapped {
             self.unmap(range)?;
         }
-        self.executed.refusals.push(Refusal { region, entry: *entry, errno });
+        self.executed.refusals.push(Refusal { region, declared, entry: *entry, errno });
         Ok(region)
     }
 

@@ -14,6 +14,8 @@ pub struct Wanted {
     pub region: Region,
     /// Identifies the `map_region` call of an exact region.
     pub generation: Generation,
+    /// The kind that the caller declared. It stays, whatever the memory turns out to be.
+    pub declared: Kind,
 }
 
 impl Ranged for Wanted {
@@ -142,6 +144,7 @@ impl WantedSet {
         {
             return Err(first.region.range);
         }
+        let declared = region.kind;
         if self.devices.contains(&region.backing) {
             region.kind = Kind::Device;
         }
@@ -151,7 +154,7 @@ impl WantedSet {
         } else {
             Generation::SHARED
         };
-        self.put(Wanted { region, generation });
+        self.put(Wanted { region, generation, declared });
         self.touched.push(region.range);
         Ok(())
     }

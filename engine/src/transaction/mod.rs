@@ -9,6 +9,7 @@ mod explained;
 mod lock;
 mod regions;
 mod remap;
+mod retry;
 mod single;
 
 use std::fmt::Write as _;
