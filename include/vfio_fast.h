@@ -84,13 +84,27 @@
  * Threads. Any thread may call any function. Calls on one handle are serialised, except vfio_fast_get_stats(), which
  * never waits. A transaction belongs to the thread that opened it: until it is committed or aborted, a call of another
  * thread that would map, unmap or discard, or that begins, checks, commits or aborts a transaction, returns -EBUSY and
- * changes nothing. Reading calls and vfio_fast_close() are still possible. Handles do not affect each other. vfio_fast_close() must be the last call on its handle. The library has
- * threads of its own only during a call on a handle, and installs no signal handlers.
+ * changes nothing. Reading calls and vfio_fast_close() are still possible. Handles do not affect each other.
+ * vfio_fast_close() must be the last call on its handle. The library has threads of its own only during a call on a
+ * handle, and installs no signal handlers.
  *
- * Poison. If the roll-back of a failed commit fails, or a bug in the library is hit, what is mapped is no longer known.
- * The call fails and poisons the handle: from then on every function that takes the handle returns -ENOTRECOVERABLE,
- * except vfio_fast_get_stats(), vfio_fast_get_info() and vfio_fast_close(). A bug in the library neither unwinds into
- * the caller nor ends the program: the call that hits it returns -ENOTRECOVERABLE.
+ * Failed commits. For a commit that fails, and a call outside a transaction that fails, one rule says what holds
+ * afterwards, unless the handle is poisoned: what it added or unmapped is neither wanted nor mapped, and everything
+ * else is wanted and mapped as before. There are two exceptions, which vfio_fast_last_error() names:
+ *   - A kernel entry that cannot be unmapped stays mapped as a whole: if the kernel refuses (on iommufd, something
+ *     else uses it), or if its rest could not be mapped again (-ENOSPC or -ENOMEM of a check: nothing was touched, and
+ *     the device keeps access to all of it). leftover_entries in struct vfio_fast_info counts them.
+ *   - A rest that the kernel refuses to map again stays wanted, but no device can access it. The call then returns
+ *     that error, whatever failed first (VFIO_FAST_OP_MAP and the range of the rest). missing_bytes counts them.
+ * Both are tried again by the next call or commit that touches their range, also by an unmap of what is not wanted,
+ * and by vfio_fast_close(). The memory of an entry that stays mapped must stay in place until then. A call that fails
+ * because an argument is wrong changes nothing.
+ *
+ * Poison. If an answer of the kernel contradicts what the library knows (another number of bytes was unmapped than was
+ * mapped, or an unmap was -EINVAL), or a bug in the library is hit, what is mapped is no longer known. The call fails
+ * and poisons the handle: from then on every function that takes the handle returns -ENOTRECOVERABLE, except
+ * vfio_fast_get_stats(), vfio_fast_get_info() and vfio_fast_close(). A bug in the library neither unwinds into the
+ * caller nor ends the program: the call that hits it returns -ENOTRECOVERABLE.
  *
  * Units. Addresses and lengths are in bytes, times in nanoseconds. Errors in structs are negative errnos.
  *
@@ -977,6 +991,16 @@ struct vfio_fast_info {
      * VFIO_IOMMU_GET_INFO or IOMMU_IOAS_IOVA_RANGES for all of them.
      */
     uint64_t iova_ranges_left_out;
+    /**
+     * Kernel entries that are mapped now although they are not wanted as a whole, because they could not be unmapped
+     * (see Failed commits). To try again, unmap their range again; until then keep the memory in place.
+     */
+    uint64_t leftover_entries;
+    /**
+     * Bytes of RAM that are wanted now and not mapped, because they could not be mapped again after a failure (see
+     * Failed commits). No device can access them.
+     */
+    uint64_t missing_bytes;
 };
 
 /**
@@ -1116,6 +1140,9 @@ int vfio_fast_map_region(struct vfio_fast *vf,
  * unmaps the whole entry and maps the rest again; a device that accesses the rest in between gets an error (see
  * Access). remapped_bytes in struct vfio_fast_stats counts the rest.
  *
+ * If the unmap itself fails, the range is not wanted any more, but may still be mapped (see Failed commits). The same
+ * call then tries again.
+ *
  * - vf: the handle
  * - range: the range to unmap; read only during the call
  * - unmapped: receives the number of bytes in the range that were wanted. May be NULL.
@@ -1225,10 +1252,9 @@ int vfio_fast_begin(struct vfio_fast *vf);
  * It checks the limits, faults memory in, unmaps and maps. It leaves kernel entries that are already right in place.
  * After it has returned 0, no device can access memory that is not wanted.
  *
- * On failure, the commit is rolled back. What the transaction added is unmapped and no longer wanted, what it
- * unmapped stays unmapped, and everything else stays mapped. The call returns the errno of the first failure, and
- * the transaction is closed. If outcome is not valid (-EINVAL, -E2BIG), nothing is done and the transaction stays
- * open. If the roll-back fails too, the handle is poisoned.
+ * On failure, the commit is rolled back: what holds then is described under Failed commits. The call returns the errno
+ * of the first failure, except where wanted memory is not mapped any more, and the transaction is closed. If outcome is
+ * not valid (-EINVAL, -E2BIG), nothing is done and the transaction stays open.
  *
  * A device region that cannot be mapped does not make the commit fail. It is reported in outcome and by a message at
  * VFIO_FAST_LOG_WARN.
@@ -1242,7 +1268,8 @@ int vfio_fast_begin(struct vfio_fast *vf);
  * - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
  * - -ENOMEM: the locked-memory limit is too low (vfio_fast_last_error() says what is needed, what is allowed and
  *   what to raise), or the kernel ran out of memory
- * - -ENOSPC: the container has too few kernel entries left (dma_avail)
+ * - -ENOSPC: the container has too few kernel entries left (dma_avail), for what the transaction adds or for the rest
+ *   of an entry that it unmaps in part
  * - -EIO: the kernel did not unmap as many bytes as were mapped: something else changed the container
  * - another errno from a map or unmap call of the kernel, such as -EFAULT
  *
@@ -1321,8 +1348,8 @@ int vfio_fast_abort(struct vfio_fast *vf);
  * 0, a common error, or
  * - -EBUSY: a transaction is open, of this thread or of another one
  * - -EINVAL: length is 0; the range extends past the end of the address space
- * - any error of vfio_fast_commit(). The library then tries to map the entries as they were; if that fails too, the
- *   handle is poisoned.
+ * - any error of vfio_fast_commit(). The library then tries to map the entries as they were; what cannot be mapped
+ *   stays wanted (see Failed commits).
  *
  * # Threads
  * Any thread; waits for other calls on the same handle. The call may start threads, which block all signals and end

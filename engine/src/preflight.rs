@@ -35,12 +35,18 @@ pub fn locked(plan: &Plan, backend: &dyn Backend) -> Result<()> {
     let pinned = ram().fold(0u64, |sum, entry| sum.saturating_add(entry.range.length()));
     let unpinned = plan.unmaps.iter().fold(0u64, |sum, unmap| sum.saturating_add(unmap.ram_bytes));
     let needed = pinned.saturating_sub(unpinned);
-    match ram().next() {
-        Some(first) if needed > 0 => {
-            too_much_locked(first, needed, backend.memlock(), || backend.user_charges()).map_or(Ok(()), Err)
+    let Some(first) = ram().next() else { return Ok(()) };
+    let memlock = backend.memlock();
+    // What is pinned again counts as much as what is new, if the limit was lowered. What other processes of a user have
+    // pinned takes long to read.
+    let memlock = match memlock.scope {
+        MemlockScope::User if needed == 0 => return Ok(()),
+        MemlockScope::User => memlock,
+        MemlockScope::Process => {
+            Memlock { locked: memlock.locked.saturating_sub(unpinned.saturating_sub(pinned)), ..memlock }
         }
-        _ => Ok(()),
-    }
+    };
+    too_much_locked(first, needed, memlock, || backend.user_charges()).map_or(Ok(()), Err)
 }
 
 /// Whether the IOMMU can translate every byte of `range`, as far as the kernel reports it.

@@ -224,6 +224,8 @@ pub(crate) fn info(info: &Info, backend: u32) -> vfio_fast_info {
         superpages: superpages(info.limits.page_sizes.superpages()),
         iova_list: iova_list(ranges),
         iova_ranges_left_out: ranges.len().saturating_sub(VFIO_FAST_IOVA_LIST as usize) as u64,
+        leftover_entries: info.leftover_entries,
+        missing_bytes: info.missing_bytes,
     }
 }
 

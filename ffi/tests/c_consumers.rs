@@ -71,6 +71,11 @@ fn every_kernel_call_fails_once() {
 }
 
 #[test]
+fn what_cannot_be_unmapped_is_told() {
+    passes("leftovers.c", Language::C11);
+}
+
+#[test]
 fn panics_poison_and_never_cross() {
     passes("panics.c", Language::C11);
 }

@@ -1,11 +1,13 @@
 //! Errors that name the operation, the numbers, and the setting to change.
 
 mod hint;
+mod unfinished;
 
 use std::fmt;
 
 use crate::addr::{Bytes, HostVa, IovaRange};
 use crate::limits::UserCharges;
+pub use unfinished::Unfinished;
 
 /// A kernel error number, unchanged: the kernel can return values that this crate has no name for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -241,6 +243,8 @@ pub struct Error {
     pub hva: Option<HostVa>,
     /// The kind, with its numbers.
     pub kind: ErrorKind,
+    /// What is different from what is wanted after a failed commit; `None`: nothing.
+    pub unfinished: Option<Box<Unfinished>>,
 }
 
 /// The result of this crate's fallible functions.
@@ -252,7 +256,7 @@ pub type KernelResult<T> = std::result::Result<T, Errno>;
 impl Error {
     /// The error of a kernel call.
     pub fn kernel(op: Op, errno: Errno) -> Self {
-        Self { op, errno, range: None, hva: None, kind: ErrorKind::Kernel }
+        Self { op, errno, range: None, hva: None, kind: ErrorKind::Kernel, unfinished: None }
     }
 
     /// The error for a malformed description from the kernel.
@@ -314,6 +318,13 @@ impl fmt::Display for Error {
             write!(f, " at host address {hva:?}")?;
         }
         write!(f, " failed: {}", self.errno)?;
+        self.write_kind(f)?;
+        self.unfinished.as_ref().map_or(Ok(()), |unfinished| unfinished.fmt(f))
+    }
+}
+
+impl Error {
+    fn write_kind(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             ErrorKind::Kernel => hint::of(self.op, self.errno).map_or(Ok(()), |hint| write!(f, ": {hint}")),
             ErrorKind::Misaligned { value, page } => {

@@ -2,6 +2,7 @@
 
 mod batch;
 mod parallel;
+mod restore;
 mod share;
 
 use std::time::{Duration, Instant};
@@ -60,6 +61,8 @@ pub struct Executed {
     pub refusals: Vec<Refusal>,
     /// Entries declared as RAM that turned out to be device memory. Their regions count as device memory from now on.
     pub devices: Vec<Entry>,
+    /// Whether the kernel's answer to an unmap call contradicts the table. What the kernel holds is then not known.
+    pub contradicted: bool,
 }
 
 /// Executes plans on one backend.
@@ -247,7 +250,16 @@ impl Executor<'_> {
     fn make(&mut self, call: Call) -> Result<()> {
         let Call { range, entries, bytes } = call;
         let start = Instant::now();
-        let answer = match (&mut self.dirty, self.backend.dirty_tracking()) {
+        let answer = self.ask_to_unmap(range);
+        let done = self.record_unmap(range, bytes, answer, start.elapsed());
+        if answer.is_err() && entries > 1 {
+            self.unmap_one_by_one(range);
+        }
+        done
+    }
+
+    fn ask_to_unmap(&mut self, range: IovaRange) -> KernelResult<u64> {
+        match (&mut self.dirty, self.backend.dirty_tracking()) {
             (Some(dirty), Some(tracking)) if range.length() <= tracking.max_bytes() => {
                 let mut bitmap = vec![0; words_for(range, dirty.page()) as usize];
                 // Bits that were returned with an error are valid too.
@@ -261,22 +273,21 @@ impl Executor<'_> {
                 self.backend.unmap(range)
             }
             (None, _) => self.backend.unmap(range),
-        };
-        let done = self.record_unmap(range, bytes, answer, start.elapsed());
-        if answer.is_err() && entries > 1 && self.backend.capabilities().parallel {
-            self.unmap_one_by_one(range);
         }
-        done
     }
 
-    /// Unmaps the entries of a call that failed with an error, so that the table is right again: iommufd has unmapped
-    /// the entries before the one that caused the error. Further errors are not returned, because the call's is.
+    /// Unmaps the entries of a call that failed with an error, so that one entry does not keep the others mapped, and
+    /// so that the table is right again: iommufd, and type1 with a bitmap, have unmapped the entries before the one that
+    /// caused the error. Further errors are not returned, because the call's is.
     fn unmap_one_by_one(&mut self, range: IovaRange) {
+        if self.executed.contradicted {
+            return;
+        }
         let entries: Vec<IovaRange> = self.table.overlapping(range).map(|entry| entry.range).collect();
-        let mut unmapped_by_the_call = true;
+        let mut unmapped_by_the_call = self.backend.capabilities().parallel || self.dirty.is_some();
         for range in entries {
             let start = Instant::now();
-            let mut answer = self.backend.unmap(range);
+            let mut answer = self.ask_to_unmap(range);
             unmapped_by_the_call &= answer == Ok(0);
             if unmapped_by_the_call {
                 answer = Ok(range.length());
@@ -304,10 +315,15 @@ impl Executor<'_> {
     ) -> Result<()> {
         self.executed.unmap_time += took;
         self.executed.unmap_longest = self.executed.unmap_longest.max(took);
-        let got = answer.map_err(|errno| Error::kernel(Op::Unmap, errno).at(range))?;
+        let got = answer.map_err(|errno| {
+            // The kernel has no other reason for EINVAL than a mapping that the table does not have, or no container.
+            self.executed.contradicted |= errno == Errno::EINVAL;
+            Error::kernel(Op::Unmap, errno).at(range)
+        })?;
         self.executed.unmap_calls += 1;
         self.executed.unmap_bytes = self.executed.unmap_bytes.saturating_add(got);
         if got != expected {
+            self.executed.contradicted = true;
             let error = Error::kernel(Op::Unmap, Errno::EIO).at(range);
             return Err(Error { kind: ErrorKind::ByteCount { expected, got }, ..error });
         }

@@ -35,7 +35,7 @@ pub struct Failed<'a> {
 
 /// Adds the reason to the error of a map call, if it can be found.
 pub fn map(error: Error, failed: &Failed<'_>) -> Error {
-    let Error { op: Op::Map, kind: ErrorKind::Kernel, range: Some(range), hva: Some(hva), errno } = error
+    let Error { op: Op::Map, kind: ErrorKind::Kernel, range: Some(range), hva: Some(hva), errno, .. } = error
     else {
         return error;
     };

@@ -80,6 +80,20 @@ pub fn plan(
     gaps: Gaps,
     capacity: Option<u64>,
 ) -> Result<Plan, NoRoom> {
+    plan_around(wanted, table, touched, grid, gaps, capacity, |_| false)
+}
+
+/// The same, but keeps the entries that `stays` names. Where they map something that is wanted, they map it as it is
+/// wanted.
+pub fn plan_around(
+    wanted: &WantedSet,
+    table: &MapTable,
+    touched: &[IovaRange],
+    grid: &Grid,
+    gaps: Gaps,
+    capacity: Option<u64>,
+    stays: impl Fn(&Entry) -> bool,
+) -> Result<Plan, NoRoom> {
     let mut plan = Plan::default();
     if touched.is_empty() {
         return Ok(plan);
@@ -88,7 +102,7 @@ pub fn plan(
     let mut found: Vec<(&Entry, bool)> = Vec::new();
     for range in merged(touched.to_vec()) {
         for entry in table.overlapping(range) {
-            let covered = wanted.covers(entry, range);
+            let covered = wanted.covers(entry, range) || stays(entry);
             match found.last_mut() {
                 // An entry that overlaps two ranges is found twice in succession.
                 Some((last, whole)) if last.range.start() == entry.range.start() => *whole &= covered,

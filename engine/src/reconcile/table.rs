@@ -12,6 +12,9 @@ pub struct Generation(pub u64);
 impl Generation {
     /// For everything that is not exact.
     pub const SHARED: Self = Self(0);
+    /// For entries that should have been unmapped and could not be. No region has it, so that the next plan that touches
+    /// such an entry unmaps it: the memory at its address can be other memory by then.
+    pub const LEFTOVER: Self = Self(u64::MAX);
 }
 
 /// One entry of the kernel.
@@ -65,6 +68,11 @@ impl Entry {
             && self.hva_at(shared.start()) == other.hva_at(shared.start())
     }
 
+    /// Whether the entry should have been unmapped, and could not be.
+    pub fn is_leftover(&self) -> bool {
+        self.generation == Generation::LEFTOVER
+    }
+
     /// Whether the IOVA and the host address agree modulo `page`, a power of two: a superpage of that size can map
     /// the entry only if they do.
     fn congruent(&self, page: u64) -> bool {
@@ -81,6 +89,8 @@ pub struct Totals {
     pub congruent_2m: u64,
     /// Bytes with an IOVA and a host address that agree modulo 1 GiB.
     pub congruent_1g: u64,
+    /// The number of entries that should have been unmapped, and could not be.
+    pub leftovers: u64,
 }
 
 /// The table: disjoint entries, sorted by IOVA.
@@ -143,6 +153,16 @@ impl MapTable {
         gone.into_iter().for_each(|start| self.remove(start));
     }
 
+    /// Records that the entries in `range` should have been unmapped, and could not be.
+    pub fn mark_leftovers(&mut self, range: IovaRange) {
+        let left: Vec<Entry> =
+            self.overlapping(range).filter(|entry| !entry.is_leftover()).copied().collect();
+        for entry in left {
+            self.totals.leftovers += 1;
+            self.entries.change(entry.range.start(), |entry| entry.generation = Generation::LEFTOVER);
+        }
+    }
+
     fn remove(&mut self, start: u64) {
         if let Some(entry) = self.entries.remove(start) {
             self.count(&entry, u64::wrapping_sub);
@@ -152,6 +172,7 @@ impl MapTable {
     fn count(&mut self, entry: &Entry, add: fn(u64, u64) -> u64) {
         let bytes = entry.range.length();
         self.totals.bytes = add(self.totals.bytes, bytes);
+        self.totals.leftovers = add(self.totals.leftovers, u64::from(entry.is_leftover()));
         if entry.congruent(1 << 21) {
             self.totals.congruent_2m = add(self.totals.congruent_2m, bytes);
         }
@@ -203,9 +224,13 @@ mod tests {
             Totals {
                 bytes: (1 << 30) + (1 << 21) + 0x1000,
                 congruent_2m: (1 << 30) + (1 << 21),
-                congruent_1g: 1 << 30
+                congruent_1g: 1 << 30,
+                leftovers: 0
             }
         );
+        table.mark_leftovers(entry(0, 0x1000, 0).range);
+        table.mark_leftovers(entry(0, 0x1000, 0).range);
+        assert_eq!(table.totals().leftovers, 1);
         table.remove_within(IovaRange::ALL);
         assert_eq!(table.totals(), Totals::default());
         assert!(table.is_empty());

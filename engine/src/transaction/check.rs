@@ -16,6 +16,7 @@ impl Engine {
     pub fn check_limits(&self) -> Result<()> {
         let mut state = self.in_transaction()?;
         let mut scope = state.wanted.touched().to_vec();
+        state.extend_scope(&mut scope);
         self.ask_limits(&mut state);
         let plan = self.plan(&state, &mut scope)?;
         preflight::locked(&plan, &*self.backend)?;

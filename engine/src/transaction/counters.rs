@@ -54,7 +54,11 @@ impl Engine {
         counters.kept_entries.add(outcome.kept_entries);
         counters.kept_bytes.add(outcome.kept_bytes);
         counters.remapped_bytes.add(outcome.remapped_bytes);
-        counters.device_failures.add(outcome.executed.refusals.len() as u64);
+        self.record_refusals(&outcome.executed);
+    }
+
+    pub(super) fn record_refusals(&self, executed: &Executed) {
+        self.counters.device_failures.add(executed.refusals.len() as u64);
     }
 
     pub(super) fn record_state(&self, state: &State) {

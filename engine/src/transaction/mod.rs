@@ -10,9 +10,9 @@ mod lock;
 mod regions;
 mod remap;
 mod retry;
+mod rollback;
 mod single;
 
-use std::fmt::Write as _;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock};
 use std::thread::{self, ThreadId};
@@ -105,6 +105,10 @@ pub struct Info {
     pub in_transaction: bool,
     /// Whether the engine is poisoned.
     pub poisoned: bool,
+    /// Entries that are mapped although they are not wanted as a whole, because they could not be unmapped.
+    pub leftover_entries: u64,
+    /// Bytes of RAM that are wanted and not mapped, because they could not be mapped again after a failure.
+    pub missing_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -114,6 +118,10 @@ struct State {
     wanted: WantedSet,
     objects: Objects,
     table: MapTable,
+    /// RAM that is wanted and could not be mapped again after a failure, until a commit that touches it.
+    missing: Vec<IovaRange>,
+    /// Whether an answer of the kernel has contradicted the table.
+    contradicted: bool,
     /// Dirty pages that were not reported yet; `None` while tracking is off.
     dirty: Option<DirtyPages>,
     /// The thread that has a transaction open.
@@ -166,9 +174,10 @@ impl Engine {
             return Err(Error::check(Errno::EINVAL, ErrorKind::Misaligned { value, page }).of(Op::Open));
         }
         let grid = grid.with_cuts(cuts);
-        let (wanted, objects, table, logged) = Default::default();
+        let (wanted, objects, table, missing, contradicted, logged) = Default::default();
         let (dirty, owner, poison) = (None, None, None);
-        let state = State { limits, wanted, objects, table, dirty, owner, logged, poison };
+        let state =
+            State { limits, wanted, objects, table, missing, contradicted, dirty, owner, logged, poison };
         let (state, counters) = (Mutex::new(state), Counters::default());
         let logged_limit = AtomicBool::new(false);
         let method = OnceLock::new();
@@ -241,6 +250,8 @@ impl Engine {
             parallel: self.backend.capabilities().parallel,
             in_transaction: state.owner.is_some(),
             poisoned: state.poison.is_some(),
+            leftover_entries: state.table.totals().leftovers,
+            missing_bytes: state.missing.iter().fold(0, |sum, range| sum.saturating_add(range.length())),
         }
     }
 
@@ -266,6 +277,7 @@ impl Engine {
     /// extended to everything that may have changed.
     fn reconcile_with_dirty(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Outcome> {
         let start = Instant::now();
+        state.extend_scope(scope);
         if scope.is_empty() {
             state.wanted.commit();
             self.counters.empty_commits.add(1);
@@ -274,27 +286,15 @@ impl Engine {
         match self.attempt(state, scope) {
             Ok(outcome) => {
                 state.wanted.commit();
+                state.settle(scope, &[]);
                 state.forget_objects();
                 let outcome = Outcome { duration: start.elapsed(), ..outcome };
                 self.record_commit(&outcome);
                 self.record_state(state);
                 Ok(outcome)
             }
-            Err(error) => {
-                self.fail(state, scope, &error);
-                Err(error)
-            }
+            Err(error) => Err(self.fail(state, scope, error)),
         }
-    }
-
-    /// Ends a commit that failed with `error`: restores the mappings in `scope` from before, except what the
-    /// transaction unmapped.
-    fn fail(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
-        self.log.write(Level::Error, format_args!("{error}"));
-        self.roll_back(state, scope, error);
-        state.forget_objects();
-        self.counters.failed_commits.add(1);
-        self.record_state(state);
     }
 
     /// Tries once to make the kernel's mappings equal the wanted regions. `scope` is extended to everything that may
@@ -310,6 +310,7 @@ impl Engine {
         let options = PopulateOptions { threads, cpus, method, huge_pages, chunk: populate::CHUNK_BYTES };
         let run = executor.run(&plan, wanted, Some(options));
         let executed = executor.executed;
+        state.contradicted |= executed.contradicted;
         self.record_executed(&executed);
         self.log_executed(state, &executed);
         for entry in &executed.devices {
@@ -358,32 +359,6 @@ impl Engine {
         if let Ok(limits) = self.backend.limits() {
             let entries = limits.entries.map(|left| left.saturating_add(state.table.len()));
             state.limits = Limits { entries, ..limits };
-        }
-    }
-
-    /// After a failure, restores the mappings from before the transaction, except what the transaction unmapped.
-    fn roll_back(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
-        state.wanted.roll_back_additions();
-        self.counters.rollbacks.add(1);
-        self.restore(state, scope, error);
-    }
-
-    /// Makes the mappings in `scope` equal the wanted regions again, after `error`. If that fails, poisons the
-    /// engine.
-    fn restore(&self, state: &mut State, scope: &[IovaRange], error: &Error) {
-        let gaps = self.gaps(state);
-        let State { table, wanted, objects, dirty, .. } = state;
-        let undone = plan::plan(wanted, table, scope, &self.grid, gaps, None).map(|plan| {
-            let mut executor = self.executor(table, objects, dirty.as_mut(), self.threads_for(&plan));
-            let run = executor.run(&plan, wanted, None);
-            self.record_executed(&executor.executed);
-            run
-        });
-        if let Ok(Err(second)) = undone {
-            let mut cause = error.to_string();
-            // Writing to a string cannot fail.
-            let _ = write!(cause, "; and taking it back failed: {second}");
-            self.set_poison(state, cause);
         }
     }
 

@@ -151,7 +151,7 @@ impl Engine {
             debug_assert!(removed.is_ok(), "what was inserted can be removed");
         }
         state.wanted.commit();
-        self.restore(&mut state, &added, &error);
+        let error = self.restore(&mut state, &added, error);
         state.forget_dirty(&added);
         state.forget_objects();
         self.record_state(&state);

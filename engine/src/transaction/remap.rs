@@ -30,21 +30,20 @@ impl Engine {
         let unmapped = self.execute_unmaps(&mut state, &unmaps);
         match unmapped.and_then(|()| self.attempt(&mut state, &mut scope)) {
             Ok(outcome) => {
+                state.settle(&scope, &[]);
                 self.record_commit(&outcome);
                 self.record_state(&state);
                 Ok(outcome.executed.map_bytes)
             }
-            Err(error) => {
-                self.fail(&mut state, &scope, &error);
-                Err(error)
-            }
+            Err(error) => Err(self.fail(&mut state, &scope, error)),
         }
     }
 
     fn execute_unmaps(&self, state: &mut State, unmaps: &[Unmap]) -> Result<()> {
-        let State { table, objects, dirty, .. } = state;
+        let State { table, objects, dirty, contradicted, .. } = state;
         let mut executor = self.executor(table, objects, dirty.as_mut(), 1);
         let unmapped = executor.clear(unmaps);
+        *contradicted |= executor.executed.contradicted;
         self.record_executed(&executor.executed);
         unmapped
     }

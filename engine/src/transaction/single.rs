@@ -60,27 +60,29 @@ impl Engine {
         // The kernel checks the limits as the preflight of a plan does. Reading them before each call would take longer
         // than the call.
         let error = self.explained(state, not_mapped(&entry, errno), &[entry], 0, &executed);
-        self.fail(state, &[entry.range], &error);
+        let error = self.fail(state, &[entry.range], error);
         state.forget_dirty(&[entry.range]);
         Err(error)
     }
 
     fn unmap_single(&self, state: &mut State, region: &Region) -> Result<()> {
         let range = region.range;
-        let State { table, objects, .. } = &mut *state;
+        let State { table, objects, contradicted, .. } = &mut *state;
         // Which of its pages are dirty no longer matters: nothing in the entry is wanted.
         let mut executor = self.executor(table, objects, None, 1);
         let unmapped = executor.unmap(range);
+        *contradicted |= executor.executed.contradicted;
         self.record_executed(&executor.executed);
-        match &unmapped {
+        let unmapped = match unmapped {
             Ok(()) => {
                 if !state.wanted.names(region.backing) {
                     state.objects.remove(region.backing);
                 }
                 self.end_single(state);
+                Ok(())
             }
-            Err(error) => self.fail(state, &[range], error),
-        }
+            Err(error) => Err(self.fail(state, &[range], error)),
+        };
         state.forget_dirty(&[range]);
         unmapped
     }

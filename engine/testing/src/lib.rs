@@ -75,6 +75,13 @@ fn may_be_one_entry(cells: &[Cell]) -> bool {
     cells.iter().all(|cell| cell.region == cells[0].region) || cells.iter().all(join)
 }
 
+/// Units that are mapped and not wanted, and units that are wanted and not mapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    pub left: Vec<u64>,
+    pub missing: Vec<u64>,
+}
+
 /// The space, unit by unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -168,6 +175,13 @@ impl Space {
 
     /// Fails unless the kernel's mappings are exactly this space.
     pub fn assert_mapped(&self, kernel: &[Mapping]) {
+        let difference = self.difference(kernel);
+        assert_eq!(difference, Difference::default(), "the kernel holds something else than what is wanted");
+    }
+
+    /// What the kernel's mappings have more and less than this space. Fails if they map something else at a unit that
+    /// is wanted.
+    pub fn difference(&self, kernel: &[Mapping]) -> Difference {
         let mut held: Vec<Option<(u64, Perm)>> = vec![None; UNITS as usize];
         for mapping in kernel {
             let first = mapping.range.start().wrapping_sub(self.base) / UNIT;
@@ -177,8 +191,16 @@ impl Space {
                 *cell = Some((mapping.hva.raw() + unit * UNIT, mapping.perm));
             }
         }
-        let wanted: Vec<_> = self.cells.iter().map(|cell| cell.map(|cell| (cell.hva, cell.perm))).collect();
-        assert_eq!(held, wanted, "the kernel holds something else than what is wanted");
+        let mut difference = Difference::default();
+        for (unit, (held, wanted)) in held.into_iter().zip(&self.cells).enumerate() {
+            let wanted = wanted.map(|cell| (cell.hva, cell.perm));
+            match (held, wanted) {
+                (Some(_), None) => difference.left.push(unit as u64),
+                (None, Some(_)) => difference.missing.push(unit as u64),
+                _ => assert_eq!(held, wanted, "the kernel maps something else at unit {unit}"),
+            }
+        }
+        difference
     }
 
     /// Fails unless each exact region is one mapping, and no mapping crosses a grid cut, the boundary of an object, or

@@ -11,7 +11,9 @@ use super::common::{CUT, ENTRY, Piece, Space, Step, drive};
 use super::kernel::{self, Driver};
 use super::run::{Hva, Target};
 use super::witness::{self, PageTables, Translation, Translations, assert_same};
+use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::{Backend, Capabilities, Mapping};
+use vfio_fast_engine::error::Unfinished;
 use vfio_fast_engine::limits::{Limits, Memlock};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::region::{Kind, Perm};
@@ -259,7 +261,14 @@ fn on_engine(
     }
     let poisoned = engine.info().poisoned;
     if !poisoned {
-        let mut wanted = witness::wanted(&space);
+        let unfinished = committed.as_ref().err().and_then(|error| error.unfinished.as_deref());
+        let mut wanted = match unfinished {
+            None => witness::wanted(&space),
+            Some(unfinished) => {
+                assert!(trouble.failing.len() > 1, "one failure can be rolled back: {trouble:?}");
+                left_as_told(&engine, &space, unfinished)
+            }
+        };
         if let Some((iova, translation)) = in_the_way {
             // The tables must also show a mapping that the engine did not make.
             let differences = witness::differences(&wanted, &tables.read());
@@ -275,6 +284,24 @@ fn on_engine(
     }
     assert_same(&format!("closed after {trouble:x?}"), &nothing, &tables.read());
     Came { made, unmaps, callers: callers.len(), failed, poisoned }
+}
+
+/// What the IOMMU has to translate if a rollback could not do everything. Fails if the engine does not name all of the
+/// difference to what is wanted.
+fn left_as_told(engine: &Engine, space: &Space, unfinished: &Unfinished) -> Translations {
+    let mappings: Vec<Mapping> = engine.entries().iter().map(|entry| entry.mapping()).collect();
+    let difference = space.difference(&mappings);
+    let told =
+        |ranges: &[IovaRange], unit: &u64| ranges.iter().any(|range| range.contains(space.range(*unit, 1)));
+    assert!(
+        difference.left.iter().all(|unit| told(&unfinished.leftover, unit)),
+        "{difference:?} {unfinished:?}"
+    );
+    assert!(
+        difference.missing.iter().all(|unit| told(&unfinished.missing, unit)),
+        "{difference:?} {unfinished:?}"
+    );
+    witness::mapped(&mappings)
 }
 
 fn transact(engine: &Engine, space: &mut Space, steps: &[Step]) -> Result<()> {

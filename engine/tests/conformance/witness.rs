@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::cases::PAGE;
 use super::common::{Space, UNIT};
+use vfio_fast_engine::backend::Mapping;
 use vfio_fast_engine::region::Perm;
 
 /// The physical address in a page table entry.
@@ -106,14 +107,25 @@ fn parse(text: &str) -> Result<Translations, String> {
 
 /// The translations that a space requires, page by page, with the memory that this process has there now.
 pub fn wanted(space: &Space) -> Translations {
+    let cells = (0..).zip(&space.cells).filter_map(|(unit, cell)| Some((unit, (*cell)?)));
+    translations(cells.map(|(unit, cell)| (space.iova(unit), cell.hva, UNIT, cell.perm)))
+}
+
+/// The translations of these mappings.
+pub fn mapped(mappings: &[Mapping]) -> Translations {
+    let part =
+        |mapping: &Mapping| (mapping.range.start(), mapping.hva.raw(), mapping.range.length(), mapping.perm);
+    translations(mappings.iter().map(part))
+}
+
+/// The translations of memory: its IOVA, host address, length and permission.
+fn translations(parts: impl Iterator<Item = (u64, u64, u64, Perm)>) -> Translations {
     let pagemap = File::open("/proc/self/pagemap").unwrap();
     let mut pages = Translations::new();
-    for (unit, cell) in (0..).zip(&space.cells) {
-        let Some(cell) = cell else { continue };
-        for offset in (0..UNIT).step_by(PAGE as usize) {
-            let physical = physical(&pagemap, cell.hva + offset);
-            let translation = Translation { physical, writable: cell.perm == Perm::ReadWrite };
-            pages.insert(space.iova(unit) + offset, translation);
+    for (iova, hva, bytes, perm) in parts {
+        for offset in (0..bytes).step_by(PAGE as usize) {
+            let physical = physical(&pagemap, hva + offset);
+            pages.insert(iova + offset, Translation { physical, writable: perm == Perm::ReadWrite });
         }
     }
     pages

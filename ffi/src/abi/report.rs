@@ -182,6 +182,12 @@ pub struct vfio_fast_info {
     /// Number of ranges that did not fit into iova_list, all above its last one. Use only what is listed, or
     /// VFIO_IOMMU_GET_INFO or IOMMU_IOAS_IOVA_RANGES for all of them.
     pub iova_ranges_left_out: u64,
+    /// Kernel entries that are mapped now although they are not wanted as a whole, because they could not be unmapped
+    /// (see Failed commits). To try again, unmap their range again; until then keep the memory in place.
+    pub leftover_entries: u64,
+    /// Bytes of RAM that are wanted now and not mapped, because they could not be mapped again after a failure (see
+    /// Failed commits). No device can access them.
+    pub missing_bytes: u64,
 }
 
 sized32!(vfio_fast_failure, 56);

@@ -62,6 +62,9 @@ pub unsafe extern "C" fn vfio_fast_map_region(vf: *mut vfio_fast, region: *const
 /// unmaps the whole entry and maps the rest again; a device that accesses the rest in between gets an error (see
 /// Access). remapped_bytes in struct vfio_fast_stats counts the rest.
 ///
+/// If the unmap itself fails, the range is not wanted any more, but may still be mapped (see Failed commits). The same
+/// call then tries again.
+///
 /// - vf: the handle
 /// - range: the range to unmap; read only during the call
 /// - unmapped: receives the number of bytes in the range that were wanted. May be NULL.

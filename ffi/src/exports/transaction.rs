@@ -37,10 +37,9 @@ pub unsafe extern "C" fn vfio_fast_begin(vf: *mut vfio_fast) -> c_int {
 /// It checks the limits, faults memory in, unmaps and maps. It leaves kernel entries that are already right in place.
 /// After it has returned 0, no device can access memory that is not wanted.
 ///
-/// On failure, the commit is rolled back. What the transaction added is unmapped and no longer wanted, what it
-/// unmapped stays unmapped, and everything else stays mapped. The call returns the errno of the first failure, and
-/// the transaction is closed. If outcome is not valid (-EINVAL, -E2BIG), nothing is done and the transaction stays
-/// open. If the roll-back fails too, the handle is poisoned.
+/// On failure, the commit is rolled back: what holds then is described under Failed commits. The call returns the errno
+/// of the first failure, except where wanted memory is not mapped any more, and the transaction is closed. If outcome is
+/// not valid (-EINVAL, -E2BIG), nothing is done and the transaction stays open.
 ///
 /// A device region that cannot be mapped does not make the commit fail. It is reported in outcome and by a message at
 /// VFIO_FAST_LOG_WARN.
@@ -54,7 +53,8 @@ pub unsafe extern "C" fn vfio_fast_begin(vf: *mut vfio_fast) -> c_int {
 /// - -EINVAL: no transaction is open; RAM lies outside the device addresses that the IOMMU can translate
 /// - -ENOMEM: the locked-memory limit is too low (vfio_fast_last_error() says what is needed, what is allowed and
 ///   what to raise), or the kernel ran out of memory
-/// - -ENOSPC: the container has too few kernel entries left (dma_avail)
+/// - -ENOSPC: the container has too few kernel entries left (dma_avail), for what the transaction adds or for the rest
+///   of an entry that it unmaps in part
 /// - -EIO: the kernel did not unmap as many bytes as were mapped: something else changed the container
 /// - another errno from a map or unmap call of the kernel, such as -EFAULT
 ///

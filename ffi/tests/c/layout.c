@@ -94,7 +94,9 @@ SAME(offsetof(struct vfio_fast_info, max_unmap_bytes), 80);
 SAME(offsetof(struct vfio_fast_info, superpages), 92);
 SAME(offsetof(struct vfio_fast_info, iova_list), 96);
 SAME(offsetof(struct vfio_fast_info, iova_ranges_left_out), 608);
-SAME(sizeof(struct vfio_fast_info), 616);
+SAME(offsetof(struct vfio_fast_info, leftover_entries), 616);
+SAME(offsetof(struct vfio_fast_info, missing_bytes), 624);
+SAME(sizeof(struct vfio_fast_info), 632);
 SAME(offsetof(struct vfio_fast_iova_range, last), 8);
 SAME(sizeof(struct vfio_fast_iova_range), 16);
 
