@@ -256,6 +256,10 @@ fn exits(lab: &Lab) -> Result<()> {
         problems.push(format!("{discarded} blocks of memory were discarded"));
     }
     lab.report.check(Check::ExitWithAsyncTeardown, &problems, "unmapped, and nothing was discarded");
+    // Another process has QEMU's memory, and with its BARs the device.
+    wait_for("the teardown to end", FREED_WITHIN, || {
+        Ok(Seen::of((!proc::is_running("cleanup/")?).then_some(()), || "it runs".to_owned()))
+    })?;
     Ok(())
 }
 
