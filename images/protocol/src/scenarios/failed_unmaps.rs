@@ -33,7 +33,11 @@ pub fn specs() -> Vec<ScenarioSpec> {
         l2_boots: true,
         modes: &[Mode::Fast],
         limit: Duration::from_secs(900),
-        ..ScenarioSpec::plain(NAME, "the kernel refuses to unmap, or nobody knows what is mapped", Check::expected_names)
+        ..ScenarioSpec::plain(
+            NAME,
+            "the kernel refuses to unmap, or nobody knows what is mapped",
+            Check::expected_names,
+        )
     };
     let iommufd = type1.through_iommufd(Host::INTEL_NEWEST);
     vec![type1, iommufd]

@@ -211,7 +211,8 @@ fn stop_by(
     if status.signal() != Some(SIGABRT) {
         problems.push(format!("QEMU ended with {status} instead of an abort"));
     }
-    let quiet: BTreeSet<u32> = calls.iter().filter(|call| exit_calls::quiets(call)).map(|call| call.fd).collect();
+    let quiet: BTreeSet<u32> =
+        calls.iter().filter(|call| exit_calls::quiets(call)).map(|call| call.fd).collect();
     if quiet.len() != devices {
         problems.push(format!("{} of {devices} devices are quiet", quiet.len()));
     }
@@ -235,7 +236,8 @@ fn stop_by(
 /// QEMU's end with a device that is gone, with one that does not come to rest, and with `-run-with async-teardown=on`. No
 /// guest runs.
 fn exits(lab: &Lab) -> Result<()> {
-    let line = || CommandLine::new(lab).q35("", "").device(0, "dut").faults().trace(&["vfio_dma_mapper_discard"]);
+    let line =
+        || CommandLine::new(lab).q35("", "").device(0, "dut").faults().trace(&["vfio_dma_mapper_discard"]);
 
     lab.report.step("dead device");
     let (calls, errors, _) = quit_with(lab, &line(), Fault::Gone)?;
@@ -340,7 +342,10 @@ impl Before {
         for call in self.refused(vm)? {
             let calls = mappings::quietly(vm, |vm| vm.witnessed())?.split_off(self.calls);
             let inside = |other: &&Call| {
-                other.unmapped() && other.iova <= call.iova && call.iova - other.iova < other.size && other.out > 0
+                other.unmapped()
+                    && other.iova <= call.iova
+                    && call.iova - other.iova < other.size
+                    && other.out > 0
             };
             if !calls.iter().any(|other| inside(&other)) {
                 problems.push(format!("{:#x} + {:#x} was refused and not tried again", call.iova, call.size));
@@ -377,7 +382,8 @@ fn plug(vm: &mut Vm, n: u64) -> Result<()> {
 fn memory_device(vm: &mut Vm, kind: &str) -> Result<(u64, u64)> {
     let devices = vm.qmp.run("query-memory-devices", json!({}))?;
     let found = devices.as_array().into_iter().flatten().find(|device| device["type"] == kind);
-    let data = found.map(|device| device["data"].clone()).with_context(|| format!("no {kind} in {devices}"))?;
+    let data =
+        found.map(|device| device["data"].clone()).with_context(|| format!("no {kind} in {devices}"))?;
     let address = data["addr"].as_u64().or(data["memaddr"].as_u64()).context("it has no address")?;
     Ok((address, data["size"].as_u64().context("it has no size")?))
 }
