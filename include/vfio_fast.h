@@ -614,12 +614,14 @@ struct vfio_fast_outcome {
      */
     uint32_t size;
     /**
-     * Number of device regions (VFIO_FAST_REGION_DEVICE) that could not be mapped. Peer-to-peer access to them does
-     * not work. They are not tried again until the caller unmaps and maps them.
+     * Number of device regions that could not be mapped: VFIO_FAST_REGION_DEVICE, or declared as RAM and found to be
+     * device memory. Peer-to-peer access to them does not work. They are not tried again until the caller unmaps and
+     * maps them.
      */
     uint32_t device_failures;
     /**
-     * First device address of the first such region. 0 if there is none.
+     * First device address of the first such region. A region that was declared as RAM comes before all others: if
+     * this one has VFIO_FAST_REGION_DEVICE, all of them have. 0 if there is none.
      */
     uint64_t device_iova;
     /**
@@ -1371,6 +1373,31 @@ int vfio_fast_abort(struct vfio_fast *vf);
 int vfio_fast_remap(struct vfio_fast *vf,
                     const struct vfio_fast_memory *memory,
                     uint64_t *remapped);
+
+/**
+ * Tries again to unmap what is still mapped although it is not wanted any more, because the kernel refused to unmap it.
+ *
+ * A call that touches such a range tries again as well. This call needs no range, and does not change what is wanted:
+ * other regions may be wanted in these ranges by now. Memory that failed calls have unmapped can be freed once this
+ * call has returned 0. It makes no call of the kernel if nothing is left.
+ *
+ * - vf: the handle
+ * - unmapped: receives the number of bytes that were unmapped. May be NULL.
+ *
+ * # Returns
+ * 0, a common error, or
+ * - -EBUSY: a transaction is open, of this thread or of another one
+ * - any error of vfio_fast_commit()
+ *
+ * # Threads
+ * Any thread; waits for other calls on the same handle. The call may start threads, which block all signals and end
+ * before it returns.
+ *
+ * # Safety
+ * See Pointers.
+ */
+int vfio_fast_retry_unmap(struct vfio_fast *vf,
+                          uint64_t *unmapped);
 
 /**
  * Starts or stops tracking the pages that devices write to, as migration needs it.

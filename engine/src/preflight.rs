@@ -1,12 +1,15 @@
 //! Checks for failures that are predictable, before anything is changed.
 
-use crate::addr::IovaRange;
+use std::collections::BTreeMap;
+
+use crate::addr::{BASE_PAGE, IovaRange};
 use crate::backend::Backend;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::limits::{Limits, Memlock, MemlockScope, UserCharges};
 use crate::reconcile::plan::Plan;
 use crate::reconcile::table::Entry;
-use crate::region::Kind;
+use crate::region::{Backing, Kind};
+use crate::sys::vma;
 
 /// A plan that maps less than this, and unmaps nothing, is not compared with RLIMIT_MEMLOCK beforehand: reading the
 /// limit takes as long as mapping several pages. If such a plan exceeds the limit, a map call fails soon enough, and
@@ -46,7 +49,30 @@ pub fn locked(plan: &Plan, backend: &dyn Backend) -> Result<()> {
             Memlock { locked: memlock.locked.saturating_sub(unpinned.saturating_sub(pinned)), ..memlock }
         }
     };
-    too_much_locked(first, needed, memlock, || backend.user_charges()).map_or(Ok(()), Err)
+    let refused = |needed| too_much_locked(first, needed, memlock, || backend.user_charges());
+    let Some(error) = refused(needed) else { return Ok(()) };
+    if memlock.scope == MemlockScope::User {
+        return Err(error);
+    }
+    match uncounted(ram()) {
+        0 => Err(error),
+        bytes => refused(needed.saturating_sub(bytes)).map_or(Ok(()), Err),
+    }
+}
+
+/// Bytes of the entries that type1 pins without counting them. Finding that out takes long, so only the first page of
+/// each memory object is looked at. If that is wrong, the kernel decides.
+fn uncounted<'a>(entries: impl Iterator<Item = &'a Entry>) -> u64 {
+    let mut known: BTreeMap<Backing, bool> = BTreeMap::new();
+    let uncounted = entries.filter(|entry| {
+        let look = || vma::is_uncounted(entry.hva, BASE_PAGE);
+        if entry.backing == Backing::UNKNOWN {
+            look()
+        } else {
+            *known.entry(entry.backing).or_insert_with(look)
+        }
+    });
+    uncounted.fold(0, |sum, entry| sum.saturating_add(entry.range.length()))
 }
 
 /// Whether the IOMMU can translate every byte of `range`, as far as the kernel reports it.

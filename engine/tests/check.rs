@@ -1,14 +1,16 @@
 //! Checking an open transaction: it refuses what a commit would refuse, and changes nothing.
 
-use common::ram;
+use common::memory::time_data;
+use common::{hva, ram};
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Sim, SimConfig};
 use vfio_fast_engine::error::ErrorKind;
-use vfio_fast_engine::region::Region;
+use vfio_fast_engine::region::{Backing, Perm, Region};
 use vfio_fast_engine::{Config, Engine, Errno, Error};
 use vfio_fast_testing as common;
 
 const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
 
 fn open(config: SimConfig) -> (Engine, Sim) {
     let sim = Sim::new(config);
@@ -48,6 +50,24 @@ fn locked_memory_is_checked_however_little_is_mapped() {
     assert_eq!(check(&engine, &[block(ram(16 * MIB, MIB))]), Ok(()));
     assert_eq!(sim.calls(), calls, "a check makes no map or unmap call");
     assert_eq!(engine.regions(), [ram(0, 7 * MIB)]);
+}
+
+/// type1 does not count memory that the kernel has no pages for, and so does not the check.
+#[test]
+fn memory_without_pages_is_not_counted_as_locked() {
+    let (start, bytes) = time_data();
+    let at = |iova| Region { hva: hva(start), perm: Perm::Read, backing: Backing(7), ..ram(iova, bytes) };
+    let check = |regions: &[Region]| {
+        let (engine, _sim) = open(SimConfig { memlock_limit: Some(MIB), ..SimConfig::default() });
+        engine.begin().unwrap();
+        regions.iter().for_each(|region| engine.map_region(*region).unwrap());
+        engine.check_limits()
+    };
+    let many: Vec<Region> = (0..=MIB / bytes).map(|n| at(GIB + n * MIB)).collect();
+    check(&many).unwrap();
+    // The other memory counts, and only that is told.
+    let error = check(&[&many[..], &[ram(0, 2 * MIB)]].concat()).unwrap_err();
+    assert_eq!(error.needed_and_available(), Some((2 * MIB, MIB)));
 }
 
 #[test]

@@ -206,6 +206,40 @@ fn a_cut_entry_in_use_stays_whole() {
     assert!(sim.mappings().is_empty());
 }
 
+/// A caller tries again without a range: by then, other regions are wanted in what it unmapped.
+#[test]
+fn leftovers_are_unmapped_without_a_range() {
+    for cut in [false, true] {
+        let (engine, sim) = open(keeping(Rules::Iommufd));
+        let (first, second) = (ram(GIB, 16 * MIB), ram(GIB + 16 * MIB, 16 * MIB));
+        engine.map_region(first).unwrap();
+        engine.map_region(second).unwrap();
+        assert_eq!(engine.retry_unmap().unwrap(), 0);
+        sim.reconfigure(|config| config.busy.push(GIB));
+        let gone = if cut { range(GIB, MIB) } else { range(GIB, 32 * MIB) };
+        engine.unmap(gone).unwrap_err();
+        // Another region takes a part of what was unmapped and is not busy.
+        if !cut {
+            engine.map_region(second).unwrap();
+        }
+        let before = wanted(&engine);
+        let error = engine.retry_unmap().unwrap_err();
+        assert_eq!((error.op, error.errno, error.range), (Op::Unmap, Errno::EBUSY, Some(first.range)));
+        assert_eq!((wanted(&engine), engine.info().leftover_entries), (before.clone(), 1));
+        engine.begin().unwrap();
+        assert_eq!(engine.retry_unmap().unwrap_err().errno, Errno::EBUSY);
+        engine.abort().unwrap();
+        sim.reconfigure(|config| config.busy.clear());
+        assert_eq!(engine.retry_unmap().unwrap(), 16 * MIB);
+        assert_eq!((held(&sim), wanted(&engine)), (before.clone(), before));
+        assert_eq!(engine.info().leftover_entries, 0);
+        let calls = sim.calls().len();
+        assert_eq!(engine.retry_unmap().unwrap(), 0);
+        assert_eq!(sim.calls().len(), calls);
+        assert_table(&engine, &sim);
+    }
+}
+
 /// A BAR that cannot be mapped again is no failure of its own, but it is told, logged and counted.
 #[test]
 fn a_bar_that_a_rollback_cannot_map_again_is_told() {

@@ -387,6 +387,22 @@ fn device_memory_declared_as_ram_is_found_once() {
     }
 }
 
+/// A caller has to tell memory that a device cannot reach from a BAR that it cannot reach.
+#[test]
+fn a_refusal_says_what_the_region_was_declared_as() {
+    let (start, bytes) = time_data();
+    let config = SimConfig { unmappable: vec![(0, u64::MAX)], ..SimConfig::default() };
+    let (engine, _sim) = open(config);
+    let bar = Region { kind: Kind::Device, backing: Backing(9), ..ram(GIB, GIB) };
+    let at = |iova| Region { hva: hva(start), perm: Perm::Read, backing: Backing(3), ..ram(iova, bytes) };
+    // The second time, the memory is known to be device memory.
+    for region in [at(8 * GIB), at(9 * GIB)] {
+        let outcome = transact(&engine, &[bar.range], &[bar, region]).unwrap();
+        let declared = outcome.executed.refusals.iter().map(|refusal| (refusal.region, refusal.declared));
+        assert_eq!(declared.collect::<Vec<_>>(), [(bar.range, Kind::Device), (region.range, Kind::Ram)]);
+    }
+}
+
 #[test]
 fn device_memory_that_a_failed_commit_has_found_stays_found() {
     let (start, bytes) = time_data();

@@ -136,7 +136,9 @@ pub(crate) fn level(level: Level) -> u32 {
 /// The outcome of a commit.
 pub(crate) fn outcome(outcome: &Outcome) -> vfio_fast_outcome {
     let executed = &outcome.executed;
-    let first = executed.refusals.first();
+    // A caller may lose peer-to-peer access to a BAR, but not RAM.
+    let declared_ram = executed.refusals.iter().find(|refusal| refusal.declared == Kind::Ram);
+    let first = declared_ram.or(executed.refusals.first());
     vfio_fast_outcome {
         size: 0,
         device_failures: count(executed.refusals.len() as u64),
@@ -248,6 +250,10 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
+    use vfio_fast_engine::Errno;
+    use vfio_fast_engine::execute::{Executed, Refusal};
+    use vfio_fast_engine::reconcile::table::{Entry, Generation};
+
     use super::*;
 
     #[test]
@@ -269,6 +275,30 @@ mod tests {
         }
         assert_eq!(around_interrupts(64).last().map(|range| range.last()), Some(u64::MAX));
         assert_eq!(around_interrupts(39).last().map(|range| range.last()), Some(0x7f_ffff_ffff));
+    }
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn memory_declared_as_ram_is_reported_before_bars() {
+        let at = |start: u64, declared| {
+            let region = IovaRange::from_bounds(start, start + 0xfff).unwrap();
+            // SAFETY: nothing accesses memory at this address, because no region is declared with it.
+            let hva = unsafe { vfio_fast_engine::host_va(start) };
+            let (perm, kind) = (Perm::Read, Kind::Device);
+            let entry =
+                Entry { range: region, hva, perm, kind, backing: Backing(1), generation: Generation::SHARED };
+            Refusal { region, declared, entry, errno: Errno::EFAULT }
+        };
+        let reported = |refusals: &[Refusal]| {
+            let executed = Executed { refusals: refusals.to_vec(), ..Executed::default() };
+            let outcome = outcome(&Outcome { executed, ..Outcome::default() });
+            (outcome.device_failures, outcome.device_iova)
+        };
+        let (bar, ram) = (at(0x1000, Kind::Device), at(0x5000, Kind::Ram));
+        assert_eq!(reported(&[bar, at(0x3000, Kind::Device)]), (2, 0x1000));
+        assert_eq!(reported(&[bar, ram]), (2, 0x5000));
+        assert_eq!(reported(&[ram, bar]), (2, 0x5000));
+        assert_eq!(reported(&[]), (0, 0));
     }
 
     /// The QEMU property lists the statistics in the order of the struct. Several patches of a series may add to it.

@@ -18,6 +18,19 @@
  *
  * A write by QEMU to the command register of a VFIO device, which contains the bus master bit, has
  * a line as well: "cmd" is 1, "flags" the value.
+ *
+ * With VFT_FAULTS, it also gives false answers. The file of that name is read at every call that
+ * could get one; while it is missing or empty, all answers are the kernel's. It has one line, with
+ * numbers in hex except the last:
+ *
+ *   number kind first last largest count
+ *
+ * The kinds "busy" and "short" are for unmaps of at most "largest" bytes that touch the addresses
+ * from "first" to "last": they are refused with EBUSY, without a call of the kernel, or they are
+ * made, and a page too few is returned. The kinds "gone" and "pending" are for reads of a device's
+ * configuration space: all bits are 1, or the PCI Express capability reports pending transactions.
+ * Only "count" answers are false after the line has got a new number. The record has what the
+ * kernel answered, and refused calls with EBUSY.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -98,6 +111,7 @@ static unsigned int dma_bufs_made;
 static pthread_mutex_t dma_bufs_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int record = -1;
+static const char *faults;
 
 /*
  * The file is opened when the library is loaded, not at the first ioctl: by then QEMU may have dropped
@@ -114,6 +128,7 @@ __attribute__((constructor)) static void open_record(void)
         _exit(126);
     }
 
+    faults = getenv("VFT_FAULTS");
     if (path) {
         record = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
         if (record < 0) {
@@ -121,6 +136,52 @@ __attribute__((constructor)) static void open_record(void)
             _exit(126);
         }
     }
+}
+
+enum fault { NONE, BUSY, SHORT, GONE, PENDING };
+
+/* The fault that the call of a range gets. The configuration space has the range from 0 to 0. */
+static enum fault fault(int config, uint64_t iova, uint64_t size)
+{
+    static const char *const names[] = { "", "busy", "short", "gone", "pending" };
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static unsigned long seen, made;
+    unsigned long long first, last, largest;
+    unsigned long number, count;
+    enum fault found = NONE;
+    char line[256], kind[16];
+    ssize_t length;
+    int file;
+
+    if (!faults || (file = open(faults, O_RDONLY | O_CLOEXEC)) < 0) {
+        return NONE;
+    }
+    length = read(file, line, sizeof(line) - 1);
+    close(file);
+    line[length > 0 ? length : 0] = '\0';
+    if (sscanf(line, "%lx %15s %llx %llx %llx %lu", &number, kind, &first, &last, &largest, &count) != 6) {
+        return NONE;
+    }
+    for (enum fault n = BUSY; n <= PENDING; n++) {
+        if (strcmp(kind, names[n]) == 0) {
+            found = n;
+        }
+    }
+    if (config != (found == GONE || found == PENDING)) {
+        return NONE;
+    }
+    /* A size of 0 is the whole container, which only closing unmaps. */
+    if (!config && (size == 0 || size > largest || iova > last || iova + (size - 1) < first)) {
+        return NONE;
+    }
+    pthread_mutex_lock(&lock);
+    if (number != seen) {
+        seen = number;
+        made = 0;
+    }
+    found = made++ < count ? found : NONE;
+    pthread_mutex_unlock(&lock);
+    return found;
 }
 
 static uint64_t now_ns(void)
@@ -286,10 +347,48 @@ ssize_t pwrite64(int fd, const void *bytes, size_t size, off64_t offset)
     return ret;
 }
 
+/* What the configuration space of a VFIO device returns. */
+ssize_t pread64(int fd, void *bytes, size_t size, off64_t offset)
+{
+    static ssize_t (*next)(int, void *, size_t, off64_t);
+    static uint64_t express;
+    uint16_t value;
+    ssize_t ret;
+
+    if (!next) {
+        next = (ssize_t (*)(int, void *, size_t, off64_t))dlsym(RTLD_NEXT, "pread64");
+    }
+    ret = next(fd, bytes, size, offset);
+    if (!faults || (uint64_t)offset >> 40 != VFIO_PCI_CONFIG_REGION_INDEX || ret != (ssize_t)size) {
+        return ret;
+    }
+    switch (fault(1, 0, 0)) {
+    case GONE:
+        memset(bytes, 0xff, size);
+        break;
+    case PENDING:
+        /* Whoever looks for the capability finds it before its status register: bit 5 of the word at 10. */
+        if (size == sizeof(value)) {
+            memcpy(&value, bytes, sizeof(value));
+            if ((uint64_t)offset == express + 10) {
+                value |= 1 << 5;
+                memcpy(bytes, &value, sizeof(value));
+            } else if ((offset & 0xff) >= 0x40 && (value & 0xff) == 0x10) {
+                express = (uint64_t)offset;
+            }
+        }
+        break;
+    default:
+        break;
+    }
+    return ret;
+}
+
 int ioctl(int fd, unsigned long cmd, ...)
 {
     uint64_t iova = 0, size = 0, vaddr = 0, out = 0, start, end;
     unsigned int flags = 0, object = 0;
+    enum fault false_answer = NONE;
     int ret, saved;
     va_list args;
     void *arg;
@@ -348,8 +447,15 @@ int ioctl(int fd, unsigned long cmd, ...)
         out = region->slot;
     }
 
+    if (cmd == VFIO_IOMMU_UNMAP_DMA || cmd == IOMMUFD_IOAS_UNMAP) {
+        false_answer = fault(0, iova, size);
+    }
     start = now_ns();
-    ret = real_ioctl(fd, cmd, arg);
+    ret = -1;
+    errno = EBUSY;
+    if (false_answer != BUSY) {
+        ret = real_ioctl(fd, cmd, arg);
+    }
     saved = errno;
     end = now_ns();
 
@@ -365,6 +471,11 @@ int ioctl(int fd, unsigned long cmd, ...)
     }
     tell(&(struct told){ .cmd = cmd, .fd = fd, .ret = ret, .error = saved, .iova = iova, .size = size, .vaddr = vaddr,
                          .out = out, .start = start, .end = end, .flags = flags, .object = object });
+    if (false_answer == SHORT && ret == 0 && cmd == VFIO_IOMMU_UNMAP_DMA) {
+        ((struct vfio_iommu_type1_dma_unmap *)arg)->size -= 0x1000;
+    } else if (false_answer == SHORT && ret == 0) {
+        ((struct iommufd_ioas_unmap *)arg)->length -= 0x1000;
+    }
     errno = saved;
     return ret;
 }

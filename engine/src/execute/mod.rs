@@ -144,13 +144,14 @@ impl<'a> Executor<'a> {
     /// Unmaps the mapped part of a region, which is either mapped completely or not at all. The region stays wanted,
     /// but is not tried again until the caller maps it again, because a plan covers only what a transaction touched.
     fn refuse(&mut self, entry: &Entry, errno: Errno) -> Result<IovaRange> {
-        let region =
-            self.wanted.overlapping(entry.range).next().map_or(entry.range, |wanted| wanted.region.range);
+        let wanted = self.wanted.overlapping(entry.range).next();
+        let (region, declared) =
+            wanted.map_or((entry.range, entry.kind), |wanted| (wanted.region.range, wanted.declared));
         let mapped: Vec<IovaRange> = self.table.overlapping(region).map(|entry| entry.range).collect();
         for range in mapped {
             self.unmap(range)?;
         }
-        self.executed.refusals.push(Refusal { region, entry: *entry, errno });
+        self.executed.refusals.push(Refusal { region, declared, entry: *entry, errno });
         Ok(region)
     }
 

@@ -3,12 +3,15 @@
 use crate::addr::IovaRange;
 use crate::error::Errno;
 use crate::reconcile::table::Entry;
+use crate::region::Kind;
 
 /// A device region the kernel refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Refusal {
     /// The range of the region.
     pub region: IovaRange,
+    /// What the caller declared it to be.
+    pub declared: Kind,
     /// The entry that could not be mapped.
     pub entry: Entry,
     /// The kernel's error.

@@ -61,7 +61,7 @@ pub fn map(error: Error, failed: &Failed<'_>) -> Error {
 
 /// The error of a device region that the kernel refused. `table` and `wanted` are those after the commit.
 pub fn refusal(refusal: &Refusal, limits: &Limits, table: &MapTable, wanted: &WantedSet) -> Error {
-    let Refusal { region, entry, errno } = refusal;
+    let Refusal { region, entry, errno, .. } = refusal;
     let kind = match *errno {
         Errno::EINVAL if !preflight::translatable(limits, *region) => {
             ErrorKind::OutsideIova { valid: limits.iova_ranges.clone() }

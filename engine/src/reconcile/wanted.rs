@@ -14,6 +14,8 @@ pub struct Wanted {
     pub region: Region,
     /// Identifies the `map_region` call of an exact region.
     pub generation: Generation,
+    /// The kind that the caller declared. It stays, whatever the memory turns out to be.
+    pub declared: Kind,
 }
 
 impl Ranged for Wanted {
@@ -148,6 +150,7 @@ impl WantedSet {
         {
             return Err(first.region.range);
         }
+        let declared = region.kind;
         let region = self.classified(region);
         let generation = if region.exact {
             self.generations += 1;
@@ -155,7 +158,7 @@ impl WantedSet {
         } else {
             Generation::SHARED
         };
-        self.put(Wanted { region, generation });
+        self.put(Wanted { region, generation, declared });
         self.journal.touched.push(region.range);
         Ok(())
     }

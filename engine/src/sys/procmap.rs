@@ -193,6 +193,12 @@ pub(crate) fn is_bar(hva: HostVa, bytes: u64) -> bool {
     all_named(hva, bytes, is_vfio_device)
 }
 
+/// Whether all of the `bytes` bytes at `hva` are shared mappings of DAX devices (persistent memory, CXL memory). Returns
+/// `false` if that cannot be determined.
+pub(crate) fn is_dax(hva: HostVa, bytes: u64) -> bool {
+    all_named(hva, bytes, |name| name.starts_with(b"/dev/dax"))
+}
+
 /// A device's file descriptor comes from its group or from its character device.
 fn is_vfio_device(name: &[u8]) -> bool {
     name == b"anon_inode:[vfio-device]" || name.starts_with(b"/dev/vfio/devices/vfio")

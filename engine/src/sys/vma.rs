@@ -33,9 +33,27 @@ pub(crate) fn is_device(hva: HostVa, bytes: u64) -> io::Result<bool> {
     all_device(smaps, hva.raw(), last)
 }
 
+/// Whether all of the `bytes` bytes at `hva` are memory that type1 does not count as locked: the kernel has no pages for
+/// it, or they are those of a DAX device. Before Linux 6.15, such a mapping has the flag VM_MIXEDMAP (`mm`).
+pub(crate) fn is_uncounted(hva: HostVa, bytes: u64) -> bool {
+    let Some(last) = bytes.checked_sub(1).and_then(|more| hva.raw().checked_add(more)) else {
+        return false;
+    };
+    let by_flag = || {
+        let smaps = BufReader::with_capacity(READ_AHEAD, proc::open("/proc/self/smaps")?);
+        all_flagged(smaps, hva.raw(), last, &[b"io", b"pf", b"mm"]).ok()
+    };
+    procmap::is_bar(hva, bytes) || procmap::is_dax(hva, bytes) || by_flag().unwrap_or(false)
+}
+
 /// Whether every byte from `start` to the inclusive `last` lies in a mapping in `smaps` that is marked as I/O (`io`,
 /// VM_IO) or as bare page frames (`pf`, VM_PFNMAP).
-fn all_device(mut smaps: impl BufRead, start: u64, last: u64) -> io::Result<bool> {
+fn all_device(smaps: impl BufRead, start: u64, last: u64) -> io::Result<bool> {
+    all_flagged(smaps, start, last, &[b"io", b"pf"])
+}
+
+/// Whether every byte from `start` to the inclusive `last` lies in a mapping in `smaps` that has one of the flags.
+fn all_flagged(mut smaps: impl BufRead, start: u64, last: u64, flags: &[&[u8]]) -> io::Result<bool> {
     // The first byte without a mapping so far, and the end of the current mapping if that covers it.
     let mut next = start;
     let mut covering: Option<u64> = None;
@@ -51,9 +69,8 @@ fn all_device(mut smaps: impl BufRead, start: u64, last: u64) -> io::Result<bool
                 return Ok(false);
             }
             covering = (next < end).then_some(end);
-        } else if let (Some(end), Some(flags)) = (covering, line.strip_prefix(b"VmFlags:")) {
-            let device = flags.split(u8::is_ascii_whitespace).any(|flag| flag == b"io" || flag == b"pf");
-            if !device {
+        } else if let (Some(end), Some(set)) = (covering, line.strip_prefix(b"VmFlags:")) {
+            if !set.split(u8::is_ascii_whitespace).any(|flag| flags.contains(&flag)) {
                 return Ok(false);
             }
             if end > last {

@@ -9,6 +9,7 @@ mod explained;
 mod lock;
 mod regions;
 mod remap;
+mod retry;
 mod rollback;
 mod running;
 mod single;

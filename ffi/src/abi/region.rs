@@ -108,10 +108,12 @@ pub struct vfio_fast_memory {
 pub struct vfio_fast_outcome {
     /// sizeof(struct vfio_fast_outcome), set by the caller and not changed
     pub size: u32,
-    /// Number of device regions (VFIO_FAST_REGION_DEVICE) that could not be mapped. Peer-to-peer access to them does
-    /// not work. They are not tried again until the caller unmaps and maps them.
+    /// Number of device regions that could not be mapped: VFIO_FAST_REGION_DEVICE, or declared as RAM and found to be
+    /// device memory. Peer-to-peer access to them does not work. They are not tried again until the caller unmaps and
+    /// maps them.
     pub device_failures: u32,
-    /// First device address of the first such region. 0 if there is none.
+    /// First device address of the first such region. A region that was declared as RAM comes before all others: if
+    /// this one has VFIO_FAST_REGION_DEVICE, all of them have. 0 if there is none.
     pub device_iova: u64,
     /// Length of the first such region in bytes. 0 if there is none.
     pub device_length: u64,

@@ -11,6 +11,7 @@ pub mod pages;
 pub mod transaction;
 
 pub mod remap;
+pub mod retry;
 
 pub mod dirty;
 

@@ -68,6 +68,7 @@ int main(void)
     CHECK_RC(vfio_fast_remap(NULL, &spare, &unmapped), -EINVAL);
     CHECK_RC(vfio_fast_remap(vf, NULL, &unmapped), -EINVAL);
     CHECK_TEXT("vfio_fast_memory");
+    CHECK_RC(vfio_fast_retry_unmap(NULL, &unmapped), -EINVAL);
     CHECK_RC(vfio_fast_map_pages(NULL, &empty), -EINVAL);
     CHECK_RC(vfio_fast_map_pages(vf, NULL), -EINVAL);
     CHECK_TEXT("vfio_fast_pages");

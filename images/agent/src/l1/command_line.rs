@@ -25,13 +25,15 @@ pub struct CommandLine<'a> {
     user: Option<u32>,
     /// Whether QEMU's threads have a real-time policy.
     real_time: bool,
+    /// Whether the witness can be made to give false answers.
+    faults: bool,
 }
 
 impl<'a> CommandLine<'a> {
     /// What every QEMU gets: accelerator, firmware, monitor, and the port of L2's events.
     pub fn new(lab: &'a Lab) -> Self {
         let accelerator = if Path::new("/dev/kvm").exists() { "kvm" } else { "tcg" };
-        let line = Self { lab, arguments: Vec::new(), user: None, real_time: false }
+        let line = Self { lab, arguments: Vec::new(), user: None, real_time: false, faults: false }
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-accel", accelerator, "-cpu", "max"])
             .args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu"])
@@ -58,6 +60,12 @@ impl<'a> CommandLine<'a> {
     /// Gives QEMU's threads a real-time policy.
     pub fn real_time(mut self) -> Self {
         self.real_time = true;
+        self
+    }
+
+    /// Lets [`crate::l1::faults`] give QEMU false answers of the kernel.
+    pub fn faults(mut self) -> Self {
+        self.faults = true;
         self
     }
 
@@ -166,6 +174,11 @@ impl<'a> CommandLine<'a> {
     /// The user that QEMU runs as, if not root.
     pub fn run_by(&self) -> Option<u32> {
         self.user
+    }
+
+    /// Whether the witness can be made to give false answers.
+    pub fn has_faults(&self) -> bool {
+        self.faults
     }
 
     /// Whether QEMU's threads have a real-time policy.

@@ -5,6 +5,7 @@ mod cgroups;
 mod checks;
 mod command_line;
 mod devices;
+mod faults;
 mod firmware;
 mod huge_pages;
 mod lab;

@@ -117,6 +117,20 @@ pub fn has_mapped(pid: u32, address: u64) -> Result<bool> {
     Ok(address_space(pid)?.iter().any(|(span, _)| is_in(&[*span], address)))
 }
 
+/// Whether a process runs whose name begins so. One that has ended and was not waited for does not run.
+pub fn is_running(name: &str) -> Result<bool> {
+    for entry in fs::read_dir("/proc")? {
+        // A process may end while the folder is being read.
+        let Ok(stat) = fs::read_to_string(entry?.path().join("stat")) else { continue };
+        let Some((before, state)) = stat.split_once(") ") else { continue };
+        if before.split_once('(').is_some_and(|(_, found)| found.starts_with(name)) && !state.starts_with('Z')
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Whether the process has a file open with `name` in its path.
 pub fn has_open(pid: u32, name: &str) -> Result<bool> {
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {

@@ -16,6 +16,7 @@ use vfio_fast_protocol::record::Event;
 use vfio_fast_protocol::witness::{self, Call};
 
 use crate::l1::command_line::{CommandLine, EVENTS, FIRMWARE, MONITOR};
+use crate::l1::faults;
 use crate::l1::lab::Lab;
 use crate::l1::proc::{self, Thread};
 use crate::l1::qmp::Qmp;
@@ -381,6 +382,10 @@ fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
     }
     if line.is_real_time() {
         command.env("VFT_REAL_TIME", "");
+    }
+    if line.has_faults() {
+        faults::disarm()?;
+        command.env("VFT_FAULTS", faults::FILE);
     }
     if let Some(user) = line.run_by() {
         command.uid(user).gid(user);
