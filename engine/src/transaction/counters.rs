@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Engine, Outcome, State};
+use crate::error::Errno;
 use crate::execute::Executed;
 use crate::explain;
 use crate::log::Level;
@@ -85,6 +86,10 @@ impl Engine {
                     entry.hva, entry.range
                 ),
             );
+        }
+        if executed.refusals.iter().any(|refusal| refusal.errno == Errno::ENOSPC) {
+            // Another user of the container has taken entries since.
+            self.ask_limits(state);
         }
         for refusal in &executed.refusals {
             let error = explain::refusal(refusal, &state.limits, &state.table, &state.wanted);
