@@ -1083,12 +1083,16 @@ int vfio_fast_open(const struct vfio_fast_config *config,
  * An open transaction is discarded. Closing a poisoned handle unmaps everything in its container. The handle is gone
  * even if the call fails, except with -EDEADLK.
  *
+ * Close the handle before the last group leaves a type1 container, or after: the kernel then unmaps everything when the
+ * group leaves, and this call returns 0. In between, calls that map or unmap fail with -EINVAL. With iommufd, the last
+ * device may be detached before or after.
+ *
  * - vf: points to the handle. NULL, or a pointer to NULL, is allowed and has no effect.
  *
  * # Returns
  * 0, or
  * - a negative errno, that of the first unmap call that failed: the handle is gone, but a device may still access
- *   memory until the container itself is closed
+ *   memory until the container itself is closed. vfio_fast_last_error() names what is still mapped.
  * - -ENOTRECOVERABLE: a bug in the library, with the same consequences
  * - -EDEADLK: called from a log function; nothing was done
  *

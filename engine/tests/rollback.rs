@@ -5,9 +5,11 @@ use common::{
     Difference, Space, Step, UNIT, assert_table, drive, engine_with, hva, keeping, ram, range, transactions,
 };
 use proptest::prelude::*;
+use std::sync::{Arc, Mutex};
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::error::{Op, Unfinished};
+use vfio_fast_engine::log::Log;
 use vfio_fast_engine::region::{Kind, Region};
 use vfio_fast_engine::{Config, Engine, Errno, Error};
 use vfio_fast_testing as common;
@@ -241,7 +243,11 @@ fn leftovers_are_unmapped_without_a_range() {
 /// A BAR that cannot be mapped again is no failure of its own, but it is told, logged and counted.
 #[test]
 fn a_bar_that_a_rollback_cannot_map_again_is_told() {
-    let (engine, sim) = open(SimConfig::default());
+    let said = Arc::<Mutex<Vec<String>>>::default();
+    let sink = Arc::clone(&said);
+    let log = Log::to(move |level, message| sink.lock().unwrap().push(format!("{level:?} {message}")));
+    let sim = Sim::new(SimConfig::default());
+    let engine = Engine::new(Box::new(sim.clone()), Config { log, ..Config::default() }).unwrap();
     let bar = Region { kind: Kind::Device, ..ram(64 * GIB, 2 * GIB) };
     engine.map_region(bar).unwrap();
     let other = ram(8 * GIB, MIB);
@@ -255,6 +261,67 @@ fn a_bar_that_a_rollback_cannot_map_again_is_told() {
     assert_eq!(left(&error), Unfinished { devices: vec![rest], ..Unfinished::default() });
     assert_eq!((wanted(&engine), held(&sim)), (vec![rest], vec![]));
     assert_eq!(engine.stats().device_failures, 1);
+    let rest = rest.to_string();
+    assert!(error.to_string().contains(&format!("not mapped any more: IOVA {rest}")), "{error}");
+    let said = said.lock().unwrap();
+    let warned =
+        said.iter().filter(|line| line.starts_with("Warn") && line.contains("no peer-to-peer DMA to it"));
+    assert_eq!(warned.count(), 1, "{said:?}");
+}
+
+/// On type1 the kernel unmaps everything when the last group leaves; an IOAS keeps its mappings. Closing afterwards
+/// succeeds with both.
+#[test]
+fn closing_after_the_last_group_has_left_succeeds() {
+    for rules in BOTH {
+        for regions in [1, 20] {
+            for poisoned in [false, true] {
+                let (engine, sim) = open(keeping(rules));
+                (0..regions).for_each(|n| engine.map_region(ram(n * 8 * GIB, 6 * GIB)).unwrap());
+                sim.detach();
+                if rules == Rules::Type1 {
+                    assert_eq!(sim.mappings(), []);
+                    let error = engine.map_region(ram(1 << 50, MIB)).unwrap_err();
+                    assert!(error.to_string().contains("its last group has left it"), "{error}");
+                }
+                if poisoned {
+                    engine.poison("a test");
+                }
+                engine.close().unwrap();
+                assert_eq!(sim.mappings(), [], "{rules:?}");
+            }
+        }
+    }
+    // An array of pages is unmapped in one call.
+    let (engine, sim) = open(SimConfig::default());
+    (0..20).for_each(|n| engine.map_region(ram(2 * n * MIB, MIB)).unwrap());
+    sim.detach();
+    engine.close().unwrap();
+    // What is unmapped after that is an error, because it is known only then that the table is wrong.
+    let (engine, sim) = open(SimConfig::default());
+    engine.map_region(ram(0, MIB)).unwrap();
+    sim.detach();
+    assert_eq!(engine.unmap(range(0, MIB)).unwrap_err().errno, Errno::EINVAL);
+    engine.close().unwrap();
+}
+
+/// What cannot be unmapped at the end is tried once, and named.
+#[test]
+fn closing_tries_once_and_names_what_is_left() {
+    let (engine, sim) = open(keeping(Rules::Iommufd));
+    (0..3).for_each(|n| engine.map_region(Region { join: false, ..ram(n * 2 * GIB, GIB) }).unwrap());
+    sim.reconfigure(|config| config.busy = vec![0, 4 * GIB]);
+    let calls = sim.calls().len();
+    let error = engine.close().unwrap_err();
+    assert_eq!(error.errno, Errno::EBUSY);
+    let still = "; still mapped, until the container itself is closed: IOVA [0x0, 0x3fffffff] and 1 more";
+    assert!(error.to_string().ends_with(still), "{error}");
+    assert_eq!(held(&sim), [range(0, GIB), range(4 * GIB, GIB)]);
+    let tries = |start| {
+        let calls = sim.calls()[calls..].to_vec();
+        calls.iter().filter(|call| matches!(call, Call::Unmap(range) if range.start() == start)).count()
+    };
+    assert_eq!((tries(0), tries(2 * GIB), tries(4 * GIB)), (1, 1, 1));
 }
 
 /// The units of each entry that this space no longer wants as a whole.

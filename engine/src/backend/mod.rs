@@ -117,6 +117,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Unmaps every entry of the container, including those of other users. Returns the number of bytes unmapped.
     fn unmap_all(&self) -> KernelResult<u64>;
+
+    /// Whether the kernel has unmapped everything by itself, because the container has no IOMMU any more. Only asked
+    /// after an unmap call has failed.
+    fn is_emptied(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

@@ -137,6 +137,12 @@ impl Backend for Type1 {
             answer => answer,
         }
     }
+
+    // When the last group leaves a container, the kernel unmaps everything and takes the IOMMU away. Every request then
+    // fails with EINVAL. An IOAS of iommufd keeps its mappings without a device.
+    fn is_emptied(&self) -> bool {
+        !self.vfio_compat && read_info(&self.container).is_err_and(|error| error.errno == Errno::EINVAL)
+    }
 }
 
 impl DirtyTracking for Type1 {

@@ -17,6 +17,8 @@ pub struct Unfinished {
     pub missing: Vec<IovaRange>,
     /// Device memory that is wanted and no longer mapped.
     pub devices: Vec<IovaRange>,
+    /// Whether nothing will be tried again, because the engine was closed.
+    pub closing: bool,
     /// What failed first, if the error is about the first missing range.
     pub first: Option<String>,
 }
@@ -43,7 +45,10 @@ impl fmt::Display for Ranges<'_> {
 
 impl fmt::Display for Unfinished {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { leftover, refused, missing, devices, first } = self;
+        let Self { leftover, refused, missing, devices, closing, first } = self;
+        if *closing {
+            return write!(f, "; still mapped, until the container itself is closed: {}", Ranges(leftover));
+        }
         if !missing.is_empty() {
             write!(f, "; wanted, but not mapped any more: {}", Ranges(missing))?;
         }

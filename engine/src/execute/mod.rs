@@ -159,6 +159,9 @@ impl Executor<'_> {
             if session.is_some_and(|session| session.wait_for(index)) {
                 self.found_device(&mut entry);
             }
+            if session.is_some_and(PopulateSession::is_cancelled) {
+                break; // A worker has panicked, and the panic continues here when the threads have ended.
+            }
             let answer = self.map(&entry);
             if answer.is_err_and(|errno| is_unseen_device(&entry, errno)) {
                 self.found_device(&mut entry);

@@ -101,7 +101,7 @@ impl Executor<'_> {
         let table: &MapTable = self.table;
         let calls: Vec<Call> = unmaps.iter().flat_map(|unmap| Call::all(table, unmap.range, batch)).collect();
         let (backend, cpus) = (self.backend, self.cpus);
-        let next = AtomicUsize::new(0);
+        let queue = UnmapQueue { calls: &calls, next: AtomicUsize::new(0) };
         let first = Mutex::new(Ok(()));
         let failed = Mutex::new(Vec::new());
         let noted = Mutex::new(&mut *self);
@@ -114,11 +114,11 @@ impl Executor<'_> {
             *first = std::mem::replace(&mut *first, Ok(())).and(done);
         };
         let work = || {
-            while let Some(call) = calls.get(next.fetch_add(1, Ordering::Relaxed)) {
+            queue.work(|call| {
                 let start = Instant::now();
                 let answer = backend.unmap(call.range);
                 note(call, answer, start.elapsed());
-            }
+            });
         };
         let ((), refused) = thread::run(threads.saturating_sub(1), cpus, work, work);
         for range in failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -134,6 +134,24 @@ fn totals(unmaps: &[Unmap]) -> (u64, u64) {
     unmaps
         .iter()
         .fold((0, 0), |(entries, bytes), unmap| (entries + unmap.entries, bytes.saturating_add(unmap.bytes)))
+}
+
+/// Unmap calls that threads take one after the other.
+struct UnmapQueue<'a> {
+    calls: &'a [Call],
+    next: AtomicUsize,
+}
+
+impl UnmapQueue<'_> {
+    /// Takes calls until none is left, or until one has panicked in any thread. A call that fails stops nobody.
+    fn work(&self, unmap: impl Fn(&Call)) {
+        let take_calls = || {
+            while let Some(call) = self.calls.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+                unmap(call);
+            }
+        };
+        thread::on_panic(|| self.next.store(self.calls.len(), Ordering::Relaxed), take_calls);
+    }
 }
 
 /// Entries that threads take one after the other.
@@ -228,6 +246,24 @@ mod tests {
         let _ = catch_unwind(AssertUnwindSafe(|| queue.work(None, map)));
         queue.work(None, map);
         calls.into_inner()
+    }
+
+    #[test]
+    fn no_unmap_follows_one_that_panics() {
+        for (panics, made) in [(false, 10), (true, 2)] {
+            let calls: Vec<Call> =
+                (0..10).map(|n| Call { range: entry(n).range, entries: 1, bytes: 0x1000 }).collect();
+            let queue = UnmapQueue { calls: &calls, next: AtomicUsize::new(0) };
+            let count = AtomicUsize::new(0);
+            let unmap = |_: &Call| {
+                let nth = count.fetch_add(1, Ordering::Relaxed);
+                assert!(!panics || nth != 1, "in an unmap call");
+            };
+            // Two threads, one after the other.
+            let _ = catch_unwind(AssertUnwindSafe(|| queue.work(unmap)));
+            queue.work(unmap);
+            assert_eq!(count.into_inner(), made);
+        }
     }
 
     #[test]

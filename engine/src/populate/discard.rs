@@ -33,7 +33,7 @@ pub fn discard(memory: &DiscardRange, threads: usize, cpus: Option<&CpuSet>) -> 
     let extra = threads.min(usize::try_from(chunks).unwrap_or(usize::MAX)).saturating_sub(1);
     let next = AtomicU64::new(first);
     let (refused, threads) = (AtomicBool::new(false), AtomicU64::new(0));
-    let work = || {
+    let discard_chunks = || {
         threads.fetch_add(1, Ordering::Relaxed);
         while !refused.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -47,6 +47,8 @@ pub fn discard(memory: &DiscardRange, threads: usize, cpus: Option<&CpuSet>) -> 
             }
         }
     };
+    // After a panic in one thread the others stop.
+    let work = || thread::on_panic(|| refused.store(true, Ordering::Relaxed), discard_chunks);
     let ((), refused_threads) = thread::run(extra, cpus, work, work);
     let thread_start_failures = refused_threads.not_started as u64;
     let report = Report { threads: threads.into_inner(), thread_start_failures };

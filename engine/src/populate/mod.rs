@@ -106,6 +106,11 @@ impl<'a> PopulateSession<'a> {
         self.queue.cancel();
     }
 
+    /// Whether it was cancelled, by a caller or because a thread has panicked.
+    pub fn is_cancelled(&self) -> bool {
+        self.queue.is_cancelled()
+    }
+
     fn step(&self) -> bool {
         self.queue.step(&mut self.worker.borrow_mut())
     }
@@ -158,7 +163,7 @@ pub fn with<R>(
     let work = || {
         let worker = queue.worker(started_workers.fetch_add(1, Ordering::Relaxed));
         let session = PopulateSession::new(&queue, worker);
-        work(&session);
+        thread::on_panic(|| queue.cancel(), || work(&session));
         add(&session.worker.borrow().done);
     };
     // The time that the calling thread spent on other work than faulting in.
@@ -319,6 +324,22 @@ mod tests {
         with(&pieces, how(3, PMD), 3, work, |_| _ = taken.wait());
         assert_eq!(settled.into_inner(), 1, "the waiter has run");
         assert!(!released_early.into_inner(), "released before the memory of its piece was present");
+    }
+
+    #[test]
+    fn a_panic_of_a_worker_ends_the_work() {
+        let pieces = [piece(1 << 63, 1 << 44)];
+        let (sender, ended) = channel();
+        std::thread::spawn(move || {
+            let body = |session: &PopulateSession<'_>| {
+                session.wait_for(0);
+                sender.send(session.is_cancelled())
+            };
+            let panics = |_: &PopulateSession<'_>| panic!("enough");
+            let _ = catch_unwind(AssertUnwindSafe(|| with(&pieces, how(3, PMD), 1, panics, body).0));
+        });
+        let cancelled = ended.recv_timeout(Duration::from_secs(60));
+        assert_eq!(cancelled, Ok(true), "the calling thread would have faulted everything in by itself");
     }
 
     #[test]

@@ -181,6 +181,11 @@ impl<'a> Queue<'a> {
         self.notify();
     }
 
+    /// Whether the queue was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
     /// Cancels: closes the queue and releases every waiter, even if its memory is not present.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
@@ -202,7 +207,7 @@ impl<'a> Queue<'a> {
 
     /// Whether a thread that needs piece `index` has to wait for other threads.
     pub fn is_awaited(&self, index: usize) -> bool {
-        !self.is_done(index) && !self.cancelled.load(Ordering::Acquire)
+        !self.is_done(index) && !self.is_cancelled()
     }
 
     /// Waits until no chunk of piece `index` is left, or the queue is cancelled. Only for threads that cannot take

@@ -2,7 +2,7 @@
 
 use super::{Engine, State};
 use crate::addr::IovaRange;
-use crate::error::{Error, Op, Result};
+use crate::error::{Error, Op, Result, Unfinished};
 use crate::log::Level;
 use crate::reconcile::plan;
 use crate::reconcile::table::MapTable;
@@ -11,20 +11,39 @@ use crate::reconcile::wanted::WantedSet;
 impl Engine {
     /// Unmaps everything that is still mapped. A poisoned engine does not know what that is, and unmaps the whole
     /// container.
+    ///
+    /// If the last group has left a type1 container, the kernel has unmapped everything already, and this succeeds.
     pub fn close(self) -> Result<()> {
         self.empty()
     }
 
+    /// Unmaps everything, unless that was tried before.
     fn empty(&self) -> Result<()> {
         let mut state = self.state();
-        if state.poison.take().is_some() {
-            state.table = MapTable::default();
-            let emptied = self.backend.unmap_all().map(drop);
-            return emptied.map_err(|errno| Error::kernel(Op::Unmap, errno));
+        if std::mem::replace(&mut state.closed, true) {
+            return Ok(());
         }
+        let emptied = if state.poison.take().is_some() {
+            state.table = MapTable::default();
+            self.backend.unmap_all().map(drop).map_err(|errno| Error::kernel(Op::Unmap, errno))
+        } else {
+            self.unmap_table(&mut state)
+        };
+        match emptied {
+            Err(_) if self.backend.is_emptied() => {
+                state.table = MapTable::default();
+                self.record_state(&state);
+                Ok(())
+            }
+            emptied => emptied,
+        }
+    }
+
+    /// Unmaps everything in the table.
+    fn unmap_table(&self, state: &mut State) -> Result<()> {
         state.wanted = WantedSet::default();
         let Ok(plan) =
-            plan::plan(&state.wanted, &state.table, &[IovaRange::ALL], &self.grid, self.gaps(&state), None)
+            plan::plan(&state.wanted, &state.table, &[IovaRange::ALL], &self.grid, self.gaps(state), None)
         else {
             return Ok(()); // Without a capacity there is always room.
         };
@@ -38,9 +57,18 @@ impl Engine {
             None | Some(Ok(false)) => executor.run(&plan, wanted, None),
             Some(emptied) => emptied.map(drop),
         };
+        let contradicted = executor.executed.contradicted;
         self.record_executed(&executor.executed);
-        self.record_state(&state);
-        emptied
+        self.record_state(state);
+        emptied.map_err(|error| {
+            let leftover: Vec<IovaRange> = state.table.iter().map(|entry| entry.range).collect();
+            if contradicted || leftover.is_empty() {
+                return error;
+            }
+            let refused = Some(error.errno);
+            let unfinished = Unfinished { leftover, refused, closing: true, ..Unfinished::default() };
+            Error { unfinished: Some(Box::new(unfinished)), ..error }
+        })
     }
 }
 

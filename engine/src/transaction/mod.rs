@@ -122,6 +122,8 @@ struct State {
     missing: Vec<IovaRange>,
     /// Whether an answer of the kernel has contradicted the table.
     contradicted: bool,
+    /// Whether the engine was closed.
+    closed: bool,
     /// Dirty pages that were not reported yet; `None` while tracking is off.
     dirty: Option<DirtyPages>,
     /// The thread that has a transaction open.
@@ -174,10 +176,22 @@ impl Engine {
             return Err(Error::check(Errno::EINVAL, ErrorKind::Misaligned { value, page }).of(Op::Open));
         }
         let grid = grid.with_cuts(cuts);
-        let (wanted, objects, table, missing, contradicted, logged) = Default::default();
+        let (wanted, objects, table, missing, logged) = Default::default();
+        let (contradicted, closed) = (false, false);
         let (dirty, owner, poison) = (None, None, None);
-        let state =
-            State { limits, wanted, objects, table, missing, contradicted, dirty, owner, logged, poison };
+        let state = State {
+            limits,
+            wanted,
+            objects,
+            table,
+            missing,
+            contradicted,
+            closed,
+            dirty,
+            owner,
+            logged,
+            poison,
+        };
         let (state, counters) = (Mutex::new(state), Counters::default());
         let logged_limit = AtomicBool::new(false);
         let method = OnceLock::new();

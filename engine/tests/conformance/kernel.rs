@@ -31,6 +31,7 @@ const ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_lim
 
 const VFIO_SET_IOMMU: libc::c_ulong = 0x3b66;
 const VFIO_GROUP_SET_CONTAINER: libc::c_ulong = 0x3b68;
+const VFIO_GROUP_UNSET_CONTAINER: libc::c_ulong = 0x3b69;
 const VFIO_GROUP_GET_DEVICE_FD: libc::c_ulong = 0x3b6a;
 const VFIO_DEVICE_GET_REGION_INFO: libc::c_ulong = 0x3b6c;
 const VFIO_IOMMU_MAP_DMA: libc::c_ulong = 0x3b71;
@@ -87,6 +88,18 @@ pub fn attached(driver: Driver, run: impl FnOnce(&dyn Backend, Memory)) {
 pub fn owned(driver: Driver, run: impl FnOnce(Box<dyn Backend>, &dyn Target, Memory)) {
     on_the_kernel(Needs::default(), driver, |opened, memory| {
         run(opened.backend(driver), &Ioctls { opened, kernel: driver.answers_as(), memory }, memory);
+    });
+}
+
+/// Opens the backend of type1, and passes its ownership and what makes the group, the only one, leave the container.
+pub fn leaving(run: impl FnOnce(Box<dyn Backend>, &dyn Fn(), Memory)) {
+    on_the_kernel(Needs::default(), Driver::Type1, |opened, memory| {
+        let leave = || {
+            // SAFETY: this request takes no argument.
+            let left = unsafe { libc::ioctl(opened.device.as_raw_fd(), VFIO_GROUP_UNSET_CONTAINER) };
+            assert_eq!(left, 0, "{}", Error::last_os_error());
+        };
+        run(opened.backend(Driver::Type1), &leave, memory);
     });
 }
 

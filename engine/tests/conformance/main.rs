@@ -5,6 +5,7 @@
 mod cases;
 mod dirty;
 mod kernel;
+mod left;
 mod replaced;
 mod rest;
 mod run;
@@ -434,6 +435,12 @@ fn iommufd_holds_nothing_stale_after_a_failure() {
 #[ignore = "needs VT-d and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
 fn type1_holds_nothing_stale_after_a_failure() {
     stale::nothing_is_left_by(Driver::Type1);
+}
+
+#[test]
+#[ignore = "needs a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn type1_is_closed_after_its_last_group_has_left() {
+    left::is_closed_after_its_last_group();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Backend, Capabilities, DirtyTracking, Mapping, PopulatePolicy, enoent_as_zero, unmap_halves};
 use crate::addr::{HostVa, IovaRange, PageSizes};
-use crate::error::{Errno, KernelResult, Result};
+use crate::error::{Errno, Error, KernelResult, Op, Result};
 use crate::limits::{Limits, Memlock, MemlockScope, UserCharges};
 use crate::object::{Object, ObjectKind};
 use crate::region::Perm;
@@ -166,6 +166,15 @@ impl Sim {
         Ok(())
     }
 
+    /// Lets the last group leave a container of type1, which loses its mappings and its IOMMU, or the last device an
+    /// IOAS.
+    pub fn detach(&self) {
+        let mut state = self.state();
+        let mut config = lock(&self.config);
+        state.held.detach(&config);
+        config.attached = false;
+    }
+
     /// Makes the map ioctl with arbitrary numbers and returns the kernel's result. Not included in [`Sim::calls`].
     pub fn ask_to_map(&self, iova: u64, length: u64, hva: HostVa, perm: Perm) -> KernelResult<()> {
         let mut state = self.state();
@@ -213,6 +222,9 @@ impl Sim {
         let nth = state.calls.len() as u64;
         let config = self.config();
         assert!(config.panic_nth != Some(nth), "panic asked for at call {nth}");
+        if state.held.without_iommu {
+            return Err(Errno::EINVAL);
+        }
         match config.failures.iter().find(|(at, _)| *at == nth) {
             Some((_, errno)) => Err(*errno),
             None => Ok(config),
@@ -232,6 +244,9 @@ impl Backend for Sim {
     }
 
     fn limits(&self) -> Result<Limits> {
+        if self.is_emptied() {
+            return Err(Error::kernel(Op::Info, Errno::EINVAL));
+        }
         let used = self.state().held.mappings.len() as u64;
         let config = self.config();
         Ok(match config.rules {
@@ -306,6 +321,10 @@ impl Backend for Sim {
             (Rules::Type1, answer) => answer,
             (Rules::Iommufd, answer) => enoent_as_zero(answer),
         }
+    }
+
+    fn is_emptied(&self) -> bool {
+        self.state().held.without_iommu
     }
 }
 

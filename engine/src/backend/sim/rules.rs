@@ -34,6 +34,8 @@ pub(super) struct KernelState {
     pub(super) mappings: BTreeMap<u64, Mapping>,
     /// Bytes that count against RLIMIT_MEMLOCK.
     pub(super) locked: u64,
+    /// Whether the last group has left a container of type1, which then has no IOMMU.
+    pub(super) without_iommu: bool,
     pub(super) tracking: bool,
     /// The numbers of the pages that devices wrote to since the last report.
     pub(super) written: BTreeSet<u64>,
@@ -107,6 +109,17 @@ impl KernelState {
         }
         self.locked = locked;
         Ok(())
+    }
+
+    /// The last group or device leaves. An IOAS keeps its mappings, but no longer pins them.
+    // __vfio_group_unset_container, vfio_iommu_type1_detach_group; iopt_table_remove_domain.
+    pub(super) fn detach(&mut self, config: &SimConfig) {
+        self.locked = 0;
+        if config.rules == Rules::Type1 {
+            self.mappings.clear();
+            self.written.clear();
+            self.without_iommu = true;
+        }
     }
 
     /// Removes one mapping; returns its length.

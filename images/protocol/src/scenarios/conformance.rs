@@ -12,6 +12,7 @@ checks! {
     #[serde(rename_all = "snake_case")]
     Type1AnswersAsType1,
     Type1TellsOfDirtyPages,
+    Type1IsClosedAfterItsLastGroupHasLeft,
     IommufdAnswersAsIommufd if has_iommufd,
     ABarIsMappedWhileItDecodes if has_iommufd,
     TheImitationAnswersAsIommufd if has_iommufd,
