@@ -30,7 +30,7 @@ pub fn is_closed_after_its_last_group() {
 
 /// One page of the memory, at an IOVA that is not adjacent to that of another one.
 fn region(memory: Memory, page: u64) -> Region {
-    let (range, hva) = (range(2 * page * PAGE, PAGE), memory.host(Hva::Writable(page)));
+    let (range, hva) = (range(2 * page * PAGE, PAGE), memory.host(Hva::Writable(page * PAGE)));
     Region {
         range,
         hva,

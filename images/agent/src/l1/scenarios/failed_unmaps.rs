@@ -177,7 +177,11 @@ fn behind_a_viommu(lab: &Lab) -> Result<()> {
 
     lab.report.step("unknown after a page");
     faults::arm(Fault::Short, EVERYWHERE, u64::MAX, 1)?;
-    stop_by(lab, vm, Check::StoppedByPage, 1, |vm| vm.qmp.run("system_reset", json!({})).map(drop))
+    stop_by(lab, vm, Check::StoppedByPage, 1, |vm| {
+        // It can end before it replies.
+        let _ = vm.qmp.attempt("system_reset", json!({}));
+        Ok(())
+    })
 }
 
 /// Starts a machine, and checks that it stops after what `cause` does.
