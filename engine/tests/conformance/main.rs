@@ -6,6 +6,7 @@ mod cases;
 mod dirty;
 mod kernel;
 mod left;
+mod memory;
 mod refused;
 mod replaced;
 mod rest;
@@ -22,6 +23,7 @@ use cases::{MEMORY, PAGE};
 use common::memory::RealMemory;
 use common::{THREADS, callers};
 use kernel::Driver;
+use memory::Memory;
 use refused::Counts;
 use run::{Answer, Case, Difference, Hva, Kernel, Op, Target};
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
@@ -36,47 +38,6 @@ use witness::{PageTables, Translations};
 
 /// The end of user space addresses.
 const USER_END: u64 = 0x8000_0000_0000;
-
-/// The addresses of the memory that cases refer to.
-#[derive(Clone, Copy, Debug)]
-struct Memory {
-    writable: u64,
-    nothing: u64,
-    read_only: u64,
-    /// The address of a shared mapping of the whole file.
-    file: u64,
-    fd: RawFd,
-}
-
-impl Memory {
-    /// Addresses for the model, which never accesses memory.
-    const IMAGINED: Self = {
-        let writable = 0x7000_0000_0000;
-        Self {
-            writable,
-            nothing: writable + MEMORY,
-            read_only: writable + 2 * MEMORY,
-            file: writable + 3 * MEMORY,
-            // The model does not use the descriptor, but it must not be negative.
-            fd: 0,
-        }
-    };
-
-    fn address(self, memory: Hva) -> u64 {
-        match memory {
-            Hva::Writable(offset) => self.writable + offset,
-            Hva::ReadOnly(offset) => self.read_only + offset,
-            Hva::Nothing => self.nothing,
-            Hva::At(address) => address,
-        }
-    }
-
-    fn host(self, memory: Hva) -> HostVa {
-        // SAFETY: imagined memory is never accessed. Real memory is the kernel tests' own, stays mapped until every
-        // container that uses it is closed, and no reference into it exists.
-        unsafe { vfio_fast_engine::host_va(self.address(memory)) }
-    }
-}
 
 fn perm(writable: bool) -> Perm {
     if writable { Perm::ReadWrite } else { Perm::Read }
