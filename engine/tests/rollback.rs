@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use std::sync::{Arc, Mutex};
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
-use vfio_fast_engine::error::{Op, Unfinished};
+use vfio_fast_engine::error::{ErrorKind, Op, Unfinished};
 use vfio_fast_engine::log::Log;
 use vfio_fast_engine::region::{Kind, Region};
 use vfio_fast_engine::{Config, Engine, Errno, Error};
@@ -127,6 +127,20 @@ fn an_unmap_whose_rest_would_exceed_the_limit_of_locked_memory_touches_nothing()
     assert_eq!(held(&sim), [range(GIB + 8 * MIB, 8 * MIB)]);
 }
 
+/// With iommufd, which counts per user, the kernel finds that out. That the rest is not mapped any more is an error of a
+/// map, also where a limit explains it.
+#[test]
+fn a_rest_that_exceeds_a_limit_in_the_kernel_is_missing() {
+    let (engine, sim) = open(SimConfig { memlock_limit: Some(64 * MIB), ..keeping(Rules::Iommufd) });
+    engine.map_region(ram(GIB, 16 * MIB)).unwrap();
+    sim.reconfigure(|config| config.memlock_limit = Some(8 * MIB));
+    let rest = range(GIB + MIB, 15 * MIB);
+    let error = engine.unmap(range(GIB, MIB)).unwrap_err();
+    assert_eq!((error.op, error.errno, error.range), (Op::Map, Errno::ENOMEM, Some(rest)), "{error}");
+    assert!(matches!(error.kind, ErrorKind::UserMemlock { .. }), "{error}");
+    assert_eq!((left(&error).missing, held(&sim)), (vec![rest], vec![]));
+}
+
 /// A page of an entry cannot be pinned any more (a memory error), and another page is unmapped. Only the rest that has
 /// the page is lost.
 #[test]
@@ -176,6 +190,11 @@ fn an_entry_in_use_stays_until_it_can_be_unmapped() {
     // Other memory is mapped and unmapped as before.
     engine.map_region(ram(4 * GIB, MIB)).unwrap();
     engine.unmap(range(4 * GIB, MIB)).unwrap();
+    // An unmap of more than it tries again, also where it unmaps a single region besides.
+    engine.map_region(ram(4 * GIB, MIB)).unwrap();
+    let error = engine.unmap(range(0, 8 * GIB)).unwrap_err();
+    assert_eq!((error.op, error.errno), (Op::Unmap, Errno::EBUSY));
+    assert_eq!((held(&sim), wanted(&engine)), (vec![whole], vec![]));
     // Other memory at its addresses cannot be mapped, and nothing of it stays.
     let other = Region { hva: hva(1 << 44), ..ram(GIB, 16 * MIB) };
     let error = engine.map_region(other).unwrap_err();

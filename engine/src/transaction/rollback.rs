@@ -82,7 +82,9 @@ impl Engine {
             // That a device lost access to memory is more important than what failed before.
             unfinished.first = Some(error.to_string());
             let maps: Vec<Entry> = missing.iter().map(|(entry, _)| *entry).collect();
-            error = self.explained(state, not_mapped(entry, *errno), &maps, 0, &executed);
+            let explained = self.explained(state, not_mapped(entry, *errno), &maps, 0, &executed);
+            // Also where a limit explains it: this was not found out by a check.
+            error = Error { op: Op::Map, ..explained };
         }
         error.range = error.range.or(unfinished.leftover.first().copied());
         Error { unfinished: Some(Box::new(unfinished)), ..error }

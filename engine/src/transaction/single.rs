@@ -21,7 +21,10 @@ impl Engine {
             Some(Change::Inserted(wanted)) if self.is_single_map(state, &wanted.region) => {
                 self.map_single(state, &wanted)
             }
-            Some(Change::Removed(Wanted { region, .. })) if state.table.on(region.range).is_some() => {
+            // The range that the call unmaps can have an entry besides that could not be unmapped before.
+            Some(Change::Removed(Wanted { region, .. }))
+                if state.table.on(region.range).is_some() && state.table.totals().leftovers == 0 =>
+            {
                 self.unmap_single(state, &region)
             }
             _ => return Ok(false),
