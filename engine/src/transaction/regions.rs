@@ -1,6 +1,7 @@
 //! Maps and unmaps regions and arrays of pages.
 
 use super::lock::Locked;
+use super::single::is_single_unmap;
 use super::{Engine, State};
 use crate::addr::{HostVa, Iova, IovaRange};
 use crate::error::{Errno, Error, ErrorKind, Result};
@@ -70,7 +71,9 @@ impl Engine {
     /// Unmaps everything in `range`: outside a transaction before this returns, inside one at the commit. Returns the
     /// number of bytes that were wanted there.
     pub fn unmap(&self, range: IovaRange) -> Result<u64> {
-        let state = self.changing_only(range, |state| is_single_unmap(state, range))?;
+        let state = self.changing_only(range, |state| {
+            state.wanted.on(range).is_some() && is_single_unmap(state, range)
+        })?;
         self.unmap_each(state, [Ok(range)])
     }
 
@@ -163,11 +166,6 @@ impl Engine {
         self.record_state(&state);
         Err(error)
     }
-}
-
-/// Whether `range` is one region and one entry.
-fn is_single_unmap(state: &State, range: IovaRange) -> bool {
-    state.wanted.on(range).is_some() && state.table.on(range).is_some()
 }
 
 fn insert(state: &mut State, region: Region) -> Result<()> {

@@ -4,7 +4,7 @@
 //! call and allocate no memory, except for a node of a tree now and then. The plan would always be the one call.
 
 use super::{Engine, State};
-use crate::addr::BASE_PAGE;
+use crate::addr::{BASE_PAGE, IovaRange};
 use crate::error::Result;
 use crate::execute::not_mapped;
 use crate::populate::MIN_PARALLEL_BYTES;
@@ -21,10 +21,7 @@ impl Engine {
             Some(Change::Inserted(wanted)) if self.is_single_map(state, &wanted.region) => {
                 self.map_single(state, &wanted)
             }
-            // The range that the call unmaps can have an entry besides that could not be unmapped before.
-            Some(Change::Removed(Wanted { region, .. }))
-                if state.table.on(region.range).is_some() && state.table.totals().leftovers == 0 =>
-            {
+            Some(Change::Removed(Wanted { region, .. })) if is_single_unmap(state, region.range) => {
                 self.unmap_single(state, &region)
             }
             _ => return Ok(false),
@@ -96,4 +93,10 @@ impl Engine {
         self.counters.commits.add(1);
         self.record_state(state);
     }
+}
+
+/// Whether the region in `range`, which is unmapped as a whole, is one entry.
+pub(super) fn is_single_unmap(state: &State, range: IovaRange) -> bool {
+    // The range that the call unmaps can have an entry besides that could not be unmapped before.
+    state.table.on(range).is_some() && state.table.totals().leftovers == 0
 }

@@ -17,7 +17,7 @@ mod witness;
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::BorrowedFd;
 
 use cases::{MEMORY, PAGE};
 use common::memory::RealMemory;
@@ -26,7 +26,7 @@ use kernel::Driver;
 use memory::Memory;
 use refused::Counts;
 use run::{Answer, Case, Difference, Hva, Kernel, Op, Target};
-use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
+use vfio_fast_engine::addr::{Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::backend::{Backend, Mapping};
 use vfio_fast_engine::limits::MemlockScope;
