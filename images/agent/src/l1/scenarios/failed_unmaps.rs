@@ -42,6 +42,9 @@ const REFUSED: &str = "libvfio_fast failed to unmap IOVA";
 
 /// Far longer than an RCU grace period.
 const FREED_WITHIN: Duration = Duration::from_secs(60);
+/// How often the guest is asked to release a DIMM, and how long it gets.
+const REQUESTS: u32 = 10;
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// How long QEMU waits for a device with pending transactions.
 const PENDING: Duration = Duration::from_secs(1);
 
@@ -58,8 +61,13 @@ pub fn run(lab: &Lab) -> Result<()> {
         plug(vm, 1)?;
         vm.wait_event("the DIMM's memory", |event| matches!(event, Event::Memory { .. }))?;
         faults::arm(Fault::Short, dimm(vm)?, u64::MAX, 1)?;
-        // It can end before it replies.
-        let _ = vm.qmp.attempt("device_del", json!({ "id": "dimm1" }));
+        // The guest can miss a request. QEMU replies as long as it runs.
+        for _ in 0..REQUESTS {
+            if vm.qmp.attempt("device_del", json!({ "id": "dimm1" })).is_err() {
+                break;
+            }
+            std::thread::sleep(AGAIN_AFTER);
+        }
         Ok(())
     })?;
     behind_a_viommu(lab)
