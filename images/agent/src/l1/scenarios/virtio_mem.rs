@@ -404,7 +404,8 @@ fn report_counted(lab: &Lab, vm: &mut Vm, before: usize, allowed: u64) -> Result
         let errors = vm.stderr()?;
         vm.qmp.run("cont", json!({}))?;
         reports = errors.lines().filter(|line| line.contains("for a vIOMMU or virtio-mem")).count();
-        let number = |line: &str| line.strip_suffix(" more such failures were not reported")?.parse::<usize>().ok();
+        let number =
+            |line: &str| line.strip_suffix(" more such failures were not reported")?.parse::<usize>().ok();
         counted = errors.lines().filter_map(number).sum();
         if counted > 0 {
             break;
