@@ -179,7 +179,7 @@ fn entries() {
     };
     let (full, _) = used(3);
     full.map_region(bar(4 * PAGE)).unwrap();
-    let held = "0 of 3 left (1 hold RAM, 1 exact regions, 1 device memory, 0 are not the library's)";
+    let held = "left: 0 of 3 (RAM 1, exact regions 1, device memory 1, not the library's 0)";
     of(&full.map_region(ram(6 * PAGE, PAGE)).unwrap_err(), (1, 0), held);
     // Another user of the container has one since the limits were read: the kernel refuses a BAR, and the second of two
     // exact regions.
@@ -188,12 +188,12 @@ fn entries() {
         sim.ask_to_map(MIB, PAGE, hva(PAGE), Perm::ReadWrite).unwrap();
         shared
     };
-    let held = "0 of 3 left (1 hold RAM, 1 exact regions, 0 device memory, 1 are not the library's)";
+    let held = "left: 0 of 3 (RAM 1, exact regions 1, device memory 0, not the library's 1)";
     of(&shared(3).map_region(bar(4 * PAGE)).unwrap_err(), (1, 0), held);
     let two = shared(4);
     two.begin().unwrap();
     (0..2).for_each(|n| two.map_region(Region { exact: true, ..ram((8 + 2 * n) * PAGE, PAGE) }).unwrap());
-    let held = "0 of 4 left (1 hold RAM, 2 exact regions, 0 device memory, 1 are not the library's)";
+    let held = "left: 0 of 4 (RAM 1, exact regions 2, device memory 0, not the library's 1)";
     of(&two.commit().unwrap_err(), (1, 0), held);
     // Without numbers, the setting is named at least.
     kernel_refuses(Rules::Iommufd, Errno::ENOSPC);

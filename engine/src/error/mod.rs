@@ -381,8 +381,8 @@ impl Error {
             }
             ErrorKind::Entries(EntryUse { needed, available, total, exact, device, ram, others }) => write!(
                 f,
-                ": {needed} mappings are needed, and the container has {available} of {total} left ({ram} hold RAM, \
-                 {exact} exact regions, {device} device memory, {others} are not the library's): raise dma_entry_limit \
+                ": mappings needed: {needed}; left: {available} of {total} (RAM {ram}, exact regions {exact}, device \
+                 memory {device}, not the library's {others}): raise dma_entry_limit \
                  of vfio_iommu_type1 before the container is opened (`modprobe vfio_iommu_type1 dma_entry_limit=`), or \
                  map larger blocks"
             ),

@@ -371,7 +371,7 @@ static void too_few_entries(void)
     CHECK_RC(vfio_fast_commit(vf, NULL), -ENOSPC);
     CHECK_TEXT("dma_entry_limit");
     CHECK_TEXT("3 mappings");
-    CHECK_TEXT("2 of 2 left (0 hold RAM, 0 exact regions, 0 device memory, 0 are not the library's)");
+    CHECK_TEXT("left: 2 of 2 (RAM 0, exact regions 0, device memory 0, not the library's 0)");
     f = failure();
     CHECK(f.iova == 0 && f.length == 0 && f.hva == 0); /* about no region */
     CHECK(f.op == VFIO_FAST_OP_CHECK && f.error == -ENOSPC);

@@ -13,6 +13,7 @@ mod limits;
 mod proc;
 mod qemu_trace;
 mod qmp;
+mod real_time;
 mod report;
 mod requests;
 mod scenarios;

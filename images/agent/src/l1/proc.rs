@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::l1::real_time;
 use crate::pci::Device;
 
 /// A range of host addresses: the first one, and the one after the last.
@@ -65,6 +66,9 @@ pub fn watch_library_threads<R>(pid: u32, wait: impl FnOnce() -> R) -> (R, BTree
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let watcher = scope.spawn(|| {
+            // Otherwise it may not run while QEMU and the library keep all CPUs busy. Outside the machines, where that is
+            // refused, it only may run late.
+            let _ = real_time::begin();
             let mut seen = BTreeSet::new();
             while !done.load(Ordering::Relaxed) {
                 // If the process has ended, `wait` reports that.
