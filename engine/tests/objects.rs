@@ -64,13 +64,16 @@ impl Watched {
     }
 }
 
-/// Offset, length and kind of everything that was mapped through a descriptor, in units of 1 MiB.
+/// Offset, length and kind of everything that was mapped through a descriptor, in units of 1 MiB, by offset: the calls
+/// of several threads have no order.
 fn by_descriptor(calls: &[Call]) -> Vec<(u64, u64, ObjectKind)> {
     let file = |call: &Call| match call {
         Call::MapFile(mapping, kind, offset) => Some((offset / MIB, mapping.range.length() / MIB, *kind)),
         _ => None,
     };
-    calls.iter().filter_map(file).collect()
+    let mut mapped: Vec<_> = calls.iter().filter_map(file).collect();
+    mapped.sort_by_key(|(offset, ..)| *offset);
+    mapped
 }
 
 fn since(sim: &Sim, before: usize) -> Vec<Call> {

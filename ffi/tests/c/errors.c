@@ -370,7 +370,7 @@ static void too_few_entries(void)
     }
     CHECK_RC(vfio_fast_commit(vf, NULL), -ENOSPC);
     CHECK_TEXT("dma_entry_limit");
-    CHECK_TEXT("3 mappings");
+    CHECK_TEXT("mappings needed: 3");
     CHECK_TEXT("left: 2 of 2 (RAM 0, exact regions 0, device memory 0, not the library's 0)");
     f = failure();
     CHECK(f.iova == 0 && f.length == 0 && f.hva == 0); /* about no region */
