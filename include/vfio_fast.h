@@ -1262,7 +1262,8 @@ int vfio_fast_begin(struct vfio_fast *vf);
  * Executes the open transaction: makes the mappings in the kernel match the wanted regions.
  *
  * It checks the limits, faults memory in, unmaps and maps. It leaves kernel entries that are already right in place.
- * After it has returned 0, no device can access memory that is not wanted.
+ * After it has returned 0, no device can access memory that is not wanted, except what an earlier call could not unmap
+ * and this one did not touch (leftover_entries in struct vfio_fast_info).
  *
  * On failure, the commit is rolled back: what holds then is described under Failed commits. The call returns the errno
  * of the first failure, except where wanted memory is not mapped any more, and the transaction is closed. If outcome is

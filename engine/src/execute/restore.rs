@@ -1,6 +1,7 @@
 //! Maps what a rollback has to map: as much as possible, whatever fails.
 
 use super::{Executor, is_unseen_device};
+use crate::addr::IovaRange;
 use crate::error::Errno;
 use crate::reconcile::table::Entry;
 use crate::region::Kind;
@@ -9,9 +10,9 @@ impl Executor<'_> {
     /// Maps each of the entries, without faulting memory in. Returns the entries of RAM that the kernel refused.
     pub fn map_each(&mut self, entries: &[Entry]) -> Vec<(Entry, Errno)> {
         let mut missing = Vec::new();
-        let mut refused = None;
+        let mut refused: Option<IovaRange> = None;
         for entry in entries {
-            if refused.is_some_and(|region: crate::addr::IovaRange| region.contains(entry.range)) {
+            if refused.is_some_and(|region| region.contains(entry.range)) {
                 continue;
             }
             let mut entry = *entry;

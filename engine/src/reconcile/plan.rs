@@ -268,7 +268,7 @@ fn grouped(gone: &[&Entry], wanted: &WantedSet, table: &MapTable, gaps: Gaps) ->
     unmaps
 }
 
-/// The number of bytes of `maps` that `gone` maps identically. Both are ascending and disjoint.
+/// The number of bytes of `maps` that `gone` maps identically. `gone` is ascending; both are disjoint.
 fn remapped(gone: &[&Entry], maps: &[Entry]) -> u64 {
     let mut bytes = 0u64;
     for entry in maps {

@@ -57,12 +57,12 @@ impl Engine {
             None | Some(Ok(false)) => executor.run(&plan, None),
             Some(emptied) => emptied.map(drop),
         };
-        let contradicted = executor.executed.contradicted;
-        self.record_executed(&executor.executed);
+        let executed = executor.executed;
+        self.record_executed(state, &executed);
         self.record_state(state);
         emptied.map_err(|error| {
             let leftover: Vec<IovaRange> = state.table.iter().map(|entry| entry.range).collect();
-            if contradicted || leftover.is_empty() {
+            if state.contradicted || leftover.is_empty() {
                 return error;
             }
             let refused = Some(error.errno);

@@ -21,7 +21,9 @@ pub(super) struct Logged {
 }
 
 impl Engine {
-    pub(super) fn record_executed(&self, executed: &Executed) {
+    /// Enters into `state` and the counters what calls have done, whether they succeeded or not.
+    pub(super) fn record_executed(&self, state: &mut State, executed: &Executed) {
+        state.contradicted |= executed.contradicted;
         let counters = &self.counters;
         counters.map_calls.add(executed.map_calls);
         counters.map_bytes.add(executed.map_bytes);

@@ -335,8 +335,7 @@ impl Engine {
             chunk: populate::CHUNK_BYTES,
         };
         let (run, executed) = self.execute(state, &plan, options);
-        state.contradicted |= executed.contradicted;
-        self.record_executed(&executed);
+        self.record_executed(state, &executed);
         self.log_executed(state, &executed);
         for entry in &executed.devices {
             state.wanted.reclassify_as_device(entry.range);

@@ -43,8 +43,7 @@ impl Engine {
         let mut executor = self.executor(state, 1);
         let unmapped = executor.clear(unmaps);
         let executed = executor.executed;
-        state.contradicted |= executed.contradicted;
-        self.record_executed(&executed);
+        self.record_executed(state, &executed);
         unmapped
     }
 }

@@ -56,9 +56,8 @@ impl Engine {
         }
         unfinished.missing = missing.iter().map(|(entry, _)| entry.range).collect();
         let executed = executor.executed;
-        state.contradicted |= executed.contradicted;
         unfinished.devices = executed.refusals.iter().map(|refusal| refusal.region).collect();
-        self.record_executed(&executed);
+        self.record_executed(state, &executed);
         self.record_refusals(&executed);
         self.log_executed(state, &executed);
         state.settle(&plan.scope, &unfinished.missing);

@@ -51,8 +51,8 @@ impl Engine {
         let entry = Entry::of(&wanted.region, wanted.generation);
         let mut executor = self.executor(state, 1);
         let answer = executor.map(&entry);
-        self.record_executed(&executor.executed);
         let executed = executor.executed;
+        self.record_executed(state, &executed);
         let Err(errno) = answer else {
             self.end_single(state);
             return Ok(());
@@ -72,8 +72,7 @@ impl Engine {
         executor.dirty = None;
         let unmapped = executor.unmap(range);
         let executed = executor.executed;
-        state.contradicted |= executed.contradicted;
-        self.record_executed(&executed);
+        self.record_executed(state, &executed);
         let unmapped = match unmapped {
             Ok(()) => {
                 if !state.wanted.names(region.backing) {
