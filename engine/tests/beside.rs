@@ -9,11 +9,12 @@ use std::thread::scope;
 
 use vfio_fast_testing as common;
 
+use common::hooked::{Hooked, Hooks};
 use common::{assert_table, hva, ram, range};
 use vfio_fast_engine::addr::{Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
-use vfio_fast_engine::backend::{Backend, Capabilities, DirtyTracking, Mapping};
-use vfio_fast_engine::limits::{Limits, Memlock};
+use vfio_fast_engine::backend::{Backend, Mapping};
+use vfio_fast_engine::error::KernelResult;
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::region::{Backing, Region};
 use vfio_fast_engine::{Config, DiscardMode, Engine, Errno, Result, discard_range};
@@ -31,36 +32,14 @@ enum Then {
     Panics,
 }
 
-/// A container whose map call at [`SLOW`] takes until the test lets it go on.
-#[derive(Debug)]
+/// Makes the map call at [`SLOW`] take until the test lets it go on.
 struct Slow {
-    sim: Sim,
     began: Mutex<Sender<()>>,
     go_on: Mutex<Receiver<Then>>,
 }
 
-impl Backend for Slow {
-    fn name(&self) -> &'static str {
-        self.sim.name()
-    }
-
-    fn limits(&self) -> Result<Limits> {
-        self.sim.limits()
-    }
-
-    fn memlock(&self) -> Memlock {
-        self.sim.memlock()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.sim.capabilities()
-    }
-
-    fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
-        self.sim.dirty_tracking()
-    }
-
-    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
+impl Hooks for Slow {
+    fn map(&self, kernel: &dyn Backend, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
         if mapping.range.start() == SLOW {
             let _ = self.began.lock().unwrap().send(());
             // The test has ended if nothing is received.
@@ -70,15 +49,7 @@ impl Backend for Slow {
                 Ok(Then::Maps) | Err(_) => {}
             }
         }
-        self.sim.map(mapping, object)
-    }
-
-    fn unmap(&self, range: IovaRange) -> std::result::Result<u64, Errno> {
-        self.sim.unmap(range)
-    }
-
-    fn unmap_all(&self) -> std::result::Result<u64, Errno> {
-        self.sim.unmap_all()
+        kernel.map(mapping, object)
     }
 }
 
@@ -93,7 +64,8 @@ struct Bench {
 fn bench(config: SimConfig) -> Bench {
     let sim = Sim::new(config);
     let (began, go_on) = (channel(), channel());
-    let backend = Slow { sim: sim.clone(), began: Mutex::new(began.0), go_on: Mutex::new(go_on.1) };
+    let hooks = Slow { began: Mutex::new(began.0), go_on: Mutex::new(go_on.1) };
+    let backend = Hooked { kernel: Box::new(sim.clone()), hooks };
     let config = Config { threads: 1, ..Config::default() };
     let engine = Engine::new(Box::new(backend), config).unwrap();
     Bench { engine, sim, began: began.1, go_on: go_on.0 }

@@ -9,14 +9,14 @@ use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
-use vfio_fast_engine::backend::{Backend, Capabilities, Mapping, PopulatePolicy};
-use vfio_fast_engine::limits::{Limits, Memlock};
+use vfio_fast_engine::backend::{Backend, Mapping, PopulatePolicy};
+use vfio_fast_engine::error::KernelResult;
 use vfio_fast_engine::log::{Level, Log};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::region::Region;
-use vfio_fast_engine::{Config, CpuSet, Engine, Errno};
+use vfio_fast_engine::{Config, CpuSet, Engine};
+use vfio_fast_testing::hooked::{Hooked, Hooks};
 use vfio_fast_testing::memory::RealMemory;
 use vfio_fast_testing::{UNIT, UNITS, hva, hva_of, keeping, ram};
 
@@ -97,44 +97,18 @@ impl Meeting {
     }
 }
 
-/// An iommufd whose map calls wait for each other, and note which thread makes them.
-#[derive(Debug)]
+/// Makes map calls wait for each other, and notes which thread makes them.
 struct Together {
-    sim: Sim,
     all: Meeting,
     seen: Arc<Mutex<Vec<(String, Seen)>>>,
 }
 
-impl Backend for Together {
-    fn name(&self) -> &'static str {
-        self.sim.name()
-    }
-
-    fn limits(&self) -> vfio_fast_engine::Result<Limits> {
-        self.sim.limits()
-    }
-
-    fn memlock(&self) -> Memlock {
-        self.sim.memlock()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.sim.capabilities()
-    }
-
-    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> Result<(), Errno> {
+impl Hooks for Together {
+    fn map(&self, kernel: &dyn Backend, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
         self.all.wait();
         let name = fs::read_to_string("/proc/thread-self/comm").unwrap().trim().to_owned();
         self.seen.lock().unwrap().push((name, look()));
-        self.sim.map(mapping, object)
-    }
-
-    fn unmap(&self, range: IovaRange) -> Result<u64, Errno> {
-        self.sim.unmap(range)
-    }
-
-    fn unmap_all(&self) -> Result<u64, Errno> {
-        self.sim.unmap_all()
+        kernel.map(mapping, object)
     }
 }
 
@@ -144,7 +118,7 @@ fn commit(expected: usize, threads: usize, cpu_set: Option<CpuSet>) -> (Vec<Seen
     let (seen, lines) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<Mutex<Vec<_>>>::default());
     let sim = Sim::new(keeping(Rules::Iommufd));
     let all = Meeting { expected, came: Mutex::default(), changed: Condvar::new() };
-    let backend = Together { sim, all, seen: seen.clone() };
+    let backend = Hooked { kernel: Box::new(sim), hooks: Together { all, seen: seen.clone() } };
     let log = Log::to({
         let lines = lines.clone();
         move |level, line| {

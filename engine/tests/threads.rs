@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use vfio_fast_testing as common;
 
+use common::hooked::{Hooked, Hooks};
 use common::memory::{RealMemory, ZeroPages, resident, time_data};
 use common::{ENTRY, THREADS, UNIT, UNITS, assert_table, callers, engine_with, hva, hva_of, keeping, range};
-use vfio_fast_engine::addr::{Iova, IovaRange};
+use vfio_fast_engine::addr::Iova;
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
-use vfio_fast_engine::backend::{Backend, Capabilities, Mapping, PopulatePolicy};
-use vfio_fast_engine::error::ErrorKind;
-use vfio_fast_engine::limits::{Limits, Memlock};
+use vfio_fast_engine::backend::{Backend, Mapping, PopulatePolicy};
+use vfio_fast_engine::error::{ErrorKind, KernelResult};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, DiscardMode, Engine, Errno, discard_range};
@@ -115,43 +115,17 @@ fn small_and_large() -> impl Iterator<Item = Region> {
     small.chain([exact(1 << 32, 1, UNITS - 1, UNITS)])
 }
 
-/// An iommufd that checks at each map call that the memory is present.
-#[derive(Debug)]
+/// Checks at each map call that the memory is present.
 struct Checking {
-    sim: Sim,
     missing_bytes: Arc<AtomicU64>,
 }
 
-impl Backend for Checking {
-    fn name(&self) -> &'static str {
-        self.sim.name()
-    }
-
-    fn limits(&self) -> vfio_fast_engine::Result<Limits> {
-        self.sim.limits()
-    }
-
-    fn memlock(&self) -> Memlock {
-        self.sim.memlock()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.sim.capabilities()
-    }
-
-    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> Result<(), Errno> {
+impl Hooks for Checking {
+    fn map(&self, kernel: &dyn Backend, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
         let length = mapping.range.length();
         let missing = length - resident(mapping.hva.raw(), length);
         self.missing_bytes.fetch_add(missing, Ordering::Relaxed);
-        self.sim.map(mapping, object)
-    }
-
-    fn unmap(&self, range: IovaRange) -> Result<u64, Errno> {
-        self.sim.unmap(range)
-    }
-
-    fn unmap_all(&self) -> Result<u64, Errno> {
-        self.sim.unmap_all()
+        kernel.map(mapping, object)
     }
 }
 
@@ -162,7 +136,8 @@ fn no_entry_is_mapped_before_its_memory_is_present() {
     for threads in THREADS {
         let missing_bytes = Arc::<AtomicU64>::default();
         let sim = Sim::new(SimConfig { populate: PopulatePolicy::Overlapped, ..keeping(Rules::Iommufd) });
-        let backend = Box::new(Checking { sim, missing_bytes: missing_bytes.clone() });
+        let hooks = Checking { missing_bytes: missing_bytes.clone() };
+        let backend = Box::new(Hooked { kernel: Box::new(sim), hooks });
         let config = Config { entry_size: ENTRY, huge_pages: false, threads, ..Config::default() };
         let engine = Engine::new(backend, config).unwrap();
         for _ in 0..COMMITS {

@@ -4,6 +4,7 @@
 pub mod accepting;
 pub mod callers;
 pub mod files;
+pub mod hooked;
 pub mod ioas;
 pub mod memory;
 pub mod pool;

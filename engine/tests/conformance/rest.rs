@@ -1,21 +1,20 @@
 //! What a device can access while a part of a region is unmapped, by the DMA of an `edu` between and during the calls.
 
-use std::fmt;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::Memory;
 use super::cases::PAGE;
+use super::common::hooked::{Hooked, Hooks};
 use super::kernel::{self, Driver, Edu};
 use super::run::Hva;
 use vfio_fast_engine::addr::{Iova, IovaRange};
-use vfio_fast_engine::backend::{Backend, Capabilities, Mapping};
+use vfio_fast_engine::backend::{Backend, Mapping};
 use vfio_fast_engine::error::KernelResult;
-use vfio_fast_engine::limits::{Limits, Memlock};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
-use vfio_fast_engine::{Config, Engine, Result};
+use vfio_fast_engine::{Config, Engine};
 
 /// The IOVA of the first page. The judge of kernel logs knows it (`images/e2e/src/splat.rs`): faults here are wanted.
 const START: u64 = 0x5a00_0000;
@@ -60,17 +59,10 @@ impl Probe {
     }
 }
 
-/// The kernel. After each call, the device tries every page.
+/// After each call, the device tries every page.
 struct Watched {
-    kernel: Box<dyn Backend>,
     probe: Arc<Mutex<Probe>>,
     watching: Arc<AtomicBool>,
-}
-
-impl fmt::Debug for Watched {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched").field("kernel", &self.kernel).finish_non_exhaustive()
-    }
 }
 
 impl Watched {
@@ -82,37 +74,17 @@ impl Watched {
     }
 }
 
-impl Backend for Watched {
-    fn name(&self) -> &'static str {
-        self.kernel.name()
-    }
-
-    fn limits(&self) -> Result<Limits> {
-        self.kernel.limits()
-    }
-
-    fn memlock(&self) -> Memlock {
-        self.kernel.memlock()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.kernel.capabilities()
-    }
-
-    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
-        let answer = self.kernel.map(mapping, object);
+impl Hooks for Watched {
+    fn map(&self, kernel: &dyn Backend, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
+        let answer = kernel.map(mapping, object);
         self.after("map", mapping.range);
         answer
     }
 
-    fn unmap(&self, range: IovaRange) -> KernelResult<u64> {
-        let answer = self.kernel.unmap(range);
+    fn unmap(&self, kernel: &dyn Backend, range: IovaRange) -> KernelResult<u64> {
+        let answer = kernel.unmap(range);
         self.after("unmap", range);
         answer
-    }
-
-    fn unmap_all(&self) -> KernelResult<u64> {
-        self.kernel.unmap_all()
     }
 }
 
@@ -125,7 +97,8 @@ pub fn only_what_is_cut_is_out_of_reach(driver: Driver) {
     kernel::with_edu(driver, |kernel, edu, memory| {
         let probe = Arc::new(Mutex::new(Probe { edu, memory, seen: Vec::new() }));
         let watching = Arc::<AtomicBool>::default();
-        let backend = Watched { kernel, probe: probe.clone(), watching: watching.clone() };
+        let hooks = Watched { probe: probe.clone(), watching: watching.clone() };
+        let backend = Hooked { kernel, hooks };
         let config = Config { huge_pages: false, threads: 1, ..Config::default() };
         let engine = Engine::new(Box::new(backend), config).unwrap();
         let region = |first: u64, count: u64, exact: bool| Region {

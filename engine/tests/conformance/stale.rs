@@ -6,6 +6,7 @@ use std::thread::{self, ThreadId};
 
 use super::Memory;
 use super::cases::PAGE;
+use super::common::hooked::{Hooked, Hooks};
 use super::common::memory::RealMemory;
 use super::common::{CUT, ENTRY, Piece, Space, Step, drive};
 use super::kernel::{self, Driver};
@@ -13,8 +14,7 @@ use super::run::{Hva, Target};
 use super::witness::{self, PageTables, Translation, Translations, assert_same};
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::{Backend, Capabilities, Mapping};
-use vfio_fast_engine::error::Unfinished;
-use vfio_fast_engine::limits::{Limits, Memlock};
+use vfio_fast_engine::error::{KernelResult, Unfinished};
 use vfio_fast_engine::object::Object;
 use vfio_fast_engine::region::{Kind, Perm};
 use vfio_fast_engine::{Config, Engine, Errno, Result};
@@ -67,10 +67,8 @@ struct Calls {
     callers: HashSet<ThreadId>,
 }
 
-/// The kernel, except for the calls that fail.
-#[derive(Debug)]
+/// Makes calls fail.
 struct Failing {
-    kernel: Box<dyn Backend>,
     calls: Arc<Mutex<Calls>>,
 }
 
@@ -84,41 +82,25 @@ impl Failing {
     }
 }
 
-impl Backend for Failing {
-    fn name(&self) -> &'static str {
-        self.kernel.name()
-    }
-
-    fn limits(&self) -> Result<Limits> {
-        self.kernel.limits()
-    }
-
-    fn memlock(&self) -> Memlock {
-        self.kernel.memlock()
-    }
-
-    fn capabilities(&self) -> Capabilities {
+impl Hooks for Failing {
+    fn capabilities(&self, of_kernel: Capabilities) -> Capabilities {
         // The calls are counted individually.
-        Capabilities { objects: false, exclusive: false, ..self.kernel.capabilities() }
+        Capabilities { objects: false, exclusive: false, ..of_kernel }
     }
 
-    fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> std::result::Result<(), Errno> {
+    fn map(&self, kernel: &dyn Backend, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
         match self.note(false) {
             Some(Failure::Refused(errno) | Failure::Lost(errno)) => Err(errno),
-            None => self.kernel.map(mapping, object),
+            None => kernel.map(mapping, object),
         }
     }
 
-    fn unmap(&self, range: vfio_fast_engine::addr::IovaRange) -> std::result::Result<u64, Errno> {
+    fn unmap(&self, kernel: &dyn Backend, range: IovaRange) -> KernelResult<u64> {
         match self.note(true) {
             Some(Failure::Refused(errno)) => Err(errno),
-            Some(Failure::Lost(errno)) => self.kernel.unmap(range).and(Err(errno)),
-            None => self.kernel.unmap(range),
+            Some(Failure::Lost(errno)) => kernel.unmap(range).and(Err(errno)),
+            None => kernel.unmap(range),
         }
-    }
-
-    fn unmap_all(&self) -> std::result::Result<u64, Errno> {
-        self.kernel.unmap_all()
     }
 }
 
@@ -198,7 +180,7 @@ fn run(driver: Driver, tables: &PageTables, trouble: &Trouble) -> Came {
     let mut came = None;
     kernel::owned(driver, |kernel, ioctls, other| {
         let calls = Arc::<Mutex<Calls>>::default();
-        let backend = Failing { kernel, calls: calls.clone() };
+        let backend = Hooked { kernel, hooks: Failing { calls: calls.clone() } };
         let (cuts, huge_pages) = (vec![CUT], trouble.huge_pages);
         let config = Config { entry_size: ENTRY, cuts, huge_pages, threads: 8, ..Config::default() };
         let engine = Engine::new(Box::new(backend), config).unwrap();
