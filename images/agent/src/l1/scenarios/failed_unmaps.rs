@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use vfio_fast_protocol::l2_job::{DiskJob, L2Job};
+use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::Event;
 use vfio_fast_protocol::scenarios::failed_unmaps::Check;
 use vfio_fast_protocol::witness::{self, Call};
@@ -159,14 +159,7 @@ fn refused_and_tried_again(lab: &Lab) -> Result<()> {
 /// A vIOMMU unmaps pages, for one device.
 fn behind_a_viommu(lab: &Lab) -> Result<()> {
     let job = &lab.job;
-    let data = DiskJob {
-        image_seed: job.image_seed,
-        write_seed: job.write_seed,
-        disk_mib: job.disk_mib,
-        spread_mib: job.l2_memory_mib / 2,
-        memory_mib: None,
-        second_mib: None,
-    };
+    let data = lab.disk_job(job.l2_memory_mib / 2);
     let line = CommandLine::new(lab)
         .q35(",kernel-irqchip=split", "")
         .args(["-device", "intel-iommu,intremap=on,caching-mode=on"])

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_protocol::job::{Container, DiskLayout, Mode, Ram};
-use vfio_fast_protocol::l2_job::{DiskJob, L2Job};
+use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::{Event, Facts, Record};
 use vfio_fast_protocol::scenarios::nvme::Check;
 
@@ -24,14 +24,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         // In base pages a memfd takes several times as long to fill and to map.
         huge_pages::allow(true)?;
     }
-    let data = DiskJob {
-        image_seed: job.image_seed,
-        write_seed: job.write_seed,
-        disk_mib: job.disk_mib,
-        spread_mib: job.l2_memory_mib * 3 / 4,
-        memory_mib: None,
-        second_mib: None,
-    };
+    let data = lab.disk_job(job.l2_memory_mib * 3 / 4);
     let line = CommandLine::new(lab)
         .q35_with_ram()
         .firmware()?

@@ -35,14 +35,7 @@ struct Boot {
 
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
-    let data = DiskJob {
-        image_seed: job.image_seed,
-        write_seed: job.write_seed,
-        disk_mib: job.disk_mib,
-        spread_mib: job.l2_memory_mib / 2,
-        memory_mib: None,
-        second_mib: Some(SECOND_MIB),
-    };
+    let data = DiskJob { second_mib: Some(SECOND_MIB), ..lab.disk_job(job.l2_memory_mib / 2) };
     let line = CommandLine::new(lab)
         .q35(",kernel-irqchip=split", "")
         .args(["-device", "intel-iommu,intremap=on,caching-mode=on"])

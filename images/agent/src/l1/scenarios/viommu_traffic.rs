@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_protocol::job::Mode;
-use vfio_fast_protocol::l2_job::{DiskJob, L2Job};
+use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::{Event, Record, Traffic};
 use vfio_fast_protocol::scenarios::viommu_traffic::Check;
 
@@ -35,14 +35,7 @@ pub fn run(lab: &Lab) -> Result<()> {
 
 fn one(lab: &Lab, round: u32, mode: Mode) -> Result<Traffic> {
     let job = &lab.job;
-    let data = DiskJob {
-        image_seed: job.image_seed,
-        write_seed: job.write_seed,
-        disk_mib: job.disk_mib,
-        spread_mib: job.l2_memory_mib / 4,
-        memory_mib: None,
-        second_mib: None,
-    };
+    let data = lab.disk_job(job.l2_memory_mib / 4);
     let line = CommandLine::new(lab)
         .q35(",kernel-irqchip=split", "")
         .args(["-device", "intel-iommu,intremap=on,caching-mode=on"])

@@ -67,15 +67,8 @@ pub fn run(lab: &Lab) -> Result<()> {
     limits::set_memlock(None, (job.l2_memory_mib + 2 * MAX_MIB) * MIB)?;
     // Shared memory is a memfd, of which blocks are discarded in another way.
     let share = if job.container == Container::Iommufd { "on" } else { "off" };
-    let data = DiskJob {
-        image_seed: job.image_seed,
-        write_seed: job.write_seed,
-        disk_mib: job.disk_mib,
-        // Programs get movable memory first where there is some: the device is given what was plugged.
-        spread_mib: FIRST_MIB / 2,
-        memory_mib: Some(job.l2_memory_mib + FIRST_MIB / 2),
-        second_mib: None,
-    };
+    // Programs get movable memory first where there is some: the device is given what was plugged.
+    let data = DiskJob { memory_mib: Some(job.l2_memory_mib + FIRST_MIB / 2), ..lab.disk_job(FIRST_MIB / 2) };
     let line = CommandLine::new(lab)
         .q35("", ",maxmem=8G")
         .args(["-object", &format!("memory-backend-ram,id=mem1,size={MAX_MIB}M,reserve=off,share={share}")])
