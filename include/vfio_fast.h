@@ -87,7 +87,8 @@
  * transaction belongs to the thread that opened it: until it is committed or aborted, a call of another thread that would
  * map, unmap or discard, or that begins, checks, commits or aborts a transaction, returns -EBUSY and changes nothing.
  * Reading calls and vfio_fast_close() are still possible. vfio_fast_close() must be the last call on its handle. The
- * library has threads of its own only during a call on a handle, and installs no signal handlers. A thread that is
+ * library has threads of its own only during a call on a handle, or after vfio_fast_commit_background() until its job has
+ * ended. It installs no signal handlers and calls log functions only on threads that call it. A thread that is
  * cancelled (pthread_cancel) inside a call ends after the call; its cancelability type must be PTHREAD_CANCEL_DEFERRED.
  * No function may be called from a signal handler, except vfio_fast_version() and vfio_fast_abi_version(). After fork(),
  * the child must not use the parent's handles.
@@ -103,6 +104,10 @@
  * Both are tried again by the next call or commit that touches their range, also by an unmap of what is not wanted,
  * and by vfio_fast_close(). The memory of an entry that stays mapped must stay in place until then. A call that fails
  * because an argument is wrong changes nothing.
+ *
+ * Background. vfio_fast_commit_background() returns before memory is mapped, and a job maps it. Until a range is
+ * mapped, devices get an error if they access it, as for any other address that is not mapped; a driver that
+ * waits with vfio_fast_wait() before it lets a device access memory never meets that.
  *
  * Poison. If an answer of the kernel contradicts what the library knows (another number of bytes was unmapped than was
  * mapped, or an unmap was -EINVAL), or a bug in the library is hit, what is mapped is no longer known. The call fails
@@ -262,6 +267,36 @@
  * file, for all of its users. Without this flag, the file keeps its contents.
  */
 #define VFIO_FAST_MEMORY_SHARED (1u << 0)
+
+/**
+ * Cancel flag: what the job has mapped is unmapped, too.
+ */
+#define VFIO_FAST_CANCEL_UNMAP (1u << 0)
+
+/**
+ * Job: there was none yet.
+ */
+#define VFIO_FAST_JOB_NONE 0u
+
+/**
+ * Job: it works, or waits for another call or a transaction to end.
+ */
+#define VFIO_FAST_JOB_RUNNING 1u
+
+/**
+ * Job: it has mapped everything that was left to it and could be mapped.
+ */
+#define VFIO_FAST_JOB_DONE 2u
+
+/**
+ * Job: it has failed. vfio_fast_wait() returns the error.
+ */
+#define VFIO_FAST_JOB_FAILED 3u
+
+/**
+ * Job: it was cancelled.
+ */
+#define VFIO_FAST_JOB_CANCELLED 4u
 
 /**
  * Info flag: the handle is poisoned. Functions that would change something return -ENOTRECOVERABLE (see Poison).
@@ -664,6 +699,44 @@ struct vfio_fast_outcome {
      * Duration of the commit in nanoseconds of wall time.
      */
     uint64_t ns;
+};
+
+/**
+ * How far a job in the background is.
+ */
+struct vfio_fast_progress {
+    /**
+     * sizeof(struct vfio_fast_progress), set by the caller and not changed
+     */
+    uint32_t size;
+    /**
+     * VFIO_FAST_JOB_*
+     */
+    uint32_t state;
+    /**
+     * Bytes that the job has mapped and has still to map. Less after something was unmapped or refused.
+     */
+    uint64_t wanted_bytes;
+    /**
+     * Bytes of these that are in memory as far as the job has looked. Can go down when the job was paused.
+     */
+    uint64_t present_bytes;
+    /**
+     * Bytes of these that the job has mapped.
+     */
+    uint64_t mapped_bytes;
+    /**
+     * Number of threads that work for the job, or 0.
+     */
+    uint64_t threads;
+    /**
+     * Nanoseconds since the job began, or from its beginning to its end.
+     */
+    uint64_t elapsed_ns;
+    /**
+     * An estimate of the nanoseconds that are left. UINT64_MAX: not known yet.
+     */
+    uint64_t left_ns;
 };
 
 /**
@@ -1342,6 +1415,141 @@ int vfio_fast_check(struct vfio_fast *vf);
  * See Pointers.
  */
 int vfio_fast_abort(struct vfio_fast *vf);
+
+/**
+ * Like vfio_fast_commit(), but leaves what is to be mapped to a job in the background.
+ *
+ * When it returns 0, the limits were checked, what is no longer wanted is unmapped, and what was mapped before and is
+ * still wanted is mapped. The rest is left to the job: a thread of the library faults it in and maps it, with as many
+ * threads as a commit has. No device can access a region before the job has mapped it; vfio_fast_wait() and
+ * vfio_fast_completion_fd() say when. The memory must stay in place as for any other region.
+ *
+ * An example: a program that starts while its memory is mapped.
+ *
+ * ```c
+ * ret = vfio_fast_begin(vf);
+ * // vfio_fast_map_region() for each region
+ * ret = ret < 0 ? ret : vfio_fast_commit_background(vf, NULL);
+ * // Everything that needs no DMA: load firmware, set up the device
+ * ret = ret < 0 ? ret : vfio_fast_wait(vf, 0, 0, UINT64_MAX);
+ * if (ret == 0) {
+ *     // now the device may be told to access memory
+ * }
+ * ```
+ *
+ * While a job works, every function can be called. One that has to wait for commits pauses the job, which takes as long
+ * as one entry of at most 128 MiB for each thread (or a page of the memory, if that is larger), and the job goes on
+ * afterwards; it does not work while a transaction is open. vfio_fast_commit() and calls outside transactions have
+ * mapped what they add when they return. What is unmapped is not mapped or accessed afterwards. Limits are checked with
+ * what the job has still to map. If a job runs already, it takes over what this commit adds.
+ *
+ * If the job fails, it ends: what it has mapped stays, and vfio_fast_wait() returns the error. The next
+ * vfio_fast_commit_background() tries the rest again, whatever it adds; vfio_fast_cancel() gives it up.
+ *
+ * - vf: the handle
+ * - outcome: receives what the commit did before it returned. May be NULL.
+ *
+ * # Returns
+ * 0, a common error, or any error of vfio_fast_commit() and vfio_fast_check()
+ *
+ * # Threads
+ * Any thread; waits for other calls on the same handle. The call starts a thread that ends with the job and blocks all
+ * signals. If it cannot be started, this call maps everything before it returns.
+ *
+ * # Safety
+ * See Pointers.
+ */
+int vfio_fast_commit_background(struct vfio_fast *vf,
+                                struct vfio_fast_outcome *outcome);
+
+/**
+ * Waits until the job in the background has mapped a range, or everything.
+ *
+ * - vf: the handle
+ * - iova, length: the range; it need not be aligned. If length is 0, everything.
+ * - timeout_ns: maximum time to wait in nanoseconds. 0: does not wait. UINT64_MAX: no limit.
+ *
+ * # Returns
+ * 0: nothing in the range is left to the job, or there is no job; for everything, the job's threads have ended. Or a
+ * common error, or
+ * - -ETIMEDOUT: something is left
+ * - -EINVAL: the range extends past the end of the address space
+ * - -EBUSY: the calling thread has a transaction open, in which the job does not work
+ * - the error of the job, if it has failed and something in the range is left: any error of vfio_fast_commit(). The call
+ *   returns it as often as it is made, with the same message.
+ *
+ * # Threads
+ * Any thread. Other calls do not wait for this one.
+ *
+ * # Safety
+ * See Pointers.
+ */
+int vfio_fast_wait(struct vfio_fast *vf,
+                   uint64_t iova,
+                   uint64_t length,
+                   uint64_t timeout_ns);
+
+/**
+ * Returns how far the job in the background is. Works on a poisoned handle.
+ *
+ * - vf: the handle
+ * - progress: receives the numbers
+ *
+ * # Returns
+ * 0, or a common error
+ *
+ * # Threads
+ * Any thread; never waits.
+ *
+ * # Safety
+ * See Pointers.
+ */
+int vfio_fast_get_progress(struct vfio_fast *vf, struct vfio_fast_progress *progress);
+
+/**
+ * Returns a file descriptor for the loop that a program waits in: it is readable from the end of a job, however that
+ * ends, until it is read (8 bytes, as of an eventfd) or the next job begins.
+ *
+ * - vf: the handle, which owns the descriptor and closes it with itself
+ * - fd: receives the descriptor; it does not block and is closed on exec
+ *
+ * # Returns
+ * 0, a common error, or
+ * - -EINVAL: fd is NULL
+ * - -EMFILE, -ENFILE or -ENOMEM from the kernel
+ *
+ * # Threads
+ * Any thread; waits for other calls on the same handle, but for no commit and no job.
+ *
+ * # Safety
+ * See Pointers.
+ */
+int vfio_fast_completion_fd(struct vfio_fast *vf,
+                            int *fd);
+
+/**
+ * Ends the job in the background, whether it works or has failed.
+ *
+ * What it has not mapped is no longer wanted, as if it had been unmapped; with VFIO_FAST_CANCEL_UNMAP, what it has mapped
+ * is unmapped, too. After a job that has mapped everything, the call does nothing.
+ *
+ * - vf: the handle
+ * - flags: VFIO_FAST_CANCEL_*
+ *
+ * # Returns
+ * 0, a common error, or
+ * - -EOPNOTSUPP: unknown flags
+ * - -EBUSY: a transaction is open, of this thread or of another one
+ * - any error of vfio_fast_unmap()
+ *
+ * # Threads
+ * Any thread; waits for other calls on the same handle. When it has returned, the job's threads have ended.
+ *
+ * # Safety
+ * See Pointers.
+ */
+int vfio_fast_cancel(struct vfio_fast *vf,
+                     uint32_t flags);
 
 /**
  * Maps memory again whose pages were replaced, for example after a memory error.

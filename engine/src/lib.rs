@@ -36,4 +36,4 @@ pub use error::{Errno, Error, Result};
 pub use sys::cpu::CpuSet;
 pub use sys::discard::{DiscardMode, DiscardRange, discard_range};
 pub use sys::hva::host_va;
-pub use transaction::{Config, Engine, Info, Outcome};
+pub use transaction::{Config, Engine, Info, Outcome, Phase, Progress};

@@ -34,8 +34,14 @@ fn piece(start: u64, bytes: u64, writable: bool) -> HostRange {
 
 /// Faults in by pins.
 fn pin(pieces: &[HostRange], threads: usize, huge_pages: bool) -> Report {
-    let options =
-        PopulateOptions { threads, cpus: None, method: Method::Pins, huge_pages, chunk: CHUNK_BYTES };
+    let options = PopulateOptions {
+        threads,
+        cpus: None,
+        method: Method::Pins,
+        huge_pages,
+        chunk: CHUNK_BYTES,
+        control: None,
+    };
     populate::populate(pieces, options)
 }
 
@@ -173,7 +179,8 @@ fn without_memory_no_chunk_follows_one_that_fails() {
     let pieces = [1, 2, 3].map(|object| piece(hva_of(object, 0), BYTES, true));
     for threads in [1, 3] {
         let method = Method::Advice;
-        let options = PopulateOptions { threads, cpus: None, method, huge_pages: false, chunk: 2 << 20 };
+        let options =
+            PopulateOptions { threads, cpus: None, method, huge_pages: false, chunk: 2 << 20, control: None };
         let report = populate::populate(&pieces, options);
         assert!((1..=threads as u64).contains(&report.enomem), "{report:?}");
         assert_eq!((report.calls, report.bytes), (report.enomem, 0));

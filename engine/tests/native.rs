@@ -154,7 +154,8 @@ fn as_mapped(expected: Report, report: &Report) -> Report {
 
 fn populate(pieces: &[HostRange], threads: usize) -> Report {
     let method = Method::Advice;
-    let options = PopulateOptions { threads, cpus: None, method, huge_pages: false, chunk: CHUNK_BYTES };
+    let options =
+        PopulateOptions { threads, cpus: None, method, huge_pages: false, chunk: CHUNK_BYTES, control: None };
     populate::populate(pieces, options)
 }
 
@@ -377,7 +378,8 @@ fn huge_pages_are_asked_for_before_the_first_fault() {
         // More than this process has in memory, otherwise nothing is advised.
         let memory = Memory::anonymous(64 * MIB, READ_WRITE);
         let method = Method::Advice;
-        let how = PopulateOptions { threads: 1, cpus: None, method, huge_pages, chunk: CHUNK_BYTES };
+        let how =
+            PopulateOptions { threads: 1, cpus: None, method, huge_pages, chunk: CHUNK_BYTES, control: None };
         let report = populate::populate(&[memory.whole(true)], how);
         assert_eq!(report.huge_bytes + report.small_anonymous_bytes, 64 * MIB as u64);
         // The ends of the mapping may be unaligned, and memory can be fragmented.
@@ -395,6 +397,7 @@ fn the_callers_advice_against_huge_pages_is_kept() {
         method: Method::Advice,
         huge_pages: true,
         chunk: CHUNK_BYTES,
+        control: None,
     };
     let report = populate::populate(&[memory.whole(true)], how);
     assert_eq!((report.huge_bytes, report.bytes), (0, 64 * MIB as u64));

@@ -89,7 +89,7 @@ fn a_transaction_belongs_to_the_thread_that_began_it() {
         // Now another thread may, and it may close the engine whoever has a transaction open.
         std::thread::scope(|scope| scope.spawn(|| engine.map_region(third)).join().unwrap()).unwrap();
         engine.begin().unwrap();
-        std::thread::spawn(|| engine.close()).join().unwrap().unwrap();
+        std::thread::spawn(move || engine.close()).join().unwrap().unwrap();
         assert!(sim.mappings().is_empty());
     }
 }

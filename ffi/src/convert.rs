@@ -6,16 +6,18 @@ use vfio_fast_engine::log::Level;
 use vfio_fast_engine::object::{ObjectKind, ObjectRef};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
-use vfio_fast_engine::{CpuSet, DiscardMode, Info, Outcome};
+use vfio_fast_engine::{CpuSet, DiscardMode, Info, Outcome, Phase, Progress};
 
 use crate::abi::{
     VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_MEMLOCK_PER_USER, VFIO_FAST_INFO_PARALLEL,
-    VFIO_FAST_INFO_POISONED, VFIO_FAST_IOVA_LIST, VFIO_FAST_LOG_DEBUG, VFIO_FAST_LOG_ERROR,
-    VFIO_FAST_LOG_INFO, VFIO_FAST_LOG_WARN, VFIO_FAST_MEMORY_SHARED, VFIO_FAST_REGION_DEVICE,
-    VFIO_FAST_REGION_EXACT, VFIO_FAST_REGION_FD, VFIO_FAST_REGION_JOIN, VFIO_FAST_REGION_WRITE,
-    VFIO_FAST_SUPERPAGES_COARSE, VFIO_FAST_SUPERPAGES_FINE, VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_dirty,
-    vfio_fast_info, vfio_fast_iova_range, vfio_fast_memory, vfio_fast_outcome, vfio_fast_pages,
-    vfio_fast_range, vfio_fast_region, vfio_fast_stats,
+    VFIO_FAST_INFO_POISONED, VFIO_FAST_IOVA_LIST, VFIO_FAST_JOB_CANCELLED, VFIO_FAST_JOB_DONE,
+    VFIO_FAST_JOB_FAILED, VFIO_FAST_JOB_NONE, VFIO_FAST_JOB_RUNNING, VFIO_FAST_LOG_DEBUG,
+    VFIO_FAST_LOG_ERROR, VFIO_FAST_LOG_INFO, VFIO_FAST_LOG_WARN, VFIO_FAST_MEMORY_SHARED,
+    VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT, VFIO_FAST_REGION_FD, VFIO_FAST_REGION_JOIN,
+    VFIO_FAST_REGION_WRITE, VFIO_FAST_SUPERPAGES_COARSE, VFIO_FAST_SUPERPAGES_FINE,
+    VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_dirty, vfio_fast_info, vfio_fast_iova_range, vfio_fast_memory,
+    vfio_fast_outcome, vfio_fast_pages, vfio_fast_progress, vfio_fast_range, vfio_fast_region,
+    vfio_fast_stats,
 };
 use crate::failure::{Failure, Result};
 
@@ -109,7 +111,7 @@ pub(crate) fn known(field: &str, flags: u32, all: u32) -> Result<()> {
     if flags & !all != 0 { Err(Failure::unknown(field, flags & !all)) } else { Ok(()) }
 }
 
-fn iova_range(iova: u64, length: u64) -> Result<IovaRange> {
+pub(crate) fn iova_range(iova: u64, length: u64) -> Result<IovaRange> {
     IovaRange::new(Iova(iova), length).ok_or_else(|| {
         let text = if length == 0 {
             format!("Checking IOVA {iova:#x} failed: its length is 0")
@@ -200,6 +202,28 @@ fn superpages(superpages: Superpages) -> u32 {
 }
 
 /// The properties of a handle; `backend` is VFIO_FAST_BACKEND_*.
+pub(crate) fn progress(progress: &Progress) -> vfio_fast_progress {
+    let state = match progress.phase {
+        Phase::None => VFIO_FAST_JOB_NONE,
+        Phase::Running => VFIO_FAST_JOB_RUNNING,
+        Phase::Done => VFIO_FAST_JOB_DONE,
+        Phase::Failed => VFIO_FAST_JOB_FAILED,
+        Phase::Cancelled => VFIO_FAST_JOB_CANCELLED,
+    };
+    let &Progress { wanted_bytes, present_bytes, mapped_bytes, threads, elapsed_ns, left_ns, .. } = progress;
+    let left_ns = left_ns.unwrap_or(u64::MAX);
+    vfio_fast_progress {
+        size: 0,
+        state,
+        wanted_bytes,
+        present_bytes,
+        mapped_bytes,
+        threads,
+        elapsed_ns,
+        left_ns,
+    }
+}
+
 pub(crate) fn info(info: &Info, backend: u32) -> vfio_fast_info {
     let flag = |set, flag| if set { flag } else { 0 };
     let ranges = &info.limits.iova_ranges;

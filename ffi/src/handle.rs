@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code)] // reads the caller's configuration
 
+use std::sync::Arc;
+
 use vfio_fast_engine::backend::Backend;
 use vfio_fast_engine::backend::iommufd::Iommufd;
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
@@ -23,7 +25,7 @@ use crate::sized;
 /// A handle. Its contents are private to the library.
 #[expect(non_camel_case_types, reason = "the C name")]
 pub struct vfio_fast {
-    pub(crate) engine: Engine,
+    pub(crate) engine: Arc<Engine>,
     /// VFIO_FAST_BACKEND_*
     pub(crate) backend: u32,
 }
@@ -84,7 +86,7 @@ impl vfio_fast {
             engine.entry_size = config.entry_size;
         }
         let engine = Engine::new(backend(&config, sim)?, engine)?;
-        Ok(Self { engine, backend: config.backend })
+        Ok(Self { engine: Arc::new(engine), backend: config.backend })
     }
 
     /// Unmaps everything that is still mapped and frees the handle, even if unmapping fails.

@@ -46,6 +46,11 @@ fn transactions_are_checked_and_replaced_memory_is_mapped_again() {
 }
 
 #[test]
+fn commits_in_the_background() {
+    passes("background.c", Language::C11);
+}
+
+#[test]
 fn memory_goes_back() {
     passes("discard.c", Language::C11);
 }

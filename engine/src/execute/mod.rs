@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 pub use batch::Batch;
 use batch::{Call, Pace};
 pub use run::{CallContext, Records, run};
+pub use share::cut_all;
 
 use crate::addr::{BASE_PAGE, IovaRange};
 use crate::backend::Backend;
 use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::object::Objects;
 use crate::populate::{HostRange, PopulateOptions, Report, files};
+use crate::reconcile::backlog::Backlog;
 use crate::reconcile::dirty_pages::{DirtyPages, words_for};
 use crate::reconcile::plan::{Plan, Unmap};
 use crate::reconcile::table::{Entry, MapTable};
@@ -77,6 +79,12 @@ pub struct Executor<'a> {
     pub threads: usize,
     /// The CPUs of the other threads; `None`: those of the process.
     pub cpus: Option<&'a CpuSet>,
+    /// What is left to a job in the background: entries that are mapped are not.
+    pub backlog: &'a mut Backlog,
+    /// What the job has mapped.
+    pub job_mapped: &'a mut Backlog,
+    /// Whether the job executes.
+    pub of_job: bool,
     /// The results so far.
     pub executed: Executed,
 }
@@ -84,7 +92,7 @@ pub struct Executor<'a> {
 impl<'a> Executor<'a> {
     fn context(&self) -> CallContext<'a> {
         let &Self { backend, objects, threads, cpus, .. } = self;
-        CallContext { backend, objects, threads, cpus }
+        CallContext { backend, objects, threads, cpus, control: None }
     }
 
     /// Runs a plan without giving up the table in between; see [`run`].
@@ -151,6 +159,8 @@ impl<'a> Executor<'a> {
         for range in mapped {
             self.unmap(range)?;
         }
+        self.backlog.remove(region);
+        self.job_mapped.remove(region);
         self.executed.refusals.push(Refusal { region, declared, entry: *entry, errno });
         Ok(region)
     }
@@ -220,6 +230,10 @@ impl<'a> Executor<'a> {
         self.executed.map_time += took;
         if answer.is_ok() {
             self.table.insert(*entry);
+            self.backlog.remove(entry.range);
+            if self.of_job {
+                self.job_mapped.add(entry.range);
+            }
             self.executed.map_calls += 1;
             self.executed.map_bytes = self.executed.map_bytes.saturating_add(entry.range.length());
         }

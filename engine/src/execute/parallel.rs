@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Batch, Call, CallContext, Executor, Records, is_unseen_device, not_mapped, pieces};
 use crate::error::{Error, KernelResult, Result};
-use crate::populate::{self, MIN_PARALLEL_BYTES, Method, PopulateOptions, PopulateSession};
+use crate::populate::{self, Control, MIN_PARALLEL_BYTES, Method, PopulateOptions, PopulateSession};
 use crate::reconcile::plan::Unmap;
 use crate::reconcile::table::{Entry, MapTable};
 use crate::region::Kind;
@@ -39,6 +39,7 @@ impl CallContext<'_> {
             stop: AtomicBool::new(false),
             devices: Mutex::default(),
             first: Mutex::default(),
+            control: self.control,
         };
         let ram: u64 = entries.iter().fold(0, |sum, entry| sum.saturating_add(entry.range.length()));
         let jobs = if ram < MIN_PARALLEL_BYTES { 1 } else { entries.len() };
@@ -50,6 +51,7 @@ impl CallContext<'_> {
             cpus: self.cpus,
             huge_pages: false,
             chunk: populate::CHUNK_BYTES,
+            control: None,
         });
         let work = |session: &PopulateSession<'_>| {
             queue.work(faulted.then_some(session), |entry| {
@@ -164,6 +166,7 @@ struct MapQueue<'a> {
     /// The indices of the entries that turned out to be device memory.
     devices: Mutex<Vec<usize>>,
     first: Mutex<Option<Error>>,
+    control: Option<&'a Control>,
 }
 
 impl MapQueue<'_> {
@@ -183,8 +186,15 @@ impl MapQueue<'_> {
         }
     }
 
+    /// Whether no further entry is to be taken or mapped.
+    fn is_stopped(&self, session: Option<&PopulateSession<'_>>) -> bool {
+        self.stop.load(Ordering::Relaxed)
+            || self.control.is_some_and(Control::is_paused)
+            || session.is_some_and(PopulateSession::is_cancelled)
+    }
+
     fn take_entries(&self, session: Option<&PopulateSession<'_>>, map: impl Fn(&Entry) -> KernelResult<()>) {
-        while !self.stop.load(Ordering::Relaxed) {
+        while !self.is_stopped(session) {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(entry) = self.entries.get(index) else {
                 // Other threads wait for memory that no thread has taken yet.
@@ -194,9 +204,9 @@ impl MapQueue<'_> {
                 lock(&self.devices).push(index);
                 continue;
             }
-            // Another entry can have failed while this thread waited for memory.
+            // Another entry can have failed, or the job can have been paused, while this thread waited for memory.
             if entry.kind == Kind::Ram
-                && !self.stop.load(Ordering::Relaxed)
+                && !self.is_stopped(session)
                 && let Err(errno) = map(entry)
             {
                 if is_unseen_device(entry, errno) {
@@ -242,6 +252,7 @@ mod tests {
             stop: AtomicBool::new(false),
             devices: Mutex::default(),
             first: Mutex::default(),
+            control: None,
         };
         let calls = AtomicUsize::new(0);
         let map = |_: &Entry| if calls.fetch_add(1, Ordering::Relaxed) == 1 { second() } else { Ok(()) };

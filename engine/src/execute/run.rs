@@ -8,7 +8,7 @@ use crate::addr::IovaRange;
 use crate::backend::{Backend, Capabilities, PopulatePolicy};
 use crate::error::Result;
 use crate::object::Objects;
-use crate::populate::{self, Method, PopulateOptions, PopulateSession};
+use crate::populate::{self, Control, Method, PopulateOptions, PopulateSession};
 use crate::reconcile::plan::Plan;
 use crate::reconcile::table::Entry;
 use crate::region::Kind;
@@ -25,6 +25,8 @@ pub struct CallContext<'a> {
     pub threads: usize,
     /// The CPUs of the other threads; `None`: those of the process.
     pub cpus: Option<&'a CpuSet>,
+    /// Of a job in the background; `None` for all other work.
+    pub control: Option<&'a Control>,
 }
 
 /// Access to the table while a plan runs. Map calls and the faults ahead of them are made without it, and take most of
@@ -119,7 +121,11 @@ impl CallContext<'_> {
                 records.with(|executor| executor.found_device(&mut entry));
             }
             if session.is_some_and(PopulateSession::is_cancelled) {
-                break; // A worker has panicked, and the panic continues here when the threads have ended.
+                // The job was paused, or a worker has panicked, and the panic continues here when the threads have ended.
+                break;
+            }
+            if self.control.is_some_and(Control::is_paused) {
+                break;
             }
             let start = Instant::now();
             let answer = self.backend.map(&entry.mapping(), self.objects.object_of(&entry));

@@ -22,18 +22,24 @@ pub(super) fn share(entries: Vec<Entry>, threads: usize) -> Vec<Entry> {
         return entries;
     }
     let part = floor_power_of_two(total / parts).max(MIN_PART);
+    cut_all(entries, part)
+}
+
+/// Cuts `entries` at multiples of `part`, a power of two, but not inside a page of their memory. Exact entries and
+/// device memory stay whole.
+pub fn cut_all(entries: Vec<Entry>, part: u64) -> Vec<Entry> {
     let mappings = Maps::open();
-    let mut shared = Vec::with_capacity(entries.len());
+    let mut parts = Vec::with_capacity(entries.len());
     for entry in entries {
         let whole = entry.kind != Kind::Ram || entry.generation != Generation::SHARED;
         if whole || entry.range.length() <= part {
-            shared.push(entry);
+            parts.push(entry);
             continue;
         }
         let page = mappings.as_ref().and_then(|mappings| mappings.page_size(entry.hva)).unwrap_or(0);
-        cut(&entry, part.max(page), &mut shared);
+        cut(&entry, part.max(page), &mut parts);
     }
-    shared
+    parts
 }
 
 /// The largest power of two that is not above `value`; 0 for 0.

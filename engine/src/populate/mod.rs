@@ -6,6 +6,7 @@
 //! returns the right error.
 
 mod advice;
+mod control;
 pub mod discard;
 pub(crate) mod files;
 mod hint;
@@ -28,6 +29,7 @@ use crate::sys::madvise::Access;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::procmap::Maps;
 use crate::sys::thread;
+pub use control::Control;
 pub(crate) use hint::hint;
 pub use limit::{Cause, ThreadLimit};
 pub use method::Method;
@@ -56,7 +58,7 @@ pub struct HostRange {
 }
 
 /// The options for faulting in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct PopulateOptions<'a> {
     /// Maximum number of threads, including the calling one.
     pub threads: usize,
@@ -69,6 +71,8 @@ pub struct PopulateOptions<'a> {
     /// Bytes that a thread takes and faults in at a time: a power of two of at least a page. [`CHUNK_BYTES`] except
     /// in benches.
     pub chunk: u64,
+    /// Of a job in the background; `None` for all other work.
+    pub control: Option<&'a Control>,
 }
 
 /// One thread's handle to a populate in progress.
@@ -140,6 +144,9 @@ pub fn with<R>(
     let pagemap = if total > 0 { Pagemap::open() } else { None };
     // The calling thread looks first: where nothing is missing, a thread would cost more than all of the work.
     let Survey { rest, missing, done } = Survey::of(pieces, options, pagemap.as_ref());
+    if let Some(control) = options.control {
+        control.add_present(done.present_bytes);
+    }
     let parallel = options.threads > 1 && missing >= MIN_PARALLEL_BYTES;
     let maps = if parallel { Maps::open() } else { None };
     let lists = missing > 0 && (options.huge_pages || (parallel && maps.is_none()));
@@ -148,7 +155,8 @@ pub fn with<R>(
     let queue = Queue::new(&rest, options.threads, pagemap.as_ref(), options.chunk, |piece| {
         sizes.as_ref().map_or(0, |sizes| sizes.of(piece))
     })
-    .by(options.method);
+    .by(options.method)
+    .controlled_by(options.control);
     let chunks = usize::try_from(queue.chunks()).unwrap_or(usize::MAX);
     // A huge page each: clearing one takes a few times as long as starting a thread.
     let shares = usize::try_from(missing / HUGE_PAGE).unwrap_or(usize::MAX);
@@ -221,7 +229,14 @@ mod tests {
     }
 
     fn how(threads: usize, chunk: u64) -> PopulateOptions<'static> {
-        PopulateOptions { threads, cpus: None, method: Method::Advice, huge_pages: false, chunk }
+        PopulateOptions {
+            threads,
+            cpus: None,
+            method: Method::Advice,
+            huge_pages: false,
+            chunk,
+            control: None,
+        }
     }
 
     #[test]

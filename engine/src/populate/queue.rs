@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use super::layout::{Chunk, Layout};
 use super::method::{Method, Pins};
-use super::{HostRange, MIN_PARALLEL_BYTES, Report, access};
+use super::{Control, HostRange, MIN_PARALLEL_BYTES, Report, access};
 use crate::addr::{BASE_PAGE, HUGE_PAGE, HostVa};
 use crate::error::{Errno, KernelResult};
 use crate::sys::madvise::{self, Access};
@@ -37,6 +37,7 @@ pub(super) struct Queue<'a> {
     pagemap: Option<&'a Pagemap>,
     method: Method,
     pins: Pins,
+    control: Option<&'a Control>,
 }
 
 /// Adjacent chunks with memory on the same NUMA node, or without a preferred node.
@@ -61,6 +62,11 @@ impl<'a> Queue<'a> {
     /// The same, faulting in by `method`.
     pub fn by(self, method: Method) -> Self {
         Self { method, ..self }
+    }
+
+    /// The same, as a part of a job.
+    pub fn controlled_by(self, control: Option<&'a Control>) -> Self {
+        Self { control, ..self }
     }
 
     /// A queue of all bytes of `pieces` for up to `threads` threads, in chunks of `chunk` bytes, or of a page if
@@ -95,6 +101,7 @@ impl<'a> Queue<'a> {
             pagemap,
             method: Method::Advice,
             pins: Pins::default(),
+            control: None,
             layout,
         }
     }
@@ -120,6 +127,10 @@ impl<'a> Queue<'a> {
 
     /// Takes one chunk and processes it; `false` if none is left.
     pub fn step(&self, worker: &mut Worker<'_>) -> bool {
+        if self.control.is_some_and(Control::is_paused) {
+            self.cancel();
+            return false;
+        }
         let Some(number) = self.take(&mut worker.group) else { return false };
         if let Some(binding) = &mut worker.binding {
             binding.move_to(self.groups[worker.group].node);
@@ -140,6 +151,9 @@ impl<'a> Queue<'a> {
         let shared = missing.saturating_sub(done.bytes - bytes).min(done.present_bytes - present);
         done.bytes += shared;
         done.present_bytes -= shared;
+        if let Some(control) = self.control {
+            control.add_present(done.bytes + done.present_bytes - (bytes + present));
+        }
         true
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Nothing here does I/O, reads a clock or takes a lock.
 
+pub mod backlog;
 pub mod dirty_pages;
 pub mod grid;
 pub mod plan;

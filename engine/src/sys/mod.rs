@@ -6,6 +6,7 @@ pub(crate) mod cgroup;
 pub mod cpu;
 pub mod discard;
 pub(crate) mod dma_buf;
+pub(crate) mod eventfd;
 pub(crate) mod fd;
 pub(crate) mod file_system;
 pub mod hva;

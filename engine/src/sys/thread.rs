@@ -78,6 +78,24 @@ pub fn run<R>(
     (answer, Refused { not_started, not_moved: not_moved.into_inner() })
 }
 
+/// Starts a thread that outlives the call, with the placement and the signal mask of a worker.
+pub fn spawn(
+    name: &str,
+    cpus: Option<&CpuSet>,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<thread::JoinHandle<()>, Errno> {
+    let placement = Placement::of_workers(cpus);
+    let blocked = SignalsBlocked::all()?;
+    let body = move || {
+        // What is refused only makes the work slower.
+        let _ = placement.enter();
+        work();
+    };
+    let started = thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body);
+    drop(blocked);
+    started.map_err(|error| error.raw_os_error().map_or(Errno::ENOMEM, Errno))
+}
+
 /// Keeps threads from working until all of them have started.
 ///
 /// A new thread's stack is an mmap, and so are, after it has started, its heap and its signal stack. An mmap has to wait

@@ -4,6 +4,7 @@ use super::Engine;
 use crate::error::Result;
 use crate::populate::files;
 use crate::preflight;
+use crate::reconcile::plan::Plan;
 use crate::reconcile::table::Entry;
 use crate::region::Kind;
 
@@ -19,7 +20,12 @@ impl Engine {
         state.extend_scope(&mut scope);
         self.ask_limits(&mut state);
         let plan = self.plan(&state, &mut scope)?;
-        preflight::locked(&plan, &*self.backend)?;
+        self.check_all(&plan)
+    }
+
+    /// Checks a plan against what `plan` leaves to the kernel.
+    pub(super) fn check_all(&self, plan: &Plan) -> Result<()> {
+        preflight::locked(plan, &*self.backend)?;
         let ram: Vec<&Entry> = plan.maps.iter().filter(|entry| entry.kind == Kind::Ram).collect();
         files::check(&ram)
     }

@@ -4,6 +4,7 @@ use super::{Engine, State};
 use crate::addr::IovaRange;
 use crate::error::{Error, Op, Result, Unfinished};
 use crate::log::Level;
+use crate::object::Objects;
 use crate::reconcile::plan;
 use crate::reconcile::table::MapTable;
 use crate::reconcile::wanted::WantedSet;
@@ -13,7 +14,11 @@ impl Engine {
     /// container.
     ///
     /// If the last group has left a type1 container, the kernel has unmapped everything already, and this succeeds.
-    pub fn close(self) -> Result<()> {
+    ///
+    /// A job in the background is cancelled. Later calls that would change something fail.
+    pub fn close(&self) -> Result<()> {
+        self.stop_job();
+        self.log.deliver();
         self.empty()
     }
 
@@ -23,12 +28,15 @@ impl Engine {
         if std::mem::replace(&mut state.closed, true) {
             return Ok(());
         }
+        state.backlog.clear();
         let emptied = if state.poison.take().is_some() {
             state.table = MapTable::default();
             self.backend.unmap_all().map(drop).map_err(|errno| Error::kernel(Op::Unmap, errno))
         } else {
             self.unmap_table(&mut state)
         };
+        // Descriptors are needed for map calls only.
+        state.objects = Objects::default();
         match emptied {
             Err(_) if self.backend.is_emptied() => {
                 state.table = MapTable::default();

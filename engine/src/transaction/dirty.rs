@@ -78,7 +78,7 @@ impl Engine {
         self.check_bitmap(&state, range, bitmap)?;
         let removed = self.remove(&mut state, range)?;
         let mut scope = state.wanted.touched().to_vec();
-        let reconciled = self.reconcile_with_dirty(&mut state, &mut scope);
+        let reconciled = self.reconcile_with_dirty(&mut state, &mut scope, None);
         if let Some(dirty) = &mut state.dirty {
             dirty.take(range, range, bitmap);
         }

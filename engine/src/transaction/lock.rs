@@ -3,8 +3,9 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
-use super::{Engine, State};
+use super::{Engine, Phase, State};
 use crate::addr::IovaRange;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::log::Level;
@@ -34,8 +35,12 @@ impl DerefMut for Locked<'_> {
 }
 
 impl State {
-    /// An error if it is poisoned.
+    /// An error if it is poisoned or closed.
     pub(super) fn poisoned(&self) -> Result<()> {
+        if self.closed {
+            let cause = "it is closed".to_owned();
+            return Err(Error::check(Errno::ENOTRECOVERABLE, ErrorKind::Poisoned { cause }));
+        }
         let Some(cause) = &self.poison else { return Ok(()) };
         Err(Error::check(Errno::ENOTRECOVERABLE, ErrorKind::Poisoned { cause: cause.clone() }))
     }
@@ -51,16 +56,33 @@ impl Locked<'_> {
         done
     }
 
-    /// Waits until the commit that is running has ended, or for a shorter time. An error if the state is poisoned then.
+    /// Waits until the commit that is running has ended, or for a shorter time; a job in the background gives way. An
+    /// error if the state is poisoned then.
     fn wait(&mut self) -> Result<()> {
-        if let Some(guard) = self.guard.take() {
-            let waited = self.engine.commit_ended.wait(guard);
-            self.guard = match waited {
-                Ok(guard) => Some(guard),
-                Err(poisoned) => self.engine.after_panic(poisoned).guard,
-            };
-        }
+        self.engine.job.control.pause();
+        self.waiting += 1;
+        self.sleep(None);
+        self.waiting -= 1;
+        // The job goes on once this call has given up the lock, unless another call waits.
+        self.engine.changed.notify_all();
         self.poisoned()
+    }
+
+    /// Gives the lock up until something has changed, or for a shorter time, but not for longer than `time`.
+    pub(super) fn sleep(&mut self, time: Option<Duration>) {
+        let Some(guard) = self.guard.take() else { return };
+        let changed = &self.engine.changed;
+        let slept = match time {
+            None => changed.wait(guard),
+            Some(time) => match changed.wait_timeout(guard, time) {
+                Ok((guard, _)) => Ok(guard),
+                Err(poisoned) => Err(PoisonError::new(poisoned.into_inner().0)),
+            },
+        };
+        self.guard = match slept {
+            Ok(guard) => Some(guard),
+            Err(poisoned) => self.engine.after_panic(poisoned).guard,
+        };
     }
 }
 
@@ -77,6 +99,7 @@ impl Engine {
         self.log.write(Level::Error, format_args!("What is mapped is not known any more: {cause}"));
         state.owner = None;
         state.poison.get_or_insert(cause);
+        self.job.control.pause();
     }
 
     pub(super) fn state(&self) -> Locked<'_> {
@@ -97,6 +120,7 @@ impl Engine {
 
     /// The state, when no commit is running.
     pub(super) fn settled(&self) -> Result<Locked<'_>> {
+        self.log.deliver();
         let mut state = self.state();
         state.poisoned()?;
         while state.running.is_some() {
@@ -126,6 +150,16 @@ impl Engine {
             state.wait()?;
         }
         own(state)
+    }
+
+    /// Ends the transaction of the calling thread. A job that has waited for it goes on once the lock is given up.
+    pub(super) fn end_transaction(&self) -> Result<Locked<'_>> {
+        let mut state = self.in_transaction()?;
+        state.owner = None;
+        if state.job.phase == Phase::Running {
+            self.changed.notify_all();
+        }
+        Ok(state)
     }
 
     /// The state, for a call that needs a transaction of the calling thread.

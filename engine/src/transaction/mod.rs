@@ -1,11 +1,13 @@
 //! Transactions: the changes of a caller, committed as a difference and rolled back as a whole.
 
+mod background;
 mod check;
 mod close;
 mod counters;
 mod dirty;
 mod discard;
 mod explained;
+mod job;
 mod lock;
 mod regions;
 mod remap;
@@ -30,6 +32,7 @@ use crate::object::Objects;
 use crate::populate::method::Choice;
 use crate::populate::{self, Method, PopulateOptions, ThreadLimit};
 use crate::preflight;
+use crate::reconcile::backlog::Backlog;
 use crate::reconcile::dirty_pages::DirtyPages;
 use crate::reconcile::grid::Grid;
 use crate::reconcile::plan::{self, Gaps, Plan};
@@ -38,8 +41,11 @@ use crate::reconcile::wanted::WantedSet;
 use crate::region::Region;
 use crate::stats::{Counters, Stats};
 use crate::sys::cpu::CpuSet;
+use job::{Job, Shown};
 use lock::Locked;
 use running::Running;
+
+pub use job::{Phase, Progress};
 
 /// The configuration of an engine.
 #[derive(Debug)]
@@ -133,6 +139,13 @@ struct State {
     owner: Option<ThreadId>,
     /// The commit that runs without the lock, if there is one.
     running: Option<Running>,
+    /// Wanted, not mapped, and left to the job.
+    backlog: Backlog,
+    job: Job,
+    /// The number of calls that wait for `running` to end. The job gives way to them.
+    waiting: usize,
+    /// The number of calls that wait for the job.
+    watching: usize,
     logged: counters::Logged,
     poison: Option<String>,
 }
@@ -164,8 +177,10 @@ pub struct Engine {
     /// Whether it was logged why there are few threads.
     logged_limit: AtomicBool,
     state: Mutex<State>,
-    /// Signalled when a commit that ran without the lock has ended.
-    commit_ended: Condvar,
+    /// Signalled when a commit that ran without the lock has ended, when a transaction of a caller has, and when the
+    /// job has mapped something.
+    changed: Condvar,
+    job: Shown,
     /// Changed only while `state` is locked; reading them never waits for a commit.
     counters: Counters,
 }
@@ -186,6 +201,7 @@ impl Engine {
         let grid = grid.with_cuts(cuts);
         let (wanted, objects, table, missing, logged) = Default::default();
         let (contradicted, closed) = (false, false);
+        let (backlog, job) = Default::default();
         let (dirty, owner, running, poison) = (None, None, None, None);
         let state = State {
             limits,
@@ -198,6 +214,10 @@ impl Engine {
             dirty,
             owner,
             running,
+            backlog,
+            job,
+            waiting: 0,
+            watching: 0,
             logged,
             poison,
         };
@@ -217,7 +237,8 @@ impl Engine {
             log,
             logged_limit,
             state,
-            commit_ended: Condvar::new(),
+            changed: Condvar::new(),
+            job: Shown::new(),
             counters,
         })
     }
@@ -236,15 +257,13 @@ impl Engine {
     /// Makes the kernel's mappings equal the wanted regions. If that fails, it restores the mappings from before,
     /// except what the transaction unmapped. The transaction is closed in both cases.
     pub fn commit(&self) -> Result<Outcome> {
-        let mut state = self.in_transaction()?;
-        state.owner = None;
+        let mut state = self.end_transaction()?;
         self.reconcile(&mut state)
     }
 
     /// Rolls the open transaction back.
     pub fn abort(&self) -> Result<()> {
-        let mut state = self.in_transaction()?;
-        state.owner = None;
+        let mut state = self.end_transaction()?;
         state.wanted.roll_back();
         state.forget_objects();
         Ok(())
@@ -292,23 +311,39 @@ impl Engine {
 
     /// Plans and executes what the open transaction touched.
     fn reconcile(&self, state: &mut Locked<'_>) -> Result<Outcome> {
+        self.reconcile_or_leave(state, None)
+    }
+
+    /// The same. With `later`, what need not be mapped at once is not mapped, but added to `later`.
+    fn reconcile_or_leave(
+        &self,
+        state: &mut Locked<'_>,
+        later: Option<&mut Vec<IovaRange>>,
+    ) -> Result<Outcome> {
         let mut scope = state.wanted.touched().to_vec();
-        let reconciled = self.reconcile_with_dirty(state, &mut scope);
+        let reconciled = self.reconcile_with_dirty(state, &mut scope, later);
         state.forget_dirty(&scope);
         reconciled
     }
 
     /// The same, but keeps dirty pages that are no longer wanted. `scope` is what the transaction touched; it is
     /// extended to everything that may have changed.
-    fn reconcile_with_dirty(&self, state: &mut Locked<'_>, scope: &mut Vec<IovaRange>) -> Result<Outcome> {
+    fn reconcile_with_dirty(
+        &self,
+        state: &mut Locked<'_>,
+        scope: &mut Vec<IovaRange>,
+        later: Option<&mut Vec<IovaRange>>,
+    ) -> Result<Outcome> {
         let start = Instant::now();
+        state.forget_backlog();
+        self.show_job(state);
         state.extend_scope(scope);
         if scope.is_empty() {
             state.wanted.commit();
             self.counters.empty_commits.add(1);
             return Ok(Outcome::default());
         }
-        match self.attempt(state, scope) {
+        match self.attempt(state, scope, later) {
             Ok(outcome) => {
                 state.wanted.commit();
                 state.settle(scope, &[]);
@@ -324,8 +359,17 @@ impl Engine {
 
     /// Tries once to make the kernel's mappings equal the wanted regions. `scope` is extended to everything that may
     /// have changed.
-    fn attempt(&self, state: &mut Locked<'_>, scope: &mut Vec<IovaRange>) -> Result<Outcome> {
-        let plan = self.plan_or_ask_limits(state, scope)?;
+    fn attempt(
+        &self,
+        state: &mut Locked<'_>,
+        scope: &mut Vec<IovaRange>,
+        later: Option<&mut Vec<IovaRange>>,
+    ) -> Result<Outcome> {
+        let mut plan = self.plan_or_ask_limits(state, scope)?;
+        if let Some(later) = later {
+            self.check_all(&plan)?;
+            *later = background::defer(&mut plan);
+        }
         let Plan { kept_entries, kept_bytes, remapped_bytes, .. } = plan;
         let options = PopulateOptions {
             threads: self.threads_for(&plan),
@@ -333,17 +377,27 @@ impl Engine {
             cpus: self.cpu_set.as_ref(),
             huge_pages: self.huge_pages,
             chunk: populate::CHUNK_BYTES,
+            control: None,
         };
-        let (run, executed) = self.execute(state, &plan, options);
+        let executed = self.carry_out(state, &plan, options)?;
+        Ok(Outcome { executed, kept_entries, kept_bytes, remapped_bytes, duration: Duration::ZERO })
+    }
+
+    /// Executes a plan, and records what that did.
+    fn carry_out(
+        &self,
+        state: &mut Locked<'_>,
+        plan: &Plan,
+        options: PopulateOptions<'_>,
+    ) -> Result<Executed> {
+        let (run, executed) = self.execute(state, plan, options);
         self.record_executed(state, &executed);
         self.log_executed(state, &executed);
         for entry in &executed.devices {
             state.wanted.reclassify_as_device(entry.range);
         }
         match run {
-            Ok(()) => {
-                Ok(Outcome { executed, kept_entries, kept_bytes, remapped_bytes, duration: Duration::ZERO })
-            }
+            Ok(()) => Ok(executed),
             Err(error) => {
                 let unpins = plan.unmaps.iter().fold(0u64, |sum, unmap| sum.saturating_add(unmap.ram_bytes));
                 Err(self.explained(state, error, &plan.maps, unpins, &executed))
@@ -368,13 +422,22 @@ impl Engine {
     /// Plans what the transaction touched, and checks the plan against the limits. Sets `scope` to the plan's.
     fn plan(&self, state: &State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
         let capacity = state.limits.entries;
-        let plan = plan::plan(&state.wanted, &state.table, scope, &self.grid, self.gaps(state), capacity)
-            .map_err(|room| {
-                let held = explain::entries(&state.table, &state.wanted, &state.limits, room);
-                Error::check(Errno::ENOSPC, ErrorKind::Entries(held))
-            })?;
+        let plan = |scope: &[IovaRange]| {
+            let plan = plan::plan(&state.wanted, &state.table, scope, &self.grid, self.gaps(state), capacity)
+                .map_err(|room| {
+                    let held = explain::entries(&state.table, &state.wanted, &state.limits, room);
+                    Error::check(Errno::ENOSPC, ErrorKind::Entries(held))
+                })?;
+            preflight::check(&plan, &state.limits, &*self.backend)?;
+            Ok(plan)
+        };
+        if state.backlog.iter().any(|range| !scope.contains(&range)) {
+            // What is left to the job needs entries and locked memory, too.
+            let all: Vec<IovaRange> = scope.iter().copied().chain(state.backlog.iter()).collect();
+            plan(&all)?;
+        }
+        let plan = plan(scope)?;
         scope.clone_from(&plan.scope);
-        preflight::check(&plan, &state.limits, &*self.backend)?;
         Ok(plan)
     }
 
@@ -392,7 +455,7 @@ impl Engine {
     }
 
     fn executor<'a>(&'a self, state: &'a mut State, threads: usize) -> Executor<'a> {
-        let State { table, wanted, objects, dirty, .. } = state;
+        let State { table, wanted, objects, dirty, backlog, job, .. } = state;
         Executor {
             backend: &*self.backend,
             table,
@@ -402,6 +465,9 @@ impl Engine {
             dirty: dirty.as_mut(),
             threads,
             cpus: self.cpu_set.as_ref(),
+            backlog,
+            job_mapped: &mut job.mapped,
+            of_job: false,
             executed: Executed::default(),
         }
     }

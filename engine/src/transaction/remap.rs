@@ -28,7 +28,7 @@ impl Engine {
         }
         let mut scope: Vec<IovaRange> = unmaps.iter().map(|unmap| unmap.range).collect();
         let unmapped = self.execute_unmaps(&mut state, &unmaps);
-        match unmapped.and_then(|()| self.attempt(&mut state, &mut scope)) {
+        match unmapped.and_then(|()| self.attempt(&mut state, &mut scope, None)) {
             Ok(outcome) => {
                 state.settle(&scope, &[]);
                 self.record_commit(&outcome);

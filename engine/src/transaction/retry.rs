@@ -18,7 +18,7 @@ impl Engine {
         }
         let left = state.table.iter().copied().filter(Entry::is_leftover);
         let mut scope: Vec<IovaRange> = left.map(|entry| entry.range).collect();
-        match self.attempt(&mut state, &mut scope) {
+        match self.attempt(&mut state, &mut scope, None) {
             Ok(outcome) => {
                 state.settle(&scope, &[]);
                 self.record_commit(&outcome);

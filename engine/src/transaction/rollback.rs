@@ -50,7 +50,9 @@ impl Engine {
                 let (wanted, table, grid) = (executor.wanted, &*executor.table, &self.grid);
                 plan::plan_around(wanted, table, &plan.scope, grid, gaps, capacity, Entry::is_leftover)
             };
-            if let Ok(plan) = plan_for(capacity).or_else(|_| plan_for(None)) {
+            if let Ok(mut plan) = plan_for(capacity).or_else(|_| plan_for(None)) {
+                // What is left to the job was not mapped before.
+                plan.maps.retain(|entry| !executor.backlog.contains(entry.range));
                 missing = executor.map_each(&plan.maps);
             }
         }

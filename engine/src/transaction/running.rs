@@ -39,6 +39,7 @@ impl Running {
 struct Shared<'a> {
     engine: &'a Engine,
     threads: usize,
+    of_job: bool,
     executed: Mutex<Executed>,
 }
 
@@ -49,10 +50,18 @@ impl Records for Shared<'_> {
         // Locked only while the state is.
         let mut executed = self.executed.lock().unwrap_or_else(PoisonError::into_inner);
         executor.executed = std::mem::take(&mut *executed);
+        executor.of_job = self.of_job;
+        let mapped = executor.executed.map_bytes;
         let before = executor.table.len();
         let done = record(&mut executor);
         let added = executor.table.len().saturating_sub(before);
         *executed = executor.executed;
+        if self.of_job {
+            self.engine.show_mapped(executed.map_bytes.saturating_sub(mapped));
+            if state.watching > 0 {
+                self.engine.changed.notify_all();
+            }
+        }
         if let Some(running) = &mut state.running {
             running.entries = running.entries.saturating_sub(added);
         }
@@ -70,15 +79,17 @@ impl Engine {
         options: PopulateOptions<'_>,
     ) -> (Result<()>, Executed) {
         debug_assert!(state.running.is_none(), "what takes a plan waits for the commit before it");
+        let of_job = options.control.is_some();
         if !takes_long(plan) {
             let mut executor = self.executor(state, options.threads);
+            executor.of_job = of_job;
             let run = executor.run(plan, Some(options));
             return (run, executor.executed);
         }
         let objects = state.objects.of_entries(&plan.maps);
         let (backend, threads, cpus) = (&*self.backend, options.threads, options.cpus);
-        let context = CallContext { backend, objects: &objects, threads, cpus };
-        let shared = Shared { engine: self, threads, executed: Mutex::default() };
+        let context = CallContext { backend, objects: &objects, threads, cpus, control: options.control };
+        let shared = Shared { engine: self, threads, of_job, executed: Mutex::default() };
         let running = Running::new(state, plan);
         state.running = Some(running);
         let journal = state.wanted.suspend();
@@ -96,7 +107,7 @@ impl Engine {
 
     fn end_running(&self, state: &mut State) {
         state.running = None;
-        self.commit_ended.notify_all();
+        self.changed.notify_all();
     }
 }
 

@@ -67,6 +67,7 @@ impl Engine {
 
     fn unmap_single(&self, state: &mut State, region: &Region) -> Result<()> {
         let range = region.range;
+        state.job.mapped.remove(range);
         let mut executor = self.executor(state, 1);
         // Which of its pages are dirty no longer matters: nothing in the entry is wanted.
         executor.dirty = None;

@@ -102,6 +102,24 @@ pub const VFIO_FAST_REGION_JOIN: u32 = 1u32 << 4;
 /// file, for all of its users. Without this flag, the file keeps its contents.
 pub const VFIO_FAST_MEMORY_SHARED: u32 = 1u32 << 0;
 
+/// Cancel flag: what the job has mapped is unmapped, too.
+pub const VFIO_FAST_CANCEL_UNMAP: u32 = 1u32 << 0;
+
+/// Job: there was none yet.
+pub const VFIO_FAST_JOB_NONE: u32 = 0u32;
+
+/// Job: it works, or waits for another call or a transaction to end.
+pub const VFIO_FAST_JOB_RUNNING: u32 = 1u32;
+
+/// Job: it has mapped everything that was left to it and could be mapped.
+pub const VFIO_FAST_JOB_DONE: u32 = 2u32;
+
+/// Job: it has failed. vfio_fast_wait() returns the error.
+pub const VFIO_FAST_JOB_FAILED: u32 = 3u32;
+
+/// Job: it was cancelled.
+pub const VFIO_FAST_JOB_CANCELLED: u32 = 4u32;
+
 /// Info flag: the handle is poisoned. Functions that would change something return -ENOTRECOVERABLE (see Poison).
 pub const VFIO_FAST_INFO_POISONED: u32 = 1u32 << 0;
 

@@ -191,6 +191,29 @@ pub struct vfio_fast_info {
     pub missing_bytes: u64,
 }
 
+/// How far a job in the background is.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct vfio_fast_progress {
+    /// sizeof(struct vfio_fast_progress), set by the caller and not changed
+    pub size: u32,
+    /// VFIO_FAST_JOB_*
+    pub state: u32,
+    /// Bytes that the job has mapped and has still to map. Less after something was unmapped or refused.
+    pub wanted_bytes: u64,
+    /// Bytes of these that are in memory as far as the job has looked. Can go down when the job was paused.
+    pub present_bytes: u64,
+    /// Bytes of these that the job has mapped.
+    pub mapped_bytes: u64,
+    /// Number of threads that work for the job, or 0.
+    pub threads: u64,
+    /// Nanoseconds since the job began, or from its beginning to its end.
+    pub elapsed_ns: u64,
+    /// An estimate of the nanoseconds that are left. UINT64_MAX: not known yet.
+    pub left_ns: u64,
+}
+
+sized32!(vfio_fast_progress, 56);
 sized32!(vfio_fast_failure, 56);
 sized32!(vfio_fast_stats, 288);
 sized32!(vfio_fast_info, 80);

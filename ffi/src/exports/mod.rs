@@ -10,6 +10,8 @@ pub mod pages;
 
 pub mod transaction;
 
+pub mod background;
+
 pub mod remap;
 pub mod retry;
 

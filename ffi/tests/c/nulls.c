@@ -18,15 +18,19 @@ int main(void)
     struct vfio_fast_dirty no_bits = dirty(0, MIB, NULL, 4);
     struct vfio_fast_memory spare = host_memory(memory(MIB), MIB, 0);
     uint64_t unmapped = 42;
+    struct vfio_fast_progress p;
+    int fd = 42;
     unsigned char *bytes;
     size_t at;
 
     memset(&outcome, 0x5a, sizeof(outcome));
     memset(&s, 0x5a, sizeof(s));
     memset(&i, 0x5a, sizeof(i));
+    memset(&p, 0x5a, sizeof(p));
     outcome.size = sizeof(outcome);
     s.size = sizeof(s);
     i.size = sizeof(i);
+    p.size = sizeof(p);
 
     CHECK_RC(vfio_fast_open(NULL, NULL), -EINVAL);
     CHECK_RC(vfio_fast_open(NULL, &vf), -EINVAL);
@@ -90,6 +94,14 @@ int main(void)
     CHECK_RC(vfio_fast_commit(vf, NULL), -EINVAL); /* no transaction */
     CHECK_RC(vfio_fast_begin(vf), 0);
     CHECK_RC(vfio_fast_commit(vf, NULL), 0);
+    CHECK_RC(vfio_fast_commit_background(NULL, NULL), -EINVAL);
+    CHECK_RC(vfio_fast_wait(NULL, 0, 0, 0), -EINVAL);
+    CHECK_RC(vfio_fast_completion_fd(NULL, &fd), -EINVAL);
+    CHECK_RC(vfio_fast_completion_fd(vf, NULL), -EINVAL);
+    CHECK(fd == 42);
+    CHECK_RC(vfio_fast_get_progress(NULL, &p), -EINVAL);
+    CHECK_RC(vfio_fast_get_progress(vf, NULL), -EINVAL);
+    CHECK_RC(vfio_fast_cancel(NULL, 0), -EINVAL);
     CHECK_RC(vfio_fast_abort(NULL), -EINVAL);
     CHECK_RC(vfio_fast_get_stats(NULL, NULL), -EINVAL);
     CHECK_RC(vfio_fast_get_stats(NULL, &s), -EINVAL);

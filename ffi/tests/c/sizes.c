@@ -116,6 +116,21 @@ static int call_get_stats(void *arg)
     return vfio_fast_get_stats(vf, (struct vfio_fast_stats *)arg);
 }
 
+static int call_get_progress(void *arg)
+{
+    return vfio_fast_get_progress(vf, (struct vfio_fast_progress *)arg);
+}
+
+static int call_commit_background(void *arg)
+{
+    int rc;
+
+    CHECK_RC(vfio_fast_begin(vf), 0);
+    rc = vfio_fast_commit_background(vf, (struct vfio_fast_outcome *)arg);
+    CHECK_RC(vfio_fast_abort(vf), rc == 0 ? -EINVAL : 0);
+    return rc;
+}
+
 static int call_get_info(void *arg)
 {
     return vfio_fast_get_info(vf, (struct vfio_fast_info *)arg);
@@ -231,6 +246,8 @@ int main(void)
     sweep_output(sizeof(struct vfio_fast_outcome), sizeof(struct vfio_fast_outcome), call_commit);
     sweep_output(offsetof(struct vfio_fast_stats, remapped_bytes), sizeof(struct vfio_fast_stats), call_get_stats);
     sweep_output(offsetof(struct vfio_fast_info, max_unmap_bytes), sizeof(struct vfio_fast_info), call_get_info);
+    sweep_output(sizeof(struct vfio_fast_progress), sizeof(struct vfio_fast_progress), call_get_progress);
+    sweep_output(sizeof(struct vfio_fast_outcome), sizeof(struct vfio_fast_outcome), call_commit_background);
     sweep_output(sizeof(struct vfio_fast_failure), sizeof(struct vfio_fast_failure), call_last_failure);
 
     CHECK_RC(vfio_fast_close(&vf), 0);

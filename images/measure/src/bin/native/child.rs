@@ -171,6 +171,7 @@ fn batch(job: &Job, memory: &Memory) -> Result<()> {
         method: Method::Advice,
         huge_pages,
         chunk: job.pages_per_call * PAGE,
+        control: None,
     };
     let report = populate::populate(&[piece], how);
     let populated = start.elapsed();

@@ -1,0 +1,423 @@
+//! Commits that leave what is to be mapped to a job, and what other calls do while it works.
+
+use std::os::fd::RawFd;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::scope;
+use std::time::Duration;
+
+use vfio_fast_testing as common;
+
+use common::hooked::{Hooked, Hooks};
+use common::{assert_table, hva, ram, range};
+use vfio_fast_engine::addr::IovaRange;
+use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
+use vfio_fast_engine::backend::{Backend, Mapping};
+use vfio_fast_engine::error::KernelResult;
+use vfio_fast_engine::log::Log;
+use vfio_fast_engine::object::Object;
+use vfio_fast_engine::region::{Backing, Region};
+use vfio_fast_engine::{Config, Engine, Errno, Phase};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+/// The largest entry of a job.
+const ENTRY: u64 = 128 * MIB;
+
+/// Takes a job many entries.
+const LARGE: u64 = 64 * GIB;
+
+/// What a map call does once the test lets it go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Maps,
+    Fails,
+    Panics,
+}
+
+/// Makes each map call of the job's threads wait for the test.
+struct Gate {
+    began: Mutex<Sender<IovaRange>>,
+    go_on: Mutex<Receiver<Then>>,
+}
+
+impl Hooks for Gate {
+    fn map(&self, kernel: &dyn Backend, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
+        let of_job = std::thread::current().name().is_some_and(|name| name == "vfio-fast-job");
+        if of_job {
+            let _ = self.began.lock().unwrap().send(mapping.range);
+            // The test lets everything go on if it has ended.
+            match self.go_on.lock().unwrap().recv() {
+                Ok(Then::Fails) => return Err(Errno::ENOMEM),
+                Ok(Then::Panics) => panic!("as the test asks"),
+                Ok(Then::Maps) | Err(_) => {}
+            }
+        }
+        kernel.map(mapping, object)
+    }
+}
+
+struct Bench {
+    engine: Arc<Engine>,
+    sim: Sim,
+    began: Receiver<IovaRange>,
+    go_on: Sender<Then>,
+    logged: Arc<Mutex<Vec<String>>>,
+}
+
+fn bench(config: SimConfig) -> Bench {
+    let sim = Sim::new(config);
+    let (began, go_on) = (channel(), channel());
+    let hooks = Gate { began: Mutex::new(began.0), go_on: Mutex::new(go_on.1) };
+    let backend = Hooked { kernel: Box::new(sim.clone()), hooks };
+    let logged = Arc::new(Mutex::new(Vec::new()));
+    let log = {
+        let logged = Arc::clone(&logged);
+        Log::to(move |_, text| {
+            assert_ne!(
+                std::thread::current().name(),
+                Some("vfio-fast-job"),
+                "the caller's code on a library thread"
+            );
+            logged.lock().unwrap().push(text.to_owned());
+        })
+    };
+    let config = Config { threads: 1, log, ..Config::default() };
+    let engine = Arc::new(Engine::new(Box::new(backend), config).unwrap());
+    Bench { engine, sim, began: began.1, go_on: go_on.0, logged }
+}
+
+fn both() -> [Bench; 2] {
+    [Rules::Type1, Rules::Iommufd].map(|rules| bench(SimConfig { rules, ..SimConfig::default() }))
+}
+
+/// RAM of a guest.
+fn guest(start: u64, length: u64) -> Region {
+    Region { hva: hva((1 << 46) + start), backing: Backing(1), join: true, ..ram(start, length) }
+}
+
+impl Bench {
+    fn commit(&self, regions: &[Region]) {
+        self.engine.begin().unwrap();
+        for region in regions {
+            self.engine.map_region(*region).unwrap();
+        }
+        let outcome = self.engine.commit_background().unwrap();
+        assert_eq!(outcome.executed.map_calls, 0);
+    }
+
+    /// Waits for the job's next map call, and lets it go on.
+    fn step(&self, then: Then) -> IovaRange {
+        let range = self.began.recv_timeout(Duration::from_secs(60)).expect("a map call");
+        self.go_on.send(then).unwrap();
+        range
+    }
+
+    /// Runs `call` on a thread of its own, and meanwhile lets the job's map calls go on, slowly enough for `call` to begin
+    /// before the job ends. Returns them, too.
+    fn during<R: Send>(&self, call: impl FnOnce(&Engine) -> R + Send) -> (R, Vec<IovaRange>) {
+        let engine = &*self.engine;
+        let mut calls = Vec::new();
+        let done = scope(|scope| {
+            let running = scope.spawn(move || call(engine));
+            while !running.is_finished() {
+                if let Ok(range) = self.began.recv_timeout(Duration::from_millis(5)) {
+                    calls.push(range);
+                    std::thread::sleep(Duration::from_millis(5));
+                    self.go_on.send(Then::Maps).unwrap();
+                }
+            }
+            running.join().unwrap()
+        });
+        (done, calls)
+    }
+
+    /// Lets all further map calls go on at once.
+    fn release(self) -> (Arc<Engine>, Sim) {
+        (self.engine, self.sim)
+    }
+
+    fn mapped(&self) -> u64 {
+        self.engine.entries().iter().map(|entry| entry.range.length()).sum()
+    }
+}
+
+fn is_readable(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    #[allow(unsafe_code, reason = "poll")]
+    // SAFETY: the call reads and writes one pollfd, and returns at once.
+    unsafe {
+        libc::poll(&raw mut poll, 1, 0) == 1
+    }
+}
+
+fn threads_of_jobs() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("vfio-fast-job")).count()
+}
+
+#[test]
+fn a_commit_returns_before_the_job_has_mapped() {
+    for bench in both() {
+        let engine = &bench.engine;
+        let fd = engine.completion_fd().unwrap();
+        assert_eq!(engine.progress().phase, Phase::None);
+        assert_eq!(engine.wait(None, Some(Duration::ZERO)), Ok(true), "no job, nothing to wait for");
+        bench.commit(&[guest(0, GIB)]);
+        let first = bench.began.recv().unwrap();
+        assert_eq!((first.start(), first.length()), (0, ENTRY));
+        assert!(threads_of_jobs() > 0);
+        assert_eq!(bench.mapped(), 0);
+        assert_eq!(engine.wait(None, Some(Duration::ZERO)), Ok(false));
+        assert_eq!(engine.wait(Some(range(0, MIB)), Some(Duration::from_millis(1))), Ok(false));
+        assert_eq!(engine.wait(Some(range(GIB, MIB)), None), Ok(true), "nothing is wanted there");
+        assert!(!is_readable(fd));
+        let progress = engine.progress();
+        assert_eq!((progress.phase, progress.wanted_bytes, progress.mapped_bytes), (Phase::Running, GIB, 0));
+        bench.go_on.send(Then::Maps).unwrap();
+        assert_eq!(engine.wait(Some(first), None), Ok(true));
+        assert!(engine.progress().mapped_bytes >= ENTRY);
+        for _ in 1..GIB / ENTRY {
+            bench.step(Then::Maps);
+        }
+        assert_eq!(engine.wait(None, None), Ok(true));
+        let progress = engine.progress();
+        assert_eq!((progress.phase, progress.wanted_bytes, progress.mapped_bytes), (Phase::Done, GIB, GIB));
+        assert_eq!((progress.left_ns, progress.threads), (Some(0), 0));
+        assert!(is_readable(fd));
+        assert_eq!(bench.mapped(), GIB);
+        assert_table(engine, &bench.sim);
+        // The next job resets the descriptor.
+        bench.commit(&[guest(GIB, ENTRY)]);
+        assert!(!is_readable(fd));
+        bench.step(Then::Maps);
+        assert_eq!(engine.wait(None, None), Ok(true));
+        assert!(is_readable(fd));
+    }
+}
+
+#[test]
+fn what_is_unmapped_is_not_mapped_afterwards() {
+    for bench in both() {
+        bench.commit(&[guest(0, GIB), guest(2 * GIB, GIB)]);
+        let begun = bench.began.recv().unwrap();
+        scope(|scope| {
+            let engine = &bench.engine;
+            let unmapping = scope.spawn(move || engine.unmap(range(0, GIB)));
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!unmapping.is_finished(), "the memory is in the hands of the kernel");
+            bench.go_on.send(Then::Maps).unwrap();
+            assert_eq!(unmapping.join().unwrap(), Ok(GIB));
+        });
+        assert_eq!(begun, range(0, ENTRY));
+        assert!(bench.sim.mappings().iter().all(|mapping| mapping.range.start() >= GIB));
+        // The second one has not begun, or only its first entry has.
+        let (unmapped, _) = bench.during(|engine| engine.unmap(range(2 * GIB, GIB / 2)));
+        assert_eq!(unmapped, Ok(GIB / 2));
+        let (_, calls) = bench.during(|engine| engine.wait(None, None));
+        assert!(calls.iter().all(|call| call.start() >= 2 * GIB + GIB / 2), "{calls:?}");
+        assert_eq!(bench.engine.wait(None, None), Ok(true));
+        assert_eq!(bench.mapped(), GIB / 2);
+        assert_table(&bench.engine, &bench.sim);
+    }
+}
+
+#[test]
+fn another_commit_is_done_when_it_returns() {
+    for bench in both() {
+        bench.commit(&[guest(0, LARGE)]);
+        let engine = &bench.engine;
+        let (outcome, calls) = bench.during(|engine| {
+            engine.begin()?;
+            engine.map_region(guest(128 * GIB, GIB))?;
+            engine.map_region(Region { exact: true, ..guest(130 * GIB, 2 * MIB) })?;
+            let outcome = engine.commit()?;
+            assert_eq!(engine.wait(Some(range(128 * GIB, 16 * GIB)), Some(Duration::ZERO)), Ok(true));
+            Ok::<_, vfio_fast_engine::Error>(outcome)
+        });
+        assert_eq!(outcome.unwrap().executed.map_bytes, GIB + 2 * MIB);
+        assert!((calls.len() as u64) < LARGE / ENTRY, "the job did not give way");
+        assert_eq!(engine.progress().phase, Phase::Running);
+        // An entry of a vIOMMU does not wait for the job.
+        bench.began.recv().unwrap();
+        let entry = Region { exact: true, backing: Backing::UNKNOWN, ..guest(140 * GIB, 4096) };
+        engine.map_region(entry).unwrap();
+        engine.unmap(entry.range).unwrap();
+        let (engine, sim) = bench.release();
+        assert_eq!(engine.wait(None, None), Ok(true));
+        assert_eq!(engine.stats().mapped_bytes, LARGE + GIB + 2 * MIB);
+        assert_table(&engine, &sim);
+    }
+}
+
+#[test]
+fn a_failure_is_kept_for_the_one_who_asks() {
+    for bench in both() {
+        let engine = &bench.engine;
+        bench.commit(&[guest(0, GIB)]);
+        bench.step(Then::Maps);
+        bench.step(Then::Fails);
+        let error = engine.wait(None, None).unwrap_err();
+        assert_eq!((error.errno, error.range), (Errno::ENOMEM, Some(range(ENTRY, ENTRY))));
+        assert_eq!(engine.wait(None, None).unwrap_err(), error, "it is kept");
+        assert_eq!(engine.wait(Some(range(0, ENTRY)), None), Ok(true), "what was mapped stays");
+        assert_eq!(engine.progress().phase, Phase::Failed);
+        assert!(is_readable(engine.completion_fd().unwrap()));
+        assert!(bench.logged.lock().unwrap().iter().any(|text| *text == error.to_string()));
+        assert_eq!(bench.mapped(), ENTRY);
+        assert_table(engine, &bench.sim);
+        // The next background commit tries the rest again.
+        bench.commit(&[]);
+        let (engine, sim) = bench.release();
+        assert_eq!(engine.wait(None, None), Ok(true));
+        assert_eq!(engine.stats().mapped_bytes, GIB);
+        assert_table(&engine, &sim);
+    }
+}
+
+#[test]
+fn a_job_that_is_cancelled_leaves_what_the_caller_says() {
+    for unmap in [false, true] {
+        for failed in [false, true] {
+            for bench in both() {
+                let engine = &bench.engine;
+                engine.map_region(guest(128 * GIB, GIB)).unwrap();
+                bench.commit(&[guest(0, LARGE)]);
+                bench.step(Then::Maps);
+                bench.step(if failed { Then::Fails } else { Then::Maps });
+                if failed {
+                    engine.wait(None, None).unwrap_err();
+                }
+                let (cancelled, _) = bench.during(|engine| engine.cancel(unmap));
+                cancelled.unwrap();
+                let kept: u64 = engine.regions().iter().map(|region| region.range.length()).sum();
+                assert_eq!(kept, bench.mapped());
+                if unmap {
+                    assert_eq!(kept, GIB);
+                } else {
+                    assert!((GIB + ENTRY..LARGE).contains(&kept), "{kept}");
+                }
+                assert_eq!(engine.progress().phase, Phase::Cancelled);
+                assert_eq!(engine.wait(None, None), Ok(true));
+                assert_table(engine, &bench.sim);
+                assert_eq!(engine.cancel(true), Ok(()), "there is no job");
+                assert_eq!(bench.mapped(), kept);
+            }
+        }
+    }
+}
+
+#[test]
+fn closing_ends_the_job() {
+    for bench in both() {
+        bench.commit(&[guest(0, 16 * GIB)]);
+        bench.began.recv().unwrap();
+        let (engine, sim) = (Arc::clone(&bench.engine), bench.sim.clone());
+        scope(|scope| {
+            let closing = scope.spawn(|| engine.close());
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!closing.is_finished(), "a map call is in flight");
+            bench.go_on.send(Then::Maps).unwrap();
+            closing.join().unwrap().unwrap();
+        });
+        assert!(sim.mappings().is_empty());
+        assert_eq!(bench.began.try_iter().count(), 0, "a map call after the close began");
+        assert_eq!(Arc::strong_count(&engine), 2, "the thread has ended");
+        assert_eq!(engine.map_region(guest(0, MIB)).unwrap_err().errno, Errno::ENOTRECOVERABLE);
+    }
+}
+
+#[test]
+fn a_closed_engine_ends_a_job_that_waits_for_a_transaction() {
+    let [bench, _] = both();
+    bench.commit(&[guest(0, GIB)]);
+    bench.during(|engine| {
+        engine.begin().unwrap();
+        engine.close().unwrap();
+    });
+    assert!(bench.sim.mappings().is_empty());
+}
+
+#[test]
+fn the_rest_of_an_entry_is_mapped_at_once() {
+    for bench in both() {
+        let engine = &bench.engine;
+        engine.map_region(guest(0, GIB)).unwrap();
+        engine.begin().unwrap();
+        engine.unmap(range(MIB, MIB)).unwrap();
+        engine.map_region(guest(4 * GIB, ENTRY)).unwrap();
+        let outcome = engine.commit_background().unwrap();
+        assert_eq!(outcome.executed.map_bytes, GIB - MIB);
+        assert_eq!(bench.mapped(), GIB - MIB);
+        assert_eq!(bench.step(Then::Maps), range(4 * GIB, ENTRY));
+        assert_eq!(engine.wait(None, None), Ok(true));
+        assert_table(engine, &bench.sim);
+    }
+}
+
+#[test]
+fn a_panic_of_the_job_poisons() {
+    for bench in both() {
+        let engine = &bench.engine;
+        bench.commit(&[guest(0, GIB)]);
+        bench.step(Then::Panics);
+        assert_eq!(engine.wait(None, None).unwrap_err().errno, Errno::ENOTRECOVERABLE);
+        assert!(engine.info().poisoned);
+        while engine.progress().phase == Phase::Running {
+            std::thread::yield_now();
+        }
+        assert_eq!(engine.progress().phase, Phase::Failed);
+        engine.close().unwrap();
+        assert!(bench.sim.mappings().is_empty());
+    }
+}
+
+#[test]
+fn the_job_waits_for_the_end_of_a_transaction() {
+    for bench in both() {
+        let engine = &bench.engine;
+        bench.commit(&[guest(0, GIB)]);
+        let (mapped, _) = bench.during(|engine| {
+            engine.begin().unwrap();
+            engine.unmap(range(0, GIB)).unwrap();
+            assert_eq!(engine.wait(None, None).unwrap_err().errno, Errno::EBUSY);
+            assert_eq!(engine.cancel(false).unwrap_err().errno, Errno::EBUSY);
+            let before = engine.entries().len();
+            std::thread::sleep(Duration::from_millis(50));
+            let after = engine.entries().len();
+            engine.abort().unwrap();
+            (before, after)
+        });
+        assert_eq!(mapped.0, mapped.1, "the job works in a transaction");
+        assert_eq!(engine.progress().phase, Phase::Running);
+        let (engine, sim) = bench.release();
+        assert_eq!(engine.wait(None, None), Ok(true));
+        assert_eq!(engine.stats().mapped_bytes, GIB);
+        assert_table(&engine, &sim);
+    }
+}
+
+#[test]
+fn limits_are_checked_before_and_count_what_is_left() {
+    let config = SimConfig { memlock_limit: Some(2 * GIB), ..SimConfig::default() };
+    let bench = bench(config);
+    let engine = &bench.engine;
+    let refused = |length| {
+        engine.begin().unwrap();
+        engine.map_region(guest(8 * GIB, length)).unwrap();
+        let now = engine.commit().unwrap_err();
+        engine.begin().unwrap();
+        engine.map_region(guest(8 * GIB, length)).unwrap();
+        let later = engine.commit_background().unwrap_err();
+        assert_eq!(now, later);
+        assert_eq!(later.errno, Errno::ENOMEM);
+    };
+    refused(3 * GIB);
+    bench.commit(&[guest(0, GIB)]);
+    // 1 GiB is on its way: 1.5 GiB more would be too much.
+    bench.during(|_| refused(GIB + GIB / 2));
+    let (engine, _) = bench.release();
+    assert_eq!(engine.wait(None, None), Ok(true));
+    assert_eq!(engine.stats().mapped_bytes, GIB);
+}
