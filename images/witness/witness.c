@@ -29,8 +29,10 @@
  * from "first" to "last": they are refused with EBUSY, without a call of the kernel, or they are
  * made, and a page too few is returned. The kinds "gone" and "pending" are for reads of a device's
  * configuration space: all bits are 1, or the PCI Express capability reports pending transactions.
+ * The kind "full" is for maps, likewise: they are refused with ENOMEM. With the kind "slow", each call
+ * that faults memory in takes half a second longer.
  * Only "count" answers are false after the line has got a new number. The record has what the
- * kernel answered, and refused calls with EBUSY.
+ * kernel answered, and refused calls with their errno.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -138,12 +140,16 @@ __attribute__((constructor)) static void open_record(void)
     }
 }
 
-enum fault { NONE, BUSY, SHORT, GONE, PENDING };
+enum fault { NONE, BUSY, SHORT, GONE, PENDING, SLOW, FULL };
+
+/* What a fault is for. */
+enum target { UNMAP, CONFIG, MAP, POPULATE };
 
 /* The fault that the call of a range gets. The configuration space has the range from 0 to 0. */
-static enum fault fault(int config, uint64_t iova, uint64_t size)
+static enum fault fault(enum target target, uint64_t iova, uint64_t size)
 {
-    static const char *const names[] = { "", "busy", "short", "gone", "pending" };
+    static const char *const names[] = { "", "busy", "short", "gone", "pending", "slow", "full" };
+    static const enum target targets[] = { UNMAP, UNMAP, UNMAP, CONFIG, CONFIG, POPULATE, MAP };
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static unsigned long seen, made;
     unsigned long long first, last, largest;
@@ -162,16 +168,16 @@ static enum fault fault(int config, uint64_t iova, uint64_t size)
     if (sscanf(line, "%lx %15s %llx %llx %llx %lu", &number, kind, &first, &last, &largest, &count) != 6) {
         return NONE;
     }
-    for (enum fault n = BUSY; n <= PENDING; n++) {
+    for (enum fault n = BUSY; n <= FULL; n++) {
         if (strcmp(kind, names[n]) == 0) {
             found = n;
         }
     }
-    if (config != (found == GONE || found == PENDING)) {
+    if (target != targets[found]) {
         return NONE;
     }
     /* A size of 0 is the whole container, which only closing unmaps. */
-    if (!config && (size == 0 || size > largest || iova > last || iova + (size - 1) < first)) {
+    if (target != CONFIG && target != POPULATE && (size == 0 || size > largest || iova > last || iova + (size - 1) < first)) {
         return NONE;
     }
     pthread_mutex_lock(&lock);
@@ -326,16 +332,16 @@ ssize_t pwrite64(int fd, const void *bytes, size_t size, off64_t offset)
 {
     static ssize_t (*next)(int, const void *, size_t, off64_t);
     struct told told = { .cmd = WROTE_COMMAND, .fd = fd, .size = size };
-    uint16_t value;
+    uint16_t value = 0;
     ssize_t ret;
 
     if (!next) {
         next = (ssize_t (*)(int, const void *, size_t, off64_t))dlsym(RTLD_NEXT, "pwrite64");
     }
-    if (record < 0 || (uint64_t)offset != COMMAND_REGISTER || size < sizeof(value)) {
+    if (record < 0 || (uint64_t)offset != COMMAND_REGISTER || size == 0) {
         return next(fd, bytes, size, offset);
     }
-    memcpy(&value, bytes, sizeof(value));
+    memcpy(&value, bytes, size < sizeof(value) ? size : sizeof(value));
     told.flags = value;
     told.start = now_ns();
     ret = next(fd, bytes, size, offset);
@@ -362,7 +368,7 @@ ssize_t pread64(int fd, void *bytes, size_t size, off64_t offset)
     if (!faults || (uint64_t)offset >> 40 != VFIO_PCI_CONFIG_REGION_INDEX || ret != (ssize_t)size) {
         return ret;
     }
-    switch (fault(1, 0, 0)) {
+    switch (fault(CONFIG, 0, 0)) {
     case GONE:
         memset(bytes, 0xff, size);
         break;
@@ -382,6 +388,20 @@ ssize_t pread64(int fd, void *bytes, size_t size, off64_t offset)
         break;
     }
     return ret;
+}
+
+int madvise(void *start, size_t size, int advice)
+{
+    static int (*next)(void *, size_t, int);
+
+    if (!next) {
+        next = (int (*)(void *, size_t, int))dlsym(RTLD_NEXT, "madvise");
+    }
+    /* MADV_POPULATE_READ, MADV_POPULATE_WRITE */
+    if ((advice == 22 || advice == 23) && fault(POPULATE, 0, 0) == SLOW) {
+        usleep(500 * 1000);
+    }
+    return next(start, size, advice);
 }
 
 int ioctl(int fd, unsigned long cmd, ...)
@@ -448,12 +468,14 @@ int ioctl(int fd, unsigned long cmd, ...)
     }
 
     if (cmd == VFIO_IOMMU_UNMAP_DMA || cmd == IOMMUFD_IOAS_UNMAP) {
-        false_answer = fault(0, iova, size);
+        false_answer = fault(UNMAP, iova, size);
+    } else if (cmd == VFIO_IOMMU_MAP_DMA || cmd == IOMMUFD_IOAS_MAP || cmd == IOMMUFD_IOAS_MAP_FILE) {
+        false_answer = fault(MAP, iova, size);
     }
     start = now_ns();
     ret = -1;
-    errno = EBUSY;
-    if (false_answer != BUSY) {
+    errno = false_answer == FULL ? ENOMEM : EBUSY;
+    if (false_answer != BUSY && false_answer != FULL) {
         ret = real_ioctl(fd, cmd, arg);
     }
     saved = errno;

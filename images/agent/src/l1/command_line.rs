@@ -1,5 +1,6 @@
 //! The command line of a QEMU under test.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use anyhow::Result;
@@ -7,6 +8,7 @@ use vfio_fast_protocol::job::{Container, Mode, Ram};
 use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::L2_PORT;
 
+use crate::l1::faults::Fault;
 use crate::l1::lab::Lab;
 use crate::l1::{firmware, qemu_trace};
 
@@ -27,19 +29,22 @@ pub struct CommandLine<'a> {
     real_time: bool,
     /// Whether the witness can be made to give false answers.
     faults: bool,
+    /// The false answer that it gives from the beginning.
+    fault: Option<(Fault, RangeInclusive<u64>, u64)>,
 }
 
 impl<'a> CommandLine<'a> {
     /// What every QEMU gets: accelerator, firmware, monitor, and the port of L2's events.
     pub fn new(lab: &'a Lab) -> Self {
         let accelerator = if Path::new("/dev/kvm").exists() { "kvm" } else { "tcg" };
-        let line = Self { lab, arguments: Vec::new(), user: None, real_time: false, faults: false }
-            .args(["-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-accel", accelerator, "-cpu", "max"])
-            .args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu"])
-            .args(["-qmp", &format!("unix:{MONITOR},server=on,wait=off")])
-            .args(["-chardev", &format!("file,id=events,path={EVENTS}"), "-device", "virtio-serial-pci"])
-            .args(["-device", &format!("virtserialport,chardev=events,name={L2_PORT}")]);
+        let line =
+            Self { lab, arguments: Vec::new(), user: None, real_time: false, faults: false, fault: None }
+                .args(["-nodefaults", "-no-user-config", "-display", "none"])
+                .args(["-accel", accelerator, "-cpu", "max"])
+                .args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu"])
+                .args(["-qmp", &format!("unix:{MONITOR},server=on,wait=off")])
+                .args(["-chardev", &format!("file,id=events,path={EVENTS}"), "-device", "virtio-serial-pci"])
+                .args(["-device", &format!("virtserialport,chardev=events,name={L2_PORT}")]);
         match lab.job.container {
             Container::Type1 => line,
             Container::Iommufd => line.args(["-object", "iommufd,id=iommufd0"]),
@@ -67,6 +72,12 @@ impl<'a> CommandLine<'a> {
     pub fn faults(mut self) -> Self {
         self.faults = true;
         self
+    }
+
+    /// The same, and gives one from the beginning: see [`crate::l1::faults::arm`].
+    pub fn fault(mut self, fault: Fault, range: RangeInclusive<u64>, count: u64) -> Self {
+        self.fault = Some((fault, range, count));
+        self.faults()
     }
 
     /// A q35 machine, with options after a comma, and its memory, likewise.
@@ -174,6 +185,11 @@ impl<'a> CommandLine<'a> {
     /// The user that QEMU runs as, if not root.
     pub fn run_by(&self) -> Option<u32> {
         self.user
+    }
+
+    /// The false answer that it gets from the beginning.
+    pub fn first_fault(&self) -> Option<(Fault, RangeInclusive<u64>, u64)> {
+        self.fault.clone()
     }
 
     /// Whether the witness can be made to give false answers.

@@ -23,10 +23,14 @@ pub enum Fault {
     Gone,
     /// The device has transactions pending.
     Pending,
+    /// Each call that faults memory in takes half a second longer.
+    Slow,
+    /// A map is refused with ENOMEM.
+    Full,
 }
 
-/// From now on, answers the next `count` calls falsely. Of unmaps, only those of at most `largest` bytes that touch
-/// `range`.
+/// From now on, answers the next `count` calls falsely. Of maps and unmaps, only those of at most `largest` bytes that
+/// touch `range`.
 pub fn arm(fault: Fault, range: RangeInclusive<u64>, largest: u64, count: u64) -> Result<()> {
     static NUMBER: AtomicU64 = AtomicU64::new(1);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -35,6 +39,8 @@ pub fn arm(fault: Fault, range: RangeInclusive<u64>, largest: u64, count: u64) -
         Fault::Short => "short",
         Fault::Gone => "gone",
         Fault::Pending => "pending",
+        Fault::Slow => "slow",
+        Fault::Full => "full",
     };
     let line = format!("{number:x} {kind} {:x} {:x} {largest:x} {count}\n", range.start(), range.end());
     // The witness must never read a part of it.

@@ -385,6 +385,9 @@ fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
     }
     if line.has_faults() {
         faults::disarm()?;
+        if let Some((fault, range, count)) = line.first_fault() {
+            faults::arm(fault, range, u64::MAX, count)?;
+        }
         command.env("VFT_FAULTS", faults::FILE);
     }
     if let Some(user) = line.run_by() {

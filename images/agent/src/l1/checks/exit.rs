@@ -63,7 +63,7 @@ pub fn kill(lab: &Lab, line: &CommandLine, killed: impl CheckName, after: impl C
 }
 
 /// What is wrong if more pages are pinned than `before`.
-fn still_pinned(before: u64) -> Result<Option<String>> {
+pub fn still_pinned(before: u64) -> Result<Option<String>> {
     let unpinned = wait_for("pages to be unpinned", UNPINNED_WITHIN, || {
         let left = pinned_pages()?.saturating_sub(before);
         Ok(Seen::of((left == 0).then_some(()), || format!("{left} pages are still pinned")))
