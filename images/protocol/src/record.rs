@@ -113,10 +113,13 @@ pub enum Order {
     PreallocContext,
     /// The library faults in and maps.
     Fast,
+    /// The same in the background: the guest starts before (`x-dma-mapper-background=on`).
+    Background,
 }
 
 impl Order {
-    pub const ALL: [Self; 4] = [Self::Stock, Self::Prealloc, Self::PreallocContext, Self::Fast];
+    pub const ALL: [Self; 5] =
+        [Self::Stock, Self::Prealloc, Self::PreallocContext, Self::Fast, Self::Background];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -124,6 +127,7 @@ impl Order {
             Self::Prealloc => "prealloc",
             Self::PreallocContext => "prealloc-context",
             Self::Fast => "fast",
+            Self::Background => "background",
         }
     }
 
@@ -131,7 +135,15 @@ impl Order {
     pub const fn mode(self) -> Mode {
         match self {
             Self::Stock | Self::Prealloc | Self::PreallocContext => Mode::Stock,
-            Self::Fast => Mode::Fast,
+            Self::Fast | Self::Background => Mode::Fast,
+        }
+    }
+
+    /// The properties of a vfio-pci device besides those of its mode, with a leading comma.
+    pub const fn properties(self) -> &'static str {
+        match self {
+            Self::Background => ",x-dma-mapper-background=on",
+            _ => "",
         }
     }
 }

@@ -53,12 +53,16 @@ pub struct Row {
     pub context: Side,
     /// With the library.
     pub fast: Side,
+    /// With the library in the background.
+    pub background: Side,
     /// Stock's time to this point divided by the library's, in the same round.
     pub ratio: Spread,
     /// The time with prealloc to this point divided by the library's, in the same round.
     pub of_prealloc: Spread,
     /// The same for the threads of a context.
     pub of_context: Spread,
+    /// Stock's time to this point divided by the one with the library in the background.
+    pub background_ratio: Spread,
     /// Stock's time for mapping divided by the library's, in the same round.
     pub map_ratio: Spread,
 }
@@ -142,6 +146,10 @@ fn row(memory: MemoryKind, bytes: u64, starts: &[&Start], moment: fn(&Start) -> 
             Some(value(moment(other)) as f64 / value(moment(fast)) as f64)
         }))
     };
+    let background_ratio = Spread::of(of(Order::Background).filter_map(|background| {
+        let stock = of(Order::Stock).find(|stock| stock.round == background.round)?;
+        Some(moment(stock).at_ns as f64 / moment(background).at_ns as f64)
+    }));
     Row {
         memory,
         bytes,
@@ -149,6 +157,8 @@ fn row(memory: MemoryKind, bytes: u64, starts: &[&Start], moment: fn(&Start) -> 
         prealloc: side(Order::Prealloc),
         context: side(Order::PreallocContext),
         fast: side(Order::Fast),
+        background: side(Order::Background),
+        background_ratio,
         ratio: ratio(Order::Stock, |m| m.at_ns),
         of_prealloc: ratio(Order::Prealloc, |m| m.at_ns),
         of_context: ratio(Order::PreallocContext, |m| m.at_ns),
@@ -176,6 +186,7 @@ mod tests {
                 (Order::Prealloc, 5, 0),
                 (Order::PreallocContext, 6, 0),
                 (Order::Fast, 4, 1),
+                (Order::Background, 2, 0),
             ] {
                 let second = 1_000_000_000 * slow;
                 let first = Moment {
@@ -213,6 +224,7 @@ mod tests {
         assert_eq!(row.ratio, Spread { median: 2.0, min: 2.0, max: 2.0, count: 3 });
         let ratios = (row.map_ratio.median, row.of_prealloc.median, row.of_context.median);
         assert_eq!(ratios, (0.5, 1.25, 1.5));
+        assert_eq!(row.background_ratio.median, 4.0);
         assert_eq!((row.stock.seconds.median, row.stock.seconds.min), (32.0, 8.0));
         assert_eq!((row.fast.map.median, row.fast.populate.median, row.stock.populate.max), (8.0, 4.0, 0.0));
         assert_eq!((row.fast.map_calls.median, row.fast.huge.median), (7.0, 0.5));

@@ -2,8 +2,11 @@
 //! executes, until its kernel has taken over from the firmware, and from `quit` to the end. Every memory is cold: each start is a
 //! new process, and what the one before had is free again.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use serde_json::json;
+use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::record::{Moment, Order, Record, Start};
@@ -16,9 +19,12 @@ use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
 use crate::l1::{huge_pages, proc};
 use crate::machine;
+use crate::wait::{Seen, wait_for};
 
 /// RAM of the guests that are started before anything is timed.
 const WARM_UP_MIB: u64 = 256;
+/// Far longer than it takes.
+const MAPPED_WITHIN: Duration = Duration::from_secs(120);
 /// As many as L1 has CPUs, and as the library uses.
 const PREALLOC_THREADS: usize = 2;
 /// A thread context whose threads may use both CPUs.
@@ -68,10 +74,13 @@ fn one(lab: &Lab, mib: u64, memory: MemoryKind, order: Order, round: u32, name: 
     let populate_then = populate_ns(&mut vm, order)?;
     let kernel = vm.wait_console()?.as_nanos() as u64;
 
+    if order == Order::Background {
+        wait_until_mapped(&mut vm)?;
+    }
     vm.qmp.run("stop", json!({}))?;
     mappings::mappings(lab, &mut vm, Check::Mappings(name.to_owned()))?;
     let calls = vm.witnessed()?;
-    let populate_ns = if order == Order::Fast { stats_agree(lab, &mut vm, &calls, name)? } else { 0 };
+    let populate_ns = if order.mode() == Mode::Fast { stats_agree(lab, &mut vm, &calls, name)? } else { 0 };
     let started = vm.started_ns();
     let moment = |at_ns: u64, populate_ns| Moment { at_ns, populate_ns, ..moment(&calls, started + at_ns) };
     let held = witness::replay(&calls)?;
@@ -102,9 +111,21 @@ fn command_line(lab: &Lab, mib: u64, memory: MemoryKind, order: Order) -> Comman
             PREALLOC_THREADS,
             ",prealloc-context=tc0",
         ),
-        Order::Stock | Order::Fast => line.q35_of_mib(mib, memory.is_memfd()),
+        Order::Stock | Order::Fast | Order::Background => line.q35_of_mib(mib, memory.is_memfd()),
     };
-    line.args(["-smp", "1"]).root_port(0).device_behind_in(0, "dut", 0, order.mode()).linux(&L2Job::Idle, "")
+    line.args(["-smp", "1"])
+        .root_port(0)
+        .device_with(0, &format!("id=dut,bus=rp0{}", order.properties()), order.mode())
+        .linux(&L2Job::Idle, "")
+}
+
+fn wait_until_mapped(vm: &mut Vm) -> Result<()> {
+    let property = json!({ "path": "/machine/peripheral/dut", "property": "x-dma-mapper-progress" });
+    wait_for("all memory to be mapped", MAPPED_WITHIN, || {
+        let progress = vm.qmp.run("qom-get", property.clone())?;
+        let open = progress.as_str().is_some_and(|text| text.ends_with("gate open"));
+        Ok(Seen::of(open.then_some(()), || progress.to_string()))
+    })
 }
 
 /// The calls that had ended at that time.
@@ -127,7 +148,7 @@ fn moment(calls: &[Call], until_ns: u64) -> Moment {
 
 /// What the library spent so far on faulting in.
 fn populate_ns(vm: &mut Vm, order: Order) -> Result<u64> {
-    if order != Order::Fast {
+    if order.mode() != Mode::Fast {
         return Ok(0);
     }
     count::library_stats(vm)?["populate_ns"].as_u64().context("the library reports no populate_ns")
