@@ -14,7 +14,7 @@
 //! | 3 | [`object`], [`populate`] | keep descriptors; fault memory in |
 //! | 2 | `sys` | call the kernel; all unsafe code is here |
 //! | 1 | [`reconcile`] | compute: no I/O, no clock, no lock |
-//! | 0 | [`addr`], [`region`], [`error`], [`limits`], [`log`], [`stats`] | values |
+//! | 0 | [`addr`], [`region`], [`error`], [`limits`], [`log`], [`stats`], `sync` | values, locks |
 
 pub mod addr;
 pub mod backend;
@@ -29,10 +29,13 @@ pub mod preflight;
 pub mod reconcile;
 pub mod region;
 pub mod stats;
+mod sync;
 mod sys;
 pub mod transaction;
 
 pub use error::{Errno, Error, Result};
+#[cfg(vfio_fast_interleavings)]
+pub use sync::NO_THREADS;
 pub use sys::cpu::CpuSet;
 pub use sys::discard::{DiscardMode, DiscardRange, discard_range};
 pub use sys::hva::host_va;

@@ -398,6 +398,67 @@ fn the_job_waits_for_the_end_of_a_transaction() {
     }
 }
 
+/// A poisoned engine has no transaction, so the job need not wait for its end, and neither need others wait for the job.
+#[test]
+fn a_poison_wakes_those_who_wait() {
+    for bench in both() {
+        let fd = bench.engine.completion_fd().unwrap();
+        bench.commit(&[guest(0, GIB)]);
+        bench.during(|engine| engine.begin()).0.unwrap();
+        let (told, waited) = channel();
+        let engine = Arc::clone(&bench.engine);
+        std::thread::spawn(move || told.send(engine.wait(None, None)));
+        std::thread::sleep(Duration::from_millis(20));
+        bench.engine.poison("as the test asks");
+        let waited = waited.recv_timeout(Duration::from_secs(10)).expect("it still waits");
+        assert_eq!(waited.unwrap_err().errno, Errno::ENOTRECOVERABLE);
+        while bench.engine.progress().phase == Phase::Running {
+            std::thread::yield_now();
+        }
+        assert!(is_readable(fd));
+    }
+}
+
+/// What is left to the job may not fit any more. That is no reason to refuse a call that needs no room.
+#[test]
+fn unmapping_needs_no_room_for_what_is_left() {
+    for bench in both() {
+        let engine = &bench.engine;
+        engine.map_region(guest(8 * GIB, GIB)).unwrap();
+        bench.commit(&[guest(0, 2 * GIB)]);
+        bench.step(Then::Maps);
+        bench.sim.reconfigure(|config| config.memlock_limit = Some(GIB + 4 * ENTRY));
+        let (unmapped, _) = bench.during(|engine| engine.unmap(range(8 * GIB + MIB, MIB)));
+        assert_eq!(unmapped, Ok(MIB));
+        let (unmapped, _) = bench.during(|engine| engine.unmap(range(0, 2 * GIB)));
+        assert_eq!(unmapped, Ok(2 * GIB));
+        assert_eq!(bench.mapped(), GIB - MIB);
+        assert_table(engine, &bench.sim);
+    }
+}
+
+/// Memory that a device has lost because of a failure was mapped, so it is mapped before the commit returns.
+#[test]
+fn what_was_lost_is_not_left_to_the_job() {
+    for bench in both() {
+        let (engine, sim) = (&bench.engine, &bench.sim);
+        engine.map_region(guest(0, GIB)).unwrap();
+        // Neither the commit nor its rollback maps the first rest of the entry again.
+        sim.reconfigure(|config| config.failures = vec![(3, Errno::ENOMEM), (4, Errno::ENOMEM)]);
+        engine.unmap(range(MIB, MIB)).unwrap_err();
+        assert_eq!(engine.info().missing_bytes, MIB);
+        engine.begin().unwrap();
+        engine.unmap(range(0, 4096)).unwrap();
+        engine.map_region(guest(4 * GIB, ENTRY)).unwrap();
+        let outcome = engine.commit_background().unwrap();
+        assert_eq!(outcome.executed.map_bytes, MIB - 4096);
+        assert_eq!(engine.info().missing_bytes, 0);
+        assert_eq!(bench.step(Then::Maps), range(4 * GIB, ENTRY));
+        assert_eq!(engine.wait(None, None), Ok(true));
+        assert_table(engine, sim);
+    }
+}
+
 #[test]
 fn limits_are_checked_before_and_count_what_is_left() {
     let config = SimConfig { memlock_limit: Some(2 * GIB), ..SimConfig::default() };

@@ -271,3 +271,40 @@ fn memory_of_the_commit_is_not_discarded() {
     });
     bench.assert_mapped(&[range]);
 }
+
+/// How often the threads of this name have gone to sleep.
+fn sleeps_of(name: &str) -> u64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let texts = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("status")).ok());
+    let own = texts.filter(|text| text.starts_with(&format!("Name:\t{name}\n")));
+    let count = |text: String| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        line.trim().parse().unwrap()
+    };
+    own.map(count).sum()
+}
+
+/// Each of several calls that wait wakes up when a commit ends; those that have to wait for the next one sleep again.
+#[test]
+fn calls_that_wait_do_not_wake_each_other() {
+    let bench = bench(SimConfig::default());
+    scope(|scope| {
+        let engine = &bench.engine;
+        let first = scope.spawn(|| engine.map_region(large()));
+        bench.began.recv().unwrap();
+        for _ in 0..3 {
+            let remap = move || engine.remap(large().hva, 3 << 30);
+            std::thread::Builder::new().name("waits".to_owned()).spawn_scoped(scope, remap).unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        bench.go_on.send(Then::Maps).unwrap();
+        first.join().unwrap().unwrap();
+        bench.began.recv().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let before = sleeps_of("waits");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let sleeps = sleeps_of("waits") - before;
+        (0..3).for_each(|_| bench.go_on.send(Then::Maps).unwrap());
+        assert!(sleeps < 20, "{sleeps} times in 200 ms");
+    });
+}

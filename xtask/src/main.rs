@@ -5,6 +5,7 @@ mod documents;
 mod exports;
 mod header;
 mod install;
+mod interleavings;
 mod lab;
 mod once;
 mod qemu;

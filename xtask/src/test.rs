@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
-use crate::{documents, exports, header, lab, tidy, tsan};
+use crate::{documents, exports, header, interleavings, lab, tidy, tsan};
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
 use vfio_fast_assets::progress::{elapsed, run_logged, step};
@@ -61,6 +61,7 @@ const CHECKS: &[Check] = &[
         library::into(&prefix(), log)?;
         exports::check(&prefix())
     }),
+    slow("interleavings", interleavings::check_once),
     slow("ThreadSanitizer", tsan::check_once),
     slow("patch series applies", |_| qemu::check_series()),
     slow("QEMU builds stock, off and on", |_| {

@@ -1,6 +1,6 @@
 //! What a job in the background shares with the threads that watch it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Lets other threads pause a job and see how far it is.
 #[derive(Debug, Default)]

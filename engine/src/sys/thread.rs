@@ -11,6 +11,7 @@ use std::thread;
 use super::cpu::CpuSet;
 use super::placement::Placement;
 use crate::error::Errno;
+use crate::sync::thread as sync;
 
 /// Bytes of stack per worker. In a program that locks all its future memory, every byte of it is locked. A worker's
 /// deepest call is a read of /proc.
@@ -83,7 +84,11 @@ pub fn spawn(
     name: &str,
     cpus: Option<&CpuSet>,
     work: impl FnOnce() + Send + 'static,
-) -> Result<thread::JoinHandle<()>, Errno> {
+) -> Result<sync::JoinHandle<()>, Errno> {
+    #[cfg(vfio_fast_interleavings)]
+    if crate::sync::NO_THREADS.get() {
+        return Err(Errno(libc::EAGAIN));
+    }
     let placement = Placement::of_workers(cpus);
     let blocked = SignalsBlocked::all()?;
     let body = move || {
@@ -91,7 +96,7 @@ pub fn spawn(
         let _ = placement.enter();
         work();
     };
-    let started = thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body);
+    let started = sync::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body);
     drop(blocked);
     started.map_err(|error| error.raw_os_error().map_or(Errno::ENOMEM, Errno))
 }

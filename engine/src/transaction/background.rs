@@ -7,6 +7,7 @@ use super::{Engine, Outcome, Phase, State};
 use crate::addr::IovaRange;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::reconcile::plan::Plan;
+use crate::sync::thread;
 
 impl Engine {
     /// Like [`Engine::commit`], but leaves what is to be mapped to a job: a thread that this starts, unless it runs
@@ -18,7 +19,7 @@ impl Engine {
         let mut state = self.end_transaction()?;
         let mut later = Vec::new();
         let outcome = self.reconcile_or_leave(&mut state, Some(&mut later))?;
-        self.leave_to_job(&mut state, &later);
+        self.leave_to_job(state, &later);
         Ok(outcome)
     }
 
@@ -30,7 +31,7 @@ impl Engine {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.state();
         loop {
-            state.poisoned()?;
+            state.usable()?;
             let phase = state.job.phase;
             let left = match range {
                 Some(range) => state.backlog.overlaps(range),
@@ -47,7 +48,7 @@ impl Engine {
                 self.log.deliver();
                 return failed.map_or(Ok(true), Err);
             }
-            if state.owner == Some(std::thread::current().id()) {
+            if state.owner == Some(thread::current().id()) {
                 return Err(Error::check(Errno::EBUSY, ErrorKind::Transaction { open: true }));
             }
             let time = match deadline {
@@ -88,20 +89,6 @@ impl Engine {
         self.join_job(state);
         cancelled
     }
-
-    /// Ends the job and waits for the end of its thread. What is wanted does not change.
-    pub(super) fn stop_job(&self) {
-        let mut state = self.state();
-        state.job.cancelled = true;
-        self.job.control.pause();
-        self.changed.notify_all();
-        let thread = state.job.thread.take();
-        drop(state);
-        if let Some(thread) = thread {
-            // Its panics are caught.
-            let _ = thread.join();
-        }
-    }
 }
 
 impl State {
@@ -119,13 +106,14 @@ impl State {
 }
 
 /// Takes out of the plan what can be mapped later, and returns it. What shares addresses with an entry that is unmapped
-/// has to be mapped at once: a part of it was mapped, and devices may be using it.
-pub(super) fn defer(plan: &mut Plan) -> Vec<IovaRange> {
+/// has to be mapped at once, and so has what is `missing`: a part of it was mapped, and devices may be using it.
+pub(super) fn defer(plan: &mut Plan, missing: &[IovaRange]) -> Vec<IovaRange> {
     let mut later = Vec::new();
     let Plan { unmaps, maps, .. } = plan;
     maps.retain(|entry| {
         let next = unmaps.partition_point(|unmap| unmap.range.last() < entry.range.start());
-        let now = unmaps.get(next).is_some_and(|unmap| unmap.range.overlaps(entry.range));
+        let now = unmaps.get(next).is_some_and(|unmap| unmap.range.overlaps(entry.range))
+            || missing.iter().any(|range| range.overlaps(entry.range));
         if !now {
             later.push(entry.range);
         }

@@ -1,6 +1,6 @@
 //! Closing an engine, which leaves nothing mapped.
 
-use super::{Engine, State};
+use super::{Engine, Phase, State};
 use crate::addr::IovaRange;
 use crate::error::{Error, Op, Result, Unfinished};
 use crate::log::Level;
@@ -15,17 +15,24 @@ impl Engine {
     ///
     /// If the last group has left a type1 container, the kernel has unmapped everything already, and this succeeds.
     ///
-    /// A job in the background is cancelled. Later calls that would change something fail.
+    /// A job in the background is cancelled. Calls that would change something fail from now on; the commit that runs
+    /// is waited for.
     pub fn close(&self) -> Result<()> {
-        self.stop_job();
+        let mut state = self.state();
+        state.closed = true;
+        state.settle_down();
+        if state.job.phase == Phase::Running {
+            self.end_job(&mut state, Phase::Cancelled, None);
+        }
+        let emptied = self.empty(&mut state);
+        self.join_job(state);
         self.log.deliver();
-        self.empty()
+        emptied
     }
 
     /// Unmaps everything, unless that was tried before.
-    fn empty(&self) -> Result<()> {
-        let mut state = self.state();
-        if std::mem::replace(&mut state.closed, true) {
+    fn empty(&self, state: &mut State) -> Result<()> {
+        if std::mem::replace(&mut state.emptied, true) {
             return Ok(());
         }
         state.backlog.clear();
@@ -33,14 +40,14 @@ impl Engine {
             state.table = MapTable::default();
             self.backend.unmap_all().map(drop).map_err(|errno| Error::kernel(Op::Unmap, errno))
         } else {
-            self.unmap_table(&mut state)
+            self.unmap_table(state)
         };
         // Descriptors are needed for map calls only.
         state.objects = Objects::default();
         match emptied {
             Err(_) if self.backend.is_emptied() => {
                 state.table = MapTable::default();
-                self.record_state(&state);
+                self.record_state(state);
                 Ok(())
             }
             emptied => emptied,
@@ -87,7 +94,8 @@ impl Drop for Engine {
         if std::thread::panicking() {
             return;
         }
-        if let Err(error) = self.empty() {
+        let emptied = self.empty(&mut self.state());
+        if let Err(error) = emptied {
             self.log.write(Level::Error, format_args!("{error}"));
         }
     }

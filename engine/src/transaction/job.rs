@@ -6,9 +6,9 @@
 //! entry at most. It does not work while a transaction is open, because what is wanted is not final then.
 
 use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::lock::Locked;
@@ -19,6 +19,7 @@ use crate::execute::cut_all;
 use crate::log::{Level, Log};
 use crate::populate::{self, Control, PopulateOptions};
 use crate::reconcile::backlog::Backlog;
+use crate::sync::thread::JoinHandle;
 use crate::sys::eventfd::EventFd;
 use crate::sys::thread;
 
@@ -68,8 +69,8 @@ pub(super) struct Job {
     /// Why it failed.
     pub error: Option<Error>,
     pub thread: Option<JoinHandle<()>>,
-    /// Whether it is to end.
-    pub cancelled: bool,
+    /// Tells it from those before it: a thread that has not noticed the end of its job must not work for the next one.
+    number: u64,
     /// What it has mapped, less what was unmapped since.
     pub mapped: Backlog,
 }
@@ -134,10 +135,14 @@ impl Shown {
 }
 
 impl State {
-    /// Whether the job need not wait for a transaction or another call, or is to end.
+    /// Whether this job has not ended.
+    fn has_job(&self, number: u64) -> bool {
+        self.job.phase == Phase::Running && self.job.number == number
+    }
+
+    /// Whether the job need not wait for a transaction or another call.
     fn may_job_work(&self) -> bool {
-        let is_idle = self.owner.is_none() && self.waiting == 0 && self.running.is_none();
-        is_idle || self.job.cancelled || self.job.phase != Phase::Running
+        self.owner.is_none() && self.waiting == 0 && self.running.is_none()
     }
 }
 
@@ -161,23 +166,24 @@ impl Engine {
     }
 
     /// Leaves `later` to the job, which is started unless it runs.
-    pub(super) fn leave_to_job(self: &Arc<Self>, state: &mut Locked<'_>, later: &[IovaRange]) {
+    pub(super) fn leave_to_job(self: &Arc<Self>, mut state: Locked<'_>, later: &[IovaRange]) {
         let running = state.job.phase == Phase::Running;
         later.iter().for_each(|range| state.backlog.add(*range));
         if running {
-            self.show_job(state);
+            self.show_job(&state);
             return;
         }
         let before = state.job.thread.take();
+        let number = state.job.number + 1;
         self.job.ended.get().into_iter().for_each(EventFd::reset);
-        state.job = Job { phase: Phase::Running, ..Job::default() };
+        state.job = Job { phase: Phase::Running, number, ..Job::default() };
         self.job.begun.store(self.job.now(), Ordering::Relaxed);
         self.job.threads.store(0, Ordering::Relaxed);
         self.job.control.resume(0);
-        self.show_job(state);
+        self.show_job(&state);
         self.job.show(Phase::Running);
         if state.backlog.is_empty() {
-            self.end_job(state, Phase::Done, None);
+            self.end_job(&mut state, Phase::Done, None);
             state.job.thread = before;
             return;
         }
@@ -186,54 +192,52 @@ impl Engine {
             // It has ended its job, and nothing but its end is left of it.
             before.map(JoinHandle::join);
             Log::hold_own();
-            engine.work_in_background();
+            // The panic itself has been reported where panics are; nobody joins this thread for its result.
+            let _ = catch_unwind(AssertUnwindSafe(|| engine.work_for_job(number)));
         });
         match started {
             Ok(thread) => state.job.thread = Some(thread),
             Err(errno) => {
-                // A sandbox forbids threads: the calling thread does the work.
+                // A sandbox forbids threads: the calling thread does the work, and gives way as the job's would.
                 self.log.write(
                     Level::Info,
                     format_args!("No thread for the background ({errno}): mapped at once"),
                 );
-                while state.job.phase == Phase::Running {
-                    self.advance_job(state);
-                }
+                drop(state);
+                self.work_for_job(number);
             }
         }
     }
 
-    /// The job's thread.
-    fn work_in_background(&self) {
+    /// Works for a job until it has ended.
+    fn work_for_job(&self, number: u64) {
         let poison = || {
             let mut state = self.state();
             self.set_poison(&mut state, "a panic".to_owned());
-            let error = state.poisoned().err();
-            self.end_job(&mut state, Phase::Failed, error);
+            if state.has_job(number) {
+                let error = state.poisoned().err();
+                self.end_job(&mut state, Phase::Failed, error);
+            }
         };
-        // The panic itself has been reported where panics are; nobody joins this thread for its result.
         let work = || {
             loop {
                 let mut state = self.state();
-                while !state.may_job_work() {
+                while state.has_job(number) && !state.may_job_work() {
                     state.sleep(None);
                 }
-                if state.job.phase != Phase::Running {
+                if !state.has_job(number) {
                     return;
                 }
                 self.advance_job(&mut state);
             }
         };
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| thread::on_panic(poison, work)));
+        thread::on_panic(poison, work);
     }
 
     /// Works until the job is paused or has ended.
     fn advance_job(&self, state: &mut Locked<'_>) {
         if let Err(poisoned) = state.poisoned() {
             return self.end_job(state, Phase::Failed, Some(poisoned));
-        }
-        if state.job.cancelled || state.closed {
-            return self.end_job(state, Phase::Cancelled, None);
         }
         if state.backlog.is_empty() {
             return self.end_job(state, Phase::Done, None);
@@ -306,16 +310,23 @@ impl Engine {
         self.job.mapped.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Waits for the end of a thread that has no job any more.
-    pub(super) fn join_job(&self, mut state: Locked<'_>) {
-        if state.job.phase == Phase::Running {
-            return;
-        }
-        let thread = state.job.thread.take();
-        drop(state);
-        if let Some(thread) = thread {
-            // Its panics are caught.
-            let _ = thread.join();
+    /// Waits for the end of a thread that has no job any more, also if another call waits for it already.
+    pub(super) fn join_job<'a>(&'a self, mut state: Locked<'a>) {
+        while state.job.phase != Phase::Running {
+            if let Some(thread) = state.job.thread.take() {
+                state.joining += 1;
+                drop(state);
+                // Its panics are caught.
+                let _ = thread.join();
+                state = self.state();
+                state.joining -= 1;
+                self.changed.notify_all();
+                return;
+            }
+            if state.joining == 0 {
+                return;
+            }
+            state.sleep(None);
         }
     }
 }

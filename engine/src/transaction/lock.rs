@@ -1,14 +1,13 @@
 //! The lock of an engine's state: who may read it, who may change it, and who waits.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use super::{Engine, Phase, State};
 use crate::addr::IovaRange;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::log::Level;
+use crate::sync::{MutexGuard, PoisonError, thread};
 use crate::sys::thread::on_panic;
 
 /// The locked state. A commit gives the lock up while it faults memory in and maps it.
@@ -36,11 +35,16 @@ impl DerefMut for Locked<'_> {
 
 impl State {
     /// An error if it is poisoned or closed.
-    pub(super) fn poisoned(&self) -> Result<()> {
+    pub(super) fn usable(&self) -> Result<()> {
         if self.closed {
             let cause = "it is closed".to_owned();
             return Err(Error::check(Errno::ENOTRECOVERABLE, ErrorKind::Poisoned { cause }));
         }
+        self.poisoned()
+    }
+
+    /// An error if it is poisoned.
+    pub(super) fn poisoned(&self) -> Result<()> {
         let Some(cause) = &self.poison else { return Ok(()) };
         Err(Error::check(Errno::ENOTRECOVERABLE, ErrorKind::Poisoned { cause: cause.clone() }))
     }
@@ -57,15 +61,29 @@ impl Locked<'_> {
     }
 
     /// Waits until the commit that is running has ended, or for a shorter time; a job in the background gives way. An
-    /// error if the state is poisoned then.
+    /// error if the engine cannot be used then.
     fn wait(&mut self) -> Result<()> {
+        self.give_way();
+        self.usable()
+    }
+
+    /// Waits until no commit is running; a job in the background gives way.
+    pub(super) fn settle_down(&mut self) {
+        while self.running.is_some() {
+            self.give_way();
+        }
+    }
+
+    fn give_way(&mut self) {
         self.engine.job.control.pause();
         self.waiting += 1;
         self.sleep(None);
         self.waiting -= 1;
-        // The job goes on once this call has given up the lock, unless another call waits.
-        self.engine.changed.notify_all();
-        self.poisoned()
+        // The job goes on once the last call that waits has given up the lock. Calls that wait must not wake each other:
+        // they would do nothing else until the commit has ended.
+        if self.waiting == 0 {
+            self.engine.changed.notify_all();
+        }
     }
 
     /// Gives the lock up until something has changed, or for a shorter time, but not for longer than `time`.
@@ -100,6 +118,8 @@ impl Engine {
         state.owner = None;
         state.poison.get_or_insert(cause);
         self.job.control.pause();
+        // The job may wait for the end of the transaction, and others for the job.
+        self.changed.notify_all();
     }
 
     pub(super) fn state(&self) -> Locked<'_> {
@@ -122,7 +142,7 @@ impl Engine {
     pub(super) fn settled(&self) -> Result<Locked<'_>> {
         self.log.deliver();
         let mut state = self.state();
-        state.poisoned()?;
+        state.usable()?;
         while state.running.is_some() {
             state.wait()?;
         }
@@ -142,7 +162,7 @@ impl Engine {
         is_single: impl Fn(&State) -> bool,
     ) -> Result<Locked<'_>> {
         let mut state = self.state();
-        state.poisoned()?;
+        state.usable()?;
         while let Some(running) = &state.running {
             if !running.may_change(range) && is_single(&state) {
                 break;

@@ -16,9 +16,8 @@ mod rollback;
 mod running;
 mod single;
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock};
-use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use crate::addr::IovaRange;
@@ -40,6 +39,8 @@ use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::WantedSet;
 use crate::region::Region;
 use crate::stats::{Counters, Stats};
+use crate::sync::thread::{self, ThreadId};
+use crate::sync::{Condvar, Mutex};
 use crate::sys::cpu::CpuSet;
 use job::{Job, Shown};
 use lock::Locked;
@@ -131,8 +132,10 @@ struct State {
     missing: Vec<IovaRange>,
     /// Whether an answer of the kernel has contradicted the table.
     contradicted: bool,
-    /// Whether the engine was closed.
+    /// Whether the engine is closed, or about to be.
     closed: bool,
+    /// Whether everything was unmapped that could be when it was closed.
+    emptied: bool,
     /// Dirty pages that were not reported yet; `None` while tracking is off.
     dirty: Option<DirtyPages>,
     /// The thread that has a transaction open.
@@ -146,6 +149,8 @@ struct State {
     waiting: usize,
     /// The number of calls that wait for the job.
     watching: usize,
+    /// The number of calls that wait for the end of a thread that has no job any more.
+    joining: usize,
     logged: counters::Logged,
     poison: Option<String>,
 }
@@ -200,7 +205,7 @@ impl Engine {
         }
         let grid = grid.with_cuts(cuts);
         let (wanted, objects, table, missing, logged) = Default::default();
-        let (contradicted, closed) = (false, false);
+        let (contradicted, closed, emptied) = (false, false, false);
         let (backlog, job) = Default::default();
         let (dirty, owner, running, poison) = (None, None, None, None);
         let state = State {
@@ -211,6 +216,7 @@ impl Engine {
             missing,
             contradicted,
             closed,
+            emptied,
             dirty,
             owner,
             running,
@@ -218,6 +224,7 @@ impl Engine {
             job,
             waiting: 0,
             watching: 0,
+            joining: 0,
             logged,
             poison,
         };
@@ -337,6 +344,10 @@ impl Engine {
         let start = Instant::now();
         state.forget_backlog();
         self.show_job(state);
+        if state.watching > 0 {
+            // What they wait for may not be left any more.
+            self.changed.notify_all();
+        }
         state.extend_scope(scope);
         if scope.is_empty() {
             state.wanted.commit();
@@ -368,7 +379,7 @@ impl Engine {
         let mut plan = self.plan_or_ask_limits(state, scope)?;
         if let Some(later) = later {
             self.check_all(&plan)?;
-            *later = background::defer(&mut plan);
+            *later = background::defer(&mut plan, &state.missing);
         }
         let Plan { kept_entries, kept_bytes, remapped_bytes, .. } = plan;
         let options = PopulateOptions {
@@ -431,14 +442,15 @@ impl Engine {
             preflight::check(&plan, &state.limits, &*self.backend)?;
             Ok(plan)
         };
-        if state.backlog.iter().any(|range| !scope.contains(&range)) {
+        let own = plan(scope)?;
+        let mapped = own.maps.iter().fold(0u64, |sum, entry| sum.saturating_add(entry.range.length()));
+        if mapped > own.remapped_bytes && state.backlog.iter().any(|range| !scope.contains(&range)) {
             // What is left to the job needs entries and locked memory, too.
             let all: Vec<IovaRange> = scope.iter().copied().chain(state.backlog.iter()).collect();
             plan(&all)?;
         }
-        let plan = plan(scope)?;
-        scope.clone_from(&plan.scope);
-        Ok(plan)
+        scope.clone_from(&own.scope);
+        Ok(own)
     }
 
     /// Reads the limits again. If that fails they stay as they were; the kernel enforces them anyway.

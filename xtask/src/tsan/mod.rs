@@ -24,7 +24,8 @@ const LIBRARIES: &[&str] = &["libstd-", "libtest-"];
 /// An object linked into every test.
 const FENCE: &str = "fence.o";
 /// The test binaries that use threads. The engine's unit tests run as well.
-const TESTS: &[&str] = &["threads", "fail_nth", "conformance", "native", "discard"];
+const TESTS: &[&str] =
+    &["threads", "fail_nth", "conformance", "native", "discard", "beside", "background", "random_job"];
 /// An ignored test in `threads` that contains a data race, and the report it must cause.
 const PLANTED: &str = "a_planted_race_is_reported";
 const REPORT: &str = "WARNING: ThreadSanitizer: data race";
