@@ -7,7 +7,7 @@ use vfio_fast_protocol::machine::Machine;
 use vfio_fast_protocol::scenarios;
 use vfio_fast_protocol::spec::{Device, FIRST_SLOT, PATCHED, ScenarioSpec};
 
-/// The specs with these names, on all their hosts if a name has no host; all specs if there are no names.
+/// The specs with these names, on all their hosts if a name has no host. Without names, all that need not be named.
 pub fn chosen(names: &[String]) -> Result<Vec<ScenarioSpec>> {
     let specs = scenarios::all();
     let is = |spec: &ScenarioSpec, name: &String| *name == spec.name() || name == spec.scenario;
@@ -15,7 +15,10 @@ pub fn chosen(names: &[String]) -> Result<Vec<ScenarioSpec>> {
         let known: Vec<String> = specs.iter().map(ScenarioSpec::name).collect();
         bail!("there is no scenario {unknown}, only {}", known.join(", "));
     }
-    let wanted = |spec: &ScenarioSpec| names.is_empty() || names.iter().any(|name| is(spec, name));
+    let wanted = |spec: &ScenarioSpec| match names.is_empty() {
+        true => !spec.only_by_name,
+        false => names.iter().any(|name| is(spec, name)),
+    };
     Ok(specs.into_iter().filter(wanted).collect())
 }
 
@@ -66,6 +69,9 @@ pub fn device_arguments(spec: &ScenarioSpec, disk: &Path, bar: &Path) -> Vec<Str
                 ]
             }
             Device::Edu => vec![("-device", format!("edu,addr={slot:x}.0,dma_mask={:#x}", u64::MAX))],
+            // Their ROM is for the firmware of L2, not for that of L1.
+            Device::E1000e => vec![("-device", format!("e1000e,romfile=,addr={slot:x}.0"))],
+            Device::Igb => vec![("-device", format!("igb,romfile=,addr={slot:x}.0"))],
             Device::Memory { mib } => vec![
                 ("-object", format!("memory-backend-ram,id=bar{n},size={mib}M,share=on")),
                 ("-device", format!("ivshmem-plain,memdev=bar{n},addr={slot:x}.0")),
@@ -106,7 +112,8 @@ mod tests {
 
     #[test]
     fn names_choose() {
-        assert_eq!(chosen(&[]).unwrap().len(), scenarios::all().len());
+        let to_be_named = scenarios::all().iter().filter(|spec| spec.only_by_name).count();
+        assert_eq!(chosen(&[]).unwrap().len() + to_be_named, scenarios::all().len());
         let names = |name: &str| -> Vec<String> {
             chosen(&[name.to_owned()]).unwrap().iter().map(ScenarioSpec::name).collect()
         };

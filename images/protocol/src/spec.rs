@@ -51,6 +51,8 @@ pub struct ScenarioSpec {
     pub timed: bool,
     /// Whether L0 records every operation of L1's kernel on a virtio-iommu, and compares it with the ioctls.
     pub traces_iommu: bool,
+    /// Whether it runs only where it is named: a measurement.
+    pub only_by_name: bool,
     /// Whether all of L1's memory is populated before it boots, so that its first touches do not cost L0 page faults.
     pub prealloc_l1: bool,
     /// What L1 runs.
@@ -123,6 +125,10 @@ pub enum Device {
     File { mib: u64 },
     /// A device with a BAR of that many MiB without memory.
     Empty { mib: u64 },
+    /// A network card that firmware has a driver for.
+    E1000e,
+    /// A network card that firmware has no driver for.
+    Igb,
     /// Not a device under test: a disk of that many MiB that L1 keeps, with an ext4 file system.
     Ext4 { mib: u64 },
 }
@@ -153,6 +159,7 @@ impl ScenarioSpec {
             device_faults: false,
             timed: false,
             traces_iommu: false,
+            only_by_name: false,
             prealloc_l1: false,
             program: Program::Qemu,
             starts: Vec::new(),

@@ -14,16 +14,17 @@ pub use cpio::Cpio;
 use crate::cache::{Cache, Input};
 use crate::progress::{self, run_logged};
 
-const FIRMWARE: [&str; 3] = ["seabios", "qemu-system-data", "ovmf"];
+const FIRMWARE: [&str; 4] = ["seabios", "qemu-system-data", "ovmf", "ipxe-qemu"];
 /// Firmware files that QEMU loads to boot a kernel without a display.
 const FIRMWARE_FILES: [&str; 3] =
     ["usr/share/seabios/bios-256k.bin", "usr/share/qemu/linuxboot_dma.bin", "usr/share/qemu/kvmvapic.bin"];
-/// Firmware files of an L2 that boots with OVMF.
-const OVMF_FILES: [&str; 2] = ["usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd"];
+/// Firmware files of an L2 that boots with OVMF, and a network card's ROM, for SeaBIOS as well.
+const OVMF_FILES: [&str; 3] =
+    ["usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd", "usr/share/qemu/efi-e1000e.rom"];
 const L1_MODULES: [&str; 4] = ["vfio_iommu_type1", "vfio_pci", "kvm_amd", "kvm_intel"];
 const L2_MODULES: [&str; 2] = ["nvme", "virtio_mem"];
 /// Version of the layout of [`Guest`] in the cache. Change it to invalidate old entries.
-const LAYOUT: &str = "guest 3";
+const LAYOUT: &str = "guest 4";
 
 /// A kernel from Debian, with its modules unpacked in loading order, and firmware.
 #[derive(Clone, Debug)]

@@ -10,14 +10,19 @@ const WROTE_COMMAND: u32 = 1;
 /// PCI_COMMAND_MASTER.
 const BUS_MASTER: u32 = 4;
 
+/// Whether this wrote a device's command register.
+pub fn writes(call: &Call) -> bool {
+    call.cmd == WROTE_COMMAND && call.ret == 0
+}
+
 /// Whether this turned off a device's bus mastering.
 pub fn quiets(call: &Call) -> bool {
-    call.cmd == WROTE_COMMAND && call.ret == 0 && call.flags & BUS_MASTER == 0
+    writes(call) && call.flags & BUS_MASTER == 0
 }
 
 /// Whether this turned it on.
 pub fn starts(call: &Call) -> bool {
-    call.cmd == WROTE_COMMAND && call.ret == 0 && call.flags & BUS_MASTER != 0
+    writes(call) && call.flags & BUS_MASTER != 0
 }
 
 /// What is wrong with an exit in which QEMU itself unmaps everything: `calls` are all it ever made, those from number
