@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use vfio_fast_protocol::bar_layout::BarLayout;
+use vfio_fast_protocol::checks::CheckName;
 use vfio_fast_protocol::job::{Container, Mode};
 use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::{Event, Facts, Record};
@@ -51,7 +52,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let calls = vm.witnessed()?;
     let slots = witness::guest_memory(&calls);
     if job.maps_bars() {
-        report_data(lab, &slots, &moved)?;
+        report_data(lab, &slots, &moved, Check::Data)?;
         report_entries(lab, &vm, &slots, &calls)?;
     }
     match (job.container, job.mode) {
@@ -75,9 +76,9 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.quit().map(drop)
 }
 
-/// The check `data`: L2 told that all was read as expected and all written, in the BAR that the guest has. What was
+/// The check on the data: L2 told that all was read as expected and all written, in the BAR that the guest has. What was
 /// written, the host compares.
-fn report_data(lab: &Lab, slots: &MappingSet, moved: &[Event]) -> Result<()> {
+pub fn report_data(lab: &Lab, slots: &MappingSet, moved: &[Event], check: impl CheckName) -> Result<()> {
     let bytes = Device::at(&lab.job.devices[1]).bar(MEMORY_BAR)?.bytes;
     let layout = BarLayout { bytes };
     let planned = |places: Vec<u64>| places.len() as u64 * BarLayout::CHUNK;
@@ -86,7 +87,7 @@ fn report_data(lab: &Lab, slots: &MappingSet, moved: &[Event]) -> Result<()> {
     let place = slots.iter().find(|(_, slot)| slot.size == bytes).map(|(gpa, _)| *gpa);
     let bar = place.context("the guest has no memory of the BAR's size")?;
     let expected = Event::Peer { bar, read, written };
-    lab.report.expect(Check::Data, reported == [&expected], &format!("{reported:?}, expected {expected:?}"));
+    lab.report.expect(check, reported == [&expected], &format!("{reported:?}, expected {expected:?}"));
     Ok(())
 }
 
