@@ -25,7 +25,6 @@ pub fn check_once(log: &Path) -> Result<()> {
             .arg("--target-dir")
             .arg(paths::target().join("interleavings"))
             .env("CARGO_ENCODED_RUSTFLAGS", FLAGS)
-            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
             .env("CARGO_TERM_COLOR", "never");
         run_logged(&mut tests, log)
     })
