@@ -118,14 +118,21 @@ fn pages(held: &MappingSet) -> Vec<Reach> {
 /// What is wrong with what was mapped when the device was started.
 fn missing_at_start(calls: &[Call]) -> Result<Vec<String>> {
     let start = first_start(calls).context("the device was never started")?;
-    let held = witness::replay(&calls[..start])?;
+    missing(&calls[..start])
+}
+
+/// What is wrong with what is mapped after these calls.
+pub(super) fn missing(calls: &[Call]) -> Result<Vec<String>> {
+    let held = witness::replay(calls)?;
     let held = held.into_values().next().unwrap_or_default();
+    let guest = witness::guest_memory(calls);
+    let mut problems = mappings::wrong_memory(&guest, &held);
     // By address iommufd maps no BAR; nobody needs this one.
     let bar = |reach: &Reach| reach.start >= 1 << 32 && reach.last - reach.start < 16 * MIB;
-    let wanted =
-        pages(&witness::guest_memory(&calls[..start])).into_iter().filter(|reach| !bar(reach)).collect();
+    let wanted = pages(&guest).into_iter().filter(|reach| !bar(reach)).collect();
     let held = pages(&held).into_iter().filter(|reach| !bar(reach)).collect();
-    Ok(ranges::differences("wanted", wanted, "mapped", held))
+    problems.extend(ranges::differences("wanted", wanted, "mapped", held));
+    Ok(problems)
 }
 
 /// The guest waits, the monitor does not, and all is mapped before the device is started.
