@@ -287,7 +287,12 @@ fn fail(lab: &Lab) -> Result<()> {
     vm.qmp.run("cont", json!({}))?;
     let event = mapped(&mut vm)?;
     let stopped = vm.qmp.event_within("STOP", SOON, |_| true)?.is_some();
-    let state = status(&mut vm)?;
+    // It can wait for the second attempt, if the event was that of the first one.
+    let state = wait_for("the second attempt to fail", SOON, || {
+        let state = status(&mut vm)?;
+        let ended = state != WAITING && state != "running";
+        Ok(Seen::of(ended.then(|| state.clone()), || state))
+    })?;
     let started = first_start(&vm.witnessed()?).is_some();
     let told = event["error"].as_str().is_some_and(|error| error.contains("Cannot allocate memory"));
     let right = stopped && state == "internal-error" && !started && told;
