@@ -12,7 +12,6 @@ checks! {
     LoneBarNotMapped,
     Data,
     MappedAtMostTwice,
-    OwnBarNotMapped,
 }
 
 pub fn specs() -> Vec<ScenarioSpec> {

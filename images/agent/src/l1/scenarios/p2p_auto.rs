@@ -70,17 +70,17 @@ fn together(lab: &Lab) -> Result<()> {
     p2p_data::report_data(lab, &witness::guest_memory(&calls), &moved, Check::Data)?;
     let bytes = |n: usize| anyhow::Ok(Device::at(&lab.job.devices[n]).bar(BARS[n])?.bytes);
     let (mut problems, mut seen) = (Vec::new(), Vec::new());
-    for n in [1, 2] {
+    for n in [0, 1, 2] {
         let size: u64 = bytes(n)?;
         let mapped = maps(&vm, &calls, size)?;
         let times = format!("{}: {mapped:#x} bytes mapped of {size:#x}", IDS[n]);
-        if mapped < size || mapped > 2 * size {
+        // The guest may turn on bus mastering of the others as well, or not: then nobody can access the registers.
+        let least = if n == 0 { 0 } else { size };
+        if !(least..=2 * size).contains(&mapped) {
             problems.push(times.clone());
         }
         seen.push(times);
     }
     lab.report.check(Check::MappedAtMostTwice, &problems, &seen.join(", "));
-    let mapped = maps(&vm, &calls, bytes(0)?)?;
-    lab.report.expect(Check::OwnBarNotMapped, mapped == 0, &format!("{mapped:#x} bytes mapped"));
     vm.quit().map(drop)
 }
