@@ -8,14 +8,12 @@ use std::time::Duration;
 
 use vfio_fast_testing as common;
 
-use common::hooked::{Hooked, Hooks};
+use common::hooked::{Hooked, Then, Waiting};
 use common::{assert_table, hva, ram, range};
 use vfio_fast_engine::addr::IovaRange;
+use vfio_fast_engine::backend::Mapping;
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
-use vfio_fast_engine::backend::{Backend, Mapping};
-use vfio_fast_engine::error::KernelResult;
 use vfio_fast_engine::log::Log;
-use vfio_fast_engine::object::Object;
 use vfio_fast_engine::region::{Backing, Region};
 use vfio_fast_engine::{Config, Engine, Errno, Phase};
 
@@ -27,34 +25,9 @@ const ENTRY: u64 = 128 * MIB;
 /// Takes a job many entries.
 const LARGE: u64 = 64 * GIB;
 
-/// What a map call does once the test lets it go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    Maps,
-    Fails,
-    Panics,
-}
-
-/// Makes each map call of the job's threads wait for the test.
-struct Gate {
-    began: Mutex<Sender<IovaRange>>,
-    go_on: Mutex<Receiver<Then>>,
-}
-
-impl Hooks for Gate {
-    fn map(&self, kernel: &dyn Backend, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
-        let of_job = std::thread::current().name().is_some_and(|name| name == "vfio-fast-job");
-        if of_job {
-            let _ = self.began.lock().unwrap().send(mapping.range);
-            // The test lets everything go on if it has ended.
-            match self.go_on.lock().unwrap().recv() {
-                Ok(Then::Fails) => return Err(Errno::ENOMEM),
-                Ok(Then::Panics) => panic!("as the test asks"),
-                Ok(Then::Maps) | Err(_) => {}
-            }
-        }
-        kernel.map(mapping, object)
-    }
+/// Whether a map call is one of the job's thread, which waits for the test.
+fn is_of_job(_: &Mapping) -> bool {
+    std::thread::current().name().is_some_and(|name| name == "vfio-fast-job")
 }
 
 struct Bench {
@@ -67,8 +40,7 @@ struct Bench {
 
 fn bench(config: SimConfig) -> Bench {
     let sim = Sim::new(config);
-    let (began, go_on) = (channel(), channel());
-    let hooks = Gate { began: Mutex::new(began.0), go_on: Mutex::new(go_on.1) };
+    let (hooks, began, go_on) = Waiting::new(is_of_job);
     let backend = Hooked { kernel: Box::new(sim.clone()), hooks };
     let logged = Arc::new(Mutex::new(Vec::new()));
     let log = {
@@ -84,7 +56,7 @@ fn bench(config: SimConfig) -> Bench {
     };
     let config = Config { threads: 1, log, ..Config::default() };
     let engine = Arc::new(Engine::new(Box::new(backend), config).unwrap());
-    Bench { engine, sim, began: began.1, go_on: go_on.0, logged }
+    Bench { engine, sim, began, go_on, logged }
 }
 
 fn both() -> [Bench; 2] {

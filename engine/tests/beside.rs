@@ -2,20 +2,16 @@
 #![allow(unsafe_code, reason = "naming memory to discard is unsafe")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender};
 use std::thread::scope;
 
 use vfio_fast_testing as common;
 
-use common::hooked::{Hooked, Hooks};
+use common::hooked::{Hooked, Then, Waiting};
 use common::{assert_table, hva, ram, range};
 use vfio_fast_engine::addr::{Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
-use vfio_fast_engine::backend::{Backend, Mapping};
-use vfio_fast_engine::error::KernelResult;
-use vfio_fast_engine::object::Object;
 use vfio_fast_engine::region::{Backing, Region};
 use vfio_fast_engine::{Config, DiscardMode, Engine, Errno, Result, discard_range};
 
@@ -24,51 +20,21 @@ const MIB: u64 = 1 << 20;
 /// Where the map call waits.
 const SLOW: u64 = 1 << 32;
 
-/// What the map call at [`SLOW`] does once it may go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    Maps,
-    Fails,
-    Panics,
-}
-
-/// Makes the map call at [`SLOW`] take until the test lets it go on.
-struct Slow {
-    began: Mutex<Sender<()>>,
-    go_on: Mutex<Receiver<Then>>,
-}
-
-impl Hooks for Slow {
-    fn map(&self, kernel: &dyn Backend, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
-        if mapping.range.start() == SLOW {
-            let _ = self.began.lock().unwrap().send(());
-            // The test has ended if nothing is received.
-            match self.go_on.lock().unwrap().recv() {
-                Ok(Then::Fails) => return Err(Errno::ENOMEM),
-                Ok(Then::Panics) => panic!("as the test asks"),
-                Ok(Then::Maps) | Err(_) => {}
-            }
-        }
-        kernel.map(mapping, object)
-    }
-}
-
 /// An engine, its container, and both ends of its slow map call.
 struct Bench {
     engine: Engine,
     sim: Sim,
-    began: Receiver<()>,
+    began: Receiver<IovaRange>,
     go_on: Sender<Then>,
 }
 
 fn bench(config: SimConfig) -> Bench {
     let sim = Sim::new(config);
-    let (began, go_on) = (channel(), channel());
-    let hooks = Slow { began: Mutex::new(began.0), go_on: Mutex::new(go_on.1) };
+    let (hooks, began, go_on) = Waiting::new(|mapping| mapping.range.start() == SLOW);
     let backend = Hooked { kernel: Box::new(sim.clone()), hooks };
     let config = Config { threads: 1, ..Config::default() };
     let engine = Engine::new(Box::new(backend), config).unwrap();
-    Bench { engine, sim, began: began.1, go_on: go_on.0 }
+    Bench { engine, sim, began, go_on }
 }
 
 fn rules() -> [SimConfig; 2] {

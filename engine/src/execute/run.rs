@@ -120,11 +120,9 @@ impl CallContext<'_> {
             if is_device {
                 records.with(|executor| executor.found_device(&mut entry));
             }
-            if session.is_some_and(PopulateSession::is_cancelled) {
+            let is_paused = self.control.is_some_and(Control::is_paused);
+            if is_paused || session.is_some_and(PopulateSession::is_cancelled) {
                 // The job was paused, or a worker has panicked, and the panic continues here when the threads have ended.
-                break;
-            }
-            if self.control.is_some_and(Control::is_paused) {
                 break;
             }
             let start = Instant::now();
