@@ -81,7 +81,7 @@ fn wait_until_waiting(vm: &mut Vm) -> Result<()> {
     Ok(())
 }
 
-fn status(vm: &mut Vm) -> Result<String> {
+pub(super) fn status(vm: &mut Vm) -> Result<String> {
     let status = vm.qmp.run("query-status", json!({}))?;
     Ok(status["status"].as_str().context("the status is no text")?.to_owned())
 }
@@ -92,7 +92,7 @@ fn progress(vm: &mut Vm) -> Result<String> {
 }
 
 /// Waits until the progress ends like that. An event can be sent before the monitor's greeting, and is lost then.
-fn progress_is(vm: &mut Vm, end: &str) -> Result<String> {
+pub(super) fn progress_is(vm: &mut Vm, end: &str) -> Result<String> {
     wait_for("progress", SOON, || {
         let text = progress(vm)?;
         Ok(Seen::of(text.ends_with(end).then(|| text.clone()), || text))

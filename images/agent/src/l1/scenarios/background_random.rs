@@ -14,7 +14,7 @@ use vfio_fast_protocol::scenarios::background_random::Check;
 use vfio_fast_protocol::test_data;
 use vfio_fast_protocol::witness;
 
-use super::background;
+use super::background::{self, status};
 use crate::l1::bus_master::{self, SLOT, Width};
 use crate::l1::checks::{exit, exit_calls};
 use crate::l1::command_line::CommandLine;
@@ -188,11 +188,6 @@ fn request(vm: &mut Vm, command: &str, arguments: Value) -> Result<()> {
         ensure!(expected, "QEMU refuses {command}: {}", refusal.0);
     }
     Ok(())
-}
-
-fn status(vm: &mut Vm) -> Result<String> {
-    let status = vm.qmp.run("query-status", json!({}))?;
-    Ok(status["status"].as_str().unwrap_or_default().to_owned())
 }
 
 /// Waits until the guest runs, all is mapped, and the guest has come to the end of its firmware. Whether there is a

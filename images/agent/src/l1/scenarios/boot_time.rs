@@ -2,8 +2,6 @@
 //! executes, until its kernel has taken over from the firmware, and from `quit` to the end. Every memory is cold: each start is a
 //! new process, and what the one before had is free again.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use serde_json::json;
 use vfio_fast_protocol::job::Mode;
@@ -13,18 +11,16 @@ use vfio_fast_protocol::record::{Moment, Order, Record, Start};
 use vfio_fast_protocol::scenarios::boot_time::Check;
 use vfio_fast_protocol::witness::{self, Call};
 
+use super::background;
 use crate::l1::checks::{count, mappings};
 use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
 use crate::l1::{huge_pages, proc};
 use crate::machine;
-use crate::wait::{Seen, wait_for};
 
 /// RAM of the guests that are started before anything is timed.
 const WARM_UP_MIB: u64 = 256;
-/// Far longer than it takes.
-const MAPPED_WITHIN: Duration = Duration::from_secs(120);
 /// As many as L1 has CPUs, and as the library uses.
 const PREALLOC_THREADS: usize = 2;
 /// A thread context whose threads may use both CPUs.
@@ -75,7 +71,7 @@ fn one(lab: &Lab, mib: u64, memory: MemoryKind, order: Order, round: u32, name: 
     let kernel = vm.wait_console()?.as_nanos() as u64;
 
     if order == Order::Background {
-        wait_until_mapped(&mut vm)?;
+        background::progress_is(&mut vm, "gate open")?;
     }
     vm.qmp.run("stop", json!({}))?;
     mappings::mappings(lab, &mut vm, Check::Mappings(name.to_owned()))?;
@@ -117,15 +113,6 @@ fn command_line(lab: &Lab, mib: u64, memory: MemoryKind, order: Order) -> Comman
         .root_port(0)
         .device_with(0, &format!("id=dut,bus=rp0{}", order.properties()), order.mode())
         .linux(&L2Job::Idle, "")
-}
-
-fn wait_until_mapped(vm: &mut Vm) -> Result<()> {
-    let property = json!({ "path": "/machine/peripheral/dut", "property": "x-dma-mapper-progress" });
-    wait_for("all memory to be mapped", MAPPED_WITHIN, || {
-        let progress = vm.qmp.run("qom-get", property.clone())?;
-        let open = progress.as_str().is_some_and(|text| text.ends_with("gate open"));
-        Ok(Seen::of(open.then_some(()), || progress.to_string()))
-    })
 }
 
 /// The calls that had ended at that time.
