@@ -200,17 +200,25 @@ unsafe impl Sync for Unguarded {}
 #[ignore = "a data race, which ThreadSanitizer has to report"]
 fn a_planted_race_is_reported() {
     let sum = Unguarded(UnsafeCell::new(0));
-    let (sum, there) = (&sum, AtomicUsize::new(0));
+    let (sum, there, written) = (&sum, AtomicUsize::new(0), AtomicUsize::new(0));
+    // A relaxed operation makes a thread wait and orders nothing.
+    let wait_for = |counter: &AtomicUsize, value| {
+        while counter.load(Ordering::Relaxed) < value {
+            std::thread::yield_now();
+        }
+    };
     std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                // Both threads are running before either writes, and a relaxed operation does not order their writes.
+        for turn in 0..2 {
+            let (wait_for, there, written) = (&wait_for, &there, &written);
+            scope.spawn(move || {
+                // Neither writes before both run: the end of one thread and the start of the next are ordered.
                 there.fetch_add(1, Ordering::Relaxed);
-                while there.load(Ordering::Relaxed) < 2 {
-                    std::thread::yield_now();
-                }
-                // SAFETY: this is unsound on purpose: the other thread writes concurrently.
+                wait_for(there, 2);
+                // ThreadSanitizer can miss accesses at the same moment, so they take turns.
+                wait_for(written, turn);
+                // SAFETY: this is unsound on purpose: nothing orders it against the write of the other thread.
                 unsafe { *sum.0.get() += 1 };
+                written.fetch_add(1, Ordering::Relaxed);
             });
         }
     });

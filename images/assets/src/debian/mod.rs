@@ -63,7 +63,10 @@ impl Debian {
         }
         let file = debian.root.join("sources.d/debian.sources");
         let same = fs::read_to_string(&file).is_ok_and(|old| old == paragraph);
-        fs::write(&file, paragraph)?;
+        // A file that was written again makes apt read the whole index again.
+        if !same {
+            fs::write(&file, paragraph)?;
+        }
         let stamp = debian.root.join("index-fetched");
         let age = fs::metadata(&stamp).and_then(|meta| meta.modified()).ok();
         let age = age.and_then(|time| SystemTime::now().duration_since(time).ok());
@@ -96,7 +99,7 @@ impl Debian {
     /// An index can list versions that were removed from the archive, so older versions are tried if a download
     /// fails.
     pub fn fetch_latest(&self, prefix: &str, suffix: &str) -> Result<Deb> {
-        let names = progress::output(self.tool("apt-cache").args(["pkgnames", prefix]))?;
+        let names = self.query("apt-cache", &["pkgnames", prefix])?;
         let mut last_error = None;
         for package in newest_first(names.lines(), prefix, suffix) {
             match self.fetch_deb(package) {
@@ -115,7 +118,7 @@ impl Debian {
 
     /// Downloads the newest source of `package` that belongs to the upstream series `series`.
     pub fn fetch_source(&self, package: &str, series: &str) -> Result<Source> {
-        let listed = progress::output(self.tool("apt-cache").args(["showsrc", package]))?;
+        let listed = self.query("apt-cache", &["showsrc", package])?;
         let mut versions: Vec<&str> = listed
             .lines()
             .filter_map(|line| line.strip_prefix("Version: "))
@@ -147,7 +150,7 @@ impl Debian {
 
     /// A directory with the files that `apt-get` downloads, keyed by their hashes in the signed index.
     fn fetch(&self, name: &str, args: &[&str]) -> Result<PathBuf> {
-        let uris = progress::output(self.tool("apt-get").args(args).arg("--print-uris"))?;
+        let uris = self.query("apt-get", &[args, &["--print-uris"]].concat())?;
         // A line is 'URI' file size hash. The key covers everything except the URI.
         let wanted: Vec<&str> = uris
             .lines()
@@ -164,6 +167,13 @@ impl Debian {
                 run_logged(self.tool("apt-get").args(args).current_dir(dir), log)
             })
         })
+    }
+
+    /// Reads the index. The lock keeps others from replacing it meanwhile, in this process or another: apt would then
+    /// report an empty index, not an error.
+    fn query(&self, program: &str, args: &[&str]) -> Result<String> {
+        let _lock = self.cache.lock("apt")?;
+        progress::output(self.tool(program).args(args))
     }
 
     fn fetch_index(&self) -> Result<()> {
