@@ -56,7 +56,7 @@ struct Args {
     /// Guest sizes in GiB [default: 1,2,4,8,16, as far as memory allows; with --vm 1,2,4; with --type1 and --iommufd 2]
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<f64>,
-    /// Kinds of memory of the native part [default: all]
+    /// Kinds of memory of the native part and of the guests [default: all]
     #[arg(long, value_delimiter = ',')]
     kinds: Vec<String>,
     /// Rounds per case [default: 5; with --quick 3, or 1 in the nested machine]
@@ -93,9 +93,10 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let measures_native = args.native || !(args.vm || args.type1 || args.iommufd || args.calls);
     ensure!(measures_native || !args.host_settings, "--host-settings changes nothing in the nested machine");
-    ensure!(measures_native || args.kinds.is_empty(), "--kinds is for the native part");
+    ensure!(measures_native || args.vm || args.kinds.is_empty(), "--kinds is for --native and --vm");
     // Check the memory before the builds, which take long.
-    let starts = args.vm.then(|| vm::Wanted::new(&vm_sizes(args), vm_rounds(args))).transpose()?;
+    let starts =
+        args.vm.then(|| vm::Wanted::new(&vm_sizes(args), &args.kinds, vm_rounds(args))).transpose()?;
     let drivers = [(args.type1, Driver::Type1), (args.iommufd, Driver::Iommufd)];
     let maps = drivers.into_iter().filter(|(given, _)| *given);
     let maps = maps.map(|(_, driver)| mapping::Wanted::new(driver, &mapping_sizes(args), vm_rounds(args)));

@@ -115,11 +115,13 @@ pub enum Order {
     Fast,
     /// The same in the background: the guest starts before (`x-dma-mapper-background=on`).
     Background,
+    /// No device is passed through, so nothing is filled and mapped.
+    NoDevice,
 }
 
 impl Order {
-    pub const ALL: [Self; 5] =
-        [Self::Stock, Self::Prealloc, Self::PreallocContext, Self::Fast, Self::Background];
+    pub const ALL: [Self; 6] =
+        [Self::Stock, Self::Prealloc, Self::PreallocContext, Self::Fast, Self::Background, Self::NoDevice];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -128,13 +130,14 @@ impl Order {
             Self::PreallocContext => "prealloc-context",
             Self::Fast => "fast",
             Self::Background => "background",
+            Self::NoDevice => "no-device",
         }
     }
 
     /// The listener that maps.
     pub const fn mode(self) -> Mode {
         match self {
-            Self::Stock | Self::Prealloc | Self::PreallocContext => Mode::Stock,
+            Self::Stock | Self::Prealloc | Self::PreallocContext | Self::NoDevice => Mode::Stock,
             Self::Fast | Self::Background => Mode::Fast,
         }
     }
@@ -156,6 +159,10 @@ pub struct Start {
     pub order: Order,
     /// What L2's RAM is made of.
     pub memory: MemoryKind,
+    /// Nanoseconds from QEMU's start to the end of the greeting on its monitor.
+    pub greeting_ns: u64,
+    /// Nanoseconds from QEMU's start until as many bytes had been mapped as the guest has RAM; 0 without a device.
+    pub mapped_ns: u64,
     /// When the firmware had written its first byte: the guest executes.
     pub first_instruction: Moment,
     /// When L2's kernel had written its first byte: the firmware has changed the memory map for the last time.

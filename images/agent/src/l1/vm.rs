@@ -44,6 +44,7 @@ pub struct Vm {
     process: Process,
     report: Reporter,
     started: Instant,
+    greeting: Duration,
     first_output: Arc<OnceLock<Instant>>,
     readers: Vec<JoinHandle<()>>,
     /// How much of L2's events was read.
@@ -172,6 +173,7 @@ impl Vm {
             workers,
             process,
             report: lab.report.clone(),
+            greeting: started.elapsed(),
             started,
             first_output,
             readers,
@@ -179,6 +181,11 @@ impl Vm {
             events: VecDeque::new(),
             wait,
         })
+    }
+
+    /// From QEMU's start to its greeting on the monitor, capabilities negotiated.
+    pub fn greeting(&self) -> Duration {
+        self.greeting
     }
 
     /// Time since QEMU was started.

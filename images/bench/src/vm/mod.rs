@@ -1,7 +1,9 @@
 //! `cargo xtask bench --vm`: real VFIO. L1 (see [`vfio_fast_e2e`]) starts its guest repeatedly, alternating between
-//! QEMU's own listener, the same after QEMU's own prealloc (with and without a thread context), and the library.
+//! QEMU's own listener, the same after QEMU's own prealloc (with and without a thread context), the library, the
+//! library in the background, and a guest without a passed through device.
 
 mod figure;
+mod flat;
 mod judge;
 mod summary;
 mod table;
@@ -11,7 +13,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::json;
 use vfio_fast_protocol::memory::MemoryKind;
 
@@ -35,24 +37,35 @@ const LEAST_MIB: u64 = 256;
 pub struct Wanted {
     /// Sizes of the guests in MiB.
     sizes: Vec<u64>,
+    memories: Vec<MemoryKind>,
     /// Starts of each mode with each memory.
     rounds: u32,
 }
 
 impl Wanted {
-    /// `sizes` are in GiB. Fails before anything is measured if one of them does not fit into this machine's memory.
-    pub fn new(sizes: &[f64], rounds: u32) -> Result<Self> {
+    /// `sizes` are in GiB; no `kinds` are all kinds. Fails before anything is measured if a guest does not fit into this
+    /// machine's memory, or if one of the kinds needs reserved pages.
+    pub fn new(sizes: &[f64], kinds: &[String], rounds: u32) -> Result<Self> {
         let sizes = mebibytes(sizes);
         ensure!(rounds > 0, "Without rounds nothing is measured");
         ensure!(sizes.iter().all(|mib| *mib >= LEAST_MIB), "L2 needs at least {LEAST_MIB} MiB");
         sizes.iter().try_for_each(|mib| vfio_fast_e2e::require_memory(&boot_time::spec(*mib, Vec::new())))?;
-        Ok(Self { sizes, rounds })
+        let known = MemoryKind::UNRESERVED;
+        if let Some(wrong) = kinds.iter().find(|kind| known.iter().all(|memory| memory.name() != *kind)) {
+            let names = known.map(MemoryKind::name).join(", ");
+            bail!("The guests have memory of the kinds {names}, not {wrong}");
+        }
+        let wanted = |memory: &MemoryKind| kinds.is_empty() || kinds.iter().any(|kind| kind == memory.name());
+        Ok(Self { sizes, memories: known.into_iter().filter(wanted).collect(), rounds })
     }
 
     /// All memories, in every round.
     fn pairs(&self) -> Vec<(MemoryKind, u32)> {
-        let rounds = |memory| (0..self.rounds).map(move |round| (memory, round));
-        MemoryKind::UNRESERVED.into_iter().flat_map(rounds).collect()
+        let rounds = |memory: &MemoryKind| {
+            let memory = *memory;
+            (0..self.rounds).map(move |round| (memory, round))
+        };
+        self.memories.iter().flat_map(rounds).collect()
     }
 }
 
@@ -71,7 +84,7 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
         shares.push(booted.others);
         outcome = booted.outcome;
         for verdict in booted.verdicts {
-            outcome = outcome.and_then(|()| check(&verdict, mib, wanted.rounds));
+            outcome = outcome.and_then(|()| check(&verdict, mib, wanted));
             for start in verdict.starts {
                 let bytes = mib << 20;
                 writeln!(lines, "{}", json!({ "bytes": bytes, "start": start }))?;
@@ -101,9 +114,9 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
 }
 
 /// Checks counts only, never times.
-fn check(verdict: &Verdict, mib: u64, rounds: u32) -> Result<()> {
+fn check(verdict: &Verdict, mib: u64, wanted: &Wanted) -> Result<()> {
     let mut wrong = verdict.problems();
-    for (name, problems, _) in judge::all(&verdict.starts, mib << 20, rounds) {
+    for (name, problems, _) in judge::all(&verdict.starts, mib << 20, &wanted.pairs()) {
         wrong.extend(problems.into_iter().map(|problem| format!("{name}: {problem}")));
     }
     ensure!(wrong.is_empty(), "{mib} MiB: {}, logs: {}", wrong.join("\n"), verdict.folder.display());
@@ -134,6 +147,8 @@ mod tests {
                         round,
                         order,
                         memory,
+                        greeting_ns: 19,
+                        mapped_ns: 18,
                         first_instruction: first,
                         kernel,
                         held_bytes: GIB,
@@ -150,10 +165,14 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_ends_with_69_before_anything_runs() {
-        let error = Wanted::new(&[0.5, 1e6], 5).unwrap_err();
+        let error = Wanted::new(&[0.5, 1e6], &[], 5).unwrap_err();
         assert_eq!(code_of(&error), UNAVAILABLE, "{error}");
-        assert_ne!(code_of(&Wanted::new(&[0.1], 5).unwrap_err()), UNAVAILABLE);
-        assert!(Wanted::new(&[], 0).is_err());
+        assert_ne!(code_of(&Wanted::new(&[0.1], &[], 5).unwrap_err()), UNAVAILABLE);
+        assert!(Wanted::new(&[], &[], 0).is_err());
+        let kinds = ["memfd-thp".to_owned(), "hugetlb".to_owned()];
+        assert_eq!(Wanted::new(&[0.5], &kinds[..1], 2).unwrap().pairs().len(), 2);
+        let error = Wanted::new(&[0.5], &kinds, 2).unwrap_err().to_string();
+        assert!(error.contains("not hugetlb"), "{error}");
     }
 
     #[test]
@@ -192,11 +211,12 @@ mod tests {
                 retries: Default::default(),
             }
         };
-        check(&of(true, right()), 1024, 2).unwrap();
-        let error = check(&of(false, right()), 1024, 2).unwrap_err().to_string();
+        let rounds = |rounds| Wanted::new(&[1.0], &[], rounds).unwrap();
+        check(&of(true, right()), 1024, &rounds(2)).unwrap();
+        let error = check(&of(false, right()), 1024, &rounds(2)).unwrap_err().to_string();
         assert!(error.contains("mappings-anon-4k-fast-0: a difference"), "{error}");
-        let error = check(&of(true, right()), 1025, 2).unwrap_err().to_string();
+        let error = check(&of(true, right()), 1025, &rounds(2)).unwrap_err().to_string();
         assert!(error.contains("all-memory-mapped: anon-4k-stock-0"), "{error}");
-        assert!(check(&of(true, right()), 1024, 3).is_err());
+        assert!(check(&of(true, right()), 1024, &rounds(3)).is_err());
     }
 }

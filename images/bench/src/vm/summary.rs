@@ -6,6 +6,7 @@ use serde::Serialize;
 use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::record::{Moment, Order, Start};
 
+use super::flat;
 use super::traffic::Rows;
 use crate::nested::About;
 use crate::summary::Spread;
@@ -21,6 +22,8 @@ pub struct Summary {
     pub first_instruction: Vec<Row>,
     /// From QEMU's start until the guest's kernel has taken over from the firmware.
     pub kernel: Vec<Row>,
+    /// What a start in the background wins.
+    pub flat: Vec<flat::Row>,
     /// From `quit` until QEMU's process was gone.
     pub exit: Vec<Exit>,
     /// A guest with a strict vIOMMU.
@@ -105,6 +108,7 @@ impl Summary {
             rounds: kernel.iter().map(|row| row.fast.seconds.count).max().unwrap_or(0),
             first_instruction,
             kernel,
+            flat: flat::rows(starts),
             exit: ends.filter(|end| end.ratio.count > 0).collect(),
             viommu: None,
         }
@@ -206,6 +210,8 @@ mod tests {
                         round,
                         order,
                         memory,
+                        greeting_ns: 1,
+                        mapped_ns: 1,
                         first_instruction: first,
                         kernel,
                         held_bytes,

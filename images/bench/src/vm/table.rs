@@ -1,5 +1,6 @@
 //! Renders VM starts as a section of the report.
 
+use super::flat;
 use super::summary::{Exit, Row, Side, Summary};
 use crate::summary::Spread;
 use crate::table::{Section, Table, ratio, seconds};
@@ -20,6 +21,10 @@ pub fn section(summary: &Summary) -> Section {
             table(&summary.first_instruction),
         ),
         ("From QEMU's start to the first output of the guest's kernel", table(&summary.kernel)),
+        (
+            "In the background: until the guest executes, until all is mapped, until the monitor's greeting",
+            flat::table(&summary.flat),
+        ),
         ("From `quit` to the end of QEMU's process", exit_table(&summary.exit)),
     ];
     let title = "A guest with a strict vIOMMU reads its disk: one DMA map for each page";

@@ -74,7 +74,9 @@ fn one(lab: &Lab, mib: u64, memory: MemoryKind, order: Order, round: u32, name: 
         background::progress_is(&mut vm, "gate open")?;
     }
     vm.qmp.run("stop", json!({}))?;
-    mappings::mappings(lab, &mut vm, Check::Mappings(name.to_owned()))?;
+    if order != Order::NoDevice {
+        mappings::mappings(lab, &mut vm, Check::Mappings(name.to_owned()))?;
+    }
     let calls = vm.witnessed()?;
     let populate_ns = if order.mode() == Mode::Fast { stats_agree(lab, &mut vm, &calls, name)? } else { 0 };
     let started = vm.started_ns();
@@ -84,6 +86,8 @@ fn one(lab: &Lab, mib: u64, memory: MemoryKind, order: Order, round: u32, name: 
         round,
         order,
         memory,
+        greeting_ns: vm.greeting().as_nanos() as u64,
+        mapped_ns: mapped_at(&calls, mib << 20).map_or(0, |at| at - started),
         first_instruction: moment(executes, populate_then),
         kernel: moment(kernel, populate_ns),
         held_bytes: held.values().flatten().map(|(_, mapping)| mapping.size).sum(),
@@ -98,7 +102,7 @@ fn one(lab: &Lab, mib: u64, memory: MemoryKind, order: Order, round: u32, name: 
 }
 
 fn command_line(lab: &Lab, mib: u64, memory: MemoryKind, order: Order) -> CommandLine<'_> {
-    let line = CommandLine::new(lab);
+    let line = CommandLine::new(lab).args(["-smp", "1"]).linux(&L2Job::Idle, "").root_port(0);
     let line = match order {
         Order::Prealloc => line.q35_preallocated(mib, memory.is_memfd(), PREALLOC_THREADS, ""),
         Order::PreallocContext => line.args(CONTEXT).q35_preallocated(
@@ -107,12 +111,29 @@ fn command_line(lab: &Lab, mib: u64, memory: MemoryKind, order: Order) -> Comman
             PREALLOC_THREADS,
             ",prealloc-context=tc0",
         ),
-        Order::Stock | Order::Fast | Order::Background => line.q35_of_mib(mib, memory.is_memfd()),
+        Order::Stock | Order::Fast | Order::Background | Order::NoDevice => {
+            line.q35_of_mib(mib, memory.is_memfd())
+        }
     };
-    line.args(["-smp", "1"])
-        .root_port(0)
-        .device_with(0, &format!("id=dut,bus=rp0{}", order.properties()), order.mode())
-        .linux(&L2Job::Idle, "")
+    match order {
+        Order::NoDevice => line,
+        _ => line.device_with(0, &format!("id=dut,bus=rp0{}", order.properties()), order.mode()),
+    }
+}
+
+/// When the calls had mapped so many bytes, on the witness's clock.
+fn mapped_at(calls: &[Call], bytes: u64) -> Option<u64> {
+    let mut ends: Vec<(u64, u64)> = calls
+        .iter()
+        .filter(|call| call.mapped())
+        .map(|call| (call.start_ns + call.duration_ns, call.size))
+        .collect();
+    ends.sort_unstable();
+    let mut mapped = 0;
+    ends.into_iter().find_map(|(at, size)| {
+        mapped += size;
+        (mapped >= bytes).then_some(at)
+    })
 }
 
 /// The calls that had ended at that time.
