@@ -39,7 +39,7 @@ pub struct Row {
 
 /// Aggregates starts, each given with the bytes of its guest.
 pub fn rows(starts: &[(u64, Start)]) -> Vec<Row> {
-    let mut cases: BTreeMap<(MemoryKind, u64), BTreeMap<(Order, u32), &Start>> = BTreeMap::new();
+    let mut cases: BTreeMap<(MemoryKind, u64), Case> = BTreeMap::new();
     for (bytes, start) in starts {
         cases.entry((start.memory, *bytes)).or_default().insert((start.order, start.round), start);
     }
@@ -50,6 +50,7 @@ pub fn rows(starts: &[(u64, Start)]) -> Vec<Row> {
     rows.filter(|row| row.background.count > 0).collect()
 }
 
+/// The starts for one memory and size, by order and round.
 type Case<'a> = BTreeMap<(Order, u32), &'a Start>;
 
 fn row(memory: MemoryKind, bytes: u64, case: &Case, smallest: &Case) -> Row {
@@ -65,8 +66,9 @@ fn row(memory: MemoryKind, bytes: u64, case: &Case, smallest: &Case) -> Row {
             Some(value(start) as f64 / value(other) as f64)
         }))
     };
-    let (executes, mapped, greets): (fn(&Start) -> u64, fn(&Start) -> u64, fn(&Start) -> u64) =
-        (|start| start.first_instruction.at_ns, |start| start.mapped_ns, |start| start.greeting_ns);
+    let executes = |start: &Start| start.first_instruction.at_ns;
+    let mapped = |start: &Start| start.mapped_ns;
+    let greets = |start: &Start| start.greeting_ns;
     Row {
         memory,
         bytes,
