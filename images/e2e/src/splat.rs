@@ -106,16 +106,21 @@ pub fn stalled(log: &str) -> bool {
     log.lines().any(|line| stall(line) || line.contains("PIT calibration deviates"))
 }
 
-/// Whether the emulator reports a triple fault of a processor in L1 or L2, or a reset of L1.
+/// What the emulator reports if its own state is wrong: a triple fault of a processor in L1 or L2, an exit of L2 while
+/// L1 runs, or a reset of L1.
+const BROKEN: [&str; 3] = ["triple fault", "VMEXIT without a guest", "would be reset"];
+
+/// Whether the emulator reports one of these.
 pub fn has_triple_fault(log: &str) -> bool {
-    log.contains("triple fault") || log.contains("would be reset")
+    BROKEN.iter().any(|words| log.contains(words))
 }
 
 /// The complaints of L1's emulator. Messages about its IOMMU indicate misdirected DMA. No test machine resets itself,
 /// so a reset indicates a fault. The register values are part of the complaint.
 pub fn scan_emulator(log: &str) -> Vec<String> {
-    let words = ["vtd_", "virtio_iommu_", "detected", "triple fault", "RIP=", "CR2=", "would be reset"];
-    let bad = log.lines().filter(|line| words.iter().any(|word| line.contains(word)));
+    let words = ["vtd_", "virtio_iommu_", "detected", "RIP=", "CR2="];
+    let is_bad = |line: &&str| words.iter().chain(&BROKEN).any(|word| line.contains(word));
+    let bad = log.lines().filter(is_bad);
     bad.map(|line| format!("l0-qemu: {}", line.trim())).collect()
 }
 
@@ -215,6 +220,7 @@ mod tests {
             CR0=80050033 CR2=fffffe0000000ff8 CR3=0000000002a24000 CR4=000006f0\n\
             qemu-system-x86_64: warning: The machine ends where it would be reset (guest-reset)\n";
         assert_eq!(scan_emulator(log).len(), 4);
+        assert_eq!(scan_emulator("qemu-system-x86_64: CPU 0: VMEXIT without a guest\n").len(), 1);
         assert!(has_triple_fault(log) && !has_triple_fault(""));
         assert!(scan_emulator("").is_empty());
     }
