@@ -458,6 +458,20 @@ fn what_was_lost_is_not_left_to_the_job() {
     }
 }
 
+/// One entry that a vIOMMU maps does not take the place of what is left to a job that does not run.
+#[test]
+fn a_single_map_leaves_room_for_the_job() {
+    let bench = bench(SimConfig { dma_avail: 4, ..SimConfig::default() });
+    let engine = &bench.engine;
+    bench.commit(&[ram(0, 16 * MIB), ram(GIB, 16 * MIB), ram(2 * GIB, 16 * MIB)]);
+    bench.step(Then::Fails);
+    engine.wait(None, None).unwrap_err();
+    let page = |n: u64| Region { exact: true, ..ram((8 << 30) + n * 4096, 4096) };
+    engine.map_region(page(0)).unwrap();
+    assert_eq!(engine.map_region(page(2)).unwrap_err().errno, Errno::ENOSPC);
+    assert_table(engine, &bench.sim);
+}
+
 #[test]
 fn limits_are_checked_before_and_count_what_is_left() {
     let config = SimConfig { memlock_limit: Some(2 * GIB), ..SimConfig::default() };

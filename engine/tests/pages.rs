@@ -76,6 +76,27 @@ fn contiguous_pages_are_one_call() {
 }
 
 #[test]
+fn scattered_pages_take_no_plan() {
+    let (engine, sim) = engine(SimConfig::default());
+    map(&engine, &[(1, 11), (3, 33), (8, 2)]).unwrap();
+    assert_eq!((engine.stats().plan_ns, engine.stats().commits, calls(&sim)), (0, 1, (3, 0)));
+    assert_table(&engine, &sim);
+    // Two adjacent pages can be more than one entry, which a plan finds out.
+    map(&engine, &[(20, 11), (30, 33), (31, 34)]).unwrap();
+    assert_ne!(engine.stats().plan_ns, 0);
+
+    // One that the kernel refuses takes the others with it.
+    let planned = engine.stats().plan_ns;
+    let second = sim.calls().len() as u64 + 2;
+    sim.reconfigure(|config| config.failures = vec![(second, INJECTED)]);
+    let error = map(&engine, &same(&[40, 42, 44])).unwrap_err();
+    assert_eq!((error.op, error.errno, error.range.unwrap().start()), (Op::Map, INJECTED, 42 * PAGE));
+    assert_eq!(engine.stats().plan_ns, planned);
+    assert_eq!((held(&sim).len(), engine.stats().failed_commits), (5, 1));
+    assert_table(&engine, &sim);
+}
+
+#[test]
 fn pages_of_several_runs_are_joined_only_on_request() {
     let calls_of = |pages: &[&[u64]], join, backing| {
         let (engine, sim) = engine(SimConfig::default());

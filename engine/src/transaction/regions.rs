@@ -65,6 +65,9 @@ impl Engine {
                 return Err(error);
             }
         }
+        if state.owner.is_none() && !join && self.map_singles(&mut state)? {
+            return Ok(());
+        }
         self.reconcile_or_refuse(state)
     }
 

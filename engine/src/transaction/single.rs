@@ -37,8 +37,15 @@ impl Engine {
         // share the work, faulting in ahead only moves it from the map call to another call.
         let small = range.length() <= BASE_PAGE || (exact && range.length() < MIN_PARALLEL_BYTES);
         let one_entry = exact || self.grid.pieces(range).nth(1).is_none();
-        let reserved = state.running.as_ref().map_or(0, |running| running.entries);
-        let has_room = state.limits.entries.is_none_or(|entries| state.table.len() + reserved < entries);
+        let reserved = match &state.running {
+            Some(running) => Some(running.entries),
+            None if state.backlog.is_empty() => Some(0),
+            // What a job has still to map needs entries too, and a plan counts them.
+            None => None,
+        };
+        let has_room = state.limits.entries.is_none_or(|entries| {
+            reserved.is_some_and(|reserved| state.table.len().saturating_add(reserved) < entries)
+        });
         kind == Kind::Ram
             && small
             && one_entry
@@ -62,6 +69,39 @@ impl Engine {
         let error = self.explained(state, not_mapped(&entry, errno), &[entry], 0, &executed);
         let error = self.fail(state, &[entry.range], error);
         state.forget_dirty(&[entry.range]);
+        Err(error)
+    }
+
+    /// Maps the regions that a call outside a transaction has added, if each becomes one entry. Returns `false`, having
+    /// done nothing, if that takes a plan. A plan would make the same calls, and take longer to make than they do.
+    pub(super) fn map_singles(&self, state: &mut State) -> Result<bool> {
+        // A plan is executed by several threads where that is faster.
+        if self.backend.capabilities().parallel {
+            return Ok(false);
+        }
+        let scope = state.wanted.touched().to_vec();
+        let added = scope.len() as u64;
+        let room = |entries| state.table.len().saturating_add(added) <= entries;
+        if added == 0 || !state.limits.entries.is_none_or(room) {
+            return Ok(false);
+        }
+        let single = |range: &IovaRange| {
+            let wanted = state.wanted.on(*range)?;
+            let single = self.is_single_map(state, &wanted.region);
+            single.then(|| Entry::of(&wanted.region, wanted.generation))
+        };
+        let Some(entries) = scope.iter().map(single).collect::<Option<Vec<_>>>() else { return Ok(false) };
+        let mut executor = self.executor(state, 1);
+        let failed = entries.iter().find_map(|entry| Some((entry, executor.map(entry).err()?)));
+        let executed = executor.executed;
+        self.record_executed(state, &executed);
+        let Some((entry, errno)) = failed else {
+            self.end_single(state);
+            return Ok(true);
+        };
+        let error = self.explained(state, not_mapped(entry, errno), &entries, 0, &executed);
+        let error = self.fail(state, &scope, error);
+        state.forget_dirty(&scope);
         Err(error)
     }
 
