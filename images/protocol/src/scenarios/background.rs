@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::checks::checks;
 use crate::host::Host;
 use crate::job::Mode;
-use crate::spec::ScenarioSpec;
+use crate::spec::{Device, ScenarioSpec};
 
 pub const NAME: &str = "background";
 
@@ -14,6 +14,7 @@ checks! {
     Byte,
     Word,
     Long,
+    Mirror,
     ResetWhileWaiting,
     StopWhileWaiting,
     ContAfterStop,
@@ -32,6 +33,8 @@ checks! {
 pub fn specs() -> Vec<ScenarioSpec> {
     let type1 = ScenarioSpec {
         modes: &[Mode::Fast],
+        // The second has a BAR of 1 MiB.
+        devices: vec![Device::Nvme, Device::Edu],
         l2_memory_mib: 2304,
         disk_mib: 32,
         l2_boots: true,

@@ -33,8 +33,12 @@ const SOON: Duration = Duration::from_secs(120);
 const WAITING: &str = "dma-mapping";
 
 pub fn run(lab: &Lab) -> Result<()> {
-    for (width, check) in [(Width::Byte, Check::Byte), (Width::Word, Check::Word), (Width::Long, Check::Long)]
-    {
+    for (width, check) in [
+        (Width::Byte, Check::Byte),
+        (Width::Word, Check::Word),
+        (Width::Long, Check::Long),
+        (Width::Mirror, Check::Mirror),
+    ] {
         each_width(lab, width, check)?;
     }
     reset(lab)?;
@@ -47,16 +51,27 @@ pub fn run(lab: &Lab) -> Result<()> {
 }
 
 fn line(lab: &Lab) -> CommandLine<'_> {
+    line_with(lab, 0, "")
+}
+
+/// A guest with that device of the job, which has further properties after a comma.
+fn line_with<'a>(lab: &'a Lab, device: usize, properties: &str) -> CommandLine<'a> {
+    let properties = format!("id=dut,addr=0x{SLOT},x-dma-mapper-background=on{properties}");
     CommandLine::new(lab)
         .trace(&["vfio_dma_gate_*", "vfio_dma_mapper_filled", "vfio_dma_mapper_wait"])
         .q35("", "")
         .args(["-smp", "2"])
-        .device_with(0, &format!("id=dut,addr=0x{SLOT},x-dma-mapper-background=on"), lab.job.mode)
+        .device_with(device, &properties, lab.job.mode)
 }
 
 /// A guest that turns on bus mastering at once.
 fn small(lab: &Lab, width: Width) -> Result<CommandLine<'_>> {
-    Ok(line(lab).args(bus_master::firmware(width)?))
+    let line = match width {
+        Width::Byte | Width::Word | Width::Long => line(lab),
+        // QEMU knows GPUs of NVIDIA by their vendor.
+        Width::Mirror => line_with(lab, 1, ",x-pci-vendor-id=0x10de"),
+    };
+    Ok(line.args(bus_master::firmware(width)?))
 }
 
 /// Starts a guest whose memory takes long to fault in, and waits until it waits for that.
@@ -86,9 +101,24 @@ pub(super) fn status(vm: &mut Vm) -> Result<String> {
     Ok(status["status"].as_str().context("the status is no text")?.to_owned())
 }
 
+/// How far the device is, as the human monitor says it.
 fn progress(vm: &mut Vm) -> Result<String> {
-    let property = json!({ "path": "/machine/peripheral/dut", "property": "x-dma-mapper-progress" });
-    Ok(vm.qmp.run("qom-get", property)?.as_str().context("the progress is no text")?.to_owned())
+    let text = vm.qmp.human("info vfio-dma")?;
+    let line = text.lines().find_map(|line| line.trim_end().strip_prefix("dut: "));
+    Ok(line.with_context(|| format!("no line of the device: {text:?}"))?.to_owned())
+}
+
+/// What the machine monitor says of the device while the guest waits for `ram` bytes, if that is wrong.
+fn wrong_query(vm: &mut Vm, ram: u64) -> Result<Option<String>> {
+    let all = vm.qmp.run("x-query-vfio-dma", json!({}))?;
+    let device = &all[0];
+    let bytes = |name: &str| device[name].as_u64().unwrap_or(u64::MAX);
+    let right = device["device-id"] == "dut"
+        && (device["complete"] == false && device["waiting"] == true && device["failed"] == false)
+        && (ram - 2 * MIB..ram + 64 * MIB).contains(&bytes("wanted"))
+        && bytes("mapped") < bytes("wanted")
+        && bytes("threads") == 2;
+    Ok((!right || !all[1].is_null()).then(|| format!("the query returns {all}")))
 }
 
 /// Waits until the progress ends like that. An event can be sent before the monitor's greeting, and is lost then.
@@ -127,8 +157,11 @@ pub(super) fn missing(calls: &[Call]) -> Result<Vec<String>> {
     let held = held.into_values().next().unwrap_or_default();
     let guest = witness::guest_memory(calls);
     let mut problems = mappings::wrong_memory(&guest, &held);
-    // By address iommufd maps no BAR; nobody needs this one.
-    let bar = |reach: &Reach| reach.start >= 1 << 32 && reach.last - reach.start < 16 * MIB;
+    // By address iommufd maps no BAR; nobody needs these.
+    let bar = |reach: &Reach| {
+        let of_firmware = (bus_master::BAR..bus_master::BAR + bus_master::BAR_SIZE).contains(&reach.start);
+        of_firmware || reach.start >= 1 << 32 && reach.last - reach.start < 16 * MIB
+    };
     let wanted = pages(&guest).into_iter().filter(|reach| !bar(reach)).collect();
     let held = pages(&held).into_iter().filter(|reach| !bar(reach)).collect();
     problems.extend(ranges::differences("wanted", wanted, "mapped", held));
@@ -147,6 +180,10 @@ fn each_width(lab: &Lab, width: Width, check: Check) -> Result<()> {
     if first_start(&vm.witnessed()?).is_some() || vm.first_output().is_some() {
         problems.push("the device was started, or the guest goes on".to_owned());
     }
+    let ram = lab.job.l2_memory_mib << 20;
+    problems.extend(wrong_query(&mut vm, ram)?);
+    let mirrors = if let Width::Mirror = width { 2 } else { 0 };
+    problems.extend(wrong_mirrors(&mut vm, (mirrors, 0))?);
     match vm.qmp.attempt("cont", json!({}))? {
         Err(refusal) if refusal.0.contains("still being mapped") => {}
         other => problems.push(format!("cont: {other:?}")),
@@ -161,17 +198,29 @@ fn each_width(lab: &Lab, width: Width, check: Check) -> Result<()> {
     let event = mapped(&mut vm)?;
     vm.wait_first_output()?;
     problems.extend(missing_at_start(&vm.witnessed()?)?);
-    let ram = lab.job.l2_memory_mib << 20;
     let bytes = event["mapped"].as_u64().unwrap_or(0);
     if !event["error"].is_null() || !(ram - 2 * MIB..ram + 64 * MIB).contains(&bytes) {
         problems.push(format!("the event says {event}"));
     }
+    // The guest accesses them directly again.
+    problems.extend(wrong_mirrors(&mut vm, (0, mirrors))?);
     let state = status(&mut vm)?;
     if state != "running" || !progress(&mut vm)?.ends_with("gate open") {
         problems.push(format!("{state}, {}", progress(&mut vm)?));
     }
     lab.report.check(check, &problems, &format!("{text}; then {bytes} bytes mapped"));
     vm.quit().map(drop)
+}
+
+/// A complaint unless so many mirrors of the configuration space are intercepted, and so many are not any more.
+fn wrong_mirrors(vm: &mut Vm, wanted: (usize, usize)) -> Result<Option<String>> {
+    let tree = vm.qmp.human("info mtree")?;
+    let mirrors: Vec<&str> = tree.lines().filter(|line| line.contains("vfio-dma-gate-mirror")).collect();
+    let disabled = mirrors.iter().filter(|line| line.contains("[disabled]")).count();
+    // The tree can show a region once for each address space.
+    let once = |count: usize| count.min(2);
+    let found = (once(mirrors.len() - disabled), once(disabled));
+    Ok((found != wanted).then(|| format!("mirrors intercepted, and not any more: {found:?}, not {wanted:?}")))
 }
 
 /// A Linux that moves data.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use vfio_fast_protocol::scenarios::background_random::Check;
 use vfio_fast_protocol::test_data;
@@ -199,17 +199,10 @@ fn finish(vm: &mut Vm) -> Result<bool> {
         if status != "running" && status != "dma-mapping" {
             request(vm, "cont", json!({}))?;
         }
-        let mut state = vec![status];
-        for (id, _) in DEVICES {
-            let property =
-                json!({ "path": format!("/machine/peripheral/{id}"), "property": "x-dma-mapper-progress" });
-            // A device that is gone has none.
-            if let Ok(progress) = vm.qmp.attempt("qom-get", property)? {
-                state.push(progress.as_str().unwrap_or_default().to_owned());
-            }
-        }
-        let done = state[0] == "running" && state[1..].iter().all(|text| text.ends_with("gate open"));
-        Ok(Seen::of(done.then_some(state.len() > 1), || state.join("; ")))
+        let all = vm.qmp.run("x-query-vfio-dma", json!({}))?;
+        let devices = all.as_array().context("the query returns no list")?;
+        let done = status == "running" && devices.iter().all(|device| device["complete"] == true);
+        Ok(Seen::of(done.then_some(!devices.is_empty()), || format!("{status}; {all}")))
     })?;
     vm.wait_first_output()?;
     Ok(has_device)
