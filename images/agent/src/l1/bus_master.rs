@@ -33,11 +33,12 @@ const JUMP: [u8; 5] = [0xea, 0x00, 0xe0, 0x00, 0xf0];
 
 /// Where the descriptor tables are.
 const TABLE: usize = 0xe100;
-/// The pointer to the table (16 bytes at 0xfe108), and the table: nothing, and a segment of 4 GiB.
+/// The pointer to the table (16 bytes at 0xfe108), and the table: nothing, and a segment of 4 GiB, which is marked as
+/// accessed, because the table is in ROM.
 const TABLES: [u8; 24] = [
     0x0f, 0x00, 0x08, 0xe1, 0x0f, 0x00, 0x00, 0x00, // pointer
     0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, // nothing
-    0xff, 0xff, 0x00, 0x00, 0x00, 0x92, 0xcf, 0x00, // data
+    0xff, 0xff, 0x00, 0x00, 0x00, 0x93, 0xcf, 0x00, // data
 ];
 /// Writes to BAR 0 with a segment of 4 GiB, which is loaded in protected mode: lgdt cs:[0xe100]; mov eax, cr0; or al, 1;
 /// mov cr0, eax; mov bx, 8; mov fs, bx; and al, 0xfe; mov cr0, eax; mov ebx, 0xfe088004 (PCI_COMMAND in the mirror);
