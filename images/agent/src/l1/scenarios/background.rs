@@ -214,7 +214,7 @@ fn each_width(lab: &Lab, width: Width, check: Check) -> Result<()> {
 
 /// A complaint unless so many mirrors of the configuration space are intercepted, and so many are not any more.
 fn wrong_mirrors(vm: &mut Vm, wanted: (usize, usize)) -> Result<Option<String>> {
-    let tree = vm.qmp.human("info mtree")?;
+    let tree = vm.qmp.human("info mtree -D")?;
     let mirrors: Vec<&str> = tree.lines().filter(|line| line.contains("vfio-dma-gate-mirror")).collect();
     let disabled = mirrors.iter().filter(|line| line.contains("[disabled]")).count();
     // The tree can show a region once for each address space.
