@@ -72,17 +72,18 @@ impl Engine {
         Err(error)
     }
 
-    /// Maps the regions that a call outside a transaction has added, if each becomes one entry. Returns `false`, having
-    /// done nothing, if that takes a plan. A plan would make the same calls, and take longer to make than they do.
+    /// Maps the regions that a call outside a transaction has added, if there are several and each becomes one entry.
+    /// Returns `false`, having done nothing, if not. A plan would make the same calls, and take longer to make than they
+    /// do.
     pub(super) fn map_singles(&self, state: &mut State) -> Result<bool> {
         // A plan is executed by several threads where that is faster.
-        if self.backend.capabilities().parallel {
+        if self.backend.capabilities().parallel || state.wanted.touched().len() < 2 {
             return Ok(false);
         }
         let scope = state.wanted.touched().to_vec();
         let added = scope.len() as u64;
         let room = |entries| state.table.len().saturating_add(added) <= entries;
-        if added == 0 || !state.limits.entries.is_none_or(room) {
+        if !state.limits.entries.is_none_or(room) {
             return Ok(false);
         }
         let single = |range: &IovaRange| {
