@@ -1,4 +1,5 @@
-//! Commits of one region that is one entry, outside transactions: what vIOMMUs and virtio-mem map and unmap.
+//! Commits of one region that is one entry, outside transactions: what vIOMMUs and virtio-mem map and unmap. Arrays of
+//! pages that are one entry each are mapped in the same way.
 //!
 //! These commits are frequent and small, so their cost beside the kernel's call matters. They make no other system
 //! call and allocate no memory, except for a node of a tree now and then. The plan would always be the one call.
@@ -56,19 +57,24 @@ impl Engine {
 
     fn map_single(&self, state: &mut State, wanted: &Wanted) -> Result<()> {
         let entry = Entry::of(&wanted.region, wanted.generation);
+        self.map_entries(state, &[entry], &[entry.range])
+    }
+
+    /// Maps the entries of everything that a call outside a transaction has added, which are at `scope`: all or none.
+    fn map_entries(&self, state: &mut State, entries: &[Entry], scope: &[IovaRange]) -> Result<()> {
         let mut executor = self.executor(state, 1);
-        let answer = executor.map(&entry);
+        let failed = entries.iter().find_map(|entry| Some((entry, executor.map(entry).err()?)));
         let executed = executor.executed;
         self.record_executed(state, &executed);
-        let Err(errno) = answer else {
+        let Some((entry, errno)) = failed else {
             self.end_single(state);
             return Ok(());
         };
         // The kernel checks the limits as the preflight of a plan does. Reading them before each call would take longer
         // than the call.
-        let error = self.explained(state, not_mapped(&entry, errno), &[entry], 0, &executed);
-        let error = self.fail(state, &[entry.range], error);
-        state.forget_dirty(&[entry.range]);
+        let error = self.explained(state, not_mapped(entry, errno), entries, 0, &executed);
+        let error = self.fail(state, scope, error);
+        state.forget_dirty(scope);
         Err(error)
     }
 
@@ -92,18 +98,7 @@ impl Engine {
             single.then(|| Entry::of(&wanted.region, wanted.generation))
         };
         let Some(entries) = scope.iter().map(single).collect::<Option<Vec<_>>>() else { return Ok(false) };
-        let mut executor = self.executor(state, 1);
-        let failed = entries.iter().find_map(|entry| Some((entry, executor.map(entry).err()?)));
-        let executed = executor.executed;
-        self.record_executed(state, &executed);
-        let Some((entry, errno)) = failed else {
-            self.end_single(state);
-            return Ok(true);
-        };
-        let error = self.explained(state, not_mapped(entry, errno), &entries, 0, &executed);
-        let error = self.fail(state, &scope, error);
-        state.forget_dirty(&scope);
-        Err(error)
+        self.map_entries(state, &entries, &scope).map(|()| true)
     }
 
     fn unmap_single(&self, state: &mut State, region: &Region) -> Result<()> {
