@@ -2,16 +2,16 @@
 
 use crate::job::Mode;
 use crate::qemu::QemuSeries;
-use crate::spec::{ALL_MODES, PATCHED, ScenarioSpec};
+use crate::spec::{PATCHED, ScenarioSpec};
 
 const FAST: &[Mode] = &[Mode::Fast];
 
 /// Scenarios, by the names of their specs, and the modes. What does not depend on QEMU is shown on one series; that the
 /// library changes nothing where it is off, by the main scenario.
 const SCENARIOS: [(&str, &[Mode]); 9] = [
-    ("nvme-intel-debian", ALL_MODES),
+    ("nvme-intel-debian", PATCHED),
     ("nvme-intel-newest-iommufd", FAST),
-    ("viommu-intel-debian", PATCHED),
+    ("viommu-intel-debian", FAST),
     ("hotplug-intel-debian", FAST),
     ("errors-intel-debian", FAST),
     ("two-devices-intel-debian", FAST),
