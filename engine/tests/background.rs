@@ -39,8 +39,13 @@ struct Bench {
 }
 
 fn bench(config: SimConfig) -> Bench {
+    bench_with(config, 1, is_of_job)
+}
+
+/// An engine with so many threads, of which these map calls wait for the test.
+fn bench_with(config: SimConfig, threads: usize, waits: fn(&Mapping) -> bool) -> Bench {
     let sim = Sim::new(config);
-    let (hooks, began, go_on) = Waiting::new(is_of_job);
+    let (hooks, began, go_on) = Waiting::new(waits);
     let backend = Hooked { kernel: Box::new(sim.clone()), hooks };
     let logged = Arc::new(Mutex::new(Vec::new()));
     let log = {
@@ -54,7 +59,7 @@ fn bench(config: SimConfig) -> Bench {
             logged.lock().unwrap().push(text.to_owned());
         })
     };
-    let config = Config { threads: 1, log, ..Config::default() };
+    let config = Config { threads, log, ..Config::default() };
     let engine = Arc::new(Engine::new(Box::new(backend), config).unwrap());
     Bench { engine, sim, began, go_on, logged }
 }
@@ -167,6 +172,29 @@ fn a_commit_returns_before_the_job_has_mapped() {
         assert_eq!(engine.wait(None, None), Ok(true));
         assert!(is_readable(fd));
     }
+}
+
+#[test]
+fn the_job_leaves_a_cpu_until_somebody_waits() {
+    let cpus = std::thread::available_parallelism().unwrap().get() as u64;
+    let bench = bench_with(SimConfig::default(), 0, |_| true);
+    bench.commit(&[guest(0, LARGE)]);
+    let go_on = || {
+        bench.began.recv_timeout(Duration::from_secs(60)).expect("a map call");
+        bench.go_on.send(Then::Maps).unwrap();
+    };
+    let threads = || bench.engine.progress().threads;
+    bench.began.recv_timeout(Duration::from_secs(60)).expect("a map call");
+    assert_eq!(threads(), (cpus - 1).max(1));
+    assert_eq!(bench.engine.wait(None, Some(Duration::ZERO)), Ok(false));
+    bench.go_on.send(Then::Maps).unwrap();
+    // Each thread ends the call that it is at, and then the job plans anew.
+    let calls = (0..LARGE / ENTRY / 2).take_while(|_| threads() < cpus).map(|_| go_on()).count() as u64;
+    assert!(calls < LARGE / ENTRY / 2, "{} of {cpus} threads", threads());
+    let Bench { engine, sim, began, go_on, .. } = bench;
+    drop((began, go_on));
+    assert_eq!(engine.wait(None, None), Ok(true));
+    assert_table(&engine, &sim);
 }
 
 #[test]

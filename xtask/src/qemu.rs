@@ -4,12 +4,15 @@ use anyhow::Result;
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::packages;
 use vfio_fast_assets::qemu::{self, Kind};
+use vfio_fast_protocol::qemu::QemuSeries;
 
 /// Verbs of `qemu`.
 #[derive(clap::Subcommand, Clone, Debug)]
 pub enum Args {
     /// Unpack the source, apply the patches and leave a git tree to work in
     Apply {
+        #[command(flatten)]
+        series: OfSeries,
         /// Use the patches of the emulator that runs the test machines
         #[arg(long)]
         emulator: bool,
@@ -19,6 +22,8 @@ pub enum Args {
     },
     /// Build the binaries that are not in the cache, and print their paths (one binary: only its path)
     Build {
+        #[command(flatten)]
+        series: OfSeries,
         /// Binaries to build; all four by default
         #[arg(value_enum)]
         kinds: Vec<Kind>,
@@ -28,26 +33,37 @@ pub enum Args {
     },
     /// Write the commits of the tree back as the patch series
     Refresh {
+        #[command(flatten)]
+        series: OfSeries,
         /// Use the patches of the emulator that runs the test machines
         #[arg(long)]
         emulator: bool,
     },
 }
 
+/// The QEMU series that a verb works on.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct OfSeries {
+    /// The QEMU series: a folder of qemu-patches
+    #[arg(long = "series", value_parser = QemuSeries::named, default_value_t = QemuSeries::USUAL)]
+    of: QemuSeries,
+}
+
 pub fn run(args: &Args) -> Result<()> {
     let cache = Cache::open()?;
     packages::ensure(&cache)?;
     match args {
-        Args::Apply { emulator, force } => qemu::apply(&cache, patched(*emulator), *force),
-        Args::Refresh { emulator } => {
-            print!("{}", qemu::refresh(patched(*emulator))?);
+        Args::Apply { series, emulator, force } => qemu::apply(&cache, series.of, patched(*emulator), *force),
+        Args::Refresh { series, emulator } => {
+            print!("{}", qemu::refresh(series.of, patched(*emulator))?);
             Ok(())
         }
-        Args::Build { kinds, keep } => {
+        Args::Build { series, kinds, keep } => {
             let all = [Kind::Stock, Kind::Off, Kind::On, Kind::Emulator];
             let kinds = if kinds.is_empty() { &all } else { kinds.as_slice() };
             for kind in kinds {
-                let binary = qemu::build(&cache, *kind, *keep)?;
+                let of = if *kind == Kind::Emulator { QemuSeries::USUAL } else { series.of };
+                let binary = qemu::build(&cache, of, *kind, *keep)?;
                 // A script can use a path without the name.
                 if kinds.len() > 1 {
                     print!("{}: ", kind.name());

@@ -5,15 +5,17 @@ use anyhow::Result;
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::debian::{Debian, STABLE};
 use vfio_fast_assets::{kernel, packages, qemu};
+use vfio_fast_protocol::qemu::QemuSeries;
 
 /// Installs the packages, and downloads the sources of the test machines and QEMU.
 pub fn run() -> Result<()> {
     let cache = Cache::open()?;
     packages::ensure(&cache)?;
-    let debian = Debian::open(&cache, STABLE)?;
-    let source = qemu::fetch(&debian)?;
-    println!("QEMU {}: {}", source.version, source.dsc.display());
-    let kernel = debian.fetch_kernel()?;
+    for series in QemuSeries::ALL {
+        let source = qemu::fetch(&cache, series)?;
+        println!("QEMU {}: {}", source.version, source.dsc.display());
+    }
+    let kernel = Debian::open(&cache, STABLE)?.fetch_kernel()?;
     println!("{}: {}", kernel.package, kernel.path.display());
     let source = kernel::fetch(&cache)?;
     println!("{}: {}", source.package, source.path.display());

@@ -15,6 +15,7 @@ use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
 use vfio_fast_assets::progress::{elapsed, run_logged, step};
 use vfio_fast_assets::qemu::Kind;
 use vfio_fast_assets::{interrupt, kernel, library, packages, paths, qemu};
+use vfio_fast_protocol::qemu::QemuSeries;
 
 /// Arguments of `test`.
 #[derive(clap::Args, Clone, Debug)]
@@ -65,9 +66,13 @@ const CHECKS: &[Check] = &[
     slow("ThreadSanitizer", tsan::check_once),
     slow("patch series applies", |_| qemu::check_series()),
     slow("QEMU builds stock, off and on", |_| {
-        [Kind::Stock, Kind::Off, Kind::On].into_iter().try_for_each(|kind| qemu::built(kind).map(drop))
+        let kinds = [Kind::Stock, Kind::Off, Kind::On];
+        let all = QemuSeries::ALL.into_iter().flat_map(|series| kinds.map(|kind| (series, kind)));
+        all.into_iter().try_for_each(|(series, kind)| qemu::built(series, kind).map(drop))
     }),
-    slow("every patch builds off and on", |_| qemu::check_each_patch()),
+    slow("every patch builds off and on", |_| {
+        QemuSeries::ALL.into_iter().try_for_each(qemu::check_each_patch)
+    }),
     slow("newest kernel builds", |_| kernel::built().map(drop)),
     slow("commands of the documents", documents::check_once),
     slow("e2e", |_| e2e()),

@@ -47,6 +47,11 @@ impl ThreadLimit {
         }
     }
 
+    /// The number for work that nobody waits for: one CPU that the process may use is left to its other threads.
+    pub fn beside_others(&self) -> usize {
+        self.threads.min(Self::new(0, None).threads.saturating_sub(1).max(1))
+    }
+
     /// Whether CPUs stay idle.
     pub const fn is_short(&self) -> bool {
         self.threads < self.online
@@ -110,6 +115,15 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn work_that_nobody_waits_for_leaves_a_cpu() {
+        let all = ThreadLimit::new(0, None);
+        let fewer = all.threads.saturating_sub(1).max(1);
+        assert_eq!(all.beside_others(), fewer);
+        let configured = |threads| ThreadLimit::new(threads, None).beside_others();
+        assert_eq!((configured(1), configured(all.threads + 7)), (1, fewer));
     }
 
     #[test]

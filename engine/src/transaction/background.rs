@@ -25,7 +25,7 @@ impl Engine {
 
     /// Waits until nothing in `range`, or with `None` anywhere, is left to the job, or until the job has failed, which is
     /// this call's error. Returns `false` if that takes longer than `timeout`. If it returns `true` for everything, the
-    /// job's thread has ended.
+    /// job's thread has ended. If something is left, the job uses all its threads from then on, whatever `timeout` is.
     pub fn wait(&self, range: Option<IovaRange>, timeout: Option<Duration>) -> Result<bool> {
         self.log.deliver();
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -51,6 +51,7 @@ impl Engine {
             if state.owner == Some(thread::current().id()) {
                 return Err(Error::check(Errno::EBUSY, ErrorKind::Transaction { open: true }));
             }
+            self.hurry_job(&mut state);
             let time = match deadline {
                 None => None,
                 Some(deadline) => match deadline.checked_duration_since(Instant::now()) {

@@ -19,6 +19,7 @@ use crate::execute::cut_all;
 use crate::log::{Level, Log};
 use crate::populate::{self, Control, PopulateOptions};
 use crate::reconcile::backlog::Backlog;
+use crate::reconcile::plan::Plan;
 use crate::sync::thread::JoinHandle;
 use crate::sys::eventfd::EventFd;
 use crate::sys::thread;
@@ -73,6 +74,10 @@ pub(super) struct Job {
     number: u64,
     /// What it has mapped, less what was unmapped since.
     pub mapped: Backlog,
+    /// Whether a call has waited for it.
+    awaited: bool,
+    /// Whether it works with fewer threads than a commit would.
+    leaves_cpu: bool,
 }
 
 /// The part of a job that any thread reads at any time.
@@ -270,7 +275,7 @@ impl Engine {
         if room.is_none_or(|room| smaller.len() as u64 <= room) {
             plan.maps = smaller;
         }
-        let threads = self.threads_for(&plan);
+        let threads = self.threads_of_job(state, &plan);
         self.job.threads.store(threads as u64, Ordering::Relaxed);
         let options = PopulateOptions {
             threads,
@@ -285,6 +290,22 @@ impl Engine {
         state.settle(&scope, &[]);
         state.forget_dirty(&scope);
         Ok(())
+    }
+
+    fn threads_of_job(&self, state: &mut State, plan: &Plan) -> usize {
+        let all = self.threads_for(plan);
+        let fewer = if all > 1 { self.thread_limit().beside_others() } else { all };
+        state.job.leaves_cpu = fewer < all && !state.job.awaited;
+        if state.job.leaves_cpu { fewer } else { all }
+    }
+
+    /// Lets the job use as many threads as a commit does, because a call needs what is left to it.
+    pub(super) fn hurry_job(&self, state: &mut State) {
+        state.job.awaited = true;
+        if std::mem::take(&mut state.job.leaves_cpu) {
+            // It plans anew, with more threads.
+            self.job.control.pause();
+        }
     }
 
     pub(super) fn end_job(&self, state: &mut State, phase: Phase, error: Option<Error>) {

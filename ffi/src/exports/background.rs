@@ -15,9 +15,10 @@ use crate::sized::Output;
 /// Like vfio_fast_commit(), but leaves what is to be mapped to a job in the background.
 ///
 /// When it returns 0, the limits were checked, what is no longer wanted is unmapped, and what was mapped before and is
-/// still wanted is mapped. The rest is left to the job: a thread of the library faults it in and maps it, with as many
-/// threads as a commit has. No device can access a region before the job has mapped it; vfio_fast_wait() and
-/// vfio_fast_completion_fd() say when. The memory must stay in place as for any other region.
+/// still wanted is mapped. The rest is left to the job: a thread of the library faults it in and maps it. The job uses
+/// as many threads as a commit, except that it leaves one CPU to the program until vfio_fast_wait() is called. No device
+/// can access a region before the job has mapped it; vfio_fast_wait() and vfio_fast_completion_fd() say when. The memory
+/// must stay in place as for any other region.
 ///
 /// An example: a program that starts while its memory is mapped.
 ///
@@ -72,6 +73,9 @@ pub unsafe extern "C" fn vfio_fast_commit_background(
 }
 
 /// Waits until the job in the background has mapped a range, or everything.
+///
+/// If something is left, the job uses as many threads as a commit from then on, also if the timeout is 0. A program that
+/// only shows how far the job is calls vfio_fast_get_progress().
 ///
 /// - vf: the handle
 /// - iova, length: the range; it need not be aligned. If length is 0, everything.

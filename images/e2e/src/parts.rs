@@ -12,6 +12,7 @@ use vfio_fast_assets::qemu::{self, Kind};
 use vfio_fast_assets::{apparmor, kernel, library, packages, progress};
 use vfio_fast_protocol::host::Kernel;
 use vfio_fast_protocol::job::Mode;
+use vfio_fast_protocol::qemu::QemuSeries;
 use vfio_fast_protocol::spec::{Program, ScenarioSpec};
 
 /// The parts of the test machines.
@@ -30,7 +31,7 @@ pub struct Parts {
     /// The library that patched QEMU loads.
     library: PathBuf,
     /// The QEMUs under test that the scenarios need.
-    under_test: Vec<(Kind, PathBuf)>,
+    under_test: Vec<(QemuSeries, Kind, PathBuf)>,
     /// The conformance tests, if a scenario needs them.
     pub conformance: Option<PathBuf>,
     /// The measuring program, if a scenario needs one.
@@ -46,7 +47,7 @@ impl Parts {
         packages::ensure(cache)?;
         // Before the threads start, so that the index is fetched only once.
         let debian = Debian::open(cache, STABLE)?;
-        let kinds = kinds(specs);
+        let needed = under_test(specs);
         let needs_newest = specs.iter().any(|spec| spec.host.kernel == Kernel::Newest);
         let (mut emulator, mut under_test, mut newest, mut rest) = (None, Vec::new(), None, None);
         let first_error = Mutex::new(None);
@@ -61,9 +62,9 @@ impl Parts {
             }
             scope.spawn(|| {
                 keep((|| {
-                    emulator = Some(qemu::built(Kind::Emulator)?);
-                    for &kind in &kinds {
-                        under_test.push((kind, qemu::built(kind)?));
+                    emulator = Some(qemu::built(QemuSeries::USUAL, Kind::Emulator)?);
+                    for &(series, kind) in &needed {
+                        under_test.push((series, kind, qemu::built(series, kind)?));
                     }
                     Ok(())
                 })());
@@ -90,10 +91,11 @@ impl Parts {
     }
 
     /// The QEMU under test, if any, and the libraries it needs.
-    pub fn qemu_of(&self, program: &Program, mode: Mode) -> Result<(Option<&Path>, Vec<PathBuf>)> {
-        let Some(kind) = kind_of(program, mode) else { return Ok((None, Vec::new())) };
-        let built = self.under_test.iter().find(|(built, _)| *built == kind);
-        let (_, qemu) = built.with_context(|| format!("QEMU ({}) was not built", kind.name()))?;
+    pub fn qemu_of(&self, spec: &ScenarioSpec, mode: Mode) -> Result<(Option<&Path>, Vec<PathBuf>)> {
+        let Some(kind) = kind_of(&spec.program, mode) else { return Ok((None, Vec::new())) };
+        let built = self.under_test.iter().find(|(series, built, _)| (*series, *built) == (spec.qemu, kind));
+        let (.., qemu) =
+            built.with_context(|| format!("QEMU {} ({}) was not built", spec.qemu, kind.name()))?;
         let library = (kind == Kind::On).then(|| self.library.clone());
         Ok((Some(qemu), [self.witness.clone()].into_iter().chain(library).collect()))
     }
@@ -152,10 +154,13 @@ impl Rest {
 }
 
 /// The QEMUs under test of these scenarios, without duplicates, in the order that shares the most objects.
-fn kinds(specs: &[ScenarioSpec]) -> Vec<Kind> {
-    let runs = specs.iter().flat_map(|spec| spec.modes.iter().map(|mode| (&spec.program, *mode)));
-    let needed: Vec<Kind> = runs.filter_map(|(program, mode)| kind_of(program, mode)).collect();
-    [Kind::Stock, Kind::Off, Kind::On].into_iter().filter(|kind| needed.contains(kind)).collect()
+fn under_test(specs: &[ScenarioSpec]) -> Vec<(QemuSeries, Kind)> {
+    let runs = specs.iter().flat_map(|spec| spec.modes.iter().map(move |mode| (spec, *mode)));
+    let needed: Vec<_> =
+        runs.filter_map(|(spec, mode)| Some((spec.qemu, kind_of(&spec.program, mode)?))).collect();
+    let kinds = [Kind::Stock, Kind::Off, Kind::On];
+    let all = QemuSeries::ALL.into_iter().flat_map(|series| kinds.map(|kind| (series, kind)));
+    all.filter(|qemu| needed.contains(qemu)).collect()
 }
 
 /// The QEMU under test of one run.
@@ -177,11 +182,15 @@ mod tests {
     fn only_what_is_run_is_built() {
         let of = |names: &[&str]| {
             let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-            kinds(&scenario::chosen(&names).unwrap())
+            under_test(&scenario::chosen(&names).unwrap())
         };
-        assert_eq!(kinds(&[scenario::main()]), [Kind::On]);
-        assert_eq!(of(&["nvme-intel-debian"]), [Kind::Stock, Kind::On]);
+        let usual = |kind| (QemuSeries::USUAL, kind);
+        let newer = |kind| (QemuSeries::V10_2, kind);
+        assert_eq!(under_test(&[scenario::main()]), [usual(Kind::On)]);
+        assert_eq!(of(&["nvme-intel-debian"]), [usual(Kind::Stock), usual(Kind::On)]);
+        assert_eq!(of(&["nvme-intel-newest-iommufd-qemu10.2"]), [newer(Kind::On)]);
         assert_eq!(of(&["conformance"]), []);
-        assert_eq!(of(&[]), [Kind::Stock, Kind::Off, Kind::On]);
+        let kinds = [Kind::Stock, Kind::Off, Kind::On].map(usual);
+        assert_eq!(of(&[]), [&kinds[..], &[newer(Kind::Stock), newer(Kind::On)]].concat());
     }
 }

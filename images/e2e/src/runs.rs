@@ -166,7 +166,7 @@ impl Runs<'_> {
         };
         let mut programs: Vec<PathBuf> = program.into_iter().collect();
         programs.extend(plan.profiles.iter().flat_map(|_| parts.profiles.clone()));
-        let (qemu, libraries) = parts.qemu_of(&plan.program, mode)?;
+        let (qemu, libraries) = parts.qemu_of(plan, mode)?;
         let payload = Payload {
             agent: &parts.agent,
             ovmf: plan.firmware == Firmware::Ovmf,

@@ -118,7 +118,8 @@ mod tests {
             chosen(&[name.to_owned()]).unwrap().iter().map(ScenarioSpec::name).collect()
         };
         assert_eq!(names("p2p-range"), ["p2p-range-intel-debian"]);
-        assert_eq!(names("errors"), ["errors-intel-debian", "errors-intel-newest-iommufd"]);
+        let errors = ["errors-intel-debian", "errors-intel-newest-iommufd", "errors-intel-debian-qemu10.2"];
+        assert_eq!(names("errors"), errors);
         assert_eq!(names("conformance").len(), Host::ALL.len());
         assert_eq!(names("nvme-amd-newest"), ["nvme-amd-newest"]);
         assert_eq!(names("nvme")[0], "nvme-intel-debian");

@@ -13,6 +13,8 @@ pub mod job;
 pub mod l2_job;
 pub mod machine;
 pub mod memory;
+mod newer_qemu;
+pub mod qemu;
 pub mod ranges;
 pub mod record;
 pub mod scenarios;

@@ -163,6 +163,8 @@ pub struct Start {
     pub greeting_ns: u64,
     /// Nanoseconds from QEMU's start until as many bytes had been mapped as the guest has RAM; 0 without a device.
     pub mapped_ns: u64,
+    /// Nanoseconds from QEMU's start until the device could access memory: its bus mastering was on. 0 without a device.
+    pub device_ns: u64,
     /// When the firmware had written its first byte: the guest executes.
     pub first_instruction: Moment,
     /// When L2's kernel had written its first byte: the firmware has changed the memory map for the last time.

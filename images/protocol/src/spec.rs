@@ -6,6 +6,7 @@ use crate::host::{Host, Iommu};
 use crate::job::{Container, Firmware, Mode, Ram};
 use crate::machine::Machine;
 use crate::memory::MemoryKind;
+use crate::qemu::QemuSeries;
 
 pub const ALL_MODES: &[Mode] = &[Mode::Reference, Mode::Stock, Mode::Fast];
 pub const EVERY_MODE: &[Mode] = &[Mode::Reference, Mode::NotBuilt, Mode::Stock, Mode::Fast];
@@ -18,6 +19,8 @@ pub struct ScenarioSpec {
     pub scenario: &'static str,
     pub host: Host,
     pub container: Container,
+    /// The QEMU under test.
+    pub qemu: QemuSeries,
     /// What it shows, for `--list`.
     pub what: &'static str,
     /// The modes it is run in, one boot of L1 each.
@@ -140,6 +143,7 @@ impl ScenarioSpec {
             scenario,
             host: Host::INTEL_DEBIAN,
             container: Container::Type1,
+            qemu: QemuSeries::USUAL,
             what,
             modes: PATCHED,
             label: Label::Mode,
@@ -189,9 +193,14 @@ impl ScenarioSpec {
 
     /// Its name on the command line.
     pub fn name(&self) -> String {
-        match self.container {
-            Container::Type1 => format!("{}-{}", self.scenario, self.host),
-            Container::Iommufd => format!("{}-{}-iommufd", self.scenario, self.host),
+        let container = match self.container {
+            Container::Type1 => "",
+            Container::Iommufd => "-iommufd",
+        };
+        let name = format!("{}-{}{container}", self.scenario, self.host);
+        match self.qemu {
+            QemuSeries::USUAL => name,
+            newer => format!("{name}-qemu{newer}"),
         }
     }
 

@@ -17,11 +17,6 @@ pub enum Width {
     Mirror,
 }
 
-/// Where the firmware puts BAR 0, for the mirror.
-pub const BAR: u64 = 0xfe00_0000;
-/// Bytes of that BAR.
-pub const BAR_SIZE: u64 = 1 << 20;
-
 /// The firmware's size, which is the least that QEMU takes.
 const SIZE: usize = 64 << 10;
 /// Where the program is: the last 64 KiB below 1 MiB have the whole of it.

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail, ensure};
+use vfio_fast_protocol::qemu::QemuSeries;
 
 use super::series::Series;
-use super::{Kind, SERIES, fetch, target, tree};
+use super::{Kind, fetch, target, tree};
 use crate::cache::{Cache, Input, remove_dir};
 use crate::debian::{self, Debian, STABLE, Source};
 use crate::progress::{output, run_logged, step};
@@ -49,16 +50,16 @@ const FORGET_PATH: &[&str] = &["chrpath", "--delete"];
 const OPTION: &str = "vfio_fast";
 
 /// The binary of a kind, from the cache or built now.
-pub fn binary(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
+pub fn binary(cache: &Cache, of: QemuSeries, kind: Kind, keep: bool) -> Result<PathBuf> {
     packages::ensure(cache)?;
-    let bench = Bench::open(cache, kind)?;
+    let bench = Bench::open(cache, of, kind)?;
     let patches = bench.series.patches.len();
     let recipe = bench.recipe(kind, patches)?;
     let inputs: Vec<Input> = recipe.iter().map(|text| Input::Text(text)).collect();
-    let entry = cache.entry(&format!("qemu-{SERIES}-{}", kind.name()), &inputs)?;
+    let entry = cache.entry(&format!("qemu-{of}-{}", kind.name()), &inputs)?;
     let dir = entry.get_or_build(|dir| {
         let _lock = cache.lock("qemu-build")?;
-        step(&format!("Build QEMU ({})", kind.name()), &entry.log(), |log| {
+        step(&format!("Build QEMU {of} ({})", kind.name()), &entry.log(), |log| {
             let commits = bench.commits(log)?;
             let commit = if kind == Kind::Stock { &commits[0] } else { &commits[commits.len() - 1] };
             let objects = Objects::new(&bench, kind)?;
@@ -84,22 +85,23 @@ pub fn binary(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
 /// Checks that every patch applies exactly.
 pub fn check_series(cache: &Cache) -> Result<()> {
     packages::ensure(cache)?;
-    for (kind, what) in
-        [(Kind::On, "Apply the patch series"), (Kind::Emulator, "Apply the emulator's patches")]
-    {
-        let bench = Bench::open(cache, kind)?;
+    let apply = |of, kind, what: &str| {
+        let bench = Bench::open(cache, of, kind)?;
         let _lock = cache.lock("qemu-build")?;
-        step(what, &super::log("series"), |log| bench.commits(log))?;
+        step(what, &super::log("series"), |log| bench.commits(log)).map(drop)
+    };
+    for of in QemuSeries::ALL {
+        apply(of, Kind::On, &format!("Apply the patches of {of}"))?;
     }
-    Ok(())
+    apply(QemuSeries::USUAL, Kind::Emulator, "Apply the emulator's patches")
 }
 
 /// Checks that the tree builds after each patch with the feature off and, if the option exists at that patch, on.
 ///
 /// Results are cached: after an edit of the last patch, only one tree is built.
-pub fn check_each_patch(cache: &Cache) -> Result<()> {
+pub fn check_each_patch(cache: &Cache, of: QemuSeries) -> Result<()> {
     packages::ensure(cache)?;
-    let bench = Bench::open(cache, Kind::On)?;
+    let bench = Bench::open(cache, of, Kind::On)?;
     let _lock = cache.lock("qemu-build")?;
     let commits = bench.commits(&super::log("series"))?;
     let mut known = 0;
@@ -111,12 +113,12 @@ pub fn check_each_patch(cache: &Cache) -> Result<()> {
             }
             let recipe = bench.recipe(kind, n)?;
             let inputs: Vec<Input> = recipe.iter().map(|text| Input::Text(text)).collect();
-            let entry = cache.entry(&format!("qemu-{SERIES}-after-{n:02}-{}", kind.name()), &inputs)?;
+            let entry = cache.entry(&format!("qemu-{of}-after-{n:02}-{}", kind.name()), &inputs)?;
             if entry.is_ready() {
                 known += 1;
                 continue;
             }
-            let what = format!("Build QEMU after patch {n} of {} ({})", commits.len() - 1, kind.name());
+            let what = format!("Build QEMU {of} after patch {n} of {} ({})", commits.len() - 1, kind.name());
             entry.get_or_build(|dir| {
                 step(&what, &entry.log(), |log| {
                     let objects = match &mut objects {
@@ -143,18 +145,21 @@ struct Bench {
     source: Source,
     series: Series,
     meson: Vec<PathBuf>,
+    /// The folder of the tree and of the objects beside it.
+    dir: PathBuf,
     tree: PathBuf,
 }
 
 impl Bench {
-    fn open(cache: &Cache, kind: Kind) -> Result<Bench> {
-        let debian = Debian::open(cache, STABLE)?;
+    fn open(cache: &Cache, of: QemuSeries, kind: Kind) -> Result<Bench> {
+        let dir = target().join("build").join(of.name());
         Ok(Bench {
             cache: cache.clone(),
-            source: fetch(&debian)?,
-            series: Series::open(&kind.patches())?,
-            meson: debian.fetch_debs(&["meson"])?,
-            tree: target().join("build/tree"),
+            source: fetch(cache, of)?,
+            series: Series::open(&kind.patches(of))?,
+            meson: Debian::open(cache, STABLE)?.fetch_debs(&["meson"])?,
+            tree: dir.join("tree"),
+            dir,
         })
     }
 
@@ -208,7 +213,7 @@ struct Objects<'a> {
 
 impl<'a> Objects<'a> {
     fn new(bench: &'a Bench, kind: Kind) -> Result<Objects<'a>> {
-        let dir = target().join("build").join(kind.name());
+        let dir = bench.dir.join(kind.name());
         remove_dir(&dir)?;
         fs::create_dir_all(&dir)?;
         Ok(Objects { bench, kind, dir })

@@ -1,7 +1,7 @@
 //! QEMU with and without the patches.
 //!
-//! The base is Debian's source of one QEMU series. The cache keeps four binaries: three to be tested, and the
-//! emulator that the test machines run on.
+//! The base is Debian's source of a QEMU series. The cache keeps three binaries to be tested of each, and the emulator
+//! that the test machines run on.
 
 mod build;
 mod series;
@@ -13,13 +13,12 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::cache::Cache;
-use crate::debian::{Debian, STABLE, Source};
+use vfio_fast_protocol::qemu::QemuSeries;
+
+use crate::debian::{Debian, STABLE, Source, UNSTABLE};
 use crate::paths;
 
 use series::Series;
-
-/// The QEMU series that the patches are for; Debian trixie has it.
-const SERIES: &str = "10.0";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
@@ -45,59 +44,63 @@ impl Kind {
     }
 
     /// The folder with the patches: those of the emulator, or those for users of the library.
-    fn patches(self) -> PathBuf {
+    fn patches(self, of: QemuSeries) -> PathBuf {
         match self {
             Kind::Emulator => paths::root().join("images/emulator"),
-            Kind::Stock | Kind::Off | Kind::On => paths::root().join("qemu-patches").join(SERIES),
+            Kind::Stock | Kind::Off | Kind::On => paths::root().join("qemu-patches").join(of.name()),
         }
     }
 
     /// The git tree in which a developer edits the patches.
-    fn work_tree(self) -> PathBuf {
+    fn work_tree(self, of: QemuSeries) -> PathBuf {
         match self {
             Kind::Emulator => target().join("emulator"),
-            Kind::Stock | Kind::Off | Kind::On => target().join(SERIES),
+            Kind::Stock | Kind::Off | Kind::On => target().join(of.name()),
         }
     }
 }
 
 /// Unpacks the source, applies the patches of this kind and leaves a git tree to work in. `force` discards commits
 /// and changes in the tree that are not in the series.
-pub fn apply(cache: &Cache, kind: Kind, force: bool) -> Result<()> {
-    let source = fetch(&Debian::open(cache, STABLE)?)?;
-    tree::apply(&source, &Series::open(&kind.patches())?, &kind.work_tree(), force)
+pub fn apply(cache: &Cache, of: QemuSeries, kind: Kind, force: bool) -> Result<()> {
+    let source = fetch(cache, of)?;
+    tree::apply(&source, &Series::open(&kind.patches(of))?, &kind.work_tree(of), force)
 }
 
 /// Writes the commits of the tree back as the patches of this kind. Returns the files.
-pub fn refresh(kind: Kind) -> Result<String> {
-    tree::refresh(&Series::open(&kind.patches())?, &kind.work_tree())
+pub fn refresh(of: QemuSeries, kind: Kind) -> Result<String> {
+    tree::refresh(&Series::open(&kind.patches(of))?, &kind.work_tree(of))
 }
 
 /// The binary of this kind, from the cache or built now. With `keep`, the object tree of a new build is not removed.
-pub fn build(cache: &Cache, kind: Kind, keep: bool) -> Result<PathBuf> {
-    build::binary(cache, kind, keep)
+pub fn build(cache: &Cache, of: QemuSeries, kind: Kind, keep: bool) -> Result<PathBuf> {
+    build::binary(cache, of, kind, keep)
 }
 
 /// The binary of this kind, from the cache or built now.
-pub fn built(kind: Kind) -> Result<PathBuf> {
-    build::binary(&Cache::open()?, kind, false)
+pub fn built(of: QemuSeries, kind: Kind) -> Result<PathBuf> {
+    build::binary(&Cache::open()?, of, kind, false)
 }
 
 /// Downloads Debian's source of the series.
-pub fn fetch(debian: &Debian) -> Result<Source> {
-    debian.fetch_source("qemu", SERIES)
+pub fn fetch(cache: &Cache, of: QemuSeries) -> Result<Source> {
+    let suite = match of {
+        QemuSeries::V10_0 => STABLE,
+        QemuSeries::V10_2 => UNSTABLE,
+    };
+    Debian::open(cache, suite)?.fetch_source("qemu", of.name())
 }
 
-/// Checks that every patch of both series applies exactly.
+/// Checks that every patch of each series, and of the emulator, applies exactly.
 pub fn check_series() -> Result<()> {
     let cache = Cache::open()?;
     build::check_series(&cache)
 }
 
 /// Builds each commit of the series with the feature off and on.
-pub fn check_each_patch() -> Result<()> {
+pub fn check_each_patch(of: QemuSeries) -> Result<()> {
     let cache = Cache::open()?;
-    build::check_each_patch(&cache)
+    build::check_each_patch(&cache, of)
 }
 
 fn target() -> PathBuf {

@@ -149,6 +149,7 @@ mod tests {
                         memory,
                         greeting_ns: 19,
                         mapped_ns: 18,
+                        device_ns: 18,
                         first_instruction: first,
                         kernel,
                         held_bytes: GIB,

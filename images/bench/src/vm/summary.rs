@@ -212,6 +212,7 @@ mod tests {
                         memory,
                         greeting_ns: 1,
                         mapped_ns: 1,
+                        device_ns: 1,
                         first_instruction: first,
                         kernel,
                         held_bytes,

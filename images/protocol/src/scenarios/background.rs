@@ -23,6 +23,7 @@ checks! {
     FailureStopsGuest,
     NeverStarted,
     MappingsOfPaused,
+    UnpluggedWhileFilling,
     Data,
     MappedAtBusMaster,
     MappingsAfterBoot,

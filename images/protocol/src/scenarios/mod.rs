@@ -1,6 +1,7 @@
 //! One scenario a file: the hosts it runs on, its devices and limits, and the names of its checks.
 //! The file of the same name in the agent has the story. `build.rs` lists the files.
 
+use crate::newer_qemu;
 use crate::spec::ScenarioSpec;
 
 /// A file of this folder.
@@ -13,7 +14,9 @@ include!(concat!(env!("OUT_DIR"), "/scenarios.rs"));
 
 /// Every run of `cargo xtask e2e`, without its modes.
 pub fn all() -> Vec<ScenarioSpec> {
-    FILES.iter().flat_map(|file| (file.specs)()).collect()
+    let mut specs: Vec<ScenarioSpec> = FILES.iter().flat_map(|file| (file.specs)()).collect();
+    specs.extend(newer_qemu::specs(&specs));
+    specs
 }
 
 /// The names of all scenarios.

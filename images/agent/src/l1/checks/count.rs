@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use vfio_fast_protocol::checks::CheckName;
 use vfio_fast_protocol::job::Container;
@@ -128,14 +128,18 @@ pub fn stats_agree_of(
     Ok(())
 }
 
-/// What the library of the device `dut` counted.
+/// What the library of the device `dut` counted, by the library's names.
 pub fn library_stats(vm: &mut Vm) -> Result<Value> {
     library_stats_of(vm, "dut")
 }
 
 fn library_stats_of(vm: &mut Vm, id: &str) -> Result<Value> {
-    let path = format!("/machine/peripheral/{id}");
-    vm.qmp.run("qom-get", json!({ "path": path, "property": "x-dma-mapper-stats" }))
+    let all = vm.qmp.run("x-query-vfio-dma", json!({}))?;
+    let mut devices = all.as_array().into_iter().flatten();
+    let device = devices.find(|device| device["device-id"] == id);
+    let stats = device.and_then(|device| device["stats"].as_object());
+    let stats = stats.with_context(|| format!("no statistics of {id}: {all}"))?;
+    Ok(stats.iter().map(|(name, value)| (name.replace('-', "_"), value.clone())).collect())
 }
 
 fn report_equal(lab: &Lab, check: impl CheckName, other: &str, pairs: &[(&str, u64, u64)]) {

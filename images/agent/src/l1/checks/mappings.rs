@@ -28,6 +28,12 @@ pub fn mappings(lab: &Lab, vm: &mut Vm, check: impl CheckName) -> Result<Mapping
     mappings_of(lab, vm, check, 1, Ok)
 }
 
+/// The same for a device in the background, which is alone in its container: its BARs are not mapped.
+pub fn mappings_without_bars(lab: &Lab, vm: &mut Vm, check: impl CheckName) -> Result<()> {
+    let bars = proc::device_memory(vm.pid)?;
+    mappings_of(lab, vm, check, 1, |memory| Ok(without(&bars, memory))).map(drop)
+}
+
 /// The same with that many containers, each of which has to have all of it. Where KVM has more memory than a device may
 /// reach, `there` reduces it to what it may.
 pub fn mappings_of(

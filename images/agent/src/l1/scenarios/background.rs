@@ -3,7 +3,7 @@
 //! Each call of the library that faults memory in takes half a second longer than it would, so that the guest comes first. Most
 //! guests here are a firmware of a few instructions, which turns it on at once; one is a Linux that moves data.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -20,12 +20,16 @@ use crate::l1::command_line::CommandLine;
 use crate::l1::faults::{self, Fault};
 use crate::l1::lab::Lab;
 use crate::l1::qemu_trace;
+use crate::l1::requests;
+use crate::l1::scenarios::hotplug;
 use crate::l1::vm::Vm;
 use crate::wait::{Seen, wait_for};
 
 const MIB: u64 = 1 << 20;
 /// RAM that is mapped by itself, and in the background.
 const RAM: RangeInclusive<u64> = 16 * MIB..=u64::MAX;
+/// Where firmware puts BARs below 4 GiB: the guests have no RAM there.
+const BARS: Range<u64> = 0xc000_0000..0xfec0_0000;
 const ALWAYS: u64 = u64::MAX;
 /// Far longer than it takes.
 const SOON: Duration = Duration::from_secs(120);
@@ -47,6 +51,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     kill(lab)?;
     fail(lab)?;
     never_started(lab)?;
+    unplug(lab)?;
     linux(lab)
 }
 
@@ -59,7 +64,7 @@ fn line_with<'a>(lab: &'a Lab, device: usize, properties: &str) -> CommandLine<'
     let properties = format!("id=dut,addr=0x{SLOT},x-dma-mapper-background=on{properties}");
     CommandLine::new(lab)
         .trace(&["vfio_dma_gate_*", "vfio_dma_mapper_filled", "vfio_dma_mapper_wait"])
-        .q35("", "")
+        .q35("", ",slots=1,maxmem=8G")
         .args(["-smp", "2"])
         .device_with(device, &properties, lab.job.mode)
 }
@@ -110,14 +115,17 @@ fn progress(vm: &mut Vm) -> Result<String> {
 
 /// What the machine monitor says of the device while the guest waits for `ram` bytes, if that is wrong.
 fn wrong_query(vm: &mut Vm, ram: u64) -> Result<Option<String>> {
-    let all = vm.qmp.run("x-query-vfio-dma", json!({}))?;
+    // The job uses all threads when it has done what it was at when the guest began to wait.
+    let all = wait_for("a job with all threads", SOON, || {
+        let all = vm.qmp.run("x-query-vfio-dma", json!({}))?;
+        Ok(Seen::of((all[0]["threads"] == 2).then(|| all.clone()), || all.to_string()))
+    })?;
     let device = &all[0];
     let bytes = |name: &str| device[name].as_u64().unwrap_or(u64::MAX);
     let right = device["device-id"] == "dut"
         && (device["complete"] == false && device["waiting"] == true && device["failed"] == false)
         && (ram - 2 * MIB..ram + 64 * MIB).contains(&bytes("wanted"))
-        && bytes("mapped") < bytes("wanted")
-        && bytes("threads") == 2;
+        && bytes("mapped") < bytes("wanted");
     Ok((!right || !all[1].is_null()).then(|| format!("the query returns {all}")))
 }
 
@@ -137,7 +145,7 @@ fn mapped(vm: &mut Vm) -> Result<Value> {
 }
 
 /// The number of the call that first turned on the device's bus mastering.
-fn first_start(calls: &[Call]) -> Option<usize> {
+pub(super) fn first_start(calls: &[Call]) -> Option<usize> {
     calls.iter().position(exit_calls::starts)
 }
 
@@ -157,10 +165,9 @@ pub(super) fn missing(calls: &[Call]) -> Result<Vec<String>> {
     let held = held.into_values().next().unwrap_or_default();
     let guest = witness::guest_memory(calls);
     let mut problems = mappings::wrong_memory(&guest, &held);
-    // By address iommufd maps no BAR; nobody needs these.
+    // No other device accesses these.
     let bar = |reach: &Reach| {
-        let of_firmware = (bus_master::BAR..bus_master::BAR + bus_master::BAR_SIZE).contains(&reach.start);
-        of_firmware || reach.start >= 1 << 32 && reach.last - reach.start < 16 * MIB
+        BARS.contains(&reach.start) || reach.start >= 1 << 32 && reach.last - reach.start < 16 * MIB
     };
     let wanted = pages(&guest).into_iter().filter(|reach| !bar(reach)).collect();
     let held = pages(&held).into_iter().filter(|reach| !bar(reach)).collect();
@@ -234,11 +241,11 @@ fn linux(lab: &Lab) -> Result<()> {
     lab.report.expect(Check::Data, read > 0, &format!("{read} bytes read and right"));
     let problems = missing_at_start(&vm.witnessed()?)?;
     lab.report.check(Check::MappedAtBusMaster, &problems, "all is mapped when the device is started");
-    mappings::mappings(lab, &mut vm, Check::MappingsAfterBoot)?;
+    mappings::mappings_without_bars(lab, &mut vm, Check::MappingsAfterBoot)?;
     mappings::no_threads(lab, &vm, Check::NoThreadsAfterBoot)?;
     vm.qmp.run("system_reset", json!({}))?;
     vm.wait_ready(|_| ())?;
-    mappings::mappings(lab, &mut vm, Check::MappingsAfterReset)?;
+    mappings::mappings_without_bars(lab, &mut vm, Check::MappingsAfterReset)?;
     vm.quit().map(drop)
 }
 
@@ -292,11 +299,16 @@ fn stop(lab: &Lab) -> Result<()> {
     lab.report.step("cont after stop while it waits");
     let mut vm = waiting(lab, small(lab, Width::Word)?)?;
     vm.qmp.run("stop", json!({}))?;
-    // From here on the rest takes a second or more. This waits for it, and starts the guest only then.
-    faults::disarm()?;
     vm.qmp.run("cont", json!({}))?;
+    // It waits again, and the monitor does not.
+    let state = status(&mut vm)?;
+    let started = first_start(&vm.witnessed()?).is_some();
+    faults::disarm()?;
     vm.wait_first_output()?;
-    let problems = missing_at_start(&vm.witnessed()?)?;
+    let mut problems = missing_at_start(&vm.witnessed()?)?;
+    if state != WAITING || started {
+        problems.push(format!("it is {state} after cont, started before: {started}"));
+    }
     lab.report.check(Check::ContAfterStop, &problems, "all is mapped when the device is started");
     vm.quit().map(drop)
 }
@@ -350,12 +362,39 @@ fn fail(lab: &Lab) -> Result<()> {
     vm.quit().map(drop)
 }
 
+/// Memory that the job has not come to when it is unplugged is never mapped.
+fn unplug(lab: &Lab) -> Result<()> {
+    lab.report.step("unplug while it fills");
+    // Nothing in the guest turns on the bus mastering of the second device.
+    let line = line_with(lab, 1, "").linux(&L2Job::Idle, "memhp_default_state=online_movable");
+    let mut vm = Vm::start(lab, &line.fault(Fault::Slow, 0..=0, ALWAYS))?;
+    vm.qmp.run("cont", json!({}))?;
+    vm.wait_ready(|_| ())?;
+    hotplug::plug(lab, &mut vm, 1, None)?;
+    let address = hotplug::address(&mut vm)?;
+    hotplug::guest_has(&mut vm, lab.job.l2_memory_mib + hotplug::DIMM_MIB / 2)?;
+    requests::unplug(lab, &mut vm, "dimm1")?;
+    vm.qmp.run("object-del", json!({ "id": "mem1" }))?;
+    let text = progress(&mut vm)?;
+    faults::disarm()?;
+    progress_is(&mut vm, "gate open")?;
+    let calls = vm.witnessed()?;
+    let mut problems = missing(&calls)?;
+    if !text.contains("gate closed") {
+        problems.push(format!("too late: {text}"));
+    }
+    let there = |call: &&Call| call.is_map() && (address..address + hotplug::DIMM).contains(&call.iova);
+    problems.extend(calls.iter().filter(there).map(|call| format!("mapped: {:#x}", call.iova)));
+    lab.report.check(Check::UnpluggedWhileFilling, &problems, &text);
+    vm.quit().map(drop)
+}
+
 /// A guest that never runs has all its memory mapped after a while.
 fn never_started(lab: &Lab) -> Result<()> {
     lab.report.step("never started");
     let mut vm = Vm::start(lab, &small(lab, Width::Word)?)?;
     let text = progress_is(&mut vm, "gate open")?;
     lab.report.expect(Check::NeverStarted, vm.first_output().is_none(), &text);
-    mappings::mappings(lab, &mut vm, Check::MappingsOfPaused)?;
+    mappings::mappings_without_bars(lab, &mut vm, Check::MappingsOfPaused)?;
     vm.quit().map(drop)
 }

@@ -74,8 +74,13 @@ fn one(lab: &Lab, mib: u64, memory: MemoryKind, order: Order, round: u32, name: 
         background::progress_is(&mut vm, "gate open")?;
     }
     vm.qmp.run("stop", json!({}))?;
-    if order != Order::NoDevice {
-        mappings::mappings(lab, &mut vm, Check::Mappings(name.to_owned()))?;
+    match order {
+        Order::NoDevice => {}
+        // No other device can access its BARs.
+        Order::Background => {
+            mappings::mappings_without_bars(lab, &mut vm, Check::Mappings(name.to_owned()))?;
+        }
+        _ => drop(mappings::mappings(lab, &mut vm, Check::Mappings(name.to_owned()))?),
     }
     let calls = vm.witnessed()?;
     let populate_ns = if order.mode() == Mode::Fast { stats_agree(lab, &mut vm, &calls, name)? } else { 0 };
@@ -88,6 +93,7 @@ fn one(lab: &Lab, mib: u64, memory: MemoryKind, order: Order, round: u32, name: 
         memory,
         greeting_ns: vm.greeting().as_nanos() as u64,
         mapped_ns: mapped_at(&calls, mib << 20).map_or(0, |at| at - started),
+        device_ns: device_at(&calls).map_or(0, |at| at - started),
         first_instruction: moment(executes, populate_then),
         kernel: moment(kernel, populate_ns),
         held_bytes: held.values().flatten().map(|(_, mapping)| mapping.size).sum(),
@@ -134,6 +140,11 @@ fn mapped_at(calls: &[Call], bytes: u64) -> Option<u64> {
         mapped += size;
         (mapped >= bytes).then_some(at)
     })
+}
+
+/// When the guest first turned on the device's bus mastering, on the witness's clock.
+fn device_at(calls: &[Call]) -> Option<u64> {
+    background::first_start(calls).map(|n| calls[n].start_ns + calls[n].duration_ns)
 }
 
 /// The calls that had ended at that time.

@@ -18,8 +18,8 @@ use crate::l1::vm::Vm;
 use crate::l1::{proc, requests};
 use crate::wait::{Seen, wait_for};
 
-const DIMM_MIB: u64 = 256;
-const DIMM: u64 = DIMM_MIB << 20;
+pub(super) const DIMM_MIB: u64 = 256;
+pub(super) const DIMM: u64 = DIMM_MIB << 20;
 /// Far longer than an RCU grace period.
 const FREED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -36,8 +36,7 @@ pub fn run(lab: &Lab) -> Result<()> {
 
     lab.report.step("plug");
     plug(lab, &mut vm, 1, None)?;
-    let devices = vm.qmp.run("query-memory-devices", json!({}))?;
-    let address = devices[0]["data"]["addr"].as_u64().context("the memory device has no address")?;
+    let address = address(&mut vm)?;
     mappings::mappings(lab, &mut vm, Check::MappingsAfterPlug)?;
     guest_has(&mut vm, lab.job.l2_memory_mib + DIMM_MIB / 2)?;
 
@@ -72,7 +71,13 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.quit().map(drop)
 }
 
-fn plug(lab: &Lab, vm: &mut Vm, n: u64, address: Option<u64>) -> Result<()> {
+/// Where the only memory device is.
+pub(super) fn address(vm: &mut Vm) -> Result<u64> {
+    let devices = vm.qmp.run("query-memory-devices", json!({}))?;
+    devices[0]["data"]["addr"].as_u64().context("the memory device has no address")
+}
+
+pub(super) fn plug(lab: &Lab, vm: &mut Vm, n: u64, address: Option<u64>) -> Result<()> {
     let backend = format!("mem{n}");
     // Shared memory is a memfd, which iommufd can map by file.
     let share = lab.job.container == Container::Iommufd;
@@ -87,7 +92,7 @@ fn plug(lab: &Lab, vm: &mut Vm, n: u64, address: Option<u64>) -> Result<()> {
 }
 
 /// Waits until L2 uses at least that much memory.
-fn guest_has(vm: &mut Vm, mib: u64) -> Result<()> {
+pub(super) fn guest_has(vm: &mut Vm, mib: u64) -> Result<()> {
     vm.wait_event(
         &format!("L2 to use {mib} MiB"),
         |event| matches!(event, Event::Memory { mib: now } if *now >= mib),
