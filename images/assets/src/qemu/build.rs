@@ -20,6 +20,17 @@ const BINARY: &str = "qemu-system-x86_64";
 /// The devices of the test machines; no others are built.
 const DEVICES: &str = include_str!("devices.mak");
 
+/// What else 10.2 has to build: without it, code of the devices above has undefined symbols.
+const DEVICES_10_2: &str = "CONFIG_SPDM_SOCKET=y\nCONFIG_CXL=y\nCONFIG_PXB=y\n";
+
+/// The devices of a series.
+fn devices(of: QemuSeries) -> String {
+    match of {
+        QemuSeries::V10_0 => DEVICES.to_owned(),
+        QemuSeries::V10_2 => [DEVICES, DEVICES_10_2].concat(),
+    }
+}
+
 /// The features of QEMU that the test machines need. Others would add libraries to the images. `-sandbox` requires
 /// seccomp.
 const CONFIGURE: &[&str] = &[
@@ -145,6 +156,7 @@ struct Bench {
     source: Source,
     series: Series,
     meson: Vec<PathBuf>,
+    devices: String,
     /// The folder of the tree and of the objects beside it.
     dir: PathBuf,
     tree: PathBuf,
@@ -152,9 +164,10 @@ struct Bench {
 
 impl Bench {
     fn open(cache: &Cache, of: QemuSeries, kind: Kind) -> Result<Bench> {
-        let dir = target().join("build").join(of.name());
+        let dir = folder(of);
         Ok(Bench {
             cache: cache.clone(),
+            devices: devices(of),
             source: fetch(cache, of)?,
             series: Series::open(&kind.patches(of))?,
             meson: Debian::open(cache, STABLE)?.fetch_debs(&["meson"])?,
@@ -166,7 +179,7 @@ impl Bench {
     /// Everything that a build with the first `patches` patches depends on.
     fn recipe(&self, kind: Kind, patches: usize) -> Result<Vec<String>> {
         let mut recipe = CONFIGURE.iter().map(ToString::to_string).collect::<Vec<_>>();
-        recipe.push(DEVICES.to_owned());
+        recipe.push(self.devices.clone());
         recipe.push(fs::read_to_string(&self.source.dsc)?);
         // Stands for the host's compiler and libraries.
         recipe.push(fs::read_to_string("/etc/debian_version").unwrap_or_default());
@@ -205,6 +218,11 @@ impl Bench {
     }
 }
 
+/// The folder in which a series is built.
+pub(super) fn folder(of: QemuSeries) -> PathBuf {
+    target().join("build").join(of.name())
+}
+
 struct Objects<'a> {
     bench: &'a Bench,
     kind: Kind,
@@ -222,7 +240,7 @@ impl<'a> Objects<'a> {
     /// Builds the tree at a commit, and runs configure first if needed.
     fn build(&self, commit: &str, log: &Path) -> Result<()> {
         tree::checkout(&self.bench.tree, commit, log)?;
-        fs::write(self.bench.tree.join("configs/devices/x86_64-softmmu/vfio-fast.mak"), DEVICES)?;
+        fs::write(self.bench.tree.join("configs/devices/x86_64-softmmu/vfio-fast.mak"), &self.bench.devices)?;
         if self.kind == Kind::On && !self.bench.has_option(commit) {
             bail!("the series adds no option `{OPTION}` to meson_options.txt: the feature cannot be enabled");
         }
