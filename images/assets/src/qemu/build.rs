@@ -21,7 +21,7 @@ const BINARY: &str = "qemu-system-x86_64";
 const DEVICES: &str = include_str!("devices.mak");
 
 /// What else 10.2 has to build: without it, code of the devices above has undefined symbols.
-const DEVICES_10_2: &str = "CONFIG_SPDM_SOCKET=y\nCONFIG_CXL=y\nCONFIG_PXB=y\n";
+const DEVICES_10_2: &str = "CONFIG_SPDM_SOCKET=y\nCONFIG_CXL=y\nCONFIG_CXL_MEM_DEVICE=y\nCONFIG_PXB=y\n";
 
 /// The devices of a series.
 fn devices(of: QemuSeries) -> String {
