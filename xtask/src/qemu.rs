@@ -14,7 +14,7 @@ pub enum Args {
         #[command(flatten)]
         series: OfSeries,
         /// Use the patches of the emulator that runs the test machines
-        #[arg(long)]
+        #[arg(long, conflicts_with = "of")]
         emulator: bool,
         /// Discard commits and changes in the tree that are not in the patch series
         #[arg(long)]
@@ -36,7 +36,7 @@ pub enum Args {
         #[command(flatten)]
         series: OfSeries,
         /// Use the patches of the emulator that runs the test machines
-        #[arg(long)]
+        #[arg(long, conflicts_with = "of")]
         emulator: bool,
     },
 }
@@ -78,4 +78,24 @@ pub fn run(args: &Args) -> Result<()> {
 /// The kind of QEMU that these patches are for.
 fn patched(emulator: bool) -> Kind {
     if emulator { Kind::Emulator } else { Kind::On }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, Subcommand};
+
+    use super::*;
+
+    #[test]
+    fn the_emulator_has_no_other_series() {
+        let accepts = |words: &str| {
+            let line = ["qemu"].into_iter().chain(words.split(' '));
+            Args::augment_subcommands(Command::new("qemu")).try_get_matches_from(line).is_ok()
+        };
+        for verb in ["apply", "refresh"] {
+            assert!(accepts(&format!("{verb} --emulator")) && accepts(&format!("{verb} --series 10.2")));
+            assert!(!accepts(&format!("{verb} --emulator --series 10.2")), "{verb}");
+        }
+        assert!(!accepts("build --series 9.2"));
+    }
 }

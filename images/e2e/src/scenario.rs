@@ -7,10 +7,13 @@ use vfio_fast_protocol::machine::Machine;
 use vfio_fast_protocol::scenarios;
 use vfio_fast_protocol::spec::{Device, FIRST_SLOT, PATCHED, ScenarioSpec};
 
-/// The specs with these names, on all their hosts if a name has no host. Without names, all that need not be named.
+/// The specs with these names, on all their hosts if a name has no host, or on that QEMU (`qemu10.2`). Without names,
+/// all that need not be named.
 pub fn chosen(names: &[String]) -> Result<Vec<ScenarioSpec>> {
     let specs = scenarios::all();
-    let is = |spec: &ScenarioSpec, name: &String| *name == spec.name() || name == spec.scenario;
+    let is = |spec: &ScenarioSpec, name: &String| {
+        *name == spec.name() || name == spec.scenario || *name == format!("qemu{}", spec.qemu)
+    };
     if let Some(unknown) = names.iter().find(|name| !specs.iter().any(|spec| is(spec, name))) {
         let known: Vec<String> = specs.iter().map(ScenarioSpec::name).collect();
         bail!("there is no scenario {unknown}, only {}", known.join(", "));
@@ -118,8 +121,12 @@ mod tests {
             chosen(&[name.to_owned()]).unwrap().iter().map(ScenarioSpec::name).collect()
         };
         assert_eq!(names("p2p-range"), ["p2p-range-intel-debian"]);
-        let errors = ["errors-intel-debian", "errors-intel-newest-iommufd", "errors-intel-debian-qemu10.2"];
-        assert_eq!(names("errors"), errors);
+        let on_10_2 = ["errors-intel-debian-qemu10.2", "errors-intel-newest-iommufd-qemu10.2"];
+        let errors = ["errors-intel-debian", "errors-intel-newest-iommufd"];
+        assert_eq!(names("errors"), [errors, on_10_2].concat());
+        let newer = names("qemu10.2");
+        assert!(newer.contains(&"nvme-virtio-newest-iommufd-qemu10.2".into()), "{newer:?}");
+        assert!(newer.iter().all(|name| name.ends_with("-qemu10.2")), "{newer:?}");
         assert_eq!(names("conformance").len(), Host::ALL.len());
         assert_eq!(names("nvme-amd-newest"), ["nvme-amd-newest"]);
         assert_eq!(names("nvme")[0], "nvme-intel-debian");

@@ -54,7 +54,7 @@ pub struct ScenarioSpec {
     pub timed: bool,
     /// Whether L0 records every operation of L1's kernel on a virtio-iommu, and compares it with the ioctls.
     pub traces_iommu: bool,
-    /// Whether it runs only where it is named: a measurement.
+    /// Whether it runs only where it is named: a measurement, or what a whole run has no time for.
     pub only_by_name: bool,
     /// Whether all of L1's memory is populated before it boots, so that its first touches do not cost L0 page faults.
     pub prealloc_l1: bool,

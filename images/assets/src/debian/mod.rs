@@ -259,7 +259,7 @@ fn natural(text: &str) -> Vec<(String, u64)> {
 }
 
 /// Whether a Debian version (`epoch:upstream-revision`) belongs to an upstream series.
-fn in_series(version: &str, series: &str) -> bool {
+pub(crate) fn in_series(version: &str, series: &str) -> bool {
     let upstream = version.split_once(':').map_or(version, |(_, rest)| rest);
     upstream.strip_prefix(series).is_some_and(|rest| rest.starts_with('.'))
 }

@@ -21,7 +21,7 @@ const BINARY: &str = "qemu-system-x86_64";
 const DEVICES: &str = include_str!("devices.mak");
 
 /// What else 10.2 has to build: without it, code of the devices above has undefined symbols.
-const DEVICES_10_2: &str = "CONFIG_SPDM_SOCKET=y\nCONFIG_CXL=y\nCONFIG_PXB=y\n";
+const DEVICES_10_2: &str = "CONFIG_SPDM_SOCKET=y\nCONFIG_CXL=y\nCONFIG_CXL_MEM_DEVICE=y\nCONFIG_PXB=y\n";
 
 /// The devices of a series.
 fn devices(of: QemuSeries) -> String {
@@ -164,7 +164,7 @@ struct Bench {
 
 impl Bench {
     fn open(cache: &Cache, of: QemuSeries, kind: Kind) -> Result<Bench> {
-        let dir = target().join("build").join(of.name());
+        let dir = folder(of);
         Ok(Bench {
             cache: cache.clone(),
             devices: devices(of),
@@ -216,6 +216,11 @@ impl Bench {
         let options = tree::file_at(&self.tree, commit, "meson_options.txt").unwrap_or_default();
         options.contains(&format!("option('{OPTION}'"))
     }
+}
+
+/// The folder in which a series is built.
+pub(super) fn folder(of: QemuSeries) -> PathBuf {
+    target().join("build").join(of.name())
 }
 
 struct Objects<'a> {

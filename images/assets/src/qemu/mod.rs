@@ -11,10 +11,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::ValueEnum;
-
-use crate::cache::Cache;
 use vfio_fast_protocol::qemu::QemuSeries;
 
+use crate::cache::Cache;
 use crate::debian::{Debian, STABLE, Source, UNSTABLE};
 use crate::paths;
 
@@ -114,4 +113,39 @@ fn log(name: &str) -> PathBuf {
 
 fn display_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use super::*;
+    use crate::debian::in_series;
+
+    #[test]
+    fn every_folder_with_a_base_is_a_series() {
+        let folders = fs::read_dir(paths::root().join("qemu-patches")).unwrap().flatten();
+        let with_base = folders.filter(|folder| folder.path().join(series::BASE).exists());
+        let found: BTreeSet<String> =
+            with_base.map(|folder| folder.file_name().into_string().unwrap()).collect();
+        // The checks of `cargo xtask test` go through this list, so a folder that it lacks would not be built.
+        assert_eq!(found, QemuSeries::ALL.map(|of| of.name().to_owned()).into());
+    }
+
+    #[test]
+    fn a_series_was_made_on_its_own_source() {
+        for of in QemuSeries::ALL {
+            let base = Series::open(&Kind::On.patches(of)).unwrap().base().unwrap();
+            assert!(in_series(&base, of.name()), "{of}: {base}");
+        }
+    }
+
+    #[test]
+    fn series_share_no_tree() {
+        let trees = |of| [Kind::On.work_tree(of), build::folder(of)];
+        let mut all: Vec<PathBuf> = QemuSeries::ALL.into_iter().flat_map(trees).collect();
+        all.push(Kind::Emulator.work_tree(QemuSeries::USUAL));
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "{all:?}");
+    }
 }
