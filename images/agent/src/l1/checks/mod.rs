@@ -2,6 +2,7 @@
 
 pub mod by_descriptor;
 pub mod count;
+pub mod cpr;
 pub mod dirty_bitmap;
 pub mod exit;
 pub mod exit_calls;

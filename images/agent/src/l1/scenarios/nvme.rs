@@ -9,7 +9,7 @@ use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::{Event, Facts, Record};
 use vfio_fast_protocol::scenarios::nvme::Check;
 
-use crate::l1::checks::{by_descriptor, count, mappings, p2p_warning, sandbox};
+use crate::l1::checks::{by_descriptor, count, cpr, mappings, p2p_warning, sandbox};
 use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
@@ -83,10 +83,18 @@ pub fn run(lab: &Lab) -> Result<()> {
         }
     }
 
+    let hands_over = job.mode == Mode::Fast && cpr::exists(&mut vm)?;
+    if hands_over {
+        cpr::is_blocked(lab, &mut vm, true, Check::CprBlocked)?;
+    }
+
     lab.report.step("unplug");
     requests::unplug(lab, &mut vm, "dut")?;
     mappings::nothing_mapped(lab, &vm, Check::NothingMappedAfterUnplug)?;
     mappings::unmapped_before_leaving(lab, &vm, Check::UnmappedBeforeLeaving)?;
+    if hands_over {
+        cpr::is_blocked(lab, &mut vm, false, Check::CprNotBlockedAfterUnplug)?;
+    }
 
     lab.report.step("plug again");
     plug_again(lab, &mut vm)?;

@@ -1,0 +1,35 @@
+//! QEMU's modes of migration that hand the device over to another QEMU, with its mappings (CPR).
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use vfio_fast_protocol::checks::CheckName;
+
+use crate::l1::lab::Lab;
+use crate::l1::vm::Vm;
+
+/// The modes that VFIO devices support without the library.
+const MODES: [&str; 2] = ["cpr-transfer", "cpr-exec"];
+const REASON: &str = "x-dma-mapper=libvfio-fast support neither cpr-transfer nor cpr-exec";
+
+/// Whether this QEMU has the modes.
+pub fn exists(vm: &mut Vm) -> Result<bool> {
+    let version = vm.qmp.run("query-version", json!({}))?;
+    let number = |name: &str| version["qemu"][name].as_u64().context("QEMU has no version");
+    Ok((number("major")?, number("minor")?) >= (10, 2))
+}
+
+/// Checks that the library's containers block the modes, or that nothing of them does any more. Other reasons, such as
+/// RAM that is not shared, do not matter.
+pub fn is_blocked(lab: &Lab, vm: &mut Vm, blocked: bool, check: impl CheckName) -> Result<()> {
+    let (mut seen, mut right) = (Vec::new(), true);
+    for (mode, expected) in MODES.map(|mode| (mode, blocked)).into_iter().chain([("normal", false)]) {
+        vm.qmp.run("migrate-set-parameters", json!({ "mode": mode }))?;
+        let info = vm.qmp.run("query-migrate", json!({}))?;
+        let reasons = info["blocked-reasons"].as_array().cloned().unwrap_or_default();
+        let found = reasons.iter().filter_map(Value::as_str).any(|reason| reason.contains(REASON));
+        seen.push(format!("{mode}: {} reasons, the library's: {found}", reasons.len()));
+        right &= found == expected;
+    }
+    lab.report.expect(check, right, &seen.join("; "));
+    Ok(())
+}
