@@ -136,7 +136,7 @@ pub fn run(
         Some(status) => told.trouble.push(format!("L1's emulator ended with {status}")),
         None => {
             if !told.ended {
-                ask_for_stacks(&mut child)?;
+                ask_for_stacks(&mut child, folder)?;
             }
             child.kill()?;
             child.wait()?;
@@ -151,15 +151,49 @@ pub fn run(
     Ok(told)
 }
 
-/// Makes an L1 that hangs show why in its logs: QEMU prints the registers of each processor and what its interrupt
-/// controller waits for, and an NMI makes the kernel panic, which prints the stacks of all tasks.
-fn ask_for_stacks(child: &mut Child) -> Result<()> {
+/// Makes an L1 that hangs show why in its logs: what QEMU's threads wait for, then from QEMU the registers of each
+/// processor and what its interrupt controller waits for, twice, and an NMI makes the kernel panic, which prints the
+/// stacks of all tasks. If the second time shows interrupts delivered that were pending the first time, QEMU's main loop
+/// had slept, and the monitor woke it.
+fn ask_for_stacks(child: &mut Child, folder: &Path) -> Result<()> {
+    fs::write(folder.join("l0-threads.log"), threads(child.id()))?;
     let Some(mut monitor) = child.stdin.take() else { return Ok(()) };
     // QEMU can have ended, or not read its monitor any more.
-    let _ = monitor.write_all(b"info registers -a\ninfo lapic 0\ninfo lapic 1\nnmi\n");
+    let _ = monitor.write_all(b"info registers -a\ninfo lapic 0\ninfo lapic 1\n");
+    std::thread::sleep(LAST_WORDS / 12);
+    let _ = monitor.write_all(b"info lapic 0\ninfo lapic 1\nnmi\n");
     let start = Instant::now();
     while start.elapsed() < LAST_WORDS && child.try_wait()?.is_none() {
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
+}
+
+/// What each thread of a process waits for, as far as the kernel says it.
+fn threads(pid: u32) -> String {
+    let mut lines = String::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let status = read("status");
+        let chosen = ["State:", "voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"];
+        let state: Vec<&str> =
+            status.lines().filter(|line| chosen.iter().any(|name| line.starts_with(name))).collect();
+        let [name, wchan, syscall] = ["comm", "wchan", "syscall"].map(read);
+        let of_kernel = format!("{} in {}, system call {}", name.trim(), wchan.trim(), syscall.trim());
+        lines.push_str(&format!("{of_kernel}; {}\n", state.join(", ").replace('\t', " ")));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn each_thread_has_a_line() {
+        let lines = super::threads(std::process::id());
+        assert!(lines.lines().count() >= 2, "{lines}");
+        assert!(
+            lines.lines().all(|line| line.contains("State: ") && line.contains("system call ")),
+            "{lines}"
+        );
+    }
 }

@@ -18,7 +18,7 @@ use crate::l1::vm::Vm;
 use crate::l1::{proc, requests};
 use crate::wait::{Seen, wait_for};
 
-pub(super) const DIMM_MIB: u64 = 256;
+const DIMM_MIB: u64 = 256;
 pub(super) const DIMM: u64 = DIMM_MIB << 20;
 /// Far longer than an RCU grace period.
 const FREED_WITHIN: Duration = Duration::from_secs(60);
