@@ -23,6 +23,7 @@ checks! {
     FirstLeftAlone,
     DataAfterUnplug,
     EventsOneToOne,
+    MapsAreLeaves if |run| run.is_fast(),
     // Without the library QEMU refuses to unmap an address space at once while it tracks dirty pages.
     UnmappedWithBitmap if |run| run.is_fast() && run.on_type1(),
 }

@@ -20,6 +20,8 @@ use crate::l1::{qemu_trace, requests};
 
 /// The size of the second disk, which L2 writes and reads as a whole.
 const SECOND_MIB: u64 = 1;
+/// QEMU's event for a map that is one of a vIOMMU.
+const LEAF: &str = "vfio_dma_mapper_leaf_map";
 
 /// A boot of L2, and its checks.
 struct Boot {
@@ -36,13 +38,17 @@ struct Boot {
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
     let data = DiskJob { second_mib: Some(SECOND_MIB), ..lab.disk_job(job.l2_memory_mib / 2) };
+    let mut traced = TRACED.to_vec();
+    if job.mode == Mode::Fast {
+        traced.push(LEAF);
+    }
     let line = CommandLine::new(lab)
         .q35(",kernel-irqchip=split", "")
         .args(["-device", "intel-iommu,intremap=on,caching-mode=on"])
         .device(0, "dut")
         .root_port(0)
         .device_behind(1, "dut1", 0)
-        .trace(&TRACED)
+        .trace(&traced)
         .linux(&L2Job::Disk(data), "intel_iommu=on iommu=nopt iommu.strict=1");
     let mut vm = Vm::start(lab, &line)?;
     mappings::mappings_of(lab, &mut vm, Check::MappingsAfterRealize, 2, Ok)?;
@@ -102,11 +108,25 @@ pub fn run(lab: &Lab) -> Result<()> {
         trace.lines().for_each(|line| lab.report.log("qemu-trace", line));
     }
     lab.report.check(Check::EventsOneToOne, &seen.problems, &text);
+    if lab.job.mode == Mode::Fast {
+        report_leaves(lab, &trace);
+    }
     // Only the library asks for what fits a bitmap: without it QEMU refuses to unmap an address space at once.
     if (lab.job.container, lab.job.mode) == (Container::Type1, Mode::Fast) {
         dirty_bitmap::run(lab, &mut vm, Check::UnmappedWithBitmap)?;
     }
     vm.quit().map(drop)
+}
+
+/// Checks that QEMU passes each map of L2's IOMMU to the library as one that is never cut or joined, and whose failure is
+/// not fatal.
+fn report_leaves(lab: &Lab, trace: &str) {
+    let count = |name: &str, text: &str| {
+        trace.lines().filter(|line| line.starts_with(name) && line.contains(text)).count()
+    };
+    let (events, leaves) = (count("vfio_iommu_map_notify ", "iommu MAP"), count(LEAF, ""));
+    let seen = format!("{events} maps of L2's IOMMU, {leaves} were passed as such");
+    lab.report.expect(Check::MapsAreLeaves, events > 0 && leaves == events, &seen);
 }
 
 /// Unplugs one device, and checks that the other one's mappings stay and still work.
