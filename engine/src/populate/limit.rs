@@ -47,9 +47,9 @@ impl ThreadLimit {
         }
     }
 
-    /// The number for work that nobody waits for: one CPU that the process may use is left to its other threads.
-    pub fn beside_others(&self) -> usize {
-        self.threads.min(Self::new(0, None).threads.saturating_sub(1).max(1))
+    /// How many of `threads` do work that nobody waits for: one CPU that the process may use is left to its other threads.
+    pub fn beside_others(threads: usize) -> usize {
+        threads.min(Self::new(0, None).threads.saturating_sub(1).max(1))
     }
 
     /// Whether CPUs stay idle.
@@ -121,8 +121,8 @@ mod tests {
     fn work_that_nobody_waits_for_leaves_a_cpu() {
         let all = ThreadLimit::new(0, None);
         let fewer = all.threads.saturating_sub(1).max(1);
-        assert_eq!(all.beside_others(), fewer);
-        let configured = |threads| ThreadLimit::new(threads, None).beside_others();
+        assert_eq!(ThreadLimit::beside_others(all.threads), fewer);
+        let configured = |threads| ThreadLimit::beside_others(ThreadLimit::new(threads, None).threads);
         assert_eq!((configured(1), configured(all.threads + 7)), (1, fewer));
     }
 

@@ -17,7 +17,7 @@ use crate::addr::IovaRange;
 use crate::error::{Error, Op, Result};
 use crate::execute::cut_all;
 use crate::log::{Level, Log};
-use crate::populate::{self, Control, PopulateOptions};
+use crate::populate::{self, Control, PopulateOptions, ThreadLimit};
 use crate::reconcile::backlog::Backlog;
 use crate::reconcile::plan::Plan;
 use crate::sync::thread::JoinHandle;
@@ -294,9 +294,9 @@ impl Engine {
 
     fn threads_of_job(&self, state: &mut State, plan: &Plan) -> usize {
         let all = self.threads_for(plan);
-        let fewer = if all > 1 { self.thread_limit().beside_others() } else { all };
-        state.job.leaves_cpu = fewer < all && !state.job.awaited;
-        if state.job.leaves_cpu { fewer } else { all }
+        let threads = if all == 1 || state.job.awaited { all } else { ThreadLimit::beside_others(all) };
+        state.job.leaves_cpu = threads < all;
+        threads
     }
 
     /// Lets the job use as many threads as a commit does, because a call needs what is left to it.
