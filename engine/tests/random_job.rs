@@ -155,6 +155,7 @@ impl Caller {
             return;
         }
         let before = self.space.clone();
+        let cells = before.cells.clone();
         let mut applied = Vec::new();
         self.engine.begin().unwrap();
         for step in steps {
@@ -182,9 +183,16 @@ impl Caller {
             self.last_left = [false; UNITS as usize];
         }
         applied.into_iter().for_each(|step| self.note(step, background));
-        if outcome.is_some_and(|outcome| outcome.executed.map_calls > 0) {
+        if outcome.as_ref().is_some_and(|outcome| outcome.executed.map_calls > 0) {
             // What shares addresses with an entry that was unmapped was mapped at once.
             self.last_left = [false; UNITS as usize];
+        }
+        if background && outcome.is_some() {
+            // What was mapped before, and is asked for again with the same memory, is kept and not left to the job.
+            for (unit, left) in self.last_left.iter_mut().enumerate() {
+                let now = self.space.cells[unit];
+                *left &= !cells[unit].is_some_and(|cell| now.is_some_and(|now| now.is_mapped_as(&cell)));
+            }
         }
         self.is_true();
     }

@@ -65,7 +65,7 @@ pub struct Cell {
 
 impl Cell {
     /// Whether an entry that maps `other` maps this one as well.
-    fn is_mapped_as(&self, other: &Self) -> bool {
+    pub fn is_mapped_as(&self, other: &Self) -> bool {
         Self { region: other.region, join: other.join, ..*self } == *other
     }
 }
