@@ -472,8 +472,8 @@ struct vfio_fast_config {
     uint64_t entry_size;
     /**
      * Maximum number of threads that work during a commit. They fault memory in and, with VFIO_FAST_INFO_PARALLEL,
-     * map and unmap. The number of CPUs does not limit it. 0: one for each CPU that the threads may run on (see
-     * cpu_set), but not more than the cgroup's CPU quota.
+     * map and unmap. There are never more than CPUs that they may run on (see cpu_set), because more threads are
+     * slower. 0: one for each of these CPUs, but not more than the cgroup's CPU quota.
      */
     uint32_t threads;
     /**

@@ -59,7 +59,7 @@ fn bench_with(config: SimConfig, threads: usize, waits: fn(&Mapping) -> bool) ->
             logged.lock().unwrap().push(text.to_owned());
         })
     };
-    let config = Config { threads, log, ..Config::default() };
+    let config = Config { threads, oversubscribe: true, log, ..Config::default() };
     let engine = Arc::new(Engine::new(Box::new(backend), config).unwrap());
     Bench { engine, sim, began, go_on, logged }
 }

@@ -97,7 +97,7 @@ fn memfd(length: usize) -> File {
 
 fn engine() -> Engine {
     let sim = Sim::new(SimConfig { rules: Rules::Type1, ..SimConfig::default() });
-    Engine::new(Box::new(sim), Config { threads: 8, ..Config::default() }).unwrap()
+    Engine::new(Box::new(sim), Config { threads: 8, oversubscribe: true, ..Config::default() }).unwrap()
 }
 
 fn region(memory: &Memory, offset: usize, bytes: usize) -> Region {

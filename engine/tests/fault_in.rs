@@ -119,7 +119,7 @@ fn engine(rules: Rules, threads: usize) -> (Engine, Sim, Arc<Mutex<Vec<String>>>
     let messages = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&messages);
     let log = Log::to(move |_, text| sink.lock().unwrap().push(text.to_owned()));
-    let config = Config { entry_size: 1 << 30, threads, log, ..Config::default() };
+    let config = Config { entry_size: 1 << 30, threads, oversubscribe: true, log, ..Config::default() };
     (Engine::new(Box::new(sim.clone()), config).unwrap(), sim, messages)
 }
 

@@ -126,7 +126,8 @@ fn commit(expected: usize, threads: usize, cpu_set: Option<CpuSet>) -> (Vec<Seen
             lines.lock().unwrap().push(line.to_owned());
         }
     });
-    let config = Config { threads, cpu_set, huge_pages: false, log, ..Config::default() };
+    let config =
+        Config { threads, oversubscribe: true, cpu_set, huge_pages: false, log, ..Config::default() };
     let engine = Engine::new(Box::new(backend), config).unwrap();
     for start in [0, 1 << 40] {
         engine.map_region(ram(start, expected as u64 * GIB)).unwrap();
@@ -313,7 +314,8 @@ fn refused_cpus_are_told_once() {
         move |_, line| lines.lock().unwrap().push(line.to_owned())
     });
     let cpu_set = CpuSet::from_bytes(&bytes);
-    let config = Config { threads: 3, cpu_set, huge_pages: false, log, ..Config::default() };
+    let config =
+        Config { threads: 3, oversubscribe: true, cpu_set, huge_pages: false, log, ..Config::default() };
     let sim = Sim::new(SimConfig { populate: PopulatePolicy::Upfront, ..keeping(Rules::Type1) });
     let engine = Engine::new(Box::new(sim), config).unwrap();
     for _ in 0..2 {

@@ -89,7 +89,8 @@ fn open(threads: usize, config: SimConfig, seed: u64) -> (Arc<Engine>, Sim) {
     let sim = Sim::new(config);
     let hooks = Slow { seed: AtomicU64::new(seed) };
     let backend = Box::new(Hooked { kernel: Box::new(sim.clone()), hooks });
-    let config = Config { entry_size: ENTRY, cuts: vec![CUT], threads, ..Config::default() };
+    let config =
+        Config { entry_size: ENTRY, cuts: vec![CUT], threads, oversubscribe: true, ..Config::default() };
     (Arc::new(Engine::new(backend, config).unwrap()), sim)
 }
 

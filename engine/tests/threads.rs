@@ -138,7 +138,13 @@ fn no_entry_is_mapped_before_its_memory_is_present() {
         let sim = Sim::new(SimConfig { populate: PopulatePolicy::Overlapped, ..keeping(Rules::Iommufd) });
         let hooks = Checking { missing_bytes: missing_bytes.clone() };
         let backend = Box::new(Hooked { kernel: Box::new(sim), hooks });
-        let config = Config { entry_size: ENTRY, huge_pages: false, threads, ..Config::default() };
+        let config = Config {
+            entry_size: ENTRY,
+            huge_pages: false,
+            threads,
+            oversubscribe: true,
+            ..Config::default()
+        };
         let engine = Engine::new(backend, config).unwrap();
         for _ in 0..COMMITS {
             memory.cool();

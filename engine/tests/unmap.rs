@@ -113,8 +113,13 @@ fn threads_share_calls_for_several_entries() {
     const ENTRIES: u64 = 1024;
     for (setting, most) in [(0, 4 * 4), (10, ENTRIES.div_ceil(10))] {
         let sim = SimConfig { rules: Rules::Iommufd, ..SimConfig::default() };
-        let config =
-            Config { entry_size: 2 * MIB, threads: 4, max_unmap_entries: setting, ..Config::default() };
+        let config = Config {
+            entry_size: 2 * MIB,
+            threads: 4,
+            oversubscribe: true,
+            max_unmap_entries: setting,
+            ..Config::default()
+        };
         let (engine, sim) = open(sim, config);
         engine.map_region(ram(2 * MIB, ENTRIES * 2 * MIB)).unwrap();
         let calls = sim.calls().len();
@@ -125,7 +130,7 @@ fn threads_share_calls_for_several_entries() {
     }
     // Large entries take a call each.
     let sim = SimConfig { rules: Rules::Iommufd, ..SimConfig::default() };
-    let (engine, sim) = open(sim, Config { threads: 4, ..Config::default() });
+    let (engine, sim) = open(sim, Config { threads: 4, oversubscribe: true, ..Config::default() });
     engine.map_region(ram(GIB, 64 * GIB)).unwrap();
     let calls = sim.calls().len();
     engine.unmap(range(GIB, 64 * GIB)).unwrap();
@@ -188,7 +193,7 @@ fn a_call_that_fails_half_way_leaves_the_table_true() {
     for threads in [1, 4] {
         for busy in [0, 37, 99] {
             let sim = SimConfig { rules: Rules::Iommufd, ..SimConfig::default() };
-            let config = Config { entry_size: 2 * MIB, threads, ..Config::default() };
+            let config = Config { entry_size: 2 * MIB, threads, oversubscribe: true, ..Config::default() };
             let (engine, sim) = open(sim, config);
             engine.map_region(ram(2 * MIB, 200 * MIB)).unwrap();
             let at = 2 * MIB + busy * 2 * MIB;

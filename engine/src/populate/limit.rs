@@ -32,15 +32,20 @@ pub enum Cause {
 }
 
 impl ThreadLimit {
-    /// `configured`, or if that is 0 one per CPU that the threads may run on (`cpus`, or else the affinity mask) and
-    /// may use (cgroup quota).
+    /// One per CPU that the threads may run on (`cpus`, or else the affinity mask), but no more than `configured`, or
+    /// if that is 0, than they may use (cgroup quota).
     pub fn new(configured: usize, cpus: Option<&CpuSet>) -> Self {
         let online = cpu::online();
-        if configured > 0 {
-            return Self { threads: configured, online, cause: Cause::Configured };
-        }
         let allowed = placement::cpus(cpus).map_or(online, |cpus| cpus.count().min(online));
         let cause = if cpus.is_some() { Cause::CpuSet } else { Cause::Affinity };
+        if configured > 0 {
+            // Threads that wait for a CPU begin pieces that others would have finished, and mapping waits for these.
+            return if configured <= allowed {
+                Self { threads: configured, online, cause: Cause::Configured }
+            } else {
+                Self { threads: allowed, online, cause }
+            };
+        }
         match quota(allowed).filter(|quota| *quota < allowed) {
             Some(threads) => Self { threads, online, cause: Cause::Quota },
             None => Self { threads: allowed, online, cause },
@@ -88,19 +93,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_of_threads_follows_the_cpus_only_by_default() {
+    fn there_are_never_more_threads_than_cpus() {
         let limit = |configured, cpus| ThreadLimit::new(configured, cpus);
         let all = limit(0, None);
         assert_eq!(all.threads, available_parallelism().unwrap().get());
-        for configured in [1, all.threads + 7] {
+        let process = CpuSet::of_main_thread().unwrap();
+        for configured in 1..=process.count() {
             let expected = ThreadLimit { threads: configured, cause: Cause::Configured, ..all };
             assert_eq!(limit(configured, None), expected);
         }
-        let process = CpuSet::of_main_thread().unwrap();
+        let expected = ThreadLimit { threads: process.count(), cause: Cause::Affinity, ..all };
+        assert_eq!(limit(process.count() + 7, None), expected);
         let one = process.only(&process.numbers()[..1]).unwrap();
         let expected = ThreadLimit { threads: 1, cause: Cause::CpuSet, ..all };
-        assert_eq!(limit(0, Some(&one)), expected);
-        assert_eq!(limit(3, Some(&one)).threads, 3);
+        assert_eq!([0, 3].map(|configured| limit(configured, Some(&one))), [expected; 2]);
         let most = CpuSet::from_bytes(&[0xff; 1024]).unwrap();
         assert_eq!(limit(0, Some(&most)).threads.max(all.threads), all.online.max(all.threads));
     }

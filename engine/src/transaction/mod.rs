@@ -55,8 +55,11 @@ pub struct Config {
     pub entry_size: u64,
     /// IOVAs at which entries are cut as well: multiples of the smallest IOMMU page, in any order.
     pub cuts: Vec<u64>,
-    /// Maximum number of threads for a commit, whatever the number of CPUs; 0: one per CPU that the process may use.
+    /// Maximum number of threads for a commit; 0: one per CPU that the process may use. There are never more than CPUs
+    /// that they may run on, because more are slower.
     pub threads: usize,
+    /// Whether there are `threads` threads, whatever the number of CPUs: for tests of concurrency on small machines.
+    pub oversubscribe: bool,
     /// The CPUs that the library's threads run on; `None`: those of the process.
     pub cpu_set: Option<CpuSet>,
     /// Whether to request huge pages before memory is faulted in.
@@ -73,6 +76,7 @@ impl Default for Config {
             entry_size: Grid::DEFAULT_ENTRY,
             cuts: Vec::new(),
             threads: 0,
+            oversubscribe: false,
             cpu_set: None,
             huge_pages: true,
             max_unmap_entries: Batch::default().entries,
@@ -174,6 +178,7 @@ pub struct Engine {
     grid: Grid,
     batch: Batch,
     threads: usize,
+    oversubscribe: bool,
     cpu_set: Option<CpuSet>,
     huge_pages: bool,
     /// How memory is faulted in; chosen when there is first something to map.
@@ -198,7 +203,7 @@ impl Engine {
             .ok_or_else(|| refused("the entry size must be a power of two of at least 2 MiB"))?;
         let batch = Batch { entries: config.max_unmap_entries, ..Batch::default() };
         let limits = backend.limits()?;
-        let Config { cuts, threads, cpu_set, huge_pages, log, .. } = config;
+        let Config { cuts, threads, oversubscribe, cpu_set, huge_pages, log, .. } = config;
         let page = limits.page_sizes.smallest();
         if let Some(&value) = cuts.iter().find(|cut| !cut.is_multiple_of(page)) {
             return Err(Error::check(Errno::EINVAL, ErrorKind::Misaligned { value, page }).of(Op::Open));
@@ -238,6 +243,7 @@ impl Engine {
             grid,
             batch,
             threads,
+            oversubscribe,
             cpu_set,
             huge_pages,
             method,
@@ -523,6 +529,10 @@ impl Engine {
     }
 
     fn thread_limit(&self) -> ThreadLimit {
-        ThreadLimit::new(self.threads, self.cpu_set.as_ref())
+        let limit = ThreadLimit::new(self.threads, self.cpu_set.as_ref());
+        match self.threads {
+            threads if self.oversubscribe && threads > 0 => ThreadLimit { threads, ..limit },
+            _ => limit,
+        }
     }
 }

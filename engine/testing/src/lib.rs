@@ -288,7 +288,8 @@ pub fn engine(config: SimConfig) -> (Engine, Sim) {
 /// An engine with that number of threads on a model, and the model.
 pub fn engine_with(threads: usize, config: SimConfig) -> (Engine, Sim) {
     let sim = Sim::new(config);
-    let config = Config { entry_size: ENTRY, cuts: vec![CUT], threads, ..Config::default() };
+    let config =
+        Config { entry_size: ENTRY, cuts: vec![CUT], threads, oversubscribe: true, ..Config::default() };
     (Engine::new(Box::new(sim.clone()), config).expect("the model always opens"), sim)
 }
 

@@ -63,7 +63,11 @@ pub fn assert_told(backend: &dyn Backend, memory: Memory) {
 
 /// The engine requests whole entries, whatever range its caller requests.
 pub fn assert_told_by_section(backend: Box<dyn Backend>, memory: Memory) {
-    let engine = Engine::new(backend, Config { huge_pages: false, threads: 8, ..Config::default() }).unwrap();
+    let engine = Engine::new(
+        backend,
+        Config { huge_pages: false, threads: 8, oversubscribe: true, ..Config::default() },
+    )
+    .unwrap();
     let read = |range| -> Result<u64, error::Error> {
         let mut bitmap = [0];
         engine.read_dirty(range, &mut bitmap).map(|()| bitmap[0])

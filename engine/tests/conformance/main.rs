@@ -376,7 +376,13 @@ fn callers_of_iommufd_never_see_each_other() {
     let memory = RealMemory::new();
     let tables = PageTables::of(&kernel::device_name());
     kernel::owned(Driver::Iommufd, |backend, _, _| {
-        let config = Config { entry_size: common::ENTRY, huge_pages: false, threads: 8, ..Config::default() };
+        let config = Config {
+            entry_size: common::ENTRY,
+            huge_pages: false,
+            threads: 8,
+            oversubscribe: true,
+            ..Config::default()
+        };
         let engine = Engine::new(backend, config).unwrap();
         let left = callers::keep_to_their_own(&engine, 4);
         if let Some(tables) = tables {

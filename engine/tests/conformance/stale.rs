@@ -182,7 +182,14 @@ fn run(driver: Driver, tables: &PageTables, trouble: &Trouble) -> Came {
         let calls = Arc::<Mutex<Calls>>::default();
         let backend = Hooked { kernel, hooks: Failing { calls: calls.clone() } };
         let (cuts, huge_pages) = (vec![CUT], trouble.huge_pages);
-        let config = Config { entry_size: ENTRY, cuts, huge_pages, threads: 8, ..Config::default() };
+        let config = Config {
+            entry_size: ENTRY,
+            cuts,
+            huge_pages,
+            threads: 8,
+            oversubscribe: true,
+            ..Config::default()
+        };
         let engine = Engine::new(Box::new(backend), config).unwrap();
         came = Some(on_engine(engine, &calls, &memory, tables, trouble, &Foreign { ioctls, other }));
     });

@@ -59,8 +59,8 @@ pub struct vfio_fast_config {
     /// size if the container has too few entries left.
     pub entry_size: u64,
     /// Maximum number of threads that work during a commit. They fault memory in and, with VFIO_FAST_INFO_PARALLEL,
-    /// map and unmap. The number of CPUs does not limit it. 0: one for each CPU that the threads may run on (see
-    /// cpu_set), but not more than the cgroup's CPU quota.
+    /// map and unmap. There are never more than CPUs that they may run on (see cpu_set), because more threads are
+    /// slower. 0: one for each of these CPUs, but not more than the cgroup's CPU quota.
     pub threads: u32,
     /// The most verbose level that is passed to log, VFIO_FAST_LOG_*. 0: none. Any other value is -EOPNOTSUPP.
     pub log_level: u32,

@@ -31,8 +31,8 @@ const UNAVAILABLE: i32 = 69;
 const GIB: u64 = 1 << 30;
 /// Maximum guest size for [`Case::Batch`]: in larger guests the cost of a call is the same.
 const MOST_FOR_BATCHES: u64 = 4 * GIB;
-/// Numbers of threads to compare with the number of CPUs, as multiples of that.
-const CROWDS: [usize; 3] = [2, 4, 32];
+/// A number of threads to compare with the number of CPUs, as a multiple of that. The engine does not start so many.
+const CROWD: usize = 32;
 /// Memory left free for everything else.
 const SPARE: u64 = 2 * GIB;
 
@@ -128,7 +128,7 @@ fn jobs(args: &Args, memory: MemoryKind, bytes: u64, round: u32) -> Vec<Job> {
     let mut threads = args.threads.clone();
     if threads.is_empty() {
         threads = doubled(cpus);
-        threads.extend(CROWDS.iter().filter(|_| bytes <= MOST_FOR_BATCHES).map(|crowd| crowd * cpus));
+        threads.extend((bytes <= MOST_FOR_BATCHES).then_some(CROWD * cpus));
     }
     let (device, driver) = (args.device.clone(), args.driver);
     let job = Job { case: Case::Stock, memory, bytes, threads: 1, pages_per_call: 0, round, device, driver };
