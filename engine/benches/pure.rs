@@ -331,6 +331,26 @@ fn singles(c: &mut Criterion) {
     }
 }
 
+/// Many exact regions in a row, unmapped by one call.
+fn at_once(c: &mut Criterion) {
+    const REGIONS: u64 = 65_536;
+    let engine = Engine::new(Box::<Accepting>::default(), Config::default()).expect("opens");
+    let all = IovaRange::new(Iova(4 * GIB), REGIONS * PAGE).expect("not empty");
+    let page = |number: u64| {
+        let range = IovaRange::new(Iova(4 * GIB + number * PAGE), PAGE).expect("not empty");
+        Region { range, ..single(number) }
+    };
+    let one = || {
+        (0..REGIONS).for_each(|number| engine.map_region(page(number)).expect("free"));
+        let start = Instant::now();
+        assert_eq!(engine.unmap(all).expect("whole"), REGIONS * PAGE);
+        start.elapsed()
+    };
+    c.bench_function("65536 exact regions, unmapped at once", |b| {
+        b.iter_custom(|rounds| median_of(rounds, one).mul_f64(rounds as f64));
+    });
+}
+
 /// One page told again of an entry that many regions share.
 fn shared(c: &mut Criterion) {
     let page = |number: u64| ram(4 * GIB + number * PAGE, 4 * GIB + (number + 1) * PAGE, Perm::ReadWrite);
@@ -350,5 +370,5 @@ fn shared(c: &mut Criterion) {
     }
 }
 
-criterion_group!(pure, commits, plans, groups, arrays, singles, shared);
+criterion_group!(pure, commits, plans, groups, arrays, singles, at_once, shared);
 criterion_main!(pure);

@@ -104,9 +104,10 @@ pub fn plan_around(
     }
     // The entries that overlap what was touched, and whether each is still wanted as a whole.
     let mut found: Vec<(&Entry, bool)> = Vec::new();
-    for range in merged(touched.to_vec()) {
-        for entry in table.overlapping(range) {
-            let covered = wanted.covers(entry, range) || stays(entry);
+    let touched = merged(touched.to_vec());
+    for range in &touched {
+        for entry in table.overlapping(*range) {
+            let covered = wanted.covers(entry, *range) || stays(entry);
             match found.last_mut() {
                 // An entry that overlaps two ranges is found twice in succession.
                 Some((last, whole)) if last.range.start() == entry.range.start() => *whole &= covered,
@@ -119,7 +120,7 @@ pub fn plan_around(
     let gone: Vec<&Entry> = found.iter().filter(|(_, whole)| !*whole).map(|(entry, _)| *entry).collect();
     plan.kept_entries = kept.len() as u64;
     plan.kept_bytes = kept.iter().fold(0, |sum, range| sum.saturating_add(range.length()));
-    plan.scope = merged(touched.iter().copied().chain(gone.iter().map(|entry| entry.range)).collect());
+    plan.scope = with_entries(touched, &gone);
     plan.unmaps = grouped(&gone, wanted, table, gaps);
 
     let stretches = missing_stretches(wanted, &plan.scope, &kept);
@@ -268,6 +269,21 @@ fn grouped(gone: &[&Entry], wanted: &WantedSet, table: &MapTable, gaps: Gaps) ->
     unmaps
 }
 
+/// `ranges`, which are merged, and the entries that they overlap, merged with them.
+fn with_entries(mut ranges: Vec<IovaRange>, entries: &[&Entry]) -> Vec<IovaRange> {
+    let before = ranges.len();
+    let mut inside = 0;
+    for entry in entries {
+        while ranges[inside..before].first().is_some_and(|range| range.last() < entry.range.last()) {
+            inside += 1;
+        }
+        if !ranges[inside..before].first().is_some_and(|range| range.contains(entry.range)) {
+            ranges.push(entry.range);
+        }
+    }
+    if ranges.len() == before { ranges } else { merged(ranges) }
+}
+
 /// The number of bytes of `maps` that `gone` maps identically. `gone` is ascending; both are disjoint.
 fn remapped(gone: &[&Entry], maps: &[Entry]) -> u64 {
     let mut bytes = 0u64;
@@ -287,16 +303,10 @@ fn remapped(gone: &[&Entry], maps: &[Entry]) -> u64 {
 /// Sorts the ranges, and joins those that overlap or are adjacent.
 pub fn merged(mut ranges: Vec<IovaRange>) -> Vec<IovaRange> {
     ranges.sort_unstable();
-    let mut out: Vec<IovaRange> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match out.last_mut() {
-            Some(last) if last.last().checked_add(1).is_none_or(|next| range.start() <= next) => {
-                if let Some(joined) = IovaRange::from_bounds(last.start(), last.last().max(range.last())) {
-                    *last = joined;
-                }
-            }
-            _ => out.push(range),
-        }
-    }
-    out
+    ranges.dedup_by(|next, last| {
+        let joins = last.last().checked_add(1).is_none_or(|end| next.start() <= end);
+        let joined = IovaRange::from_bounds(last.start(), last.last().max(next.last())).filter(|_| joins);
+        joined.inspect(|joined| *last = *joined).is_some()
+    });
+    ranges
 }

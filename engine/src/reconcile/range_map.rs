@@ -1,6 +1,7 @@
 //! Values on disjoint ranges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
+use std::ops::Bound;
 
 use crate::addr::IovaRange;
 
@@ -35,10 +36,13 @@ impl<V: Ranged> RangeMap<V> {
 
     /// The values that share a byte with `range`, ascending.
     pub fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = &V> {
-        let before = self.0.range(..=range.start()).next_back();
-        let first = before.filter(|(_, value)| value.range().overlaps(range));
-        let first = first.map_or(range.start(), |(start, _)| *start);
-        self.0.range(first..=range.last()).map(|(_, value)| value)
+        let before = self.0.range(..=range.start()).next_back().map(|(_, value)| value);
+        let first = before.filter(|value| value.range().overlaps(range));
+        // Often there is nothing behind the first one, which then is the only search.
+        let is_all = first.is_some_and(|value| value.range().last() >= range.last());
+        let behind = (Bound::Excluded(range.start()), Bound::Included(range.last()));
+        let rest = (!is_all && range.start() < range.last()).then(|| self.0.range(behind));
+        Overlapping { first, rest }
     }
 
     /// The value on exactly `range`.
@@ -69,5 +73,20 @@ impl<V: Ranged> RangeMap<V> {
         if let Some(value) = self.0.get_mut(&start) {
             change(value);
         }
+    }
+}
+
+/// The values of a [`RangeMap`] that share a byte with a range.
+struct Overlapping<'a, V> {
+    /// The one that begins at or before the range.
+    first: Option<&'a V>,
+    rest: Option<btree_map::Range<'a, u64, V>>,
+}
+
+impl<'a, V> Iterator for Overlapping<'a, V> {
+    type Item = &'a V;
+
+    fn next(&mut self) -> Option<&'a V> {
+        self.first.take().or_else(|| self.rest.as_mut()?.next().map(|(_, value)| value))
     }
 }

@@ -186,19 +186,25 @@ impl WantedSet {
         if let Some(cut) = self.cut_exact(range) {
             return Err(cut);
         }
+        let found: Vec<Wanted> = self.overlapping(range).copied().collect();
         let mut bytes = 0u64;
-        while let Some(&wanted) = self.regions.last_overlapping(range) {
+        for wanted in &found {
             let whole = wanted.region.range;
-            let Some(gone) = whole.intersection(range) else { break };
-            self.take(&wanted);
+            self.take(wanted);
             let (before, after) = whole.without(range);
             for rest in [before, after].into_iter().flatten() {
                 if let Some(region) = wanted.region.clip(rest) {
-                    self.put(Wanted { region, ..wanted });
+                    self.put(Wanted { region, ..*wanted });
                 }
             }
-            self.journal.touched.push(gone);
-            bytes = bytes.saturating_add(gone.length());
+            bytes = bytes.saturating_add(whole.intersection(range).map_or(0, IovaRange::length));
+        }
+        // One range for all: what is between them was not wanted before either.
+        if let [first, ..] = &found[..]
+            && let Some(last) = found.last()
+            && let Some(hull) = IovaRange::from_bounds(first.region.range.start(), last.region.range.last())
+        {
+            self.journal.touched.extend(hull.intersection(range));
         }
         self.journal.unmapped.push(range);
         Ok(bytes)
@@ -246,6 +252,11 @@ impl WantedSet {
     /// The ranges that the open transaction touched, in order.
     pub fn touched(&self) -> &[IovaRange] {
         &self.journal.touched
+    }
+
+    /// The changes of the open transaction, in order.
+    pub fn changes(&self) -> &[Change] {
+        &self.journal.changes
     }
 
     /// The only change of the open transaction; `None` if there is none, or more than one.

@@ -86,18 +86,20 @@ impl Engine {
         if self.backend.capabilities().parallel || state.wanted.touched().len() < 2 {
             return Ok(false);
         }
-        let scope = state.wanted.touched().to_vec();
-        let added = scope.len() as u64;
+        let added = state.wanted.touched().len() as u64;
         let room = |entries| state.table.len().saturating_add(added) <= entries;
         if !state.limits.entries.is_none_or(room) {
             return Ok(false);
         }
-        let single = |range: &IovaRange| {
-            let wanted = state.wanted.on(*range)?;
-            let single = self.is_single_map(state, &wanted.region);
-            single.then(|| Entry::of(&wanted.region, wanted.generation))
+        let single = |change: &Change| match change {
+            Change::Inserted(Wanted { region, generation, .. }) if self.is_single_map(state, region) => {
+                Some(Entry::of(region, *generation))
+            }
+            _ => None,
         };
-        let Some(entries) = scope.iter().map(single).collect::<Option<Vec<_>>>() else { return Ok(false) };
+        let entries = state.wanted.changes().iter().map(single).collect::<Option<Vec<_>>>();
+        let Some(entries) = entries else { return Ok(false) };
+        let scope = state.wanted.touched().to_vec();
         self.map_entries(state, &entries, &scope).map(|()| true)
     }
 
