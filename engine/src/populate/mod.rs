@@ -43,6 +43,10 @@ use survey::Survey;
 /// Between a PMD and 32 MiB there is no measurable difference (docs/PERFORMANCE.md).
 pub const CHUNK_BYTES: u64 = 16 << 20;
 
+/// The same for work that nobody waits for. The kernel keeps the address space locked during a call, and the program
+/// beside it maps memory, starts threads and runs a guest meanwhile.
+pub const SHORT_CHUNK_BYTES: u64 = 2 << 20;
+
 /// Minimum number of bytes for more than one thread: with less, a thread costs more time than it saves.
 pub const MIN_PARALLEL_BYTES: u64 = 4 << 20;
 
@@ -68,8 +72,8 @@ pub struct PopulateOptions<'a> {
     pub cpus: Option<&'a CpuSet>,
     /// Whether to request huge pages first, if there is anything to fault in.
     pub huge_pages: bool,
-    /// Bytes that a thread takes and faults in at a time: a power of two of at least a page. [`CHUNK_BYTES`] except
-    /// in benches.
+    /// Bytes that a thread takes and faults in at a time: a power of two of at least a page. [`CHUNK_BYTES`] or
+    /// [`SHORT_CHUNK_BYTES`], except in benches.
     pub chunk: u64,
     /// Of a job in the background; `None` for all other work.
     pub control: Option<&'a Control>,

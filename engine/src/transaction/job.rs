@@ -282,7 +282,7 @@ impl Engine {
             method: self.method(&plan),
             cpus: self.cpu_set.as_ref(),
             huge_pages: self.huge_pages,
-            chunk: populate::CHUNK_BYTES,
+            chunk: if state.job.leaves_cpu { populate::SHORT_CHUNK_BYTES } else { populate::CHUNK_BYTES },
             control: Some(&self.job.control),
         };
         let executed = self.carry_out(state, &plan, options)?;
