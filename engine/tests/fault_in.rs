@@ -18,9 +18,11 @@ use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::host_va;
 use vfio_fast_engine::log::Log;
 use vfio_fast_engine::object::{ObjectKind, ObjectRef};
-use vfio_fast_engine::populate::{self, CHUNK_BYTES, HostRange, Method, PopulateOptions, Report};
+use vfio_fast_engine::populate::{
+    self, CHUNK_BYTES, HostRange, Method, PopulateOptions, Report, SHORT_CHUNK_BYTES,
+};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
-use vfio_fast_engine::{Config, Engine, Errno};
+use vfio_fast_engine::{Config, Engine, Errno, Phase};
 use vfio_fast_testing as common;
 
 /// Bytes of the memory of each object.
@@ -253,4 +255,31 @@ fn a_file_on_a_disk_is_not_written() {
     let disk = ["ext2/ext3", "xfs", "btrfs", "f2fs"].contains(&kind.trim());
     let untouched = (file.metadata().unwrap().blocks(), engine.stats().populate_calls) == (0, 0);
     assert_eq!((on_disk, untouched), (disk, disk), "{kind}: {text}");
+}
+
+/// While nobody waits for a job, the kernel has the address space locked for a short time only.
+#[test]
+fn a_job_faults_in_shorter_pieces_than_a_commit() {
+    if std::thread::available_parallelism().map_or(1, usize::from) == 1 {
+        return; // The job has no CPU to leave.
+    }
+    let memory = RealMemory::new();
+    memory.small_pages();
+    let calls = |background: bool| {
+        memory.cool();
+        let (engine, sim, _) = engine(Rules::Type1, 0);
+        let engine = Arc::new(engine);
+        engine.begin().unwrap();
+        for object in [1, 2] {
+            engine.map_region(ram(object << 32, object)).unwrap();
+        }
+        if background { engine.commit_background() } else { engine.commit() }.unwrap();
+        while engine.progress().phase == Phase::Running {
+            std::thread::yield_now();
+        }
+        assert_table(&engine, &sim);
+        assert_eq!(engine.stats().populate_bytes, 2 * BYTES);
+        engine.stats().populate_calls
+    };
+    assert_eq!((calls(false), calls(true)), (2 * BYTES / CHUNK_BYTES, 2 * BYTES / SHORT_CHUNK_BYTES));
 }
