@@ -23,7 +23,7 @@ pub enum Fault {
     Gone,
     /// The device has transactions pending.
     Pending,
-    /// Each call that faults memory in takes half a second longer.
+    /// Each call that faults memory in takes half a second longer for 16 MiB.
     Slow,
     /// A map is refused with ENOMEM.
     Full,

@@ -1,6 +1,6 @@
 //! The guest starts before its memory is mapped, and waits when it turns on the bus mastering of its device.
 //!
-//! Each call of the library that faults memory in takes half a second longer than it would, so that the guest comes first. Most
+//! To fault in 16 MiB takes the library half a second longer than it would, so that the guest comes first. Most
 //! guests here are a firmware of a few instructions, which turns it on at once; one is a Linux that moves data.
 
 use std::ops::{Range, RangeInclusive};
