@@ -1,5 +1,6 @@
 //! A memory device of which the guest plugs and unplugs blocks: each block is a mapping of its own, and nothing that is
-//! unplugged is mapped. If a block cannot be mapped, its whole request is undone, and the guest has to wait.
+//! unplugged is mapped. The blocks of a request are one commit of the library. If a block cannot be mapped, its whole
+//! request is undone, and the guest has to wait.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,6 +18,7 @@ use vfio_fast_protocol::witness::{self, Call, Mapping, MappingSet};
 
 use crate::l1::checks::{count, mappings};
 use crate::l1::command_line::CommandLine;
+use crate::l1::faults::{self, Fault};
 use crate::l1::lab::Lab;
 use crate::l1::requests::{self, Progress};
 use crate::l1::vm::Vm;
@@ -41,6 +43,8 @@ const GROWN_MIB: u64 = 160;
 const REFUSED_MIB: u64 = 416;
 const LOCKABLE: u64 = 16 * BLOCK;
 const LAST_MIB: u64 = 288;
+/// The block that the kernel refuses: so many that are not plugged come before it.
+const AMID: usize = 20;
 /// A little longer than QEMU waits with another report.
 const REPORT_INTERVAL: Duration = Duration::from_secs(11);
 
@@ -78,6 +82,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         ])
         .device(0, "dut")
         .trace(&["virtio_mem_*"])
+        .faults()
         .linux(&L2Job::Disk(data), "memhp_default_state=online_movable");
     let mut vm = Vm::start(lab, &line)?;
     let region = Region::of(&mut vm)?;
@@ -99,7 +104,9 @@ pub fn run(lab: &Lab) -> Result<()> {
 
     lab.report.step("plug again");
     let before = vm.witnessed()?.len();
+    let commits_before = commits(lab, &mut vm)?;
     region.resize(lab, &mut vm, GROWN_MIB)?;
+    report_commits(lab, &mut vm, commits_before)?;
     let wanted = region.mapped(lab, &mut vm, AFTER_PLUG_AGAIN, GROWN_MIB)?;
     let come = (GROWN_MIB - SHRUNK_MIB) * MIB;
     report_touched(lab, Check::PluggedAlone, &vm.witnessed()?[before..], come, 0);
@@ -120,6 +127,9 @@ pub fn run(lab: &Lab) -> Result<()> {
     limits::set_memlock(Some(vm.pid), (job.l2_memory_mib + 2 * MAX_MIB) * MIB)?;
     region.resize(lab, &mut vm, LAST_MIB)?;
     region.mapped(lab, &mut vm, AFTER_RAISE, LAST_MIB)?;
+
+    lab.report.step("a block that the kernel refuses");
+    refuse_block(lab, &mut vm, &region)?;
 
     lab.report.step("reset");
     vm.qmp.run("system_reset", json!({}))?;
@@ -279,6 +289,11 @@ fn plugged(trace: &str) -> Result<BTreeSet<u64>> {
     Ok(plugged)
 }
 
+/// How many requests the guest has made to plug blocks.
+fn plug_requests(trace: &str) -> u64 {
+    trace.lines().filter(|line| line.starts_with("virtio_mem_plug_request ")).count() as u64
+}
+
 /// How many requests got that response.
 fn responses(trace: &str, response: u64) -> usize {
     let line = format!("virtio_mem_send_response type={response}");
@@ -319,7 +334,32 @@ fn report_touched(lab: &Lab, check: Check, calls: &[Call], mapped: u64, unmapped
     lab.report.expect(check, (now_mapped, now_unmapped) == (mapped, unmapped), &seen);
 }
 
-/// Some blocks of a request can be mapped, then one cannot: `rolled-back`, `alive-after-refusal`, `locked-after-refusal`.
+/// Checks that all blocks of a request were mapped by one commit of the library: `one-commit-per-request`. `before` is
+/// what [`commits`] returned before the guest was asked for more.
+fn report_commits(lab: &Lab, vm: &mut Vm, before: Option<(u64, u64)>) -> Result<()> {
+    let (Some((commits_before, requests_before)), Some((commits, requests))) = (before, commits(lab, vm)?)
+    else {
+        return Ok(());
+    };
+    let (commits, requests) = (commits - commits_before, requests - requests_before);
+    let blocks = (GROWN_MIB - SHRUNK_MIB) * MIB / BLOCK;
+    let seen = format!("{blocks} blocks in {requests} requests: {commits} commits");
+    lab.report.expect(Check::OneCommitPerRequest, commits == requests && requests < blocks / 2, &seen);
+    Ok(())
+}
+
+/// How many commits the library has made, and how many requests to plug blocks the guest has made, so far.
+fn commits(lab: &Lab, vm: &mut Vm) -> Result<Option<(u64, u64)>> {
+    if lab.job.mode != Mode::Fast {
+        return Ok(None);
+    }
+    let commits = count::library_stats(vm)?["commits"].as_u64();
+    let commits = commits.context("the library does not count its commits")?;
+    Ok(Some((commits, plug_requests(&qemu_trace::text()?))))
+}
+
+/// Too little memory may be locked for the blocks of a request: `rolled-back`, `alive-after-refusal`,
+/// `locked-after-refusal`. Without the library, some are mapped before one cannot be; with it, none is.
 fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &MappingSet) -> Result<()> {
     // All that is mapped counts, but for BARs.
     let bars = proc::device_memory(vm.pid)?;
@@ -331,12 +371,12 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &MappingSet) -> Resul
     }
     let refusals = preflight_refusals(lab, vm)?;
     let before = vm.witnessed()?.len();
+    let busy = responses(&qemu_trace::text()?, BUSY);
     let busy_seen = fail(lab, vm, REFUSED_MIB, counted + LOCKABLE)?;
     let calls = vm.witnessed()?.split_off(before);
     let mapped: u64 = calls.iter().filter(|c| c.mapped()).map(|c| c.size).sum();
     let unmapped: u64 = calls.iter().filter(|c| c.unmapped()).map(|c| c.out).sum();
     let refused: Vec<i32> = calls.iter().filter(|c| c.is_map() && !c.mapped()).map(|c| c.errno).collect();
-    // The kernel refuses the block with the library too, which reads the limit only then.
     let explained = preflight_refusals(lab, vm)? - refusals;
     let seen = format!(
         "{mapped} bytes mapped, errno {refused:?} from the kernel, {explained} explained by the limit, {unmapped} unmapped, {} blocks plugged in that time",
@@ -346,15 +386,19 @@ fn refuse(lab: &Lab, vm: &mut Vm, region: &Region, wanted: &MappingSet) -> Resul
     if let Err(error) = busy_seen {
         problems.push(format!("{error:#}; {seen}"));
     }
-    let as_it_should = refused == [ENOMEM] && explained == u64::from(lab.job.mode == Mode::Fast);
-    if mapped != LOCKABLE || unmapped != mapped || !as_it_should {
+    // The library compares all blocks of the request with the limit before it maps the first.
+    let (expected, as_it_should) = match lab.job.mode {
+        Mode::Fast => (0, refused.is_empty() && explained == 1),
+        _ => (LOCKABLE, refused == [ENOMEM] && explained == 0),
+    };
+    if mapped != expected || unmapped != mapped || !as_it_should {
         problems
-            .push(format!("{seen}; {LOCKABLE} should have been mapped, then one refused, and all unmapped"));
+            .push(format!("{seen}; {expected} should have been mapped, then one refused, and all unmapped"));
     }
     lab.report.check(Check::RolledBack, &problems, &seen);
     if lab.job.mode == Mode::Fast {
         report_reported(lab, vm)?;
-        report_counted(lab, vm, before, counted + LOCKABLE)?;
+        report_counted(lab, vm, busy, counted + LOCKABLE)?;
     }
     region.mapped(lab, vm, AFTER_REFUSAL, GROWN_MIB)?;
     let now = count::locked_bytes(lab, vm)?;
@@ -377,14 +421,50 @@ fn fail(lab: &Lab, vm: &mut Vm, mib: u64, allowed: u64) -> Result<Result<()>> {
     request(vm, mib)?;
     limits::set_memlock(Some(vm.pid), allowed)?;
     vm.qmp.run("cont", json!({}))?;
-    Ok(wait_for("the device to report to the guest that it is busy", lab.wait(), || {
-        let more = responses(&qemu_trace::text()?, BUSY) - busy;
+    Ok(busy_again(lab, busy))
+}
+
+/// Waits until the device has refused more than `before` requests.
+fn busy_again(lab: &Lab, before: usize) -> Result<()> {
+    wait_for("the device to report to the guest that it is busy", lab.wait(), || {
+        let more = responses(&qemu_trace::text()?, BUSY) - before;
         Ok(Seen::of((more > 0).then_some(()), || "no such response".to_owned()))
-    }))
+    })
+}
+
+/// The kernel refuses a block amid a request, which nobody could foresee: all that was mapped for the request is unmapped,
+/// `refused-block-undone`.
+fn refuse_block(lab: &Lab, vm: &mut Vm, region: &Region) -> Result<()> {
+    let plugged = plugged(&qemu_trace::text()?)?;
+    let unplugged = (region.address..).step_by(BLOCK as usize).filter(|at| !plugged.contains(at));
+    let block = unplugged.take(AMID + 1).last().context("no block is left")?;
+    let before = vm.witnessed()?.len();
+    let busy = responses(&qemu_trace::text()?, BUSY);
+    faults::arm(Fault::Full, block..=block, BLOCK, u64::MAX)?;
+    request(vm, REFUSED_MIB)?;
+    let busy_seen = busy_again(lab, busy);
+    vm.qmp.run("stop", json!({}))?;
+    faults::disarm()?;
+    // L2 asks again after a while, unless it has to have no more than it has.
+    request(vm, LAST_MIB)?;
+    let requests = responses(&qemu_trace::text()?, BUSY) - busy;
+    let calls = vm.witnessed()?.split_off(before);
+    vm.qmp.run("cont", json!({}))?;
+    busy_seen?;
+    let mapped: u64 = calls.iter().filter(|c| c.mapped()).map(|c| c.size).sum();
+    let unmapped: u64 = calls.iter().filter(|c| c.unmapped()).map(|c| c.out).sum();
+    let refused: Vec<(u64, i32)> =
+        calls.iter().filter(|c| c.is_map() && !c.mapped()).map(|c| (c.iova, c.errno)).collect();
+    let undone = mapped > 0 && unmapped == mapped && refused == vec![(block, ENOMEM); requests];
+    let seen =
+        format!("{mapped} bytes mapped, {unmapped} unmapped, {requests} requests, refused {refused:x?}");
+    lab.report.expect(Check::RefusedBlockUndone, undone, &seen);
+    Ok(())
 }
 
 /// A failure within ten seconds of a report is counted, and the next report has the number: together they are all
-/// failures since call `before`. On a slow machine none may be within ten seconds, so this tries more than once.
+/// requests that the device has refused since it had refused `before`. On a slow machine none may be within ten seconds,
+/// so this tries more than once.
 fn report_counted(lab: &Lab, vm: &mut Vm, before: usize, allowed: u64) -> Result<()> {
     let (mut failures, mut reports, mut counted) = (0, 0, 0);
     for _ in 0..3 {
@@ -392,8 +472,7 @@ fn report_counted(lab: &Lab, vm: &mut Vm, before: usize, allowed: u64) -> Result
         thread::sleep(REPORT_INTERVAL);
         fail(lab, vm, REFUSED_MIB, allowed)??;
         vm.qmp.run("stop", json!({}))?;
-        let calls = vm.witnessed()?.split_off(before);
-        failures = calls.iter().filter(|call| call.is_map() && !call.mapped()).count();
+        failures = responses(&qemu_trace::text()?, BUSY) - before;
         let errors = vm.stderr()?;
         vm.qmp.run("cont", json!({}))?;
         reports = errors.lines().filter(|line| line.contains("for a vIOMMU or virtio-mem")).count();
@@ -459,6 +538,7 @@ mod tests {
             "virtio_mem_plug_request addr=0x100200000 nb_blocks=1\nvirtio_mem_send_response type=2\n";
         assert_eq!(blocks(&format!("{PLUG}{refused}")).unwrap().len(), 2);
         assert_eq!(responses(&format!("{PLUG}{refused}"), BUSY), 1);
+        assert_eq!(plug_requests(&format!("{PLUG}{refused}")), 2);
         assert_eq!(blocks(&format!("{PLUG}virtio_mem_unplugged_all \n")).unwrap(), [0u64; 0]);
         assert!(blocks(&format!("{PLUG}{PLUG}")).is_err());
     }
