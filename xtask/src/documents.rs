@@ -36,6 +36,7 @@ const INPUTS: &[&str] = &[
     "Cargo.lock",
     "README.md",
     "docs/QEMU.md",
+    "ffi/doctor",
     "ffi/tests/c/example.c",
     "images/assets",
     "images/e2e",

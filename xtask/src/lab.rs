@@ -1,5 +1,5 @@
-//! Verbs implemented as separate programs. They need packages that no other verb needs, so they are compiled only
-//! when used.
+//! Verbs implemented as separate programs: they need packages that no other verb needs, or ship. They are compiled
+//! only when used.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -22,7 +22,7 @@ pub fn become_program(package: &str, args: &Args) -> Result<()> {
     Err(error).context("Cannot start cargo")
 }
 
-/// The command that compiles and runs a program of the lab.
+/// The command that compiles and runs such a program.
 pub fn command(package: &str) -> Command {
     let mut command = Command::new(paths::cargo());
     command.current_dir(paths::root()).args([

@@ -1,12 +1,12 @@
 //! Builds, tests and checks vfio-fast: `cargo xtask --help`.
 
-mod doctor;
 mod documents;
 mod exports;
 mod header;
 mod install;
 mod interleavings;
 mod lab;
+mod machine;
 mod once;
 mod qemu;
 mod setup;
@@ -30,12 +30,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Install packages and download sources ahead of time
-    Setup,
-    /// Show what this machine has and what is missing
-    Doctor,
+    Setup(setup::Args),
+    /// Say whether this host is ready for VFIO passthrough
+    #[command(disable_help_flag = true)]
+    Doctor(lab::Args),
     /// Write the C header, or check it
     Header(header::Args),
-    /// Install the library, its header and its pkg-config file
+    /// Install the library, its header, its pkg-config file and vfio-fast-doctor
     Install(install::Args),
     /// Patch and build QEMU
     #[command(subcommand)]
@@ -53,8 +54,8 @@ enum Verb {
 fn main() -> ExitCode {
     let verb = Cli::parse().verb;
     outcome::exit_code(interrupt::handle_signals().and_then(|()| match verb {
-        Verb::Setup => setup::run(),
-        Verb::Doctor => doctor::run(),
+        Verb::Setup(args) => setup::run(&args),
+        Verb::Doctor(args) => lab::become_program("vfio-fast-doctor", &args),
         Verb::Header(args) => header::run(&args),
         Verb::Install(args) => install::run(&args),
         Verb::Qemu(args) => qemu::run(&args),

@@ -1,4 +1,4 @@
-//! The library as installed for users: shared object, header and pkg-config file below a prefix.
+//! The library as installed for users: shared object, header and pkg-config file below a prefix, and the doctor.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,12 +12,18 @@ use crate::progress::{run_logged, step};
 
 /// Version of the library, which is that of the workspace.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The package and the program.
+const DOCTOR: &str = "vfio-fast-doctor";
 
 /// Installs the library below `prefix`. `destdir` is put in front of it for copying only. Returns the files.
 pub fn install(prefix: &Path, destdir: Option<&Path>) -> Result<Vec<PathBuf>> {
     let log = paths::target().join("install.log");
-    let library = step("Build the library", &log, build)?;
-    copy(&library, &header(), prefix, destdir)
+    let (library, doctor) = step("Build the library", &log, |log| Ok((build(log)?, build_doctor(log)?)))?;
+    let mut files = copy(&library, &header(), prefix, destdir)?;
+    let program = below(prefix, destdir).join("bin").join(DOCTOR);
+    replace(&doctor, &program)?;
+    files.push(program);
+    Ok(files)
 }
 
 /// Installs below a fresh directory, for builds and tests that link against the library.
@@ -43,6 +49,15 @@ pub fn header() -> PathBuf {
     paths::root().join("include/vfio_fast.h")
 }
 
+/// Builds the program that says whether a host is ready.
+fn build_doctor(log: &Path) -> Result<PathBuf> {
+    let sh = Shell::new()?;
+    sh.change_dir(paths::root());
+    let cargo = paths::cargo();
+    run_logged(&mut cmd!(sh, "{cargo} build --release --locked --package {DOCTOR}").into(), log)?;
+    Ok(paths::target().join("release").join(DOCTOR))
+}
+
 /// Builds the library with the release profile.
 fn build(log: &Path) -> Result<PathBuf> {
     let sh = Shell::new()?;
@@ -60,10 +75,7 @@ fn copy(library: &Path, header: &Path, prefix: &Path, destdir: Option<&Path>) ->
         dynamic.lines().any(|line| line.contains("(SONAME)") && line.contains(&format!("[{soname}]")));
     ensure!(right, "{} does not have the SONAME {soname}", library.display());
 
-    let root = match destdir {
-        Some(destdir) => destdir.join(prefix.strip_prefix("/").unwrap_or(prefix)),
-        None => prefix.to_path_buf(),
-    };
+    let root = below(prefix, destdir);
     let files = ["lib", "lib", "lib/pkgconfig", "include"]
         .into_iter()
         .zip([soname.as_str(), "libvfio_fast.so", "vfio_fast.pc", "vfio_fast.h"])
@@ -71,18 +83,39 @@ fn copy(library: &Path, header: &Path, prefix: &Path, destdir: Option<&Path>) ->
         .collect::<Vec<_>>();
     let [shared, link, pc, include] = files.as_slice() else { unreachable!("four files") };
     for file in &files {
-        sh.create_dir(file.parent().context("a file has a directory")?)?;
-        // A running program can have the old file mapped, so replace the file instead of overwriting it. Dangling
-        // links must be removed as well.
-        if file.symlink_metadata().is_ok() {
-            fs::remove_file(file).with_context(|| format!("Cannot replace {}", file.display()))?;
-        }
+        make_way(file)?;
     }
     sh.copy_file(library, shared)?;
     symlink(&soname, link).with_context(|| format!("Cannot write {}", link.display()))?;
     sh.write_file(pc, pkg_config(prefix))?;
     sh.copy_file(header, include)?;
     Ok(files)
+}
+
+/// Where the files of a prefix are copied to.
+fn below(prefix: &Path, destdir: Option<&Path>) -> PathBuf {
+    match destdir {
+        Some(destdir) => destdir.join(prefix.strip_prefix("/").unwrap_or(prefix)),
+        None => prefix.to_path_buf(),
+    }
+}
+
+/// Makes the directory of a file, and removes an old file. A running program can have the old file mapped, so it is
+/// replaced instead of overwritten. Dangling links must be removed as well.
+fn make_way(file: &Path) -> Result<()> {
+    let dir = file.parent().context("a file has a directory")?;
+    fs::create_dir_all(dir).with_context(|| format!("Cannot create {}", dir.display()))?;
+    if file.symlink_metadata().is_ok() {
+        fs::remove_file(file).with_context(|| format!("Cannot replace {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Copies a file in place of an old one.
+fn replace(from: &Path, to: &Path) -> Result<()> {
+    make_way(to)?;
+    fs::copy(from, to).with_context(|| format!("Cannot write {}", to.display()))?;
+    Ok(())
 }
 
 fn pkg_config(prefix: &Path) -> String {
@@ -126,6 +159,11 @@ mod tests {
         let install = |prefix: &str| copy(&library, &header, Path::new(prefix), Some(&dir.join("dest")));
         let files = install("/opt/x").unwrap();
         assert_eq!(install("/opt/x").unwrap(), files, "a second time over the first");
+        let program = below(Path::new("/opt/x"), Some(&dir.join("dest"))).join("bin/x");
+        for _ in 0..2 {
+            replace(&header, &program).unwrap();
+        }
+        assert!(dir.join("dest/opt/x/bin/x").exists());
         let lib = dir.join("dest/opt/x/lib");
         assert_eq!(fs::canonicalize(lib.join("libvfio_fast.so")).unwrap(), files[0].canonicalize().unwrap());
         assert_eq!(files[0], lib.join(format!("libvfio_fast.so.{VERSION}")));

@@ -1,4 +1,4 @@
-//! `cargo xtask doctor`: reports the properties of this machine that matter to the other verbs.
+//! `cargo xtask setup --check`: reports the properties of this machine that matter to the other verbs.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,7 +11,7 @@ use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::packages;
 
 /// Prints one line per property.
-pub fn run() -> Result<()> {
+pub fn report() -> Result<()> {
     let say = |what: &str, value: &str| println!("{what:<26}{value}");
     let cache = Cache::open()?;
     say("root", yes(geteuid().is_root()));
