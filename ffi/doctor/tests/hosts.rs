@@ -172,6 +172,30 @@ fn without_an_iommu_the_reason_is_named() {
     expect(&amd, &[], &[("iommu", "blocks", "the firmware has AMD-Vi", "dmesg")]);
 }
 
+/// Captured from real kernels on the emulated IOMMUs of the test machines.
+#[test]
+fn captured_machines_can_work() {
+    let intel = ("iommu", "fine", "VT-d: 1 unit, 3 groups; pages of 4 KiB, 2 MiB and 1 GiB; 48-bit", "");
+    let amd =
+        ("iommu", "fine", "AMD-Vi: 1 unit, 3 groups; pages of every power of two from 4 KiB; 64-bit", "");
+    for (name, iommu) in [("captured-vtd", intel), ("captured-amd", amd)] {
+        let tree = Tree::new(name, "captured");
+        let common = [
+            iommu,
+            ("interrupts", "fine", "remaps interrupts", ""),
+            ("devices", "fine", "0000:00:04.0: NVMe, driver vfio-pci, group 1", ""),
+            ("mappings", "fine", "65535", ""),
+            ("huge pages", "better", "shmem_enabled is never", "echo advise >"),
+            ("kernel", "fine", "Linux 7.2.13: has all", ""),
+        ];
+        expect(&tree, &["--guest", "200M"], &common);
+        let json = report(&tree, &["--guest", "200M"]);
+        let better =
+            json["findings"].as_array().unwrap().iter().filter(|finding| finding["verdict"] == "better");
+        assert_eq!(better.count(), 1, "{json:#}");
+    }
+}
+
 #[test]
 fn a_captured_virtual_machine_cannot_work() {
     let blocks = [
