@@ -38,15 +38,12 @@ impl ThreadLimit {
         let online = cpu::online();
         let allowed = placement::cpus(cpus).map_or(online, |cpus| cpus.count().min(online));
         let cause = if cpus.is_some() { Cause::CpuSet } else { Cause::Affinity };
-        if configured > 0 {
-            // Threads that wait for a CPU begin pieces that others would have finished, and mapping waits for these.
-            return if configured <= allowed {
-                Self { threads: configured, online, cause: Cause::Configured }
-            } else {
-                Self { threads: allowed, online, cause }
-            };
+        if (1..=allowed).contains(&configured) {
+            return Self { threads: configured, online, cause: Cause::Configured };
         }
-        match quota(allowed).filter(|quota| *quota < allowed) {
+        // More are not started: threads that wait for a CPU hold pieces that others would have finished.
+        let quota = if configured == 0 { quota(allowed) } else { None };
+        match quota.filter(|quota| *quota < allowed) {
             Some(threads) => Self { threads, online, cause: Cause::Quota },
             None => Self { threads: allowed, online, cause },
         }
