@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::ask::Ask;
 use crate::finding::Finding;
 use crate::host::Host;
-use crate::huge_pages::{self, Pool};
+use crate::huge_pages;
 use crate::size::Size;
 
 const TOPIC: &str = "cgroup";
@@ -63,7 +63,7 @@ pub fn check(host: &Host, ask: &Ask) -> Vec<Finding> {
         "start QEMU in another cgroup: systemd-run --scope -p MemoryMax=infinity ...\nor: echo {} > /{file}",
         if file.ends_with("memory.max") { "max" } else { "-1" }
     );
-    let pool = huge_pages::pools(host).iter().map(Pool::free_bytes).max().unwrap_or(0);
+    let pool = huge_pages::largest_free(host);
     if guest <= pool {
         return vec![Finding::better(
             TOPIC,

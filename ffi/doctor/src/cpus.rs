@@ -41,8 +41,7 @@ pub fn check(host: &Host, _: &Ask) -> Vec<Finding> {
 
 /// Running QEMUs whose main thread has few CPUs, as libvirt's emulatorpin gives it: the next one will, too.
 fn pinned(host: &Host, online: u64) -> Option<Finding> {
-    let processes = host.list("proc").into_iter().filter(|name| name.parse::<u32>().is_ok());
-    let mut found = processes.filter_map(|process| {
+    let mut found = host.processes().filter_map(|process| {
         let name = host.read(&format!("proc/{process}/comm"))?;
         // The status of a process is that of its main thread.
         let status = name.starts_with("qemu-").then(|| host.read(&format!("proc/{process}/status")))??;

@@ -62,6 +62,11 @@ impl Host {
         names
     }
 
+    /// The numbers of the processes, as the names of their directories.
+    pub fn processes(&self) -> impl Iterator<Item = String> {
+        self.list("proc").into_iter().filter(|name| name.parse::<u32>().is_ok())
+    }
+
     /// The last part of what a link points to: the name of a driver, the number of a group.
     pub fn link(&self, path: &str) -> Option<String> {
         Some(fs::read_link(self.root.join(path)).ok()?.file_name()?.to_str()?.to_owned())

@@ -10,7 +10,7 @@ const KNOBS: &str = "sys/kernel/mm/transparent_hugepage";
 const NODES: &str = "sys/devices/system/node";
 
 /// The pool of huge pages of one size.
-pub struct Pool {
+struct Pool {
     page: u64,
     total: u64,
     free: u64,
@@ -20,13 +20,18 @@ pub struct Pool {
 
 impl Pool {
     /// Bytes that are free.
-    pub fn free_bytes(&self) -> u64 {
+    fn free_bytes(&self) -> u64 {
         self.free.saturating_mul(self.page)
     }
 }
 
+/// The free bytes of the pool that has most of them.
+pub fn largest_free(host: &Host) -> u64 {
+    pools(host).iter().map(Pool::free_bytes).max().unwrap_or(0)
+}
+
 /// The pools that have pages.
-pub fn pools(host: &Host) -> Vec<Pool> {
+fn pools(host: &Host) -> Vec<Pool> {
     let nodes = host.list(NODES).into_iter().filter(|name| name.strip_prefix("node").is_some_and(is_number));
     let nodes: Vec<String> = nodes.collect();
     let names = host.list("sys/kernel/mm/hugepages").into_iter();

@@ -101,7 +101,7 @@ fn raise(wanted: u64, hard: Option<u64>) -> String {
 /// Bytes that other processes of the user have pinned, as far as /proc shows it.
 fn pinned_by_others(host: &Host) -> u64 {
     let own = field(&host.read("proc/self/status").unwrap_or_default(), "Pid:").to_owned();
-    let processes = host.list("proc").into_iter().filter(|name| name.parse::<u32>().is_ok() && *name != own);
+    let processes = host.processes().filter(|name| *name != own);
     let pinned = processes.filter_map(|process| {
         let status = host.read(&format!("proc/{process}/status"))?;
         let user: u32 = field(&status, "Uid:").split_whitespace().next()?.parse().ok()?;

@@ -3,7 +3,7 @@
 use crate::ask::Ask;
 use crate::finding::Finding;
 use crate::host::Host;
-use crate::huge_pages::{self, Pool};
+use crate::huge_pages;
 use crate::size::Size;
 
 const TOPIC: &str = "memory";
@@ -21,7 +21,7 @@ fn room(host: &Host, ask: &Ask, movable: Option<&Movable>) -> Option<Finding> {
     let mut what = format!("{} of {} available", Size(available), Size(total));
     let Some(guest) = ask.guest else { return Some(Finding::fine(TOPIC, what)) };
     let movable = movable.map_or(0, Movable::bytes);
-    let pool = huge_pages::pools(host).iter().map(Pool::free_bytes).max().unwrap_or(0);
+    let pool = huge_pages::largest_free(host);
     what += &format!("; the guest needs {}", Size(guest));
     if guest <= pool {
         return Some(Finding::fine(TOPIC, format!("{what}, which a pool of huge pages has free")));
