@@ -30,6 +30,7 @@ use vfio_fast_assets::outcome::{self, CannotRun, UNAVAILABLE};
 use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::{run_logged, step};
 use vfio_fast_protocol::bench::calls::Driver;
+use vfio_fast_protocol::job::Container;
 
 /// Measures the speed of mapping on this machine.
 #[derive(clap::Parser, Clone, Debug)]
@@ -41,6 +42,9 @@ struct Args {
     /// Starts of a guest in the nested machine, with real VFIO
     #[arg(long)]
     vm: bool,
+    /// The same through iommufd, on the newest kernel
+    #[arg(long)]
+    vm_iommufd: bool,
     /// Maps and unmaps of memory in the nested machine, through type1 on two kernels
     #[arg(long)]
     type1: bool,
@@ -53,7 +57,7 @@ struct Args {
     /// One small guest, few rounds: to see that it works, not to quote
     #[arg(long)]
     quick: bool,
-    /// Guest sizes in GiB [default: 1,2,4,8,16, as far as memory allows; with --vm 1,2,4; with --type1 and --iommufd 2]
+    /// Guest sizes in GiB [default: 1,2,4,8,16, as far as memory allows; with --vm and --vm-iommufd 1,2,4; with --type1 and --iommufd 2]
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<f64>,
     /// Kinds of memory of the native part and of the guests [default: all]
@@ -77,8 +81,8 @@ struct Report {
     summary: Option<Summary>,
     /// The targets that the native part can judge.
     targets: Vec<Target>,
-    /// The part with real VFIO.
-    vm: Option<vm::Summary>,
+    /// The parts with real VFIO, one for each container.
+    vm: Vec<vm::Summary>,
     /// The parts with type1 and with iommufd, one for each kernel.
     mapping: Vec<mapping::Summary>,
     /// The part with many calls.
@@ -91,12 +95,18 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let measures_native = args.native || !(args.vm || args.type1 || args.iommufd || args.calls);
+    let starts = args.vm || args.vm_iommufd;
+    let measures_native = args.native || !(starts || args.type1 || args.iommufd || args.calls);
     ensure!(measures_native || !args.host_settings, "--host-settings changes nothing in the nested machine");
-    ensure!(measures_native || args.vm || args.kinds.is_empty(), "--kinds is for --native and --vm");
+    ensure!(
+        measures_native || starts || args.kinds.is_empty(),
+        "--kinds is for --native, --vm and --vm-iommufd"
+    );
     // Check the memory before the builds, which take long.
-    let starts =
-        args.vm.then(|| vm::Wanted::new(&vm_sizes(args), &args.kinds, vm_rounds(args))).transpose()?;
+    let starts = [(args.vm, Container::Type1), (args.vm_iommufd, Container::Iommufd)];
+    let starts = starts.into_iter().filter(|(given, _)| *given).map(|(_, container)| container);
+    let starts = starts.map(|on| vm::Wanted::new(on, &vm_sizes(args), &args.kinds, vm_rounds(args)));
+    let starts = starts.collect::<Result<Vec<_>>>()?;
     let drivers = [(args.type1, Driver::Type1), (args.iommufd, Driver::Iommufd)];
     let maps = drivers.into_iter().filter(|(given, _)| *given);
     let maps = maps.map(|(_, driver)| mapping::Wanted::new(driver, &mapping_sizes(args), vm_rounds(args)));
@@ -111,10 +121,13 @@ fn run(args: &Args) -> Result<()> {
         report.summary = Some(summary);
     }
     let mut outcome = Ok(());
-    if let Some(wanted) = starts {
+    for wanted in starts {
+        if outcome.is_err() {
+            break;
+        }
         outcome = vm::run(&wanted, &folder).and_then(|(mut summary, counted)| {
             summary.about.command = command_line(args);
-            report.vm = Some(summary);
+            report.vm.push(summary);
             counted
         });
     }
@@ -136,7 +149,7 @@ fn run(args: &Args) -> Result<()> {
         });
     }
     // Show what was measured before a failure.
-    let nested = report.vm.is_some() || report.calls.is_some() || !report.mapping.is_empty();
+    let nested = !report.vm.is_empty() || report.calls.is_some() || !report.mapping.is_empty();
     if report.summary.is_some() || nested {
         show(args, &report, &folder)?;
     }
@@ -167,11 +180,11 @@ fn show(args: &Args, report: &Report, folder: &Path) -> Result<()> {
         fs::write(path, &results).with_context(|| format!("Cannot write {}", path.display()))?;
     }
     let native = report.summary.as_ref().map(|summary| table::section(summary, &report.targets));
-    let vm = report.vm.as_ref().map(vm::section);
+    let vm: Vec<Section> = report.vm.iter().map(vm::section).collect();
     let mapping: Vec<Section> = report.mapping.iter().map(mapping::section).collect();
     let calls = report.calls.as_ref().map(calls::section);
     let figure = figure::draw(report.summary.as_ref().zip(native.as_ref()), |canvas, mut y| {
-        if let Some((summary, section)) = report.vm.as_ref().zip(vm.as_ref()) {
+        for (summary, section) in report.vm.iter().zip(&vm) {
             y = vm::draw(canvas, y, summary, section);
         }
         for (summary, section) in report.mapping.iter().zip(&mapping) {
@@ -262,6 +275,7 @@ fn command_line(args: &Args) -> String {
     for (given, word) in [
         (args.native, "--native"),
         (args.vm, "--vm"),
+        (args.vm_iommufd, "--vm-iommufd"),
         (args.type1, "--type1"),
         (args.iommufd, "--iommufd"),
         (args.calls, "--calls"),

@@ -151,6 +151,11 @@ pub fn locked_bytes(pid: u32) -> Result<u64> {
     kib(&format!("/proc/{pid}/status"), "VmLck:")
 }
 
+/// Bytes of the process's memory that are pinned, as iommufd counts them.
+pub fn pinned_bytes(pid: u32) -> Result<u64> {
+    kib(&format!("/proc/{pid}/status"), "VmPin:")
+}
+
 /// Bytes of shmem, memfds included, that the process has.
 pub fn shmem_bytes(pid: u32) -> Result<u64> {
     kib(&format!("/proc/{pid}/status"), "RssShmem:")

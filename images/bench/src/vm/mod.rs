@@ -15,6 +15,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
+use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::memory::MemoryKind;
 
 use super::mebibytes;
@@ -27,14 +28,13 @@ pub use figure::draw;
 pub use summary::Summary;
 pub use table::section;
 
-/// The name of the backend in the report.
-const PINS: &str = "VFIO type1 on an emulated VT-d";
 /// The minimum memory of L2: its kernel does not boot with less.
 const LEAST_MIB: u64 = 256;
 
 /// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Wanted {
+    container: Container,
     /// Sizes of the guests in MiB.
     sizes: Vec<u64>,
     memories: Vec<MemoryKind>,
@@ -45,18 +45,19 @@ pub struct Wanted {
 impl Wanted {
     /// `sizes` are in GiB; no `kinds` are all kinds. Fails before anything is measured if a guest does not fit into this
     /// machine's memory, or if one of the kinds needs reserved pages.
-    pub fn new(sizes: &[f64], kinds: &[String], rounds: u32) -> Result<Self> {
+    pub fn new(container: Container, sizes: &[f64], kinds: &[String], rounds: u32) -> Result<Self> {
         let sizes = mebibytes(sizes);
         ensure!(rounds > 0, "Without rounds nothing is measured");
         ensure!(sizes.iter().all(|mib| *mib >= LEAST_MIB), "L2 needs at least {LEAST_MIB} MiB");
-        sizes.iter().try_for_each(|mib| vfio_fast_e2e::require_memory(&boot_time::spec(*mib, Vec::new())))?;
+        let spec = |mib: &u64| boot_time::spec(container, *mib, Vec::new());
+        sizes.iter().try_for_each(|mib| vfio_fast_e2e::require_memory(&spec(mib)))?;
         let known = MemoryKind::UNRESERVED;
         if let Some(wrong) = kinds.iter().find(|kind| known.iter().all(|memory| memory.name() != *kind)) {
             let names = known.map(MemoryKind::name).join(", ");
             bail!("The guests have memory of the kinds {names}, not {wrong}");
         }
         let wanted = |memory: &MemoryKind| kinds.is_empty() || kinds.iter().any(|kind| kind == memory.name());
-        Ok(Self { sizes, memories: known.into_iter().filter(wanted).collect(), rounds })
+        Ok(Self { container, sizes, memories: known.into_iter().filter(wanted).collect(), rounds })
     }
 
     /// All memories, in every round.
@@ -71,12 +72,13 @@ impl Wanted {
 
 /// Measures. The inner result reports a failure; the summary has what was measured before it.
 pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
-    let spec = |mib: &u64| boot_time::spec(*mib, wanted.pairs());
+    let spec = |mib: &u64| boot_time::spec(wanted.container, *mib, wanted.pairs());
     let plans: Vec<_> = wanted.sizes.iter().map(spec).collect();
-    let with_viommu = traffic::plan(wanted.rounds);
-    let all: Vec<_> = plans.iter().cloned().chain([with_viommu.clone()]).collect();
-    let lab = Lab::prepare(&all, folder, PINS)?;
-    let mut lines = File::create(folder.join("vm.jsonl"))?;
+    // QEMU's part of a DMA map of the guest's is the same on iommufd.
+    let with_viommu = (wanted.container == Container::Type1).then(|| traffic::plan(wanted.rounds));
+    let all: Vec<_> = plans.iter().cloned().chain(with_viommu.clone()).collect();
+    let lab = Lab::prepare(&all, folder, pins(wanted.container))?;
+    let mut lines = File::create(folder.join(lines_file(wanted.container)))?;
     let (mut starts, mut shares) = (Vec::new(), Vec::new());
     let mut outcome = Ok(());
     for (&mib, plan) in wanted.sizes.iter().zip(plans) {
@@ -96,8 +98,8 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
         }
     }
     let mut moved = Vec::new();
-    if outcome.is_ok() {
-        let booted = lab.boot(&[with_viommu]);
+    if let Some(plan) = with_viommu.filter(|_| outcome.is_ok()) {
+        let booted = lab.boot(&[plan]);
         shares.push(booted.others);
         outcome = booted.outcome;
         for verdict in booted.verdicts {
@@ -108,9 +110,25 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Summary, Result<()>)> {
             }
         }
     }
-    let mut summary = Summary::of(&starts, lab.about(Spread::of(shares)));
+    let mut summary = Summary::of(wanted.container, &starts, lab.about(Spread::of(shares)));
     summary.viommu = traffic::Rows::of(&moved);
     Ok((summary, outcome))
+}
+
+/// The name of the backend in the report.
+fn pins(container: Container) -> &'static str {
+    match container {
+        Container::Type1 => "VFIO type1 on an emulated VT-d",
+        Container::Iommufd => "iommufd on an emulated VT-d",
+    }
+}
+
+/// Where each start is written when it has ended.
+fn lines_file(container: Container) -> &'static str {
+    match container {
+        Container::Type1 => "vm.jsonl",
+        Container::Iommufd => "vm-iommufd.jsonl",
+    }
 }
 
 /// Checks counts only, never times.
@@ -166,22 +184,22 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_ends_with_69_before_anything_runs() {
-        let error = Wanted::new(&[0.5, 1e6], &[], 5).unwrap_err();
+        let error = Wanted::new(Container::Type1, &[0.5, 1e6], &[], 5).unwrap_err();
         assert_eq!(code_of(&error), UNAVAILABLE, "{error}");
-        assert_ne!(code_of(&Wanted::new(&[0.1], &[], 5).unwrap_err()), UNAVAILABLE);
-        assert!(Wanted::new(&[], &[], 0).is_err());
+        assert_ne!(code_of(&Wanted::new(Container::Type1, &[0.1], &[], 5).unwrap_err()), UNAVAILABLE);
+        assert!(Wanted::new(Container::Type1, &[], &[], 0).is_err());
         let kinds = ["memfd-thp".to_owned(), "hugetlb".to_owned()];
-        assert_eq!(Wanted::new(&[0.5], &kinds[..1], 2).unwrap().pairs().len(), 2);
-        let error = Wanted::new(&[0.5], &kinds, 2).unwrap_err().to_string();
+        assert_eq!(Wanted::new(Container::Type1, &[0.5], &kinds[..1], 2).unwrap().pairs().len(), 2);
+        let error = Wanted::new(Container::Type1, &[0.5], &kinds, 2).unwrap_err().to_string();
         assert!(error.contains("not hugetlb"), "{error}");
     }
 
     #[test]
     fn every_memory_is_in_table_and_plots() {
         let starts: Vec<(u64, Start)> = right().into_iter().map(|start| (GIB, start)).collect();
-        let machine = vfio_fast_protocol::bench::host::machine(PINS);
+        let machine = vfio_fast_protocol::bench::host::machine(pins(Container::Type1));
         let about = About::new(machine, Accel::Tcg("no processor"), Spread::default());
-        let summary = Summary::of(&starts, about);
+        let summary = Summary::of(Container::Type1, &starts, about);
         let section = section(&summary);
         assert!(section.about.iter().any(|line| line.contains("TCG (no processor)")));
         let figure = figure::draw(None, |canvas, y| draw(canvas, y, &summary, &section));
@@ -212,7 +230,7 @@ mod tests {
                 retries: Default::default(),
             }
         };
-        let rounds = |rounds| Wanted::new(&[1.0], &[], rounds).unwrap();
+        let rounds = |rounds| Wanted::new(Container::Type1, &[1.0], &[], rounds).unwrap();
         check(&of(true, right()), 1024, &rounds(2)).unwrap();
         let error = check(&of(false, right()), 1024, &rounds(2)).unwrap_err().to_string();
         assert!(error.contains("mappings-anon-4k-fast-0: a difference"), "{error}");

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::record::{Moment, Order, Start};
 
@@ -16,6 +17,7 @@ use crate::summary::Spread;
 pub struct Summary {
     #[serde(flatten)]
     pub about: About,
+    pub container: Container,
     /// Starts of each case.
     pub rounds: usize,
     /// From QEMU's start until the guest executes.
@@ -91,7 +93,7 @@ pub struct Side {
 
 impl Summary {
     /// Aggregates starts, each given with the bytes of its guest.
-    pub fn of(starts: &[(u64, Start)], about: About) -> Self {
+    pub fn of(container: Container, starts: &[(u64, Start)], about: About) -> Self {
         let mut cases: BTreeMap<(MemoryKind, u64), Vec<&Start>> = BTreeMap::new();
         for (bytes, start) in starts {
             cases.entry((start.memory, *bytes)).or_default().push(start);
@@ -105,6 +107,7 @@ impl Summary {
         let ends = cases.iter().map(|((memory, bytes), starts)| exit(*memory, *bytes, starts));
         Self {
             about,
+            container,
             rounds: kernel.iter().map(|row| row.fast.seconds.count).max().unwrap_or(0),
             first_instruction,
             kernel,
@@ -225,7 +228,7 @@ mod tests {
             }
         }
         let about = About::new(Machine::default(), Accel::Tcg("why"), Spread::default());
-        let summary = Summary::of(&starts, about);
+        let summary = Summary::of(Container::Type1, &starts, about);
         assert_eq!((summary.first_instruction.len(), summary.kernel.len(), summary.rounds), (1, 1, 3));
         let row = &summary.first_instruction[0];
         assert_eq!(row.ratio, Spread { median: 2.0, min: 2.0, max: 2.0, count: 3 });

@@ -1,5 +1,7 @@
 //! Renders VM starts as a section of the report.
 
+use vfio_fast_protocol::job::Container;
+
 use super::flat;
 use super::summary::{Exit, Row, Side, Summary};
 use crate::summary::Spread;
@@ -7,9 +9,14 @@ use crate::table::{Section, Table, ratio, seconds};
 use crate::targets::{gib, percent};
 
 pub fn section(summary: &Summary) -> Section {
-    let mut about = summary
-        .about
-        .lines(summary.rounds, "Debian's kernel, the guest on nested KVM, an NVMe passed through; prealloc: stock with prealloc=on,prealloc-threads=2; in a context: the same with prealloc-context");
+    let (title, kernel) = match summary.container {
+        Container::Type1 => ("In the VM", "Debian's kernel"),
+        Container::Iommufd => ("In the VM, through iommufd", "the newest kernel"),
+    };
+    let l1 = format!(
+        "{kernel}, the guest on nested KVM, an NVMe passed through; prealloc: stock with prealloc=on,prealloc-threads=2; in a context: the same with prealloc-context"
+    );
+    let mut about = summary.about.lines(summary.rounds, &l1);
     if summary.about.translated {
         about.push(
             "Fault-in, pin and firmware are not in its proportions either. Calls and bytes are exact.".into(),
@@ -27,9 +34,9 @@ pub fn section(summary: &Summary) -> Section {
         ),
         ("From `quit` to the end of QEMU's process", exit_table(&summary.exit)),
     ];
-    let title = "A guest with a strict vIOMMU reads its disk: one DMA map for each page";
-    tables.extend(summary.viommu.as_ref().map(|rows| (title, rows.table())));
-    Section { title: "In the VM", about, tables }
+    let with_viommu = "A guest with a strict vIOMMU reads its disk: one DMA map for each page";
+    tables.extend(summary.viommu.as_ref().map(|rows| (with_viommu, rows.table())));
+    Section { title, about, tables }
 }
 
 fn table(rows: &[Row]) -> Table {

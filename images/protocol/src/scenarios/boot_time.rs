@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::checks::CheckName;
-use crate::job::Mode;
+use crate::host::Host;
+use crate::job::{Container, Mode};
 use crate::memory::MemoryKind;
 use crate::record::{Order, Start};
 use crate::spec::{Label, Run, ScenarioSpec};
@@ -32,10 +33,15 @@ pub fn specs() -> Vec<ScenarioSpec> {
     Vec::new()
 }
 
-/// Starts of guests of one size.
-pub fn spec(l2_memory_mib: u64, starts: Vec<(MemoryKind, u32)>) -> ScenarioSpec {
+/// Starts of guests of one size. The newest kernel is the one that has iommufd.
+pub fn spec(container: Container, l2_memory_mib: u64, starts: Vec<(MemoryKind, u32)>) -> ScenarioSpec {
     let pairs = starts.len() as u64;
     ScenarioSpec {
+        host: match container {
+            Container::Type1 => Host::INTEL_DEBIAN,
+            Container::Iommufd => Host::INTEL_NEWEST,
+        },
+        container,
         // A run alternates between all orders itself.
         modes: &[Mode::Fast],
         label: Label::Memory,
@@ -71,7 +77,7 @@ mod tests {
 
     #[test]
     fn every_start_is_checked() {
-        let spec = spec(1024, vec![(MemoryKind::Anon4k, 0), (MemoryKind::MemfdThp, 1)]);
+        let spec = spec(Container::Type1, 1024, vec![(MemoryKind::Anon4k, 0), (MemoryKind::MemfdThp, 1)]);
         let names = spec.expected_checks(Mode::Fast);
         // The mappings of each order, and the library's own counters.
         assert_eq!(names.len(), 2 * 7);

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use vfio_fast_protocol::job::Mode;
+use vfio_fast_protocol::job::{Container, Mode};
 use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::memory::MemoryKind;
 use vfio_fast_protocol::record::{Moment, Order, Record, Start};
@@ -97,7 +97,7 @@ fn one(lab: &Lab, mib: u64, memory: MemoryKind, order: Order, round: u32, name: 
         first_instruction: moment(executes, populate_then),
         kernel: moment(kernel, populate_ns),
         held_bytes: held.values().flatten().map(|(_, mapping)| mapping.size).sum(),
-        locked_bytes: proc::locked_bytes(vm.pid)?,
+        locked_bytes: locked_bytes(lab, &vm)?,
         shmem_bytes: proc::shmem_bytes(vm.pid)?,
         huge_bytes: proc::huge_bytes(vm.pid)?,
         exit_ns: 0,
@@ -124,6 +124,14 @@ fn command_line(lab: &Lab, mib: u64, memory: MemoryKind, order: Order) -> Comman
     match order {
         Order::NoDevice => line,
         _ => line.device_with(0, &format!("id=dut,bus=rp0{}", order.properties()), order.mode()),
+    }
+}
+
+/// Bytes that the kernel counts as locked or pinned for the device, without its tracepoints, which take time.
+fn locked_bytes(lab: &Lab, vm: &Vm) -> Result<u64> {
+    match lab.job.container {
+        Container::Type1 => proc::locked_bytes(vm.pid),
+        Container::Iommufd => proc::pinned_bytes(vm.pid),
     }
 }
 
