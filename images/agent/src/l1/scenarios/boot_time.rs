@@ -74,13 +74,16 @@ fn one(lab: &Lab, mib: u64, memory: MemoryKind, order: Order, round: u32, name: 
         background::progress_is(&mut vm, "gate open")?;
     }
     vm.qmp.run("stop", json!({}))?;
-    match order {
-        Order::NoDevice => {}
-        // No other device can access its BARs.
-        Order::Background => {
-            mappings::mappings_without_bars(lab, &mut vm, Check::Mappings(name.to_owned()))?;
+    if order != Order::NoDevice {
+        // In the background, no other device can access them. QEMU's own code cannot map them through iommufd.
+        let without_bars = order == Order::Background
+            || lab.job.container == Container::Iommufd && order.mode() != Mode::Fast;
+        let check = Check::Mappings(name.to_owned());
+        if without_bars {
+            mappings::mappings_without_bars(lab, &mut vm, check)?;
+        } else {
+            mappings::mappings(lab, &mut vm, check)?;
         }
-        _ => drop(mappings::mappings(lab, &mut vm, Check::Mappings(name.to_owned()))?),
     }
     let calls = vm.witnessed()?;
     let populate_ns = if order.mode() == Mode::Fast { stats_agree(lab, &mut vm, &calls, name)? } else { 0 };
