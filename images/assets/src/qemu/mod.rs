@@ -5,6 +5,8 @@
 
 mod build;
 mod series;
+#[cfg(test)]
+mod shared;
 mod tree;
 
 use std::path::{Path, PathBuf};

@@ -7,22 +7,22 @@ use vfio_fast_protocol::checks::CheckName;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
 
-/// The modes that VFIO devices support without the library.
-const MODES: [&str; 2] = ["cpr-transfer", "cpr-exec"];
 const REASON: &str = "x-dma-mapper=libvfio-fast support neither cpr-transfer nor cpr-exec";
 
-/// Whether this QEMU has the modes.
-pub fn exists(vm: &mut Vm) -> Result<bool> {
+/// The modes that this QEMU has.
+fn modes(vm: &mut Vm) -> Result<&'static [&'static str]> {
     let version = vm.qmp.run("query-version", json!({}))?;
     let number = |name: &str| version["qemu"][name].as_u64().context("QEMU has no version");
-    Ok((number("major")?, number("minor")?) >= (10, 2))
+    let has_exec = (number("major")?, number("minor")?) >= (10, 2);
+    Ok(if has_exec { &["cpr-transfer", "cpr-exec"] } else { &["cpr-transfer"] })
 }
 
 /// Checks that the library's containers block the modes, or that nothing of them does any more. Other reasons, such as
 /// RAM that is not shared, do not matter.
 pub fn is_blocked(lab: &Lab, vm: &mut Vm, blocked: bool, check: impl CheckName) -> Result<()> {
     let (mut seen, mut right) = (Vec::new(), true);
-    for (mode, expected) in MODES.map(|mode| (mode, blocked)).into_iter().chain([("normal", false)]) {
+    let handing_over = modes(vm)?.iter().map(|mode| (*mode, blocked));
+    for (mode, expected) in handing_over.chain([("normal", false)]) {
         vm.qmp.run("migrate-set-parameters", json!({ "mode": mode }))?;
         let info = vm.qmp.run("query-migrate", json!({}))?;
         let reasons = info["blocked-reasons"].as_array().cloned().unwrap_or_default();

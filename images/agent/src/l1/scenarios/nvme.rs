@@ -83,8 +83,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         }
     }
 
-    let hands_over = job.mode == Mode::Fast && cpr::exists(&mut vm)?;
-    if hands_over {
+    if job.mode == Mode::Fast {
         cpr::is_blocked(lab, &mut vm, true, Check::CprBlocked)?;
     }
 
@@ -92,7 +91,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     requests::unplug(lab, &mut vm, "dut")?;
     mappings::nothing_mapped(lab, &vm, Check::NothingMappedAfterUnplug)?;
     mappings::unmapped_before_leaving(lab, &vm, Check::UnmappedBeforeLeaving)?;
-    if hands_over {
+    if job.mode == Mode::Fast {
         cpr::is_blocked(lab, &mut vm, false, Check::CprNotBlockedAfterUnplug)?;
     }
 
