@@ -146,7 +146,7 @@ fn out_of_reach(lab: &Lab, pid: u32, calls: &[Call]) -> Result<Vec<(u64, u64)>> 
 }
 
 /// What is not at one of these host addresses.
-fn without(bars: &[(u64, u64)], mut memory: MappingSet) -> MappingSet {
+pub fn without(bars: &[(u64, u64)], mut memory: MappingSet) -> MappingSet {
     memory.retain(|_, slot| !proc::is_in(bars, slot.vaddr));
     memory
 }

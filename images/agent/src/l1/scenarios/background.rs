@@ -18,6 +18,7 @@ use crate::l1::bus_master::{self, SLOT, Width};
 use crate::l1::checks::{exit, exit_calls, mappings};
 use crate::l1::command_line::CommandLine;
 use crate::l1::faults::{self, Fault};
+use crate::l1::firmware;
 use crate::l1::lab::Lab;
 use crate::l1::qemu_trace;
 use crate::l1::requests;
@@ -80,7 +81,7 @@ fn small(lab: &Lab, width: Width) -> Result<CommandLine<'_>> {
 }
 
 /// Starts a guest whose memory takes long to fault in, and waits until it waits for that.
-fn waiting(lab: &Lab, line: CommandLine) -> Result<Vm> {
+pub(super) fn waiting(lab: &Lab, line: CommandLine) -> Result<Vm> {
     let mut vm = Vm::start(lab, &line.fault(Fault::Slow, 0..=0, ALWAYS))?;
     vm.qmp.run("cont", json!({}))?;
     ensure!(resumed(&mut vm, SOON)?, "the guest does not begin");
@@ -154,16 +155,16 @@ fn pages(held: &MappingSet) -> Vec<Reach> {
 }
 
 /// What is wrong with what was mapped when the device was started.
-fn missing_at_start(calls: &[Call]) -> Result<Vec<String>> {
+pub(super) fn missing_at_start(lab: &Lab, calls: &[Call]) -> Result<Vec<String>> {
     let start = first_start(calls).context("the device was never started")?;
-    missing(&calls[..start])
+    missing(lab, &calls[..start])
 }
 
 /// What is wrong with what is mapped after these calls.
-pub(super) fn missing(calls: &[Call]) -> Result<Vec<String>> {
+pub(super) fn missing(lab: &Lab, calls: &[Call]) -> Result<Vec<String>> {
     let held = witness::replay(calls)?;
     let held = held.into_values().next().unwrap_or_default();
-    let guest = witness::guest_memory(calls);
+    let guest = mappings::without(&firmware::flash(lab, calls), witness::guest_memory(calls));
     let mut problems = mappings::wrong_memory(&guest, &held);
     // No other device accesses these.
     let bar = |reach: &Reach| {
@@ -204,7 +205,7 @@ fn each_width(lab: &Lab, width: Width, check: Check) -> Result<()> {
     faults::disarm()?;
     let event = mapped(&mut vm)?;
     vm.wait_first_output()?;
-    problems.extend(missing_at_start(&vm.witnessed()?)?);
+    problems.extend(missing_at_start(lab, &vm.witnessed()?)?);
     let bytes = event["mapped"].as_u64().unwrap_or(0);
     if !event["error"].is_null() || !(ram - 2 * MIB..ram + 64 * MIB).contains(&bytes) {
         problems.push(format!("the event says {event}"));
@@ -239,7 +240,7 @@ fn linux(lab: &Lab) -> Result<()> {
     let mut read = 0;
     vm.wait_ready(|event| read += read_bytes(event))?;
     lab.report.expect(Check::Data, read > 0, &format!("{read} bytes read and right"));
-    let problems = missing_at_start(&vm.witnessed()?)?;
+    let problems = missing_at_start(lab, &vm.witnessed()?)?;
     lab.report.check(Check::MappedAtBusMaster, &problems, "all is mapped when the device is started");
     mappings::mappings_without_bars(lab, &mut vm, Check::MappingsAfterBoot)?;
     mappings::no_threads(lab, &vm, Check::NoThreadsAfterBoot)?;
@@ -249,7 +250,7 @@ fn linux(lab: &Lab) -> Result<()> {
     vm.quit().map(drop)
 }
 
-fn read_bytes(event: &Event) -> u64 {
+pub(super) fn read_bytes(event: &Event) -> u64 {
     match event {
         Event::Moved { what, bytes, .. } if what == "read" => *bytes,
         _ => 0,
@@ -269,7 +270,7 @@ fn reset(lab: &Lab) -> Result<()> {
     let started = first_start(&vm.witnessed()?).is_some();
     faults::disarm()?;
     vm.wait_first_output()?;
-    let mut problems = missing_at_start(&vm.witnessed()?)?;
+    let mut problems = missing_at_start(lab, &vm.witnessed()?)?;
     if !resumed || (held, dropped) != (2, 1) || started {
         problems.push(format!(
             "runs again: {resumed}, held {held} times, dropped {dropped}, started before: {started}"
@@ -305,7 +306,7 @@ fn stop(lab: &Lab) -> Result<()> {
     let started = first_start(&vm.witnessed()?).is_some();
     faults::disarm()?;
     vm.wait_first_output()?;
-    let mut problems = missing_at_start(&vm.witnessed()?)?;
+    let mut problems = missing_at_start(lab, &vm.witnessed()?)?;
     if state != WAITING || started {
         problems.push(format!("it is {state} after cont, started before: {started}"));
     }
@@ -380,7 +381,7 @@ fn unplug(lab: &Lab) -> Result<()> {
     faults::disarm()?;
     progress_is(&mut vm, "gate open")?;
     let calls = vm.witnessed()?;
-    let mut problems = missing(&calls)?;
+    let mut problems = missing(lab, &calls)?;
     if !text.contains("gate closed") {
         problems.push(format!("too late: {text}"));
     }

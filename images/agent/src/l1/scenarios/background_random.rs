@@ -134,7 +134,7 @@ fn one(lab: &Lab, round: u64, numbers: &mut Numbers, found: &mut Found) -> Resul
             if finish(&mut vm)? {
                 found.count("finished with a device");
                 let calls = vm.witnessed()?;
-                found.in_the_end.extend(background::missing(&calls)?);
+                found.in_the_end.extend(background::missing(lab, &calls)?);
             }
             vm.quit()?
         }
@@ -144,7 +144,7 @@ fn one(lab: &Lab, round: u64, numbers: &mut Numbers, found: &mut Found) -> Resul
         calls.iter().enumerate().filter(|(_, call)| exit_calls::starts(call)).map(|(n, _)| n).collect();
     for start in starts {
         found.count("bus master on");
-        found.at_bus_master.extend(background::missing(&calls[..start])?);
+        found.at_bus_master.extend(background::missing(lab, &calls[..start])?);
     }
     Ok(())
 }
