@@ -7,6 +7,7 @@ mod install;
 mod interleavings;
 mod lab;
 mod machine;
+mod oldest_rust;
 mod once;
 mod qemu;
 mod setup;

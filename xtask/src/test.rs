@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
-use crate::{documents, exports, header, interleavings, lab, tidy, tsan};
+use crate::{documents, exports, header, interleavings, lab, oldest_rust, tidy, tsan};
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
 use vfio_fast_assets::progress::{elapsed, run_logged, step};
@@ -64,6 +64,7 @@ const CHECKS: &[Check] = &[
         library::into(&prefix(), log)?;
         exports::check(&prefix())
     }),
+    slow("oldest Rust", oldest_rust::check_once),
     slow("interleavings", interleavings::check_once),
     slow("ThreadSanitizer", tsan::check_once),
     slow("patch series applies", |_| qemu::check_series()),

@@ -205,10 +205,10 @@ impl MapQueue<'_> {
                 continue;
             }
             // Another entry can have failed, or the job can have been paused, while this thread waited for memory.
-            if entry.kind == Kind::Ram
-                && !self.is_stopped(session)
-                && let Err(errno) = map(entry)
-            {
+            if entry.kind != Kind::Ram || self.is_stopped(session) {
+                continue;
+            }
+            if let Err(errno) = map(entry) {
                 if is_unseen_device(entry, errno) {
                     // Mapped again in order, where a refusal undoes the rest of its region.
                     lock(&self.devices).push(index);

@@ -139,9 +139,8 @@ fn no_memory(error: Error, failed: &Failed<'_>) -> Error {
         let charges = backend.user_charges();
         UserCharges { own: before(charges.own), ..charges }
     };
-    if let Some(first) = ram().next()
-        && let Some(error) = preflight::too_much_locked(first, pins.saturating_sub(unpins), memlock, charges)
-    {
+    let too_much = |first| preflight::too_much_locked(first, pins.saturating_sub(unpins), memlock, charges);
+    if let Some(error) = ram().next().and_then(too_much) {
         return error;
     }
     let user_limit = memlock.limit.filter(|_| memlock.scope == MemlockScope::User);

@@ -59,7 +59,7 @@ impl Grid {
         let cell = |address| address / self.entry_size;
         let first = self.cuts.partition_point(|cut| *cut <= range.start());
         let inside = self.cuts[first..].iter().take_while(|cut| **cut <= range.last());
-        let cuts = inside.filter(|cut| !cut.is_multiple_of(self.entry_size)).count() as u64;
+        let cuts = inside.filter(|cut| *cut % self.entry_size != 0).count() as u64;
         cell(range.last()) - cell(range.start()) + 1 + cuts
     }
 

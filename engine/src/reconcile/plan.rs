@@ -193,15 +193,16 @@ fn missing_stretches(wanted: &WantedSet, scope: &[IovaRange], kept: &[IovaRange]
             let Some(inside) = wanted.region.range.intersection(*range) else { continue };
             for hole in holes(inside, kept) {
                 let Some(part) = wanted.region.clip(hole) else { continue };
-                if let Some(previous) = open.take()
-                    && part.range.start() == wanted.region.range.start()
-                    && previous.joins(wanted)
-                    && let Some(last) = stretches.last_mut()
-                    && let Some(range) = IovaRange::from_bounds(last.entry.range.start(), part.range.last())
-                {
-                    last.entry.range = range;
-                } else {
-                    stretches.push(Stretch::new(wanted, part));
+                let begins = part.range.start() == wanted.region.range.start();
+                let joins = open.take().is_some_and(|previous| begins && previous.joins(wanted));
+                let last = stretches.last_mut().filter(|_| joins);
+                let longer = last.and_then(|last| {
+                    let range = IovaRange::from_bounds(last.entry.range.start(), part.range.last())?;
+                    Some((last, range))
+                });
+                match longer {
+                    Some((last, range)) => last.entry.range = range,
+                    None => stretches.push(Stretch::new(wanted, part)),
                 }
                 open = (part.range.last() == wanted.region.range.last()).then_some(*wanted);
             }
@@ -246,7 +247,8 @@ fn grouped(gone: &[&Entry], wanted: &WantedSet, table: &MapTable, gaps: Gaps) ->
     let mut entries = table.overlapping(IovaRange::ALL);
     for entry in gone {
         let follows = entries.next() == Some(entry);
-        if !follows && let Some(rest) = IovaRange::from_bounds(entry.range.start(), u64::MAX) {
+        let rest = IovaRange::from_bounds(entry.range.start(), u64::MAX);
+        if let Some(rest) = rest.filter(|_| !follows) {
             entries = table.overlapping(rest);
             entries.next();
         }
@@ -290,11 +292,8 @@ fn remapped(gone: &[&Entry], maps: &[Entry]) -> u64 {
     for entry in maps {
         let first = gone.partition_point(|gone| gone.range.last() < entry.range.start());
         for old in gone[first..].iter().take_while(|old| old.range.start() <= entry.range.last()) {
-            if let Some(shared) = old.range.intersection(entry.range)
-                && old.agrees_with(entry, shared)
-            {
-                bytes = bytes.saturating_add(shared.length());
-            }
+            let shared = old.range.intersection(entry.range).filter(|shared| old.agrees_with(entry, *shared));
+            bytes = bytes.saturating_add(shared.map_or(0, IovaRange::length));
         }
     }
     bytes

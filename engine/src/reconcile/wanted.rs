@@ -145,10 +145,11 @@ impl WantedSet {
     /// Adds a region; if it overlaps a wanted one, returns that region's range as the error. A region of a backing that
     /// is known to be device memory becomes device memory.
     pub fn insert(&mut self, region: Region) -> Result<(), IovaRange> {
-        if self.regions.last_overlapping(region.range).is_some()
-            && let Some(first) = self.overlapping(region.range).next()
-        {
-            return Err(first.region.range);
+        // The last one is found at once; the first one is only needed for the error.
+        if self.regions.last_overlapping(region.range).is_some() {
+            if let Some(first) = self.overlapping(region.range).next() {
+                return Err(first.region.range);
+            }
         }
         let declared = region.kind;
         let region = self.classified(region);
@@ -200,12 +201,10 @@ impl WantedSet {
             bytes = bytes.saturating_add(whole.intersection(range).map_or(0, IovaRange::length));
         }
         // One range for all: what is between them was not wanted before either.
-        if let [first, ..] = &found[..]
-            && let Some(last) = found.last()
-            && let Some(hull) = IovaRange::from_bounds(first.region.range.start(), last.region.range.last())
-        {
-            self.journal.touched.extend(hull.intersection(range));
-        }
+        let hull = found.first().zip(found.last()).and_then(|(first, last)| {
+            IovaRange::from_bounds(first.region.range.start(), last.region.range.last())
+        });
+        self.journal.touched.extend(hull.and_then(|hull| hull.intersection(range)));
         self.journal.unmapped.push(range);
         Ok(bytes)
     }

@@ -32,7 +32,7 @@ impl CpuSet {
 
     /// The CPUs that the main thread of this process may run on; `None` if the kernel does not report them.
     pub(crate) fn of_main_thread() -> Option<Self> {
-        Self::of_thread(std::process::id().cast_signed())
+        Self::of_thread(std::process::id() as libc::pid_t)
     }
 
     fn of_thread(tid: libc::pid_t) -> Option<Self> {

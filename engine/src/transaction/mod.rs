@@ -205,7 +205,7 @@ impl Engine {
         let limits = backend.limits()?;
         let Config { cuts, threads, oversubscribe, cpu_set, huge_pages, log, .. } = config;
         let page = limits.page_sizes.smallest();
-        if let Some(&value) = cuts.iter().find(|cut| !cut.is_multiple_of(page)) {
+        if let Some(&value) = cuts.iter().find(|cut| *cut % page != 0) {
             return Err(Error::check(Errno::EINVAL, ErrorKind::Misaligned { value, page }).of(Op::Open));
         }
         let grid = grid.with_cuts(cuts);

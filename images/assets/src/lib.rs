@@ -7,7 +7,7 @@
 //! | 1 | [`progress`] |
 //! | 2 | [`outcome`], [`cache`] |
 //! | 3 | [`packages`], [`debian`], [`library`] |
-//! | 4 | [`apparmor`], [`kernel`], [`qemu`], [`image`] |
+//! | 4 | [`apparmor`], [`kernel`], [`qemu`], [`image`], [`rustc`] |
 
 pub mod apparmor;
 pub mod cache;
@@ -21,3 +21,4 @@ pub mod packages;
 pub mod paths;
 pub mod progress;
 pub mod qemu;
+pub mod rustc;
