@@ -1,5 +1,6 @@
 //! The newest kernel with iommufd, which no kernel that Debian builds has. It is built from Debian's source with only
-//! the options that the test machines need. The cache keeps the image, ccache the objects.
+//! the options that the test machines need, and one of its sample devices is made to do DMA. The cache keeps the image,
+//! ccache the objects.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,10 @@ use crate::{packages, paths};
 
 /// The kernel's options. All others are off, and nothing is a module.
 const CONFIG: &str = include_str!("../kernel.config");
+
+/// What the source lacks for the tests, in the order in which it is applied.
+const PATCHES: [&str; 1] =
+    [include_str!("../kernel/0001-samples-vfio-mdev-mtty-Write-into-the-guest-s-memory.patch")];
 
 /// Arguments for make. The same source and options always give the same image.
 const MAKE: &[&str] = &[
@@ -46,13 +51,14 @@ fn image(cache: &Cache) -> Result<PathBuf> {
     // Stands for the host's compiler.
     let host = fs::read_to_string("/etc/debian_version").unwrap_or_default();
     let mut inputs = vec![Input::Text(CONFIG), Input::File(&source.path), Input::Text(&host)];
-    inputs.extend(MAKE.iter().map(|text| Input::Text(text)));
+    inputs.extend(MAKE.iter().chain(&PATCHES).map(|text| Input::Text(text)));
     let entry = cache.entry("kernel", &inputs)?;
     let dir = entry.get_or_build(|dir| {
         let _lock = cache.lock("kernel-build")?;
         step_measured(&format!("Build a kernel of {}", source.package), &entry.log(), compiled, |log| {
             let tree = paths::target().join("kernel");
             unpack(&source, &tree, log)?;
+            apply(&tree, log)?;
             configure(cache, &tree, log)?;
             let jobs = thread::available_parallelism().map_or(1, usize::from);
             run_logged(make(cache, &tree).arg(format!("-j{jobs}")).arg("bzImage"), log)?;
@@ -82,6 +88,19 @@ fn unpack(source: &Deb, tree: &Path, log: &Path) -> Result<()> {
         log,
     )?;
     remove_dir(&outer)
+}
+
+/// Applies the patches exactly: an offset is allowed, fuzz is not.
+fn apply(tree: &Path, log: &Path) -> Result<()> {
+    let file = tree.join("vfio-fast.patch");
+    for patch in PATCHES {
+        fs::write(&file, patch)?;
+        run_logged(
+            Command::new("patch").args(["-p1", "--fuzz=0", "-d"]).arg(tree).arg("-i").arg(&file),
+            log,
+        )?;
+    }
+    Ok(())
 }
 
 /// Sets the options and verifies them, because kconfig silently drops options that are unknown or lack a dependency.
