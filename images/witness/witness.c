@@ -16,6 +16,10 @@
  * number of the KVM slot. "object" is the IOAS that iommufd created, mapped or unmapped in, or the
  * object that it destroyed. Fields that an ioctl does not have are 0.
  *
+ * For VFIO_IOMMU_DIRTY_PAGES, "flags" are its flags; if they ask for a bitmap, "iova" and "size" are
+ * its range, and "out" is the number of pages in it that are dirty. VFIO_DEVICE_FEATURE has the same
+ * number. Its flags contain GET, SET or PROBE, which are above those of the other.
+ *
  * A write by QEMU to the command register of a VFIO device, which contains the bus master bit, has
  * a line as well: "cmd" is 1, "flags" the value.
  *
@@ -292,6 +296,23 @@ static uint64_t address_of(int fd, uint64_t start, uint64_t length)
     return found;
 }
 
+/* What VFIO_IOMMU_DIRTY_PAGES has after its flags if they ask for a bitmap. */
+static const struct vfio_iommu_type1_dirty_bitmap_get *dirty_range(const void *arg)
+{
+    return (const void *)((const struct vfio_iommu_type1_dirty_bitmap *)arg)->data;
+}
+
+/* The pages of the range that are dirty. There may be bits of other pages after them. */
+static uint64_t dirty_pages(const struct vfio_iommu_type1_dirty_bitmap_get *range)
+{
+    uint64_t pages = range->size / range->bitmap.pgsize, found = 0;
+
+    for (uint64_t n = 0; n < pages; n++) {
+        found += range->bitmap.data[n / 64] >> (n % 64) & 1;
+    }
+    return found;
+}
+
 /* KVM_SET_USER_MEMORY_REGION and its successor, which starts with the same fields. */
 static int sets_memory(unsigned long cmd)
 {
@@ -457,6 +478,12 @@ int ioctl(int fd, unsigned long cmd, ...)
         object = unmap->ioas_id;
     } else if (cmd == IOMMUFD_DESTROY) {
         object = ((const struct iommufd_destroy *)arg)->id;
+    } else if (cmd == VFIO_IOMMU_DIRTY_PAGES) {
+        flags = ((const struct vfio_iommu_type1_dirty_bitmap *)arg)->flags;
+        if (flags == VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP) {
+            iova = dirty_range(arg)->iova;
+            size = dirty_range(arg)->size;
+        }
     } else if (sets_memory(cmd)) {
         const struct kvm_userspace_memory_region *region = arg;
 
@@ -487,6 +514,8 @@ int ioctl(int fd, unsigned long cmd, ...)
         out = ((const struct iommufd_ioas_unmap *)arg)->length;
     } else if (cmd == IOMMUFD_IOAS_ALLOC && ret == 0) {
         object = ((const struct iommufd_ioas_alloc *)arg)->out_ioas_id;
+    } else if (cmd == VFIO_IOMMU_DIRTY_PAGES && flags == VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP && ret == 0) {
+        out = dirty_pages(dirty_range(arg));
     } else if (cmd == VFIO_DEVICE_FEATURE && ret >= 0 &&
                ((const struct dma_buf_export *)arg)->flags == EXPORT_DMA_BUF) {
         remember_dma_buf(fd, arg, ret);

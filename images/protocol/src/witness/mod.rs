@@ -2,9 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 
+mod dirty;
 mod replay;
 mod sequence;
 
+pub use dirty::Dirty;
 pub use replay::{
     Mapping, MappingSet, Space, commits, guest_memory, last_leaving, memory_distances, reach, replay,
 };
