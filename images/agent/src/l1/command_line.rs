@@ -10,18 +10,16 @@ use vfio_fast_protocol::record::L2_PORT;
 
 use crate::l1::faults::Fault;
 use crate::l1::lab::Lab;
+use crate::l1::qemu_files::QemuFiles;
 use crate::l1::{firmware, qemu_trace};
 
-/// The socket of QEMU's monitor.
-pub const MONITOR: &str = "/run/qmp";
-/// The file that L2's events arrive in.
-pub const EVENTS: &str = "/run/l2-events";
 /// The file that the firmware's debug output arrives in, after [`CommandLine::debug_console`].
 pub const FIRMWARE: &str = "/run/l2-firmware-file";
 
 /// Arguments, in the order of the calls: that of devices decides their addresses.
 pub struct CommandLine<'a> {
     lab: &'a Lab,
+    files: QemuFiles,
     arguments: Vec<String>,
     /// The user that QEMU runs as, if not root.
     user: Option<u32>,
@@ -36,15 +34,21 @@ pub struct CommandLine<'a> {
 impl<'a> CommandLine<'a> {
     /// What every QEMU gets: accelerator, firmware, monitor, and the port of L2's events.
     pub fn new(lab: &'a Lab) -> Self {
+        Self::with_files(lab, QemuFiles::USUAL)
+    }
+
+    /// The same for a QEMU that runs beside one with the usual files.
+    pub fn with_files(lab: &'a Lab, files: QemuFiles) -> Self {
         let accelerator = if Path::new("/dev/kvm").exists() { "kvm" } else { "tcg" };
-        let line =
-            Self { lab, arguments: Vec::new(), user: None, real_time: false, faults: false, fault: None }
-                .args(["-nodefaults", "-no-user-config", "-display", "none"])
-                .args(["-accel", accelerator, "-cpu", "max"])
-                .args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu"])
-                .args(["-qmp", &format!("unix:{MONITOR},server=on,wait=off")])
-                .args(["-chardev", &format!("file,id=events,path={EVENTS}"), "-device", "virtio-serial-pci"])
-                .args(["-device", &format!("virtserialport,chardev=events,name={L2_PORT}")]);
+        let (monitor, events) = (files.monitor(), files.events());
+        let arguments = Vec::new();
+        let line = Self { lab, files, arguments, user: None, real_time: false, faults: false, fault: None }
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-accel", accelerator, "-cpu", "max"])
+            .args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu"])
+            .args(["-qmp", &format!("unix:{monitor},server=on,wait=off")])
+            .args(["-chardev", &format!("file,id=events,path={events}"), "-device", "virtio-serial-pci"])
+            .args(["-device", &format!("virtserialport,chardev=events,name={L2_PORT}")]);
         match lab.job.container {
             Container::Type1 => line,
             Container::Iommufd => line.args(["-object", "iommufd,id=iommufd0"]),
@@ -180,6 +184,11 @@ impl<'a> CommandLine<'a> {
 
     pub fn arguments(&self) -> &[String] {
         &self.arguments
+    }
+
+    /// The files that it is driven and observed through.
+    pub fn files(&self) -> QemuFiles {
+        self.files
     }
 
     /// The user that QEMU runs as, if not root.

@@ -12,6 +12,7 @@ mod huge_pages;
 mod lab;
 mod limits;
 mod proc;
+mod qemu_files;
 mod qemu_trace;
 mod qmp;
 mod real_time;

@@ -15,16 +15,16 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use vfio_fast_protocol::record::Event;
 use vfio_fast_protocol::witness::{self, Call};
 
-use crate::l1::command_line::{CommandLine, EVENTS, FIRMWARE, MONITOR};
+use crate::l1::command_line::{CommandLine, FIRMWARE};
 use crate::l1::faults;
 use crate::l1::lab::Lab;
 use crate::l1::proc::{self, Thread};
+use crate::l1::qemu_files::QemuFiles;
 use crate::l1::qmp::Qmp;
 use crate::l1::report::Reporter;
 use crate::machine;
 use crate::wait::{Seen, wait_for};
 
-const WITNESS: &str = "/run/witness";
 const CONSOLE: &str = "/run/l2-console-file";
 /// SeaBIOS's last message where it finds nothing to boot. It changes nothing after that.
 const NOTHING_TO_BOOT: &str = "No bootable device";
@@ -42,6 +42,7 @@ pub struct Vm {
     /// Threads of the library that existed while the machine was built, if QEMU is in its sandbox.
     pub workers: BTreeSet<Thread>,
     process: Process,
+    files: QemuFiles,
     report: Reporter,
     started: Instant,
     greeting: Duration,
@@ -94,7 +95,7 @@ impl Vm {
         let mut command = command(lab, line)?;
         command.arg("-S");
         command.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
-        Self::spawn(lab, command, "l2-console")
+        Self::spawn(lab, line, command, "l2-console")
     }
 
     /// Starts QEMU and lets the guest run as soon as it can. What counts as first output is the
@@ -104,10 +105,11 @@ impl Vm {
         command.args(["-chardev", "stdio,id=firmware,signal=off"]);
         command.args(["-device", "isa-debugcon,iobase=0x402,chardev=firmware"]);
         command.args(["-serial", &format!("file:{CONSOLE}")]);
-        Self::spawn(lab, command, "l2-firmware")
+        Self::spawn(lab, line, command, "l2-firmware")
     }
 
-    fn spawn(lab: &Lab, mut command: Command, output: &'static str) -> Result<Self> {
+    fn spawn(lab: &Lab, line: &CommandLine, mut command: Command, output: &str) -> Result<Self> {
+        let files = line.files();
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         lab.report.log("l1-setup", &format!("{command:?}"));
         let started = Instant::now();
@@ -117,13 +119,13 @@ impl Vm {
         let errors = child.stderr.take().context("QEMU has no standard error")?;
         let first = first_output.clone();
         let readers = vec![
-            copy_lines(console, output, lab.report.clone(), move || {
+            copy_lines(console, files.log(output), lab.report.clone(), move || {
                 let _ = first.set(Instant::now());
             }),
-            copy_lines(errors, "qemu-stderr", lab.report.clone(), || ()),
+            copy_lines(errors, files.log("qemu-stderr"), lab.report.clone(), || ()),
         ];
         let pid = child.id();
-        Self::connect(lab, Process::Child(child), pid, started, first_output, readers)
+        Self::connect(lab, files, Process::Child(child), pid, started, first_output, readers)
     }
 
     /// Starts QEMU as a daemon, paused.
@@ -141,11 +143,13 @@ impl Vm {
         let raw = text.trim().parse().with_context(|| format!("the daemon's pid is `{text}`"))?;
         let pid = Pid::from_raw(raw).context("the daemon's pid is 0")?;
         let process = Process::Daemon(pid);
-        Self::connect(lab, process, raw.cast_unsigned(), started, Arc::default(), Vec::new())
+        let files = line.files();
+        Self::connect(lab, files, process, raw.cast_unsigned(), started, Arc::default(), Vec::new())
     }
 
     fn connect(
         lab: &Lab,
+        files: QemuFiles,
         mut process: Process,
         pid: u32,
         started: Instant,
@@ -157,9 +161,10 @@ impl Vm {
             if let Some(status) = process.try_wait()? {
                 bail!("QEMU ended before it had a monitor: {status}");
             }
-            Ok(match UnixStream::connect(MONITOR) {
+            let monitor = files.monitor();
+            Ok(match UnixStream::connect(&monitor) {
                 Ok(stream) => Seen::Done(stream),
-                Err(error) => Seen::NotYet(format!("{MONITOR}: {error}")),
+                Err(error) => Seen::NotYet(format!("{monitor}: {error}")),
             })
         })?;
         // QEMU sends its greeting once the machine is built.
@@ -172,6 +177,7 @@ impl Vm {
             pid,
             workers,
             process,
+            files,
             report: lab.report.clone(),
             greeting: started.elapsed(),
             started,
@@ -245,7 +251,7 @@ impl Vm {
 
     /// Every VFIO ioctl so far.
     pub fn witnessed(&self) -> Result<Vec<Call>> {
-        let text = match fs::read_to_string(WITNESS) {
+        let text = match fs::read_to_string(self.files.witness()) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(error).context("cannot read the witness"),
@@ -255,7 +261,7 @@ impl Vm {
 
     /// What QEMU wrote on its standard error so far.
     pub fn stderr(&self) -> Result<String> {
-        fs::read_to_string("/run/qemu-stderr").context("cannot read QEMU's standard error")
+        fs::read_to_string(self.files.path("qemu-stderr")).context("cannot read QEMU's standard error")
     }
 
     /// Waits until L2 reports an event for which `wanted` is true; those before it are dropped.
@@ -274,7 +280,8 @@ impl Vm {
         })
     }
 
-    fn next_event<T>(&mut self, what: &str, mut wanted: impl FnMut(&Event) -> Option<T>) -> Result<T> {
+    /// Waits for the first event for which `wanted` has a value; those before it are dropped.
+    pub fn next_event<T>(&mut self, what: &str, mut wanted: impl FnMut(&Event) -> Option<T>) -> Result<T> {
         let mut last = "no event".to_owned();
         wait_for(what, self.wait, || {
             let ended = self.process.try_wait()?;
@@ -298,7 +305,7 @@ impl Vm {
 
     /// The events since the last call. Messages of L2's kernel go to their log at once.
     fn new_events(&mut self) -> Result<Vec<Event>> {
-        let text = fs::read_to_string(EVENTS).unwrap_or_default();
+        let text = fs::read_to_string(self.files.events()).unwrap_or_default();
         let mut events = Vec::new();
         while let Some(length) = text[self.events_read..].find('\n') {
             let line = &text[self.events_read..self.events_read + length];
@@ -350,8 +357,9 @@ impl Vm {
 
     /// Sends the ioctl record to the host.
     pub fn log_witness(&self) -> Result<()> {
-        let text = fs::read_to_string(WITNESS).context("cannot read the witness")?;
-        text.lines().for_each(|line| self.report.log("witness", line));
+        let text = fs::read_to_string(self.files.witness()).context("cannot read the witness")?;
+        let log = self.files.log("witness");
+        text.lines().for_each(|line| self.report.log(&log, line));
         Ok(())
     }
 }
@@ -369,7 +377,9 @@ impl Drop for Vm {
 
 /// The command that every start begins with.
 fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
-    for stale in [WITNESS, MONITOR, EVENTS, CONSOLE, FIRMWARE] {
+    let files = line.files();
+    let own = [files.witness(), files.monitor(), files.events()];
+    for stale in own.iter().map(String::as_str).chain([CONSOLE, FIRMWARE]) {
         match fs::remove_file(stale) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot remove {stale}"));
@@ -382,7 +392,7 @@ fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
         .args(line.arguments())
         .env("LD_PRELOAD", "/vft/lib/libwitness.so")
         .env("LD_LIBRARY_PATH", "/vft/lib")
-        .env("VFT_WITNESS", WITNESS)
+        .env("VFT_WITNESS", files.witness())
         .stdin(Stdio::null());
     if lab.job.sandboxed {
         command.args(SANDBOX);
@@ -406,7 +416,7 @@ fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
 /// Sends every line of `from` to the host; `first` is called at the first byte.
 fn copy_lines(
     mut from: impl Read + Send + 'static,
-    file: &'static str,
+    file: String,
     report: Reporter,
     first: impl Fn() + Send + 'static,
 ) -> JoinHandle<()> {
@@ -426,11 +436,11 @@ fn copy_lines(
             pending.extend_from_slice(&buffer[..n]);
             while let Some(end) = pending.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = pending.drain(..=end).collect();
-                report.log(file, String::from_utf8_lossy(&line).trim_end());
+                report.log(&file, String::from_utf8_lossy(&line).trim_end());
             }
         }
         if !pending.is_empty() {
-            report.log(file, String::from_utf8_lossy(&pending).trim_end());
+            report.log(&file, String::from_utf8_lossy(&pending).trim_end());
         }
     })
 }
