@@ -63,13 +63,18 @@ impl Device {
         file.with_context(|| format!("cannot open {}", path.display()))
     }
 
+    /// Its configuration space.
+    pub fn open_config(&self) -> Result<File> {
+        let path = self.0.join("config");
+        let config = OpenOptions::new().read(true).write(true).open(&path);
+        config.with_context(|| format!("cannot open {}", path.display()))
+    }
+
     /// Enables its BARs and bus mastering, as a driver would.
     pub fn enable(&self) -> Result<()> {
         const COMMAND: u64 = 4;
         const MEMORY_AND_MASTER: u16 = 0x6;
-        let path = self.0.join("config");
-        let config = OpenOptions::new().read(true).write(true).open(&path);
-        let config = config.with_context(|| format!("cannot open {}", path.display()))?;
+        let config = self.open_config()?;
         let mut command = [0u8; 2];
         config.read_exact_at(&mut command, COMMAND)?;
         let enabled = u16::from_le_bytes(command) | MEMORY_AND_MASTER;

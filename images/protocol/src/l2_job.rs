@@ -16,6 +16,9 @@ pub enum L2Job {
     Read(DiskJob),
     /// Moves data between L2's memory and a BAR, through another device.
     Peer { image_seed: u64, write_seed: u64 },
+    /// Lets a device write to memory, and compares once it was migrated. The seed is that of the memory that the device
+    /// does not write to.
+    Migration { seed: u64 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +58,12 @@ mod tests {
             memory_mib: None,
             second_mib: Some(1),
         };
-        for job in [L2Job::Idle, L2Job::Disk(disk), L2Job::Peer { image_seed: 1, write_seed: 2 }] {
+        for job in [
+            L2Job::Idle,
+            L2Job::Disk(disk),
+            L2Job::Peer { image_seed: 1, write_seed: 2 },
+            L2Job::Migration { seed: 3 },
+        ] {
             let option = job.to_option();
             assert!(!option.contains(char::is_whitespace), "{option}");
             let (name, json) = option.split_once('=').unwrap();

@@ -21,7 +21,7 @@ const SCENARIOS: [(&str, &[Mode]); 9] = [
 
 /// Those that run only where they are named, because a whole run of all checks would take too long with them: iommufd
 /// in place of type1, and the other IOMMUs. The first one also compares with unpatched QEMU, which is built only for it.
-const BY_NAME: [(&str, &[Mode]); 12] = [
+const BY_NAME: [(&str, &[Mode]); 13] = [
     ("nvme-amd-debian", ALL_MODES),
     ("nvme-amd-newest", PATCHED),
     ("nvme-virtio-newest", PATCHED),
@@ -35,6 +35,7 @@ const BY_NAME: [(&str, &[Mode]); 12] = [
     ("virtio-mem-intel-newest-iommufd", FAST),
     ("p2p-data-intel-newest-iommufd", PATCHED),
     ("p2p-data-amd-debian", PATCHED),
+    ("migration-intel-newest", PATCHED),
 ];
 
 /// The same specs on the newer QEMU, without comparisons of times.

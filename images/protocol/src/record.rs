@@ -258,6 +258,27 @@ pub enum Event {
         /// Bytes that were written to it.
         written: u64,
     },
+    /// A device writes to memory from now on.
+    Writing {
+        /// The guest-physical address of the first page.
+        at: u64,
+        /// How many pages it writes to.
+        pages: u64,
+        /// How often it has written.
+        written: u64,
+    },
+    /// L2 was migrated while a device wrote to memory, and has compared.
+    Migrated {
+        /// How often the device had written when it was loaded at the destination.
+        loaded: u64,
+        /// How often until it was stopped.
+        written: u64,
+        /// How many words are not what the device wrote there last, and the address of the first one.
+        lost: u64,
+        first_lost: Option<u64>,
+        /// Words elsewhere that are not what L2 wrote before the migration.
+        changed: u64,
+    },
     /// A message of L2's kernel, from /dev/kmsg.
     Dmesg {
         /// `<level>[seconds] text`.

@@ -31,6 +31,13 @@ pub fn map_failure(mode: Mode, size: &str) -> String {
     }
 }
 
+/// Makes a mediated device of the kernel's sample driver mtty, with that UUID; returns its folder.
+pub fn make_mediated(uuid: &str) -> Result<String> {
+    const TYPE: &str = "/sys/class/mtty/mtty/mdev_supported_types/mtty-1";
+    fs::write(format!("{TYPE}/create"), uuid).with_context(|| format!("cannot make a device of {TYPE}"))?;
+    Ok(format!("/sys/bus/mdev/devices/{uuid}"))
+}
+
 /// Binds the device to vfio-pci, taking it from another driver if one has it.
 pub fn give_to_vfio(address: &str) -> Result<()> {
     let device = Path::new("/sys/bus/pci/devices").join(address);

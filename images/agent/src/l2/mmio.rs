@@ -34,6 +34,15 @@ impl Window {
         Ok(Self { start: start.context("cannot map memory")?, bytes })
     }
 
+    /// The same in huge pages, of which the kernel must have enough set aside.
+    pub fn huge(bytes: usize) -> Result<Self> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::POPULATE | MapFlags::HUGETLB;
+        // SAFETY: the kernel chooses where, so nothing that is there already changes.
+        let start = unsafe { mmap_anonymous(ptr::null_mut(), bytes, access, flags) };
+        Ok(Self { start: start.context("cannot map a huge page")?, bytes })
+    }
+
     /// Its address in this process.
     pub fn address(&self) -> u64 {
         self.start.addr() as u64
@@ -56,16 +65,26 @@ impl Window {
 
     /// Takes what is there from the beginning on.
     pub fn load(&self, into: &mut [u8]) -> Result<()> {
+        self.load_at(0, into)
+    }
+
+    /// Takes what is there from that offset on.
+    pub fn load_at(&self, at: usize, into: &mut [u8]) -> Result<()> {
         for (n, word) in into.chunks_exact_mut(WORD).enumerate() {
-            word.copy_from_slice(&self.read(n * WORD)?.to_le_bytes());
+            word.copy_from_slice(&self.read(at + n * WORD)?.to_le_bytes());
         }
         Ok(())
     }
 
     /// Puts that there from the beginning on.
     pub fn store(&self, from: &[u8]) -> Result<()> {
-        let (words, _) = from.as_chunks::<WORD>();
-        words.iter().enumerate().try_for_each(|(n, word)| self.write(n * WORD, u64::from_le_bytes(*word)))
+        self.store_at(0, from)
+    }
+
+    /// Puts that there from that offset on.
+    pub fn store_at(&self, at: usize, from: &[u8]) -> Result<()> {
+        let words = from.as_chunks::<WORD>().0.iter().enumerate();
+        words.into_iter().try_for_each(|(n, word)| self.write(at + n * WORD, u64::from_le_bytes(*word)))
     }
 
     fn word(&self, at: usize) -> Result<*mut u64> {

@@ -2,6 +2,7 @@
 //! the host compares later, and does so into memory spread over all of L2.
 
 mod disk;
+mod migration;
 mod mmio;
 mod peer;
 
@@ -29,6 +30,7 @@ pub fn run(options: &BTreeMap<String, String>) -> Result<()> {
         L2Job::Disk(job) => disk::work(job, &mut port),
         L2Job::Read(job) => disk::read(job, &mut port).map(|()| 0),
         L2Job::Peer { image_seed, write_seed } => peer::work(*image_seed, *write_seed, &mut port),
+        L2Job::Migration { seed } => migration::work(*seed, &mut port),
     };
     send_messages(&mut messages, &mut port)?;
     match outcome {
