@@ -6,6 +6,7 @@
 //! returns the right error.
 
 mod advice;
+mod ahead;
 mod control;
 pub mod discard;
 pub(crate) mod files;
@@ -29,6 +30,7 @@ use crate::sys::madvise::Access;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::procmap::Maps;
 use crate::sys::thread;
+pub use ahead::{Ahead, Left, Locked};
 pub use control::Control;
 pub(crate) use hint::hint;
 pub use limit::{Cause, ThreadLimit};
