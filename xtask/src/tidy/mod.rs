@@ -40,6 +40,8 @@ const MACHINE_PATHS: &[&str] =
 const UNSAFE_PLACES: &[&str] = &[
     "engine/src/sys/",
     "ffi/src/",
+    "ffi/preload/src/c/",
+    "ffi/preload/tests/",
     "engine/tests/",
     "engine/benches/",
     "engine/testing/",
@@ -131,7 +133,9 @@ fn file(name: &str, text: &str) -> Vec<String> {
             complain(line, &format!("{length} columns of prose, at most {MAX_COLUMNS}"));
         }
     }
-    if ["engine/Cargo.toml", "ffi/Cargo.toml", "ffi/doctor/Cargo.toml"].contains(&name) {
+    if ["engine/Cargo.toml", "ffi/Cargo.toml", "ffi/doctor/Cargo.toml", "ffi/preload/Cargo.toml"]
+        .contains(&name)
+    {
         let shipped = text.split("[dev-dependencies]").next().unwrap_or_default();
         for (n, line) in shipped.lines().enumerate() {
             let ours = line.starts_with("vfio-fast-") && !line.starts_with("vfio-fast-engine");
