@@ -1,4 +1,4 @@
-//! Checks that the library exports exactly the functions that its header declares.
+//! Checks that the libraries export exactly what they should.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,6 +15,22 @@ pub fn check(prefix: &Path) -> Result<()> {
     let library = prefix.join("lib/libvfio_fast.so");
     let symbols = output(Command::new("nm").args(["--dynamic", "--defined-only"]).arg(library))?;
     compare(&header, &symbols)
+}
+
+/// Checks that a library that is preloaded replaces no function of the program but ioctl().
+pub fn check_preload(library: &Path) -> Result<()> {
+    let symbols = output(Command::new("nm").args(["--dynamic", "--defined-only"]).arg(library))?;
+    only_ioctl(&symbols)
+}
+
+fn only_ioctl(symbols: &str) -> Result<()> {
+    let names: Vec<&str> = symbols.lines().filter_map(|line| line.split_whitespace().last()).collect();
+    ensure!(
+        names == ["ioctl"],
+        "the library that is preloaded exports {}, and not ioctl alone",
+        names.join(" ")
+    );
+    Ok(())
 }
 
 fn compare(header: &str, symbols: &str) -> Result<()> {
@@ -67,5 +83,13 @@ mod tests {
         let error = compare(HEADER, &format!("{both}02 B rust_state\n")).unwrap_err().to_string();
         assert_eq!(error, "exported by the library, not in the header: rust_state");
         assert!(compare("", "").is_err());
+    }
+
+    #[test]
+    fn of_what_is_preloaded_only_ioctl_is_exported() {
+        only_ioctl("0001 T ioctl\n").unwrap();
+        let error = only_ioctl("0001 T ioctl\n0002 T madvise\n").unwrap_err().to_string();
+        assert!(error.contains("exports ioctl madvise"), "{error}");
+        assert!(only_ioctl("").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask install`: installs the library, its header, its pkg-config file and the doctor below a prefix.
+//! `cargo xtask install`: installs the library, its header, its pkg-config file and the programs below a prefix.
 
 use std::path::PathBuf;
 

@@ -62,7 +62,8 @@ const CHECKS: &[Check] = &[
     fast("header drift", |_| header::check()),
     fast("exported symbols", |log| {
         library::into(&prefix(), log)?;
-        exports::check(&prefix())
+        exports::check(&prefix())?;
+        exports::check_preload(&library::preload(log)?)
     }),
     slow("oldest Rust", oldest_rust::check_once),
     slow("interleavings", interleavings::check_once),

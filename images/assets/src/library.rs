@@ -1,4 +1,5 @@
-//! The library as installed for users: shared object, header and pkg-config file below a prefix, and the doctor.
+//! What is installed for users: the library with its header and pkg-config file, the doctor, and what is preloaded into
+//! unmodified programs.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,15 +15,30 @@ use crate::progress::{run_logged, step};
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The package and the program.
 const DOCTOR: &str = "vfio-fast-doctor";
+/// The package of the library that is preloaded.
+const PRELOAD: &str = "vfio-fast-preload";
+/// The program that preloads it.
+pub const RUN: &str = "vfio-fast-run";
+const PRELOADED: &str = "libvfio_fast_preload.so";
 
 /// Installs the library below `prefix`. `destdir` is put in front of it for copying only. Returns the files.
 pub fn install(prefix: &Path, destdir: Option<&Path>) -> Result<Vec<PathBuf>> {
     let log = paths::target().join("install.log");
-    let (library, doctor) = step("Build the library", &log, |log| Ok((build(log)?, build_doctor(log)?)))?;
+    let built = |log: &Path| Ok((build(log)?, build_package(DOCTOR, DOCTOR, log)?, preload(log)?));
+    let (library, doctor, preload) = step("Build the library", &log, built)?;
     let mut files = copy(&library, &header(), prefix, destdir)?;
-    let program = below(prefix, destdir).join("bin").join(DOCTOR);
-    replace(&doctor, &program)?;
-    files.push(program);
+    let root = below(prefix, destdir);
+    // vfio-fast-run finds the library in the lib folder of the same prefix.
+    let run = preload.with_file_name(RUN);
+    for (from, to) in [
+        (doctor, format!("bin/{DOCTOR}")),
+        (run, format!("bin/{RUN}")),
+        (preload, format!("lib/{PRELOADED}")),
+    ] {
+        let to = root.join(to);
+        replace(&from, &to)?;
+        files.push(to);
+    }
     Ok(files)
 }
 
@@ -49,22 +65,23 @@ pub fn header() -> PathBuf {
     paths::root().join("include/vfio_fast.h")
 }
 
-/// Builds the program that says whether a host is ready.
-fn build_doctor(log: &Path) -> Result<PathBuf> {
-    let sh = Shell::new()?;
-    sh.change_dir(paths::root());
-    let cargo = paths::cargo();
-    run_logged(&mut cmd!(sh, "{cargo} build --release --locked --package {DOCTOR}").into(), log)?;
-    Ok(paths::target().join("release").join(DOCTOR))
+/// Builds the library that is preloaded into unmodified programs, and vfio-fast-run beside it.
+pub fn preload(log: &Path) -> Result<PathBuf> {
+    build_package(PRELOAD, PRELOADED, log)
 }
 
-/// Builds the library with the release profile.
+/// Builds the library.
 fn build(log: &Path) -> Result<PathBuf> {
+    build_package("vfio-fast", "libvfio_fast.so", log)
+}
+
+/// Builds a package with the release profile; returns this file of it.
+fn build_package(package: &str, file: &str, log: &Path) -> Result<PathBuf> {
     let sh = Shell::new()?;
     sh.change_dir(paths::root());
     let cargo = paths::cargo();
-    run_logged(&mut cmd!(sh, "{cargo} build --release --locked --package vfio-fast").into(), log)?;
-    Ok(paths::target().join("release/libvfio_fast.so"))
+    run_logged(&mut cmd!(sh, "{cargo} build --release --locked --package {package}").into(), log)?;
+    Ok(paths::target().join("release").join(file))
 }
 
 fn copy(library: &Path, header: &Path, prefix: &Path, destdir: Option<&Path>) -> Result<Vec<PathBuf>> {
