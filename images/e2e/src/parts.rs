@@ -34,6 +34,8 @@ pub struct Parts {
     under_test: Vec<(QemuSeries, Kind, PathBuf)>,
     /// The conformance tests, if a scenario needs them.
     pub conformance: Option<PathBuf>,
+    /// vfio-fast-run and what it preloads, if a scenario needs them, and conformance tests that it can be preloaded into.
+    preload: Vec<PathBuf>,
     /// The measuring program, if a scenario needs one.
     pub bench: Option<PathBuf>,
     /// AppArmor profiles, if a scenario needs them.
@@ -74,7 +76,7 @@ impl Parts {
         if let Some(error) = first_error.into_inner().map_err(|_| anyhow!("a thread panicked"))? {
             return Err(error);
         }
-        let Rest { guest, agent, witness, library, conformance, bench, profiles } =
+        let Rest { guest, agent, witness, library, conformance, preload, bench, profiles } =
             rest.context("nothing failed")?;
         Ok(Self {
             newest: newest.map(|kernel| guest.with_kernel(kernel)),
@@ -85,19 +87,21 @@ impl Parts {
             library,
             under_test,
             conformance,
+            preload,
             bench,
             profiles,
         })
     }
 
-    /// The QEMU under test, if any, and the libraries it needs.
+    /// The QEMU under test, if any, and the libraries that programs in L1 need.
     pub fn qemu_of(&self, spec: &ScenarioSpec, mode: Mode) -> Result<(Option<&Path>, Vec<PathBuf>)> {
-        let Some(kind) = kind_of(&spec.program, mode) else { return Ok((None, Vec::new())) };
+        let preload = if spec.preload { self.preload.clone() } else { Vec::new() };
+        let Some(kind) = kind_of(&spec.program, mode) else { return Ok((None, preload)) };
         let built = self.under_test.iter().find(|(series, built, _)| (*series, *built) == (spec.qemu, kind));
         let (.., qemu) =
             built.with_context(|| format!("QEMU {} ({}) was not built", spec.qemu, kind.name()))?;
         let library = (kind == Kind::On).then(|| self.library.clone());
-        Ok((Some(qemu), [self.witness.clone()].into_iter().chain(library).collect()))
+        Ok((Some(qemu), [self.witness.clone()].into_iter().chain(library).chain(preload).collect()))
     }
 
     /// The files L1 boots from with that kernel.
@@ -116,6 +120,7 @@ struct Rest {
     witness: PathBuf,
     library: PathBuf,
     conformance: Option<PathBuf>,
+    preload: Vec<PathBuf>,
     bench: Option<PathBuf>,
     profiles: Vec<PathBuf>,
 }
@@ -133,7 +138,21 @@ impl Rest {
             library::into(&prefix, log)?;
             Ok(prefix.join("lib").join(library::soname()))
         })?;
-        let needs_conformance = specs.iter().any(|spec| spec.program == Program::Conformance);
+        let is_conformance = |spec: &ScenarioSpec| spec.program == Program::Conformance;
+        let needs_conformance = specs.iter().any(|spec| is_conformance(spec) && !spec.preload);
+        let mut preload = Vec::new();
+        if specs.iter().any(|spec| spec.preload) {
+            let built = step("Build what is preloaded", "preload.log", &library::preload)?;
+            preload = vec![built.with_file_name(library::RUN), built];
+        }
+        if specs.iter().any(|spec| is_conformance(spec) && spec.preload) {
+            let build = &image::build_preloaded_conformance;
+            preload.push(step(
+                "Build the conformance tests to preload into",
+                "preloaded-conformance.log",
+                build,
+            )?);
+        }
         let conformance = needs_conformance
             .then(|| step("Build the conformance tests", "conformance-build.log", &image::build_conformance));
         let bench = specs.iter().find_map(ScenarioSpec::bench_name).map(|name| {
@@ -147,6 +166,7 @@ impl Rest {
             witness,
             library,
             conformance: conformance.transpose()?,
+            preload,
             bench: bench.transpose()?,
             profiles: profiles.unwrap_or_default(),
         })

@@ -161,7 +161,7 @@ impl Runs<'_> {
         let initrd = folder.join("initrd.cpio");
         let program = match plan.program {
             Program::Qemu => None,
-            Program::Conformance => parts.conformance.clone(),
+            Program::Conformance => parts.conformance.clone().filter(|_| !plan.preload),
             Program::Bench(_) => parts.bench.clone(),
         };
         let mut programs: Vec<PathBuf> = program.into_iter().collect();

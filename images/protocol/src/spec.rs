@@ -60,6 +60,8 @@ pub struct ScenarioSpec {
     pub prealloc_l1: bool,
     /// What L1 runs.
     pub program: Program,
+    /// Whether L1 has vfio-fast-run, which preloads a library into an unmodified program.
+    pub preload: bool,
     /// The memories and rounds in which boot times are measured.
     pub starts: Vec<(MemoryKind, u32)>,
     /// Time for a whole run of L1.
@@ -166,6 +168,7 @@ impl ScenarioSpec {
             only_by_name: false,
             prealloc_l1: false,
             program: Program::Qemu,
+            preload: false,
             starts: Vec::new(),
             limit: Duration::from_secs(600),
             checks,

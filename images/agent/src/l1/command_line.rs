@@ -27,6 +27,8 @@ pub struct CommandLine<'a> {
     real_time: bool,
     /// Whether the witness can be made to give false answers.
     faults: bool,
+    /// Whether vfio-fast-run starts it.
+    preloaded: bool,
     /// The false answer that it gives from the beginning.
     fault: Option<(Fault, RangeInclusive<u64>, u64)>,
 }
@@ -42,13 +44,22 @@ impl<'a> CommandLine<'a> {
         let accelerator = if Path::new("/dev/kvm").exists() { "kvm" } else { "tcg" };
         let (monitor, events) = (files.monitor(), files.events());
         let arguments = Vec::new();
-        let line = Self { lab, files, arguments, user: None, real_time: false, faults: false, fault: None }
-            .args(["-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-accel", accelerator, "-cpu", "max"])
-            .args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu"])
-            .args(["-qmp", &format!("unix:{monitor},server=on,wait=off")])
-            .args(["-chardev", &format!("file,id=events,path={events}"), "-device", "virtio-serial-pci"])
-            .args(["-device", &format!("virtserialport,chardev=events,name={L2_PORT}")]);
+        let line = Self {
+            lab,
+            files,
+            arguments,
+            user: None,
+            real_time: false,
+            faults: false,
+            preloaded: false,
+            fault: None,
+        }
+        .args(["-nodefaults", "-no-user-config", "-display", "none"])
+        .args(["-accel", accelerator, "-cpu", "max"])
+        .args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu"])
+        .args(["-qmp", &format!("unix:{monitor},server=on,wait=off")])
+        .args(["-chardev", &format!("file,id=events,path={events}"), "-device", "virtio-serial-pci"])
+        .args(["-device", &format!("virtserialport,chardev=events,name={L2_PORT}")]);
         match lab.job.container {
             Container::Type1 => line,
             Container::Iommufd => line.args(["-object", "iommufd,id=iommufd0"]),
@@ -69,6 +80,12 @@ impl<'a> CommandLine<'a> {
     /// Gives QEMU's threads a real-time policy.
     pub fn real_time(mut self) -> Self {
         self.real_time = true;
+        self
+    }
+
+    /// Starts QEMU with vfio-fast-run.
+    pub fn preloaded(mut self) -> Self {
+        self.preloaded = true;
         self
     }
 
@@ -204,6 +221,11 @@ impl<'a> CommandLine<'a> {
     /// Whether the witness can be made to give false answers.
     pub fn has_faults(&self) -> bool {
         self.faults
+    }
+
+    /// Whether vfio-fast-run starts it.
+    pub fn is_preloaded(&self) -> bool {
+        self.preloaded
     }
 
     /// Whether QEMU's threads have a real-time policy.

@@ -11,6 +11,7 @@ mod firmware;
 mod huge_pages;
 mod lab;
 mod limits;
+mod preload;
 mod proc;
 mod qemu_files;
 mod qemu_trace;

@@ -18,6 +18,7 @@ use vfio_fast_protocol::witness::{self, Call};
 use crate::l1::command_line::{CommandLine, FIRMWARE};
 use crate::l1::faults;
 use crate::l1::lab::Lab;
+use crate::l1::preload;
 use crate::l1::proc::{self, Thread};
 use crate::l1::qemu_files::QemuFiles;
 use crate::l1::qmp::Qmp;
@@ -25,6 +26,7 @@ use crate::l1::report::Reporter;
 use crate::machine;
 use crate::wait::{Seen, wait_for};
 
+const QEMU: &str = "/vft/qemu";
 const CONSOLE: &str = "/run/l2-console-file";
 /// SeaBIOS's last message where it finds nothing to boot. It changes nothing after that.
 const NOTHING_TO_BOOT: &str = "No bootable device";
@@ -379,7 +381,7 @@ impl Drop for Vm {
 fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
     let files = line.files();
     let own = [files.witness(), files.monitor(), files.events()];
-    for stale in own.iter().map(String::as_str).chain([CONSOLE, FIRMWARE]) {
+    for stale in own.iter().map(String::as_str).chain([CONSOLE, FIRMWARE, preload::SUMMARY]) {
         match fs::remove_file(stale) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot remove {stale}"));
@@ -387,7 +389,10 @@ fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
             _ => {}
         }
     }
-    let mut command = Command::new("/vft/qemu");
+    let mut command = if line.is_preloaded() { preload::start(preload::SUMMARY) } else { Command::new(QEMU) };
+    if line.is_preloaded() {
+        command.arg(QEMU);
+    }
     command
         .args(line.arguments())
         .env("LD_PRELOAD", "/vft/lib/libwitness.so")

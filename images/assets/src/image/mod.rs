@@ -3,6 +3,7 @@
 mod cpio;
 mod modules;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,7 +44,7 @@ pub struct Payload<'a> {
     pub ovmf: bool,
     /// The QEMU under test, if any.
     pub qemu: Option<&'a Path>,
-    /// Libraries to install in `/vft/lib`.
+    /// Libraries, and programs that need libraries of this machine, to install in `/vft/lib`.
     pub libraries: &'a [PathBuf],
     /// Statically linked programs, and other files, to install in `/vft`.
     pub programs: &'a [PathBuf],
@@ -121,10 +122,14 @@ impl Guest {
         }
         if let Some(qemu) = payload.qemu {
             cpio.copy("vft/qemu", 0o755, qemu)?;
-            for library in shared_libraries(qemu, payload.libraries)? {
-                let path = library.to_string_lossy();
-                cpio.copy(path.trim_start_matches('/'), 0o755, &library)?;
-            }
+        }
+        let mut needed = BTreeSet::new();
+        for program in payload.qemu.into_iter().chain(payload.libraries.iter().map(PathBuf::as_path)) {
+            needed.extend(shared_libraries(program, payload.libraries)?);
+        }
+        for library in needed {
+            let path = library.to_string_lossy();
+            cpio.copy(path.trim_start_matches('/'), 0o755, &library)?;
         }
         fs::write(to, cpio.finish()).with_context(|| format!("Cannot write {}", to.display()))
     }
@@ -193,6 +198,28 @@ pub fn build_conformance(log: &Path) -> Result<PathBuf> {
         command
     };
     build_target("conformance", build, log)
+}
+
+/// Builds the same as the program `conformance-preloaded`, linked dynamically: into a static program nothing can be
+/// preloaded.
+pub fn build_preloaded_conformance(log: &Path) -> Result<PathBuf> {
+    let folder = crate::paths::target().join("preloaded");
+    let build = || {
+        let mut command = Command::new(crate::paths::cargo());
+        command
+            .current_dir(crate::paths::root())
+            .args(["test", "--locked", "--package", "vfio-fast-engine", "--test", "conformance", "--no-run"])
+            .arg("--target-dir")
+            .arg(&folder)
+            .env("CARGO_PROFILE_DEV_DEBUG", "none");
+        command
+    };
+    run_logged(&mut build(), log)?;
+    let messages = progress::output(build().args(["--quiet", "--message-format", "json"]))?;
+    let built = executable(&messages, "conformance").context("cargo reports no executable of conformance")?;
+    let program = folder.join("conformance-preloaded");
+    fs::copy(&built, &program).with_context(|| format!("Cannot copy {}", built.display()))?;
+    Ok(program)
 }
 
 /// Builds one of the measuring programs, linked statically.

@@ -20,20 +20,19 @@ pub fn run(lab: &Lab) -> Result<()> {
     for test in &lab.job.tests {
         let check: Check = serde_json::from_value(json!(test)).context("no such conformance test")?;
         lab.report.step(test);
-        one(lab, check)?;
+        one(lab, check, Command::new(PROGRAM))?;
     }
     Ok(())
 }
 
-/// The check named as the test; its output goes to the log of that name.
-fn one(lab: &Lab, check: Check) -> Result<()> {
+/// The check named as the test, of the program that `command` starts; its output goes to the log of that name.
+pub fn one(lab: &Lab, check: Check, mut command: Command) -> Result<()> {
     let test = &check.name();
     let (reader, writer) = pipe()?;
-    let mut command = Command::new(PROGRAM);
     command.args(["--ignored", "--exact", "--nocapture", test]).env("VFIO_FAST_DEVICE", &lab.job.devices[0]);
     command.env("VFIO_FAST_SECOND_DEVICE", &lab.job.devices[1]);
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-    let mut child = command.spawn().with_context(|| format!("cannot start {PROGRAM}"))?;
+    let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
     // It holds ends of the pipe, which would never be at its end.
     drop(command);
     let mut lines = Vec::new();
