@@ -61,7 +61,7 @@ fn bind(cpus: &[usize]) -> std::io::Result<()> {
 
 /// The CPUs of the process: those of its main thread.
 fn process_cpus() -> Vec<usize> {
-    cpus_of(std::process::id().cast_signed())
+    cpus_of(std::process::id() as libc::pid_t)
 }
 
 fn look() -> Seen {

@@ -23,7 +23,7 @@ impl HugePage {
     fn new(bytes: u64) -> Option<Self> {
         let pool = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages", bytes / 1024);
         fs::write(pool, "1").ok()?;
-        let size = libc::MAP_HUGETLB | (bytes.trailing_zeros().cast_signed() << libc::MAP_HUGE_SHIFT);
+        let size = libc::MAP_HUGETLB | ((bytes.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT);
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | size;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let bytes = usize::try_from(bytes).unwrap();
