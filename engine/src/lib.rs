@@ -36,6 +36,7 @@ pub mod transaction;
 pub use error::{Errno, Error, Result};
 #[cfg(vfio_fast_interleavings)]
 pub use sync::NO_THREADS;
+pub use sys::cancel::Deferred;
 pub use sys::cpu::CpuSet;
 pub use sys::discard::{DiscardMode, DiscardRange, discard_range};
 pub use sys::hva::host_va;

@@ -8,7 +8,8 @@
 
 use std::ffi::{c_char, c_int};
 
-use crate::cancel::Deferred;
+use vfio_fast_engine::Deferred;
+
 use crate::failure::{Failure, Result, remember};
 use crate::handle::vfio_fast;
 use crate::log::refuse_inside;
@@ -17,7 +18,7 @@ use crate::panic::caught;
 /// Runs the body of an exported function that takes no handle. Returns 0, or the negative errno of the failure, which
 /// it stores.
 pub(crate) fn guard(body: impl FnOnce() -> Result<()>) -> c_int {
-    let _deferred = Deferred::new();
+    let _deferred = Deferred::begin();
     match caught(body) {
         Ok(Ok(())) => 0,
         Ok(Err(failure)) => remember(failure),
@@ -47,7 +48,7 @@ pub(crate) unsafe fn guard_handle(
 
 /// Runs the body of an exported function that returns a string, which is empty if it panics.
 pub(crate) fn guard_text(body: impl FnOnce() -> *const c_char) -> *const c_char {
-    let _deferred = Deferred::new();
+    let _deferred = Deferred::begin();
     caught(body).unwrap_or(c"".as_ptr())
 }
 

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`abi`] | structs and constants |
 //! | [`exports`] | functions, each of them one call of a guard |
-//! | `guard`, `panic`, `cancel` | the only way in: errno, panics, poison, cancelled threads |
+//! | `guard`, `panic` | the only way in: errno, panics, poison, cancelled threads |
 //! | `sized` | structs that begin with their size |
 //! | `array`, `out` | arrays of numbers, and single values to return |
 //! | `failure` | the last failure of each thread |
@@ -15,7 +15,6 @@
 
 pub mod abi;
 mod array;
-mod cancel;
 mod convert;
 pub mod exports;
 mod failure;

@@ -2,6 +2,7 @@
 //!
 //! Each module that needs unsafe code allows it for itself; no module above this one may do so.
 
+pub mod cancel;
 pub(crate) mod cgroup;
 pub mod cpu;
 pub mod discard;

@@ -8,7 +8,8 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Instant;
 
-use super::cancel::Deferred;
+use vfio_fast_engine::Deferred;
+
 use super::process::{errno, set_errno};
 use crate::call;
 use crate::request::Kind;
@@ -63,7 +64,7 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -
 
 /// Runs `body`. Neither a panic nor a cancellation leaves it.
 fn guarded(body: impl FnOnce()) {
-    let _deferred = Deferred::new();
+    let _deferred = Deferred::begin();
     // AssertUnwindSafe: what a panic may leave behind are counters.
     if let Err(payload) = catch_unwind(AssertUnwindSafe(body)) {
         // Dropping it runs code that may panic again.

@@ -16,13 +16,15 @@ unsafe extern "C" {
 ///
 /// The C library ends a cancelled thread at its next open(), read() or other cancellation point, by unwinding it. Rust
 /// code cannot be unwound in this way: the process would be aborted. Making such a request wait takes no system call.
+#[derive(Debug)]
 pub struct Deferred {
     /// The state to restore.
     state: c_int,
 }
 
 impl Deferred {
-    pub fn new() -> Self {
+    /// From now on.
+    pub fn begin() -> Self {
         let mut state = DISABLE;
         // It fails only for another state than the two that there are.
         let _ = pthread_setcancelstate(DISABLE, Some(&mut state));
