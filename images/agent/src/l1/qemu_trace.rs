@@ -20,6 +20,11 @@ pub fn text() -> Result<String> {
     fs::read_to_string(FILE).context("cannot read QEMU's trace")
 }
 
+/// How often that event has happened so far.
+pub fn count(event: &str) -> Result<usize> {
+    Ok(text()?.lines().filter(|line| line.contains(event)).count())
+}
+
 /// The hexadecimal number after that name.
 pub fn hex(line: &str, name: &str) -> Result<u64> {
     let digits = value(line, name)?.trim_start_matches("0x");

@@ -36,6 +36,8 @@ const ALWAYS: u64 = u64::MAX;
 const SOON: Duration = Duration::from_secs(120);
 
 const WAITING: &str = "dma-mapping";
+/// QEMU's event for a write to a command register that is held.
+pub(super) const HELD: &str = "vfio_dma_gate_hold";
 
 pub fn run(lab: &Lab) -> Result<()> {
     for (width, check) in [
@@ -264,9 +266,7 @@ fn reset(lab: &Lab) -> Result<()> {
     vm.qmp.run("system_reset", json!({}))?;
     let resumed = resumed(&mut vm, SOON)?;
     wait_until_waiting(&mut vm)?;
-    let text = qemu_trace::text()?;
-    let count = |event: &str| text.lines().filter(|line| line.contains(event)).count();
-    let (held, dropped) = (count("vfio_dma_gate_hold"), count("vfio_dma_gate_drop"));
+    let (held, dropped) = (qemu_trace::count(HELD)?, qemu_trace::count("vfio_dma_gate_drop")?);
     let started = first_start(&vm.witnessed()?).is_some();
     faults::disarm()?;
     vm.wait_first_output()?;
