@@ -13,7 +13,7 @@ pub enum Perm {
 
 impl Perm {
     /// Whether the device may write.
-    pub(crate) fn is_writable(self) -> bool {
+    pub fn is_writable(self) -> bool {
         self == Self::ReadWrite
     }
 }

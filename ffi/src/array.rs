@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)] // the one module that reads callers' arrays
 
+use crate::abi::vfio_fast_entry;
 use crate::failure::{Failure, Result};
 
 /// Borrows a caller's array of `count` numbers. `what` is its name in messages.
@@ -22,10 +23,23 @@ pub(crate) unsafe fn bytes<'a>(first: *const u8, count: u64, what: &str) -> Resu
     unsafe { values(first, count, what) }
 }
 
-/// Borrows a caller's array of plain integers.
+/// Borrows a caller's array of `count` entries. `what` is its name in messages.
 ///
 /// # Safety
-/// `T` is an integer. `first` is NULL or points to `count` of them that stay readable and unchanged during `'a`, the
+/// `first` is NULL or points to `count` entries that stay readable and unchanged during `'a`, the call.
+pub(crate) unsafe fn entries<'a>(
+    first: *const vfio_fast_entry,
+    count: u64,
+    what: &str,
+) -> Result<&'a [vfio_fast_entry]> {
+    // SAFETY: this function's contract.
+    unsafe { values(first, count, what) }
+}
+
+/// Borrows a caller's array of plain values.
+///
+/// # Safety
+/// `T` is an integer, or a struct of integers without padding. `first` is NULL or points to `count` of them that stay readable and unchanged during `'a`, the
 /// call.
 unsafe fn values<'a, T>(first: *const T, count: u64, what: &str) -> Result<&'a [T]> {
     if count == 0 {
@@ -42,7 +56,7 @@ unsafe fn values<'a, T>(first: *const T, count: u64, what: &str) -> Result<&'a [
     if !first.is_aligned() {
         return refused(format!("{what}: the array at {first:p} is not aligned"));
     }
-    // SAFETY: by this function's contract there are `count` readable and unchanging integers at `first`. It was checked
+    // SAFETY: by this function's contract there are `count` readable and unchanging values at `first`. It was checked
     // that `first` is neither NULL nor misaligned and that the array has at most isize::MAX bytes.
     Ok(unsafe { std::slice::from_raw_parts(first, count) })
 }

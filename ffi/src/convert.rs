@@ -15,9 +15,9 @@ use crate::abi::{
     VFIO_FAST_LOG_ERROR, VFIO_FAST_LOG_INFO, VFIO_FAST_LOG_WARN, VFIO_FAST_MEMORY_SHARED,
     VFIO_FAST_REGION_DEVICE, VFIO_FAST_REGION_EXACT, VFIO_FAST_REGION_FD, VFIO_FAST_REGION_JOIN,
     VFIO_FAST_REGION_WRITE, VFIO_FAST_SUPERPAGES_COARSE, VFIO_FAST_SUPERPAGES_FINE,
-    VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_dirty, vfio_fast_info, vfio_fast_iova_range, vfio_fast_memory,
-    vfio_fast_outcome, vfio_fast_pages, vfio_fast_progress, vfio_fast_range, vfio_fast_region,
-    vfio_fast_stats,
+    VFIO_FAST_SUPERPAGES_UNKNOWN, vfio_fast_dirty, vfio_fast_entry, vfio_fast_info, vfio_fast_iova_range,
+    vfio_fast_memory, vfio_fast_outcome, vfio_fast_pages, vfio_fast_progress, vfio_fast_range,
+    vfio_fast_region, vfio_fast_stats,
 };
 use crate::failure::{Failure, Result};
 
@@ -104,6 +104,22 @@ pub(crate) fn dirty_range(dirty: &vfio_fast_dirty, page: u64) -> Result<IovaRang
         return Err(Failure::check(libc::EINVAL, text));
     }
     iova_range(dirty.iova, dirty.length)
+}
+
+/// A kernel entry for its list.
+pub(crate) fn entry_out(range: IovaRange, perm: Perm) -> vfio_fast_entry {
+    let flags = if perm.is_writable() { VFIO_FAST_REGION_WRITE } else { 0 };
+    vfio_fast_entry { iova: range.start(), length: range.length(), flags: u64::from(flags) }
+}
+
+/// A kernel entry from a caller's list.
+pub(crate) fn entry_in(entry: &vfio_fast_entry) -> Result<(IovaRange, Perm)> {
+    let unknown = entry.flags & !u64::from(VFIO_FAST_REGION_WRITE);
+    if unknown != 0 {
+        let text = format!("struct vfio_fast_entry: flags has the unknown bits {unknown:#x}");
+        return Err(Failure::check(libc::EOPNOTSUPP, text));
+    }
+    Ok((iova_range(entry.iova, entry.length)?, perm(entry.flags as u32)))
 }
 
 /// Fails if `flags` has a bit that is not in `all`.

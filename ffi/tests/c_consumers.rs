@@ -56,6 +56,11 @@ fn memory_goes_back() {
 }
 
 #[test]
+fn entries_are_handed_over() {
+    passes("handover.c", Language::C11);
+}
+
+#[test]
 fn arrays_of_pages() {
     passes("pages.c", Language::C11);
 }

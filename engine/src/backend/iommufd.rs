@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::addr::{IovaRange, PageSizes};
-use crate::backend::{Backend, Capabilities, Mapping, PopulatePolicy, enoent_as_zero};
+use crate::backend::{Backend, Capabilities, Handover, Mapping, PopulatePolicy, enoent_as_zero};
 use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::limits::{Limits, Memlock, MemlockScope, UserCharges};
 use crate::object::{Object, ObjectKind};
@@ -140,6 +140,10 @@ impl Backend for Iommufd {
         Capabilities { populate: PopulatePolicy::Overlapped, parallel: true, objects: true, exclusive: false }
     }
 
+    fn handover(&self) -> Option<&dyn Handover> {
+        Some(self)
+    }
+
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
         match object {
             Some(bar @ Object { kind: ObjectKind::Bar { region_index }, .. }) => {
@@ -166,6 +170,20 @@ impl Backend for Iommufd {
 
     fn unmap_all(&self) -> KernelResult<u64> {
         self.unmap(IovaRange::ALL)
+    }
+}
+
+// Entries of files have no host address. IOMMU_IOAS_CHANGE_PROCESS moves all entries of the iommufd to another process at
+// once, and refuses to if one of them is not of a file. The owner of the iommufd calls it, because there is one for
+// all its IOASes.
+impl Handover for Iommufd {
+    fn drop_addresses(&self, _: Option<IovaRange>) -> KernelResult<()> {
+        Ok(())
+    }
+
+    fn set_address(&self, mapping: &Mapping) -> KernelResult<()> {
+        self.mapped.fetch_add(mapping.range.length(), Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -54,6 +54,19 @@ pub trait DirtyTracking {
     fn unmap_dirty(&self, range: IovaRange, bitmap: &mut [u64]) -> KernelResult<u64>;
 }
 
+/// A backend with entries that another process can take over while devices access them.
+///
+/// The pages of an entry stay pinned and mapped throughout. Only its host address, which the kernel needs to account
+/// for the pages, belongs to one process at a time.
+pub trait Handover {
+    /// Drops the host address of every entry inside `range`, which does not cut any entry; `None`: of every entry of
+    /// the container.
+    fn drop_addresses(&self, range: Option<IovaRange>) -> KernelResult<()>;
+
+    /// Sets the host address of the entry that is exactly `mapping.range` to one of this process. It has none.
+    fn set_address(&self, mapping: &Mapping) -> KernelResult<()>;
+}
+
 /// Turns the ENOENT of an unmap call into "0 bytes". iommufd returns it when no entry lies in the range, when the range
 /// cuts an entry, and when the IOAS is gone.
 ///
@@ -102,6 +115,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// The backend's dirty tracking, if it supports that.
     fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
+        None
+    }
+
+    /// The way to hand entries over to another process, if the kernel has one.
+    fn handover(&self) -> Option<&dyn Handover> {
         None
     }
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use crate::addr::{Iova, IovaRange, PageSizes};
 use crate::backend::{
-    Backend, Capabilities, DirtyTracking, Mapping, PopulatePolicy, enoent_as_zero, unmap_halves,
+    Backend, Capabilities, DirtyTracking, Handover, Mapping, PopulatePolicy, enoent_as_zero, unmap_halves,
 };
 use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::limits::{Limits, Memlock};
@@ -120,6 +120,12 @@ impl Backend for Type1 {
         self.max_dirty_bytes.map(|_| self as &dyn DirtyTracking)
     }
 
+    fn handover(&self) -> Option<&dyn Handover> {
+        // iommufd's compatibility layer refuses these requests.
+        let supported = !self.vfio_compat && type1::updates_vaddr(self.container.as_fd());
+        supported.then_some(self)
+    }
+
     fn map(&self, mapping: &Mapping, _: Option<Object<'_>>) -> KernelResult<()> {
         let Mapping { range, hva, perm } = *mapping;
         let (start, length) = (Iova(range.start()), range.length());
@@ -147,6 +153,18 @@ impl Backend for Type1 {
     // fails with EINVAL. An IOAS of iommufd keeps its mappings without a device.
     fn is_emptied(&self) -> bool {
         !self.vfio_compat && read_info(&self.container).is_err_and(|error| error.errno == Errno::EINVAL)
+    }
+}
+
+impl Handover for Type1 {
+    fn drop_addresses(&self, range: Option<IovaRange>) -> KernelResult<()> {
+        let extent = range.map_or(Extent::All, |range| Extent::Bytes(Iova(range.start()), range.length()));
+        type1::invalidate_vaddr(self.container.as_fd(), extent)
+    }
+
+    fn set_address(&self, mapping: &Mapping) -> KernelResult<()> {
+        let Mapping { range, hva, perm: _ } = *mapping;
+        type1::set_vaddr(self.container.as_fd(), Iova(range.start()), hva, range.length())
     }
 }
 

@@ -150,6 +150,12 @@ pub enum ErrorKind {
     },
     /// Another thread has a transaction open.
     OtherThread,
+    /// The entries are handed over to another process.
+    Suspended,
+    /// The container has no way to hand entries over.
+    NoHandover,
+    /// The kernel has no entry that is exactly the range, or nobody has handed it over.
+    NotHandedOver,
     /// The handle's record of the kernel's entries is no longer reliable.
     Poisoned {
         /// The failure that caused it.
@@ -409,6 +415,17 @@ impl Error {
                 ": another thread has a transaction open: call again when it is committed or aborted, or use a handle for \
                  each thread"
             ),
+            ErrorKind::Suspended => {
+                write!(f, ": the mappings are handed over to another process: take them back first")
+            }
+            ErrorKind::NoHandover => write!(
+                f,
+                ": the container cannot hand its mappings over to another process: that takes type1 since Linux 5.12, or \
+                 iommufd"
+            ),
+            ErrorKind::NotHandedOver => {
+                write!(f, ": the container has no mapping of exactly this range that was handed over")
+            }
             ErrorKind::Poisoned { cause } => {
                 write!(
                     f,

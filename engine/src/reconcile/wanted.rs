@@ -248,6 +248,14 @@ impl WantedSet {
         }
     }
 
+    /// The entry that is exactly `range` and maps it as it is wanted; `None` if no single entry can.
+    pub fn entry_on(&self, range: IovaRange) -> Option<Entry> {
+        let first = self.overlapping(range).next()?;
+        let clipped = first.region.clip(range)?;
+        let entry = Entry { range, ..Entry::of(&clipped, first.generation) };
+        (clipped.range.start() == range.start() && self.covers(&entry, range)).then_some(entry)
+    }
+
     /// The ranges that the open transaction touched, in order.
     pub fn touched(&self) -> &[IovaRange] {
         &self.journal.touched

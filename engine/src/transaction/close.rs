@@ -13,6 +13,8 @@ impl Engine {
     /// Unmaps everything that is still mapped. A poisoned engine does not know what that is, and unmaps the whole
     /// container.
     ///
+    /// If the entries are handed over to another process, nothing is unmapped.
+    ///
     /// If the last group has left a type1 container, the kernel has unmapped everything already, and this succeeds.
     ///
     /// A job in the background is cancelled. Calls that would change something fail from now on; the commit that runs
@@ -36,6 +38,11 @@ impl Engine {
             return Ok(());
         }
         state.backlog.clear();
+        if state.suspended {
+            // They belong to another process, and its devices use them.
+            state.table = MapTable::default();
+            return Ok(());
+        }
         let emptied = if state.poison.take().is_some() {
             state.table = MapTable::default();
             self.backend.unmap_all().map(drop).map_err(|errno| Error::kernel(Op::Unmap, errno))

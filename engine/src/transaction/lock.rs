@@ -43,6 +43,11 @@ impl State {
         self.poisoned()
     }
 
+    /// An error if its entries are handed over to another process.
+    pub(super) fn not_suspended(&self) -> Result<()> {
+        if self.suspended { Err(Error::check(Errno::EBUSY, ErrorKind::Suspended)) } else { Ok(()) }
+    }
+
     /// An error if it is poisoned.
     pub(super) fn poisoned(&self) -> Result<()> {
         let Some(cause) = &self.poison else { return Ok(()) };
@@ -196,6 +201,7 @@ impl Engine {
 /// A transaction belongs to the thread that opened it: a change of another thread would become a part of it, and would
 /// be neither made nor reported when that thread's call returns.
 fn own(state: Locked<'_>) -> Result<Locked<'_>> {
+    state.not_suspended()?;
     match state.owner {
         Some(owner) if owner != thread::current().id() => {
             Err(Error::check(Errno::EBUSY, ErrorKind::OtherThread))

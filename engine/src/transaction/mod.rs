@@ -7,6 +7,7 @@ mod counters;
 mod dirty;
 mod discard;
 mod explained;
+mod handover;
 mod job;
 mod lock;
 mod regions;
@@ -140,6 +141,8 @@ struct State {
     closed: bool,
     /// Whether everything was unmapped that could be when it was closed.
     emptied: bool,
+    /// Whether the entries are handed over to another process.
+    suspended: bool,
     /// Dirty pages that were not reported yet; `None` while tracking is off.
     dirty: Option<DirtyPages>,
     /// The thread that has a transaction open.
@@ -210,7 +213,7 @@ impl Engine {
         }
         let grid = grid.with_cuts(cuts);
         let (wanted, objects, table, missing, logged) = Default::default();
-        let (contradicted, closed, emptied) = (false, false, false);
+        let (contradicted, closed, emptied, suspended) = (false, false, false, false);
         let (backlog, job) = Default::default();
         let (dirty, owner, running, poison) = (None, None, None, None);
         let state = State {
@@ -222,6 +225,7 @@ impl Engine {
             contradicted,
             closed,
             emptied,
+            suspended,
             dirty,
             owner,
             running,

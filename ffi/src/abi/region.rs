@@ -102,6 +102,19 @@ pub struct vfio_fast_memory {
     pub length: u64,
 }
 
+/// A kernel entry: an element of the list that one process sends to another one to hand its entries over. It does not
+/// grow in later releases.
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
+#[repr(C)]
+pub struct vfio_fast_entry {
+    /// First device address.
+    pub iova: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// VFIO_FAST_REGION_WRITE, or 0. Unknown bits are -EOPNOTSUPP.
+    pub flags: u64,
+}
+
 /// What one commit did.
 #[derive(Clone, Copy)]
 #[repr(C)]

@@ -17,6 +17,8 @@ pub mod retry;
 
 pub mod dirty;
 
+pub mod handover;
+
 pub mod discard;
 
 pub mod report;

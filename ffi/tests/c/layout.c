@@ -74,6 +74,8 @@ SAME(offsetof(struct vfio_fast_dirty, words), 40);
 SAME(sizeof(struct vfio_fast_dirty), 48);
 SAME(offsetof(struct vfio_fast_memory, length), 16);
 SAME(sizeof(struct vfio_fast_memory), 24);
+SAME(offsetof(struct vfio_fast_entry, flags), 16);
+SAME(sizeof(struct vfio_fast_entry), 24);
 SAME(offsetof(struct vfio_fast_outcome, device_error), 32);
 SAME(offsetof(struct vfio_fast_outcome, ns), 72);
 SAME(sizeof(struct vfio_fast_outcome), 80);

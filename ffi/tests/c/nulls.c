@@ -69,6 +69,11 @@ int main(void)
     CHECK_RC(vfio_fast_discard(NULL, &spare), -EINVAL);
     CHECK_RC(vfio_fast_discard(vf, NULL), -EINVAL);
     CHECK_RC(vfio_fast_check(NULL), -EINVAL);
+    CHECK_RC(vfio_fast_suspend(NULL), -EINVAL);
+    CHECK_RC(vfio_fast_resume(NULL), -EINVAL);
+    CHECK_RC(vfio_fast_get_entries(NULL, NULL, &unmapped), -EINVAL);
+    CHECK_RC(vfio_fast_get_entries(vf, NULL, NULL), -EINVAL);
+    CHECK_RC(vfio_fast_adopt(NULL, NULL, 0, &outcome), -EINVAL);
     CHECK_RC(vfio_fast_remap(NULL, &spare, &unmapped), -EINVAL);
     CHECK_RC(vfio_fast_remap(vf, NULL, &unmapped), -EINVAL);
     CHECK_TEXT("vfio_fast_memory");

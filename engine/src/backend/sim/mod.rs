@@ -8,7 +8,9 @@ mod rules;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Backend, Capabilities, DirtyTracking, Mapping, PopulatePolicy, enoent_as_zero, unmap_halves};
+use super::{
+    Backend, Capabilities, DirtyTracking, Handover, Mapping, PopulatePolicy, enoent_as_zero, unmap_halves,
+};
 use crate::addr::{HostVa, IovaRange, PageSizes};
 use crate::error::{Errno, Error, KernelResult, Op, Result};
 use crate::limits::{Limits, Memlock, MemlockScope, UserCharges};
@@ -100,6 +102,10 @@ pub enum Call {
     UnmapAll,
     /// VFIO_IOMMU_DIRTY_PAGES that reads a bitmap.
     ReadDirty(IovaRange),
+    /// VFIO_IOMMU_UNMAP_DMA with VFIO_DMA_UNMAP_FLAG_VADDR, of a range or of everything.
+    DropAddresses(Option<IovaRange>),
+    /// VFIO_IOMMU_MAP_DMA with VFIO_DMA_MAP_FLAG_VADDR.
+    SetAddress(Mapping),
 }
 
 #[derive(Debug, Default)]
@@ -125,6 +131,11 @@ impl Sim {
     /// All mappings, ascending by IOVA.
     pub fn mappings(&self) -> Vec<Mapping> {
         self.state().held.mappings.values().copied().collect()
+    }
+
+    /// The IOVAs of the mappings that have no host address, because no process has taken them over yet.
+    pub fn without_address(&self) -> Vec<u64> {
+        self.state().held.without_address.iter().copied().collect()
     }
 
     /// Bytes that count against RLIMIT_MEMLOCK.
@@ -296,6 +307,10 @@ impl Backend for Sim {
         tracks.then_some(self)
     }
 
+    fn handover(&self) -> Option<&dyn Handover> {
+        Some(self)
+    }
+
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
         let mut state = self.state();
         let call =
@@ -327,6 +342,27 @@ impl Backend for Sim {
 
     fn is_emptied(&self) -> bool {
         self.state().held.without_iommu
+    }
+}
+
+// With iommufd, the kernel moves all entries to another process in a call that is not the backend's.
+impl Handover for Sim {
+    fn drop_addresses(&self, range: Option<IovaRange>) -> KernelResult<()> {
+        let mut state = self.state();
+        let config = self.record(&mut state, Call::DropAddresses(range))?;
+        match config.rules {
+            Rules::Type1 => state.held.drop_addresses(range),
+            Rules::Iommufd => Ok(()),
+        }
+    }
+
+    fn set_address(&self, mapping: &Mapping) -> KernelResult<()> {
+        let mut state = self.state();
+        let config = self.record(&mut state, Call::SetAddress(*mapping))?;
+        match config.rules {
+            Rules::Type1 => state.held.set_address(mapping),
+            Rules::Iommufd => Ok(()),
+        }
     }
 }
 

@@ -32,6 +32,8 @@ impl From<&Mapping> for Request {
 pub(super) struct KernelState {
     /// The mappings by IOVA.
     pub(super) mappings: BTreeMap<u64, Mapping>,
+    /// The IOVAs of mappings of type1 that have no host address.
+    pub(super) without_address: BTreeSet<u64>,
     /// Bytes that count against RLIMIT_MEMLOCK.
     pub(super) locked: u64,
     /// Whether the last group has left a container of type1, which then has no IOMMU.
@@ -117,6 +119,7 @@ impl KernelState {
         self.locked = 0;
         if config.rules == Rules::Type1 {
             self.mappings.clear();
+            self.without_address.clear();
             self.written.clear();
             self.without_iommu = true;
         }
@@ -125,6 +128,7 @@ impl KernelState {
     /// Removes one mapping; returns its length.
     pub(super) fn remove(&mut self, config: &SimConfig, range: IovaRange) -> u64 {
         self.mappings.remove(&range.start());
+        self.without_address.remove(&range.start());
         let page = config.page_sizes.smallest();
         // The dirty bits are dropped with the entry.
         self.written.retain(|number| !(range.start()..=range.last()).contains(&(number * page)));
@@ -202,6 +206,31 @@ impl KernelState {
         let inside = self.overlapping(range);
         let cut = inside.as_slice().iter().any(|mapping| !range.contains(*mapping));
         if cut { Err(Errno::EINVAL) } else { Ok(inside) }
+    }
+
+    // vfio_dma_do_unmap with VFIO_DMA_UNMAP_FLAG_VADDR: all mappings in the range, or none.
+    pub(super) fn drop_addresses(&mut self, range: Option<IovaRange>) -> KernelResult<()> {
+        let inside: Vec<u64> = match range {
+            Some(range) => self.whole(range)?.map(IovaRange::start).collect(),
+            None => self.mappings.keys().copied().collect(),
+        };
+        if inside.iter().any(|start| self.without_address.contains(start)) {
+            return Err(Errno::EINVAL);
+        }
+        self.without_address.extend(inside);
+        Ok(())
+    }
+
+    // vfio_dma_do_map with VFIO_DMA_MAP_FLAG_VADDR.
+    pub(super) fn set_address(&mut self, mapping: &Mapping) -> KernelResult<()> {
+        let found = self.overlapping(mapping.range).next().ok_or(Errno::ENOENT)?;
+        if found != mapping.range || !self.without_address.remove(&found.start()) {
+            return Err(Errno::EINVAL);
+        }
+        if let Some(held) = self.mappings.get_mut(&found.start()) {
+            held.hva = mapping.hva;
+        }
+        Ok(())
     }
 
     // iommufd_ioas_unmap, iopt_unmap_iova.

@@ -24,12 +24,13 @@ const fn request(number: u32) -> libc::c_ulong {
 }
 
 const GET_API_VERSION: libc::c_ulong = request(0);
+const CHECK_EXTENSION: libc::c_ulong = request(1);
 const IOMMU_GET_INFO: libc::c_ulong = request(12);
 const IOMMU_MAP_DMA: libc::c_ulong = request(13);
 const IOMMU_UNMAP_DMA: libc::c_ulong = request(14);
 
 const _: () = {
-    assert!(GET_API_VERSION == 0x3b64 && IOMMU_GET_INFO == 0x3b70);
+    assert!(GET_API_VERSION == 0x3b64 && CHECK_EXTENSION == 0x3b65 && IOMMU_GET_INFO == 0x3b70);
     assert!(IOMMU_MAP_DMA == 0x3b71 && IOMMU_UNMAP_DMA == 0x3b72);
     assert!(size_of::<usize>() == size_of::<u64>());
 };
@@ -53,6 +54,13 @@ pub(crate) fn api_version(container: BorrowedFd<'_>) -> KernelResult<libc::c_int
     unsafe { submit(container, GET_API_VERSION, std::ptr::null_mut()) }
 }
 
+/// Whether another process can take over the entries of `container` (VFIO_UPDATE_VADDR, Linux 5.12).
+pub(crate) fn updates_vaddr(container: BorrowedFd<'_>) -> bool {
+    let number = std::ptr::without_provenance_mut(uapi::VFIO_UPDATE_VADDR as usize);
+    // SAFETY: the argument of this request is a number, not a pointer.
+    unsafe { submit(container, CHECK_EXTENSION, number) }.is_ok_and(|answer| answer > 0)
+}
+
 /// Maps the `size` bytes at `hva` to `iova` for devices, writable if `writable`.
 pub(crate) fn map(
     container: BorrowedFd<'_>,
@@ -62,9 +70,18 @@ pub(crate) fn map(
     writable: bool,
 ) -> KernelResult<()> {
     let write = if writable { uapi::VFIO_DMA_MAP_FLAG_WRITE } else { 0 };
+    map_dma(container, iova, hva, size, uapi::VFIO_DMA_MAP_FLAG_READ | write)
+}
+
+/// Sets the host address of the entry that is exactly the `size` bytes at `iova`, and that has none, to `hva`.
+pub(crate) fn set_vaddr(container: BorrowedFd<'_>, iova: Iova, hva: HostVa, size: u64) -> KernelResult<()> {
+    map_dma(container, iova, hva, size, uapi::VFIO_DMA_MAP_FLAG_VADDR)
+}
+
+fn map_dma(container: BorrowedFd<'_>, iova: Iova, hva: HostVa, size: u64, flags: u32) -> KernelResult<()> {
     let mut argument = vfio_iommu_type1_dma_map {
         argsz: size_of::<vfio_iommu_type1_dma_map>() as u32,
-        flags: uapi::VFIO_DMA_MAP_FLAG_READ | write,
+        flags,
         vaddr: hva.raw(),
         iova: iova.0,
         size,
@@ -85,13 +102,22 @@ pub(crate) enum Extent {
 
 /// Unmaps every entry inside `extent`; returns the number of bytes unmapped.
 pub(crate) fn unmap(container: BorrowedFd<'_>, extent: Extent) -> KernelResult<u64> {
-    let (flags, iova, size) = match extent {
+    unmap_dma(container, extent, 0)
+}
+
+/// Invalidates the host address of every entry inside `extent`. Devices keep their access.
+pub(crate) fn invalidate_vaddr(container: BorrowedFd<'_>, extent: Extent) -> KernelResult<()> {
+    unmap_dma(container, extent, uapi::VFIO_DMA_UNMAP_FLAG_VADDR).map(drop)
+}
+
+fn unmap_dma(container: BorrowedFd<'_>, extent: Extent, flags: u32) -> KernelResult<u64> {
+    let (all, iova, size) = match extent {
         Extent::Bytes(iova, size) => (0, iova.0, size),
         Extent::All => (uapi::VFIO_DMA_UNMAP_FLAG_ALL, 0, 0),
     };
     let mut argument = vfio_iommu_type1_dma_unmap {
         argsz: size_of::<vfio_iommu_type1_dma_unmap>() as u32,
-        flags,
+        flags: flags | all,
         iova,
         size,
         ..Default::default()
@@ -144,8 +170,11 @@ mod tests {
             map(fd, Iova(0), HostVa::from_raw(0), 0x1000, true),
             unmap(fd, Extent::Bytes(Iova(0), 0x1000)).map(drop),
             unmap(fd, Extent::All).map(drop),
+            set_vaddr(fd, Iova(0), HostVa::from_raw(0), 0x1000),
+            invalidate_vaddr(fd, Extent::All),
         ];
-        assert_eq!(tried, [Err(Errno::ENOTTY); 4]);
+        assert_eq!(tried, [Err(Errno::ENOTTY); 6]);
+        assert!(!updates_vaddr(fd));
         assert_eq!(info(fd).unwrap_err(), Error::kernel(Op::Info, Errno::ENOTTY));
     }
 }
