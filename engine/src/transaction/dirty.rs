@@ -29,7 +29,12 @@ impl Engine {
     /// it is on, [`Engine::read_dirty`] and [`Engine::unmap_dirty`] report every such page.
     pub fn track_dirty(&self, on: bool) -> Result<()> {
         let mut state = self.settled()?;
-        state.not_suspended()?;
+        if on {
+            state.not_suspended()?;
+        } else if state.suspended {
+            // It was off already, and the container belongs to another process.
+            return Ok(());
+        }
         let tracking = self.tracking(None)?;
         tracking.track_dirty(on).map_err(|errno| not_told(None, errno))?;
         match (on, &state.dirty) {

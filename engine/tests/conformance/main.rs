@@ -4,6 +4,7 @@
 
 mod cases;
 mod dirty;
+mod handover;
 mod kernel;
 mod left;
 mod memory;
@@ -227,6 +228,17 @@ fn the_model_tells_of_dirty_pages() {
 fn type1_tells_of_dirty_pages() {
     kernel::attached(Driver::Type1, dirty::assert_told);
     kernel::owned(Driver::Type1, |backend, _, memory| dirty::assert_told_by_section(backend, memory));
+}
+
+#[test]
+fn the_model_hands_entries_over() {
+    handover::assert_handed_over(&model(&cases::all()[0], Kernel::Type1), Memory::IMAGINED);
+}
+
+#[test]
+#[ignore = "needs a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn type1_hands_entries_over() {
+    kernel::attached(Driver::Type1, handover::assert_handed_over);
 }
 
 const ROUNDS: u64 = 200;

@@ -12,6 +12,8 @@ pub enum L2Job {
     Idle,
     /// Moves data through NVMe disks.
     Disk(DiskJob),
+    /// Writes and reads a part of the first disk again and again.
+    Stream(DiskJob),
     /// Reads the first disk.
     Read(DiskJob),
     /// Moves data between L2's memory and a BAR, through another device.
@@ -60,7 +62,8 @@ mod tests {
         };
         for job in [
             L2Job::Idle,
-            L2Job::Disk(disk),
+            L2Job::Disk(disk.clone()),
+            L2Job::Stream(disk),
             L2Job::Peer { image_seed: 1, write_seed: 2 },
             L2Job::Migration { seed: 3 },
         ] {

@@ -79,6 +79,26 @@ pub fn work(job: &DiskJob, port: &mut File) -> Result<u64> {
     Ok(boot)
 }
 
+/// Writes a part of the first disk and reads it, with other data each time, until the machine is stopped or this fails.
+pub fn stream(
+    job: &DiskJob,
+    port: &mut File,
+    mut between: impl FnMut(&mut File) -> Result<()>,
+) -> Result<u64> {
+    const BYTES: u64 = 4 << 20;
+    let disk = open(FIRST)?;
+    let mut memory = Memory::of(job);
+    send(port, &Event::Up { boot: 0 })?;
+    let mut seed = job.write_seed;
+    loop {
+        memory.write(&disk, seed, 0, BYTES)?;
+        let moved = memory.verify(&disk, seed, 0, BYTES)?;
+        send(port, &moved)?;
+        between(port)?;
+        seed = seed.wrapping_add(1);
+    }
+}
+
 /// Reads the image from the first disk.
 pub fn read(job: &DiskJob, port: &mut File) -> Result<()> {
     let disk = open(FIRST)?;

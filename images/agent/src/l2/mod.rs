@@ -28,6 +28,7 @@ pub fn run(options: &BTreeMap<String, String>) -> Result<()> {
     let outcome = match &job {
         L2Job::Idle => Ok(0),
         L2Job::Disk(job) => disk::work(job, &mut port),
+        L2Job::Stream(job) => disk::stream(job, &mut port, |port| send_messages(&mut messages, port)),
         L2Job::Read(job) => disk::read(job, &mut port).map(|()| 0),
         L2Job::Peer { image_seed, write_seed } => peer::work(*image_seed, *write_seed, &mut port),
         L2Job::Migration { seed } => migration::work(*seed, &mut port),

@@ -16,7 +16,8 @@ use crate::paths;
 use crate::progress::output;
 
 /// What the older series need besides is in a header of their own.
-const SHARED: [&str; 6] = [
+const SHARED: [&str; 7] = [
+    "hw/vfio/dma-cpr.h",
     "hw/vfio/dma-gate.c",
     "hw/vfio/dma-gate.h",
     "hw/vfio/dma-mapper.c",

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::checks::checks;
 use crate::host::{Host, Iommu, Kernel};
 use crate::job::{Firmware, Mode, Ram};
+use crate::qemu::QemuSeries;
 use crate::spec::{ALL_MODES, PATCHED, ScenarioSpec};
 
 pub const NAME: &str = "nvme";
@@ -29,8 +30,8 @@ checks! {
     BarMappedAsDmaBuf if |run| run.is_fast() && run.on_iommufd(),
     // By address, iommufd maps no device memory.
     OneWarning if |run| !run.is_fast() && run.on_iommufd(),
-    CprBlocked if |run| run.is_fast(),
-    CprNotBlockedAfterUnplug if |run| run.is_fast(),
+    CprBlocked if |run| run.is_fast() && run.spec.qemu == QemuSeries::V10_0,
+    CprNotBlockedAfterUnplug if |run| run.is_fast() && run.spec.qemu == QemuSeries::V10_0,
     NothingMappedAfterUnplug,
     UnmappedBeforeLeaving,
     DataAfterPlug,

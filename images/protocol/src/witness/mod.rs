@@ -24,6 +24,8 @@ const IOAS_ALLOC: u32 = 0x3b81;
 const IOAS_MAP: u32 = 0x3b85;
 const IOAS_UNMAP: u32 = 0x3b86;
 const IOAS_MAP_FILE: u32 = 0x3b8f;
+/// IOMMU_IOAS_CHANGE_PROCESS.
+const CHANGE_PROCESS: u32 = 0x3b92;
 const SET_MEMORY: [u32; 2] = [0xae46, 0xae49];
 
 /// VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE.
@@ -35,6 +37,8 @@ const FLAG_WRITEABLE: u32 = 2;
 const FLAG_READABLE: u32 = 4;
 /// VFIO_DMA_UNMAP_FLAG_ALL.
 const FLAG_ALL: u32 = 2;
+/// VFIO_DMA_MAP_FLAG_VADDR and VFIO_DMA_UNMAP_FLAG_VADDR: the call changes no mapping, but which process it belongs to.
+const FLAG_VADDR: u32 = 4;
 /// KVM_MEM_READONLY.
 const SLOT_READONLY: u32 = 2;
 
@@ -87,7 +91,22 @@ impl Call {
 
     /// Whether this is an attempt to map.
     pub fn is_map(&self) -> bool {
-        matches!(self.cmd, MAP_DMA | IOAS_MAP | IOAS_MAP_FILE)
+        matches!(self.cmd, MAP_DMA | IOAS_MAP | IOAS_MAP_FILE) && !self.is_handover()
+    }
+
+    /// Whether this hands mappings of type1 over to another process, or takes one over.
+    fn is_handover(&self) -> bool {
+        matches!(self.cmd, MAP_DMA | UNMAP_DMA) && self.flags & FLAG_VADDR != 0
+    }
+
+    /// Whether this took one mapping of type1 over from another process.
+    pub fn takes_over(&self) -> bool {
+        self.cmd == MAP_DMA && self.is_handover() && self.ret == 0
+    }
+
+    /// Whether this took all mappings of an iommufd over from another process.
+    pub fn changes_process(&self) -> bool {
+        self.cmd == CHANGE_PROCESS && self.ret == 0
     }
 
     /// Whether what it maps is named by a descriptor, of a file of memory or a dma-buf, and not by its address.
@@ -97,7 +116,7 @@ impl Call {
 
     /// Whether this is an attempt to unmap.
     pub fn is_unmap(&self) -> bool {
-        matches!(self.cmd, UNMAP_DMA | IOAS_UNMAP)
+        matches!(self.cmd, UNMAP_DMA | IOAS_UNMAP) && !self.is_handover()
     }
 
     /// Host address less guest or IO address: the same for all of one block of memory.
@@ -169,6 +188,23 @@ fn parse_line(line: &str) -> Result<Call> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn taking_over_is_not_mapping() {
+        let lines = "3b72 9 0 0 6 0 0 0 a0000 1 1 7 0\n3b71 9 0 a0000 4 7f00 0 0 0 2 1 7 0\n\
+                     3b71 9 0 a0000 3 7f00 0 0 0 3 1 7 0\n3b92 8 0 0 0 0 0 0 0 4 1 7 0\n";
+        let calls = parse(lines).unwrap();
+        let kinds = |call: &Call| (call.mapped(), call.unmapped(), call.takes_over(), call.changes_process());
+        assert_eq!(
+            calls.iter().map(kinds).collect::<Vec<_>>(),
+            [
+                (false, false, false, false),
+                (false, false, true, false),
+                (true, false, false, false),
+                (false, false, false, true)
+            ]
+        );
+    }
 
     #[test]
     fn a_cut_line_is_an_error() {

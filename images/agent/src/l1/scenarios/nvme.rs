@@ -83,7 +83,8 @@ pub fn run(lab: &Lab) -> Result<()> {
         }
     }
 
-    if job.mode == Mode::Fast {
+    let cpr_blocked = job.mode == Mode::Fast && !cpr::is_possible(&mut vm)?;
+    if cpr_blocked {
         cpr::is_blocked(lab, &mut vm, true, Check::CprBlocked)?;
     }
 
@@ -91,7 +92,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     requests::unplug(lab, &mut vm, "dut")?;
     mappings::nothing_mapped(lab, &vm, Check::NothingMappedAfterUnplug)?;
     mappings::unmapped_before_leaving(lab, &vm, Check::UnmappedBeforeLeaving)?;
-    if job.mode == Mode::Fast {
+    if cpr_blocked {
         cpr::is_blocked(lab, &mut vm, false, Check::CprNotBlockedAfterUnplug)?;
     }
 
