@@ -114,6 +114,48 @@ fn only_the_difference_is_changed() {
 }
 
 #[test]
+fn an_entry_of_other_memory_is_not_kept() {
+    let low = Region { join: true, ..ram(0, GIB) };
+    let half =
+        |start, offset| Region { range: range(start, GIB / 2), hva: hva(low.hva.raw() + offset), ..low };
+    let (first, second) = (half(0, 0), half(GIB / 2, GIB / 2));
+    // The second half is other memory, must not be joined, or is not there; or the first half is not.
+    let changed: [(&[Region], u64); 5] = [
+        (&[first, second], 1),
+        (&[first, half(GIB / 2, GIB)], 0),
+        (&[first, Region { join: false, ..second }], 0),
+        (&[first], 0),
+        (&[second], 0),
+    ];
+    for (regions, kept) in changed {
+        let (old, sim) = old(Rules::Type1);
+        old.map_region(low).unwrap();
+        old.suspend().unwrap();
+        let new = engine(&sim);
+        want(&new, regions);
+        assert_eq!(new.adopt(list(&old)).unwrap().kept_entries, kept, "{regions:?}");
+        let held: Vec<_> = sim.mappings().iter().map(|mapping| (mapping.range, mapping.hva)).collect();
+        assert_eq!(held, new.entries().iter().map(|entry| (entry.range, entry.hva)).collect::<Vec<_>>());
+        let set = sim.calls().iter().filter(|call| matches!(call, Call::SetAddress(_))).count();
+        assert_eq!(set as u64, kept, "an entry of other memory has no host address here");
+        let bytes: u64 = regions.iter().map(|region| region.range.length()).sum();
+        assert_eq!(held.iter().map(|(range, _)| range.length()).sum::<u64>(), bytes);
+    }
+}
+
+#[test]
+fn what_is_left_to_a_job_is_not_handed_over() {
+    let (old, sim) = old(Rules::Type1);
+    let old = std::sync::Arc::new(old);
+    sim.reconfigure(|config| config.failures = vec![(1, Errno::ENOMEM)]);
+    old.begin().unwrap();
+    old.map_region(ram(0, GIB)).unwrap();
+    old.commit_background().unwrap();
+    old.wait(None, None).unwrap_err();
+    assert_eq!(old.suspend().unwrap_err().errno, Errno::EBUSY);
+}
+
+#[test]
 fn a_suspended_engine_changes_nothing() {
     let (old, sim) = old(Rules::Type1);
     map(&old, &regions());

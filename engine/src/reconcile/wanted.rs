@@ -253,7 +253,7 @@ impl WantedSet {
         let first = self.overlapping(range).next()?;
         let clipped = first.region.clip(range)?;
         let entry = Entry { range, ..Entry::of(&clipped, first.generation) };
-        (clipped.range.start() == range.start() && self.covers(&entry, range)).then_some(entry)
+        self.covers(&entry, range).then_some(entry)
     }
 
     /// The ranges that the open transaction touched, in order.

@@ -128,8 +128,6 @@ impl Engine {
         let mut scope = state.wanted.touched().to_vec();
         scope.extend(adopted.iter().filter(|entry| entry.is_leftover()).map(|entry| entry.range));
         state.table = adopted.clone();
-        // The entries took room before the table had them.
-        self.ask_limits(state);
         match self.attempt(state, &mut scope, None) {
             Ok(outcome) => {
                 state.wanted.commit();
