@@ -71,6 +71,34 @@ mod tests {
         assert!(!expects("conformance-amd-newest", Mode::Fast, "type1_holds_nothing_stale_after_a_failure"));
     }
 
+    /// The words in backquotes of docs/SECURITY.md that are names of checks: `*` stands for any characters.
+    #[test]
+    fn security_names_checks_that_exist() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/SECURITY.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let mut known: Vec<String> = Vec::new();
+        for spec in all() {
+            spec.modes.iter().for_each(|mode| known.extend(spec.expected_checks(*mode)));
+        }
+        let promises = text.split("## What is promised").nth(1).unwrap();
+        let promises = promises.split("## What is not promised").next().unwrap();
+        let quoted = promises.split('`').skip(1).step_by(2);
+        let is_check = |word: &&str| {
+            word.contains('-') && word.chars().all(|c| c.is_ascii_lowercase() || c == '-' || c == '*')
+        };
+        let exists = |word: &&str| {
+            let (start, end) = word.split_once('*').unwrap_or((word, ""));
+            known.iter().any(|name| match word.contains('*') {
+                true => name.starts_with(start) && name.ends_with(end),
+                false => name == word,
+            })
+        };
+        let words: Vec<&str> = quoted.filter(is_check).collect();
+        assert!(words.len() > 20, "{words:?}");
+        let missing: Vec<&&str> = words.iter().filter(|word| !exists(word)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
     #[test]
     fn the_main_scenario_runs_on_every_host() {
         let hosts = all().into_iter().filter(|spec| spec.scenario == nvme::NAME);
