@@ -154,6 +154,19 @@ fn the_library_needs_only_the_c_library() {
     }
 }
 
+/// The loader makes what it relocates read-only, resolves all symbols at the start, and gives no stack to execute.
+#[test]
+fn the_library_is_hardened() {
+    let mut readelf = Command::new("readelf");
+    readelf.args(["--segments", "--dynamic", "--wide"]).arg(installed().library());
+    let told = must(&mut readelf, "install binutils");
+    let line = |word: &str| told.lines().find(|line| line.contains(word)).unwrap_or_default();
+    assert!(!line("GNU_RELRO").is_empty(), "{told}");
+    assert!(line("(FLAGS_1)").contains("NOW"), "{told}");
+    let stack: Vec<&str> = line("GNU_STACK").split_whitespace().collect();
+    assert!(stack.contains(&"RW"), "{told}");
+}
+
 #[test]
 fn exactly_the_documented_symbols_are_exported() {
     let library = installed().library();
