@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use common::files::{file_ram, mount, run_in_own_mounts};
 use common::memory::time_data;
@@ -64,6 +65,9 @@ variants!(
     ErrorKind::Transaction { open: true },
     ErrorKind::Transaction { open: false },
     ErrorKind::OtherThread,
+    ErrorKind::Suspended,
+    ErrorKind::NoHandover,
+    ErrorKind::NotHandedOver,
     ErrorKind::Poisoned { .. },
     ErrorKind::FileSystemFull { system: "hugetlbfs", .. },
     ErrorKind::FileSystemFull { .. },
@@ -331,6 +335,33 @@ fn descriptors(bar: Region) {
     refused(engine.map_object(other, &ObjectRef { offset: MIB, ..object(file.as_raw_fd()) }));
 }
 
+fn handovers() {
+    let (old, sim) = engine(SimConfig::default());
+    old.map_region(ram(0, PAGE)).unwrap();
+    refused(old.resume());
+    old.track_dirty(true).unwrap();
+    refused(old.suspend());
+    old.track_dirty(false).unwrap();
+    let adopt = |engine: &Engine| {
+        engine.begin().unwrap();
+        engine.map_region(ram(2 * PAGE, PAGE)).unwrap();
+        engine.adopt([(range(2 * PAGE, PAGE), Perm::ReadWrite)])
+    };
+    refused(adopt(&old));
+    refused(adopt(&Engine::new(Box::new(sim), Config::default()).unwrap()));
+    old.suspend().unwrap();
+    refused(old.begin());
+    print(&Error::check(Errno::EOPNOTSUPP, ErrorKind::NoHandover));
+
+    let failing = SimConfig { failures: vec![(1, Errno::ENOMEM)], ..SimConfig::default() };
+    let background = Arc::new(engine(failing).0);
+    background.begin().unwrap();
+    background.map_region(ram(0, PAGE)).unwrap();
+    background.commit_background().unwrap();
+    background.wait(None, None).unwrap_err();
+    refused(background.suspend());
+}
+
 fn open() {
     let file = File::open("/dev/null").unwrap();
     refused(Type1::open(file.as_raw_fd()));
@@ -346,6 +377,7 @@ fn in_own_mounts() {
     memory();
     file_systems();
     errnos();
+    handovers();
     open();
 }
 
