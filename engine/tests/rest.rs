@@ -36,7 +36,7 @@ fn calls(sim: &Sim, from: usize) -> (Vec<IovaRange>, Vec<IovaRange>) {
                 unmaps.push(*range);
             }
             Call::Map(mapping) | Call::MapFile(mapping, ..) => maps.push(mapping.range),
-            Call::UnmapAll | Call::ReadDirty(_) => panic!("{call:?}"),
+            call => panic!("{call:?}"),
         }
     }
     maps.sort_unstable();
