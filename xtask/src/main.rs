@@ -1,5 +1,6 @@
 //! Builds, tests and checks vfio-fast: `cargo xtask --help`.
 
+mod dist;
 mod documents;
 mod exports;
 mod header;
@@ -39,6 +40,8 @@ enum Verb {
     Header(header::Args),
     /// Install the library, its header, its pkg-config file and vfio-fast-doctor
     Install(install::Args),
+    /// Make the release archive
+    Dist(dist::Args),
     /// Patch and build QEMU
     #[command(subcommand)]
     Qemu(qemu::Args),
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Doctor(args) => lab::become_program("vfio-fast-doctor", &args),
         Verb::Header(args) => header::run(&args),
         Verb::Install(args) => install::run(&args),
+        Verb::Dist(args) => dist::run(&args),
         Verb::Qemu(args) => qemu::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::E2e(args) => lab::become_program("vfio-fast-e2e", &args),

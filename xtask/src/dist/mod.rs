@@ -1,0 +1,112 @@
+//! `cargo xtask dist`: makes the release archive: what ships, with the sources of the crates that it needs.
+//!
+//! The archive builds without network and without xtask. Two runs at the same commit make the same bytes.
+
+mod manifest;
+mod vendor;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use hmac_sha256::Hash;
+
+use vfio_fast_assets::cache::remove_dir;
+use vfio_fast_assets::paths;
+use vfio_fast_assets::progress::{output, run_logged, step};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What is in the archive, as git's patterns. The tests that are left out need xtask, or crates that do not ship.
+pub const CONTENTS: &[&str] = &[
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE-APACHE",
+    "LICENSE-GPL",
+    "README.md",
+    "docs",
+    "engine/Cargo.toml",
+    "engine/src",
+    "ffi",
+    ":!ffi/tests/c_consumers.rs",
+    ":!ffi/tests/toolchain",
+    "include",
+    "packaging",
+    "qemu-patches",
+];
+
+/// Arguments of `dist`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {}
+
+/// Makes the archive of the commit that is checked out, and prints its path and hash.
+pub fn run(_: &Args) -> Result<()> {
+    let changed = git(&["status", "--porcelain", "--untracked-files=no", "--"])?;
+    ensure!(changed.is_empty(), "the archive is made of what is committed, but these are not:\n{changed}");
+    let folder = paths::target().join("dist");
+    let archive =
+        step("Make the release archive", &paths::target().join("dist.log"), |log| make(&folder, log))?;
+    println!("{}  {}", sha256(&archive)?, archive.display());
+    Ok(())
+}
+
+/// The name of the archive without its suffix, and of the folder in it.
+pub fn name() -> String {
+    format!("vfio-fast-{VERSION}")
+}
+
+/// Makes the archive of the files as they are, in `folder`. Nothing else is kept there.
+pub fn make(folder: &Path, log: &Path) -> Result<PathBuf> {
+    remove_dir(folder)?;
+    let tree = folder.join(name());
+    for file in git(&[&["ls-files", "-z", "--"], CONTENTS].concat())?.split_terminator('\0') {
+        copy(&paths::root().join(file), &tree.join(file))?;
+    }
+    manifest::keep_what_ships(&tree)?;
+    vendor::vendor(&tree, log)?;
+    let archive = folder.join(format!("{}.tar.xz", name()));
+    pack(folder, &archive, log)?;
+    remove_dir(&tree)?;
+    Ok(archive)
+}
+
+/// The SHA-256 of a file, in hexadecimal.
+pub fn sha256(file: &Path) -> Result<String> {
+    let bytes = fs::read(file).with_context(|| format!("Cannot read {}", file.display()))?;
+    Ok(Hash::hash(&bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let describe = || format!("Cannot copy {}", from.display());
+    fs::create_dir_all(to.parent().context("a file has a folder")?)?;
+    if from.symlink_metadata().with_context(describe)?.is_symlink() {
+        return symlink(fs::read_link(from)?, to).with_context(describe);
+    }
+    fs::copy(from, to).map(drop).with_context(describe)
+}
+
+/// Packs the tree. Nothing in the archive depends on when, where and by whom it is packed.
+fn pack(folder: &Path, archive: &Path, log: &Path) -> Result<()> {
+    let time = git(&["log", "-1", "--format=%ct"])?;
+    let mut tar = Command::new("tar");
+    tar.env("LC_ALL", "C").arg("--directory").arg(folder).args([
+        "--create",
+        "--format=gnu",
+        "--sort=name",
+        "--owner=0",
+        "--group=0",
+        "--numeric-owner",
+        "--mode=u=rwX,go=rX",
+    ]);
+    tar.arg(format!("--mtime=@{}", time.trim()));
+    // One thread: with several, xz makes other blocks.
+    tar.arg("--use-compress-program=xz --threads=1").arg("--file").arg(archive).arg(name());
+    run_logged(&mut tar, log)
+}
+
+fn git(args: &[&str]) -> Result<String> {
+    output(Command::new("git").current_dir(paths::root()).args(args))
+}
