@@ -9,35 +9,9 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
+use vfio_fast_cli::run::Cli;
 
 const LIBRARY: &str = "libvfio_fast_preload.so";
-
-const AFTER: &str = "\
-The command runs with libvfio_fast_preload.so in LD_PRELOAD, in place of this process. The library faults the memory
-of each VFIO or iommufd map call in on all CPUs before the call; what the command sees of the kernel is the same. It
-does nothing for programs that are linked statically or that change their user when they start (setuid).
-
-Exit codes:
-  125  the library was not found, or the arguments are wrong
-  126  the command cannot be run
-  127  the command was not found
-  else that of the command";
-
-/// Runs a command that maps memory for VFIO devices, with the memory faulted in on all CPUs. Changes nothing of the
-/// command.
-#[derive(Parser)]
-#[command(name = "vfio-fast-run", version, after_help = AFTER)]
-struct Cli {
-    /// When the command ends, print on its standard error what was mapped, faulted in, and how long it took
-    #[arg(long)]
-    stats: bool,
-    /// The same, appended to this file
-    #[arg(long, value_name = "FILE", conflicts_with = "stats")]
-    stats_file: Option<PathBuf>,
-    /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-    command: Vec<OsString>,
-}
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -116,19 +90,5 @@ mod tests {
         assert_eq!(preload(library, Some(OsStr::new(""))).unwrap(), "/x/lib.so");
         assert_eq!(preload(library, Some(OsStr::new("a.so b.so"))).unwrap(), "/x/lib.so:a.so b.so");
         assert!(preload(Path::new("/x y/lib.so"), None).is_err());
-    }
-
-    #[test]
-    fn the_command_keeps_its_options() {
-        let parsed = |args: &[&str]| {
-            let cli = Cli::try_parse_from([&["vfio-fast-run"], args].concat()).unwrap();
-            (cli.stats, cli.command)
-        };
-        assert_eq!(
-            parsed(&["--stats", "--", "qemu", "--stats"]),
-            (true, vec!["qemu".into(), "--stats".into()])
-        );
-        assert!(!parsed(&["qemu", "-S", "--stats"]).0);
-        assert!(Cli::try_parse_from(["vfio-fast-run"]).is_err());
     }
 }
