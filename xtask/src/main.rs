@@ -10,6 +10,7 @@ mod lab;
 mod machine;
 mod oldest_rust;
 mod once;
+mod pages;
 mod qemu;
 mod setup;
 mod test;
@@ -38,6 +39,8 @@ enum Verb {
     Doctor(lab::Args),
     /// Write the C header, or check it
     Header(header::Args),
+    /// Write the man pages and shell completions, or check them
+    Pages(pages::Args),
     /// Install the library, its header, its pkg-config file and vfio-fast-doctor
     Install(install::Args),
     /// Make the release archive
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args),
         Verb::Doctor(args) => lab::become_program("vfio-fast-doctor", &args),
         Verb::Header(args) => header::run(&args),
+        Verb::Pages(args) => pages::run(&args),
         Verb::Install(args) => install::run(&args),
         Verb::Dist(args) => dist::run(&args),
         Verb::Qemu(args) => qemu::run(&args),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
-use crate::{documents, exports, header, interleavings, lab, oldest_rust, tidy, tsan};
+use crate::{documents, exports, header, interleavings, lab, oldest_rust, pages, tidy, tsan};
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
 use vfio_fast_assets::progress::{elapsed, run_logged, step};
@@ -60,6 +60,7 @@ const CHECKS: &[Check] = &[
         cargo(&["doc", "--workspace", "--no-deps", "--locked"], &strict, log)
     }),
     fast("header drift", |_| header::check()),
+    fast("man pages and completions", |_| pages::check()),
     fast("exported symbols", |log| {
         library::into(&prefix(), log)?;
         exports::check(&prefix())?;

@@ -14,7 +14,7 @@ Exit codes:
   125  the library was not found, or the arguments are wrong
   126  the command cannot be run
   127  the command was not found
-  else that of the command";
+  else  that of the command";
 
 /// Runs a command that maps memory for VFIO devices, with the memory faulted in on all CPUs. Changes nothing of the
 /// command.
