@@ -41,7 +41,7 @@ enum Verb {
     Header(header::Args),
     /// Write the man pages and shell completions, or check them
     Pages(pages::Args),
-    /// Install the library, its header, its pkg-config file and vfio-fast-doctor
+    /// Install the library with its header and pkg-config file, the programs, and their manual pages
     Install(install::Args),
     /// Make the release archive
     Dist(dist::Args),

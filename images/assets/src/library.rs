@@ -30,11 +30,22 @@ pub fn install(prefix: &Path, destdir: Option<&Path>) -> Result<Vec<PathBuf>> {
     let root = below(prefix, destdir);
     // vfio-fast-run finds the library in the lib folder of the same prefix.
     let run = preload.with_file_name(RUN);
-    for (from, to) in [
+    let mut others = vec![
         (doctor, format!("bin/{DOCTOR}")),
         (run, format!("bin/{RUN}")),
         (preload, format!("lib/{PRELOADED}")),
-    ] {
+        (generated("man/vfio_fast.3"), "share/man/man3/vfio_fast.3".to_owned()),
+    ];
+    for name in [DOCTOR, RUN] {
+        let completions = |file: String| generated(&format!("completions/{file}"));
+        others.extend([
+            (generated(&format!("man/{name}.1")), format!("share/man/man1/{name}.1")),
+            (completions(format!("{name}.bash")), format!("share/bash-completion/completions/{name}")),
+            (completions(format!("{name}.fish")), format!("share/fish/vendor_completions.d/{name}.fish")),
+            (completions(format!("_{name}")), format!("share/zsh/site-functions/_{name}")),
+        ]);
+    }
+    for (from, to) in others {
         let to = root.join(to);
         replace(&from, &to)?;
         files.push(to);
@@ -52,7 +63,10 @@ pub fn into(prefix: &Path, log: &Path) -> Result<()> {
 pub fn interface() -> Result<Vec<String>> {
     let header = header();
     let text = fs::read_to_string(&header).with_context(|| format!("Cannot read {}", header.display()))?;
-    Ok(vec![text, pkg_config(Path::new("/usr")), soname()])
+    // What only static linking needs is no part of it.
+    let pc = pkg_config(Path::new("/usr"))?;
+    let pc = pc.split_inclusive('\n').filter(|line| !line.starts_with("Libs.private:")).collect();
+    Ok(vec![text, pc, soname()])
 }
 
 /// The SONAME. It contains the full version before 1.0, because every release can change the ABI.
@@ -63,6 +77,11 @@ pub fn soname() -> String {
 /// Path of the header in the repository.
 pub fn header() -> PathBuf {
     paths::root().join("include/vfio_fast.h")
+}
+
+/// A manual page or completions, which `cargo xtask pages` makes.
+fn generated(file: &str) -> PathBuf {
+    paths::root().join("packaging").join(file)
 }
 
 /// Builds the library that is preloaded into unmodified programs, and vfio-fast-run beside it.
@@ -104,7 +123,7 @@ fn copy(library: &Path, header: &Path, prefix: &Path, destdir: Option<&Path>) ->
     }
     sh.copy_file(library, shared)?;
     symlink(&soname, link).with_context(|| format!("Cannot write {}", link.display()))?;
-    sh.write_file(pc, pkg_config(prefix))?;
+    sh.write_file(pc, pkg_config(prefix)?)?;
     sh.copy_file(header, include)?;
     Ok(files)
 }
@@ -135,19 +154,13 @@ fn replace(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn pkg_config(prefix: &Path) -> String {
-    format!(
-        "prefix={}\n\
-         libdir=${{prefix}}/lib\n\
-         includedir=${{prefix}}/include\n\
-         \n\
-         Name: vfio_fast\n\
-         Description: Fast DMA mapping for VFIO\n\
-         Version: {VERSION}\n\
-         Libs: -L${{libdir}} -lvfio_fast\n\
-         Cflags: -I${{includedir}}\n",
-        prefix.display()
-    )
+/// The pkg-config file for a prefix. Debian's package makes its own of the same template.
+fn pkg_config(prefix: &Path) -> Result<String> {
+    let template = paths::root().join("ffi/vfio_fast.pc.in");
+    let text =
+        fs::read_to_string(&template).with_context(|| format!("Cannot read {}", template.display()))?;
+    let prefix = prefix.display().to_string();
+    Ok(text.replace("@prefix@", &prefix).replace("@libdir@", "${prefix}/lib").replace("@version@", VERSION))
 }
 
 #[cfg(test)]
