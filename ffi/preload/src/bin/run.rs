@@ -53,12 +53,13 @@ fn prepare(cli: &Cli) -> Result<Command> {
 }
 
 /// The library that belongs to this program: beside it, as cargo builds them, or in the lib folder of the same prefix.
+/// Distributions keep what no program links with in a folder of its own there.
 fn find(program: &Path) -> Result<PathBuf> {
     let folder = program.parent().context("this program is in no folder")?;
-    let places = [folder.join(LIBRARY), folder.join("../lib").join(LIBRARY)];
+    let places = ["", "../lib", "../lib/vfio-fast"].map(|place| folder.join(place).join(LIBRARY));
     match places.iter().find(|place| place.is_file()) {
         Some(found) => found.canonicalize().with_context(|| found.display().to_string()),
-        None => bail!("there is no {} and no {}", places[0].display(), places[1].display()),
+        None => bail!("there is no {}", places.map(|place| place.display().to_string()).join(" and no ")),
     }
 }
 
