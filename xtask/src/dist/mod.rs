@@ -2,6 +2,7 @@
 //!
 //! The archive builds without network and without xtask. Two runs at the same commit make the same bytes.
 
+mod debian;
 mod manifest;
 mod vendor;
 
@@ -67,6 +68,9 @@ pub fn make(folder: &Path, log: &Path) -> Result<PathBuf> {
     }
     manifest::keep_what_ships(&tree)?;
     vendor::vendor(&tree, log)?;
+    // Where Debian's tools expect it.
+    fs::rename(tree.join("packaging/debian"), tree.join("debian")).context("Cannot place debian/")?;
+    debian::check(&tree)?;
     let archive = folder.join(format!("{}.tar.xz", name()));
     pack(folder, &archive, log)?;
     remove_dir(&tree)?;
