@@ -1,5 +1,6 @@
 //! Builds, tests and checks vfio-fast: `cargo xtask --help`.
 
+mod debian_packages;
 mod dist;
 mod documents;
 mod exports;

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
-use crate::{documents, exports, header, interleavings, lab, oldest_rust, pages, tidy, tsan};
+use crate::{
+    debian_packages, documents, exports, header, interleavings, lab, oldest_rust, pages, tidy, tsan,
+};
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
 use vfio_fast_assets::progress::{elapsed, run_logged, step};
@@ -67,6 +69,7 @@ const CHECKS: &[Check] = &[
         exports::check_preload(&library::preload(log)?)
     }),
     slow("oldest Rust", oldest_rust::check_once),
+    slow("Debian packages", debian_packages::check_once),
     slow("interleavings", interleavings::check_once),
     slow("ThreadSanitizer", tsan::check_once),
     slow("patch series applies", |_| qemu::check_series()),

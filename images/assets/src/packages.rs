@@ -44,6 +44,8 @@ pub const NEEDED: &[&str] = &[
     "patch",
     "xz-utils",
     "zstd",
+    // Clean systems to build packages in.
+    "mmdebstrap",
 ];
 
 /// Installs the missing packages. Without root or sudo, fails with exit code 69 and the list of packages.

@@ -2,6 +2,7 @@
 //!
 //! Archive and key are those of the host; only the suites are chosen here, so no host is named.
 
+mod root;
 mod sources;
 
 use std::fs;
@@ -61,7 +62,7 @@ impl Debian {
         if let Some(key) = mirror.signed_by {
             paragraph += &format!("Signed-By: {key}\n");
         }
-        let file = debian.root.join("sources.d/debian.sources");
+        let file = debian.sources();
         let same = fs::read_to_string(&file).is_ok_and(|old| old == paragraph);
         // A file that was written again makes apt read the whole index again.
         if !same {
@@ -151,12 +152,8 @@ impl Debian {
     /// A directory with the files that `apt-get` downloads, keyed by their hashes in the signed index.
     fn fetch(&self, name: &str, args: &[&str]) -> Result<PathBuf> {
         let uris = self.query("apt-get", &[args, &["--print-uris"]].concat())?;
-        // A line is 'URI' file size hash. The key covers everything except the URI.
-        let wanted: Vec<&str> = uris
-            .lines()
-            .filter(|line| line.starts_with('\''))
-            .filter_map(|line| line.split_once("' ").map(|(_, file)| file))
-            .collect();
+        // The key covers everything except the URIs.
+        let wanted = root::files(&uris);
         if wanted.is_empty() {
             bail!("apt-get {} lists no file", args.join(" "));
         }
@@ -182,6 +179,11 @@ impl Debian {
             // apt reports an unreachable mirror as a warning by default.
             run_logged(self.tool("apt-get").args(["-o", "APT::Update::Error-Mode=any", "update"]), log)
         })
+    }
+
+    /// The file that names the archive.
+    fn sources(&self) -> PathBuf {
+        self.root.join("sources.d/debian.sources")
     }
 
     fn tool(&self, program: &str) -> Command {
