@@ -1,6 +1,7 @@
 //! Builds, tests and checks vfio-fast: `cargo xtask --help`.
 
 mod debian_packages;
+mod dependencies;
 mod dist;
 mod documents;
 mod exports;

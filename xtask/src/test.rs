@@ -10,7 +10,8 @@ use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
 use crate::{
-    debian_packages, documents, exports, header, interleavings, lab, oldest_rust, pages, tidy, tsan,
+    debian_packages, dependencies, documents, exports, header, interleavings, lab, oldest_rust, pages, tidy,
+    tsan,
 };
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
@@ -46,6 +47,7 @@ const CHECKS: &[Check] = &[
         run_logged(&mut rustfmt_scenarios()?, log)
     }),
     fast("tidy", |_| tidy::check()),
+    fast("dependencies", |_| dependencies::check()),
     fast("clippy", |log| {
         cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[], log)
     }),
