@@ -56,6 +56,13 @@ fn memory_goes_back() {
 }
 
 #[test]
+fn without_memory_the_process_ends() {
+    // A limit of address space leaves no room for the shadow memory of a sanitizer.
+    let program = compile("no_memory.c", Language::C11, Build::Plain, &[]);
+    assert_eq!(run(&program), "");
+}
+
+#[test]
 fn entries_are_handed_over() {
     passes("handover.c", Language::C11);
 }
