@@ -251,6 +251,22 @@ fn entries_that_nobody_handed_over_are_refused() {
     assert_eq!((gone.errno, gone.kind), (Errno::ENOENT, ErrorKind::NotHandedOver));
     assert_eq!(sim.mappings().len(), held.len() - 1, "nothing was unmapped");
 
+    // One that is not wanted is gone: the unmap contradicts the list. The engine is not poisoned, because closing it would
+    // then unmap everything.
+    let doubted = engine(&sim);
+    want(&doubted, &regions()[1..]);
+    let error = doubted.adopt(held.clone()).unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::ByteCount { .. }), "{error}");
+    doubted.begin().unwrap();
+    let exact = Region { exact: true, ..ram(0, MIB) };
+    doubted.map_region(exact).unwrap();
+    let next = sim.calls().len() as u64 + 1;
+    sim.reconfigure(|config| config.failures = vec![(next, Errno::EFAULT)]);
+    doubted.commit().unwrap_err();
+    assert!(!doubted.info().poisoned);
+    doubted.close().unwrap();
+    assert!(sim.mappings().len() >= 3, "{:?}", sim.mappings());
+
     let used = engine(&sim);
     used.map_region(ram(64 * GIB, MIB)).unwrap();
     used.begin().unwrap();

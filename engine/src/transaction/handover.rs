@@ -165,7 +165,9 @@ impl Engine {
             let wanted = table.iter().filter(is_adopted).filter(|entry| !entry.is_leftover());
             self.drop_addresses(handover, wanted);
         }
+        // Whatever the kernel holds is not this engine's. Poison would make closing unmap it.
         state.table = MapTable::default();
+        state.contradicted = false;
     }
 
     fn drop_addresses<'a>(&self, handover: &dyn Handover, entries: impl Iterator<Item = &'a Entry>) {
