@@ -13,6 +13,7 @@ mod l0;
 mod parts;
 mod phase;
 mod records;
+mod report;
 mod runs;
 mod scenario;
 mod splat;
@@ -28,6 +29,9 @@ pub use records::Check;
 pub use runs::{Runs, require_memory};
 pub use vfio_fast_protocol::spec::ScenarioSpec;
 
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::thread::available_parallelism;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -77,13 +81,12 @@ pub fn run(args: &Args) -> Result<()> {
     table::write_json(&folder.join("results.json"), &verdicts)?;
     table::print(&verdicts);
     let failed = verdicts.iter().filter(|v| !v.passed()).count();
-    println!(
-        "\n{} runs, {failed} failed, {}: {}",
-        verdicts.len(),
-        progress::elapsed(start.elapsed()),
-        folder.display()
-    );
-    println!("{}", table::retries(&verdicts));
+    let (took, retries) = (start.elapsed(), table::retries(&verdicts));
+    println!("\n{} runs, {failed} failed, {}: {}", verdicts.len(), progress::elapsed(took), folder.display());
+    println!("{retries}");
+    let run = report::Run { environment: environment(accel, &specs), took, retries };
+    report::write(&folder, &run, &verdicts)?;
+    println!("report: {}", folder.join(report::PAGE).display());
     if is_main && failed == 0 && outcome.is_ok() {
         println!(
             "This was the main scenario on one host. `cargo xtask e2e --list` names the others, `--only NAME` runs one, \
@@ -94,4 +97,22 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("{failed} of {} runs failed", verdicts.len());
     }
     outcome
+}
+
+/// What the results depend on besides the sources.
+fn environment(accel: Accel, specs: &[ScenarioSpec]) -> Vec<(&'static str, String)> {
+    let series: BTreeSet<String> = specs.iter().map(|spec| spec.qemu.to_string()).collect();
+    let series: Vec<String> = series.into_iter().collect();
+    let mut git = Command::new("git");
+    git.current_dir(paths::root()).args(["describe", "--always", "--dirty", "--abbrev=12"]);
+    let commit =
+        progress::output(&mut git).map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned());
+    let kernel = rustix::system::uname();
+    vec![
+        ("commit", commit),
+        ("QEMU under test", series.join(", ")),
+        ("L1 runs under", accel.to_string()),
+        ("kernel of this machine", kernel.release().to_string_lossy().into_owned()),
+        ("CPUs", available_parallelism().map_or_else(|_| "unknown".to_owned(), |cpus| cpus.to_string())),
+    ]
 }

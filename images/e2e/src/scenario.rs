@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use vfio_fast_protocol::job::Container;
 use vfio_fast_protocol::machine::Machine;
+use vfio_fast_protocol::qemu::QemuSeries;
 use vfio_fast_protocol::scenarios;
 use vfio_fast_protocol::spec::{Device, FIRST_SLOT, PATCHED, ScenarioSpec};
 
@@ -23,6 +25,23 @@ pub fn chosen(names: &[String]) -> Result<Vec<ScenarioSpec>> {
         false => names.iter().any(|name| is(spec, name)),
     };
     Ok(specs.into_iter().filter(wanted).collect())
+}
+
+/// The spec of that name.
+pub fn of(name: &str) -> Option<ScenarioSpec> {
+    scenarios::all().into_iter().find(|spec| spec.name() == name)
+}
+
+/// Where a spec runs, for people: the host, and what is not usual.
+pub fn place(spec: &ScenarioSpec) -> String {
+    let mut place = spec.host.to_string();
+    if spec.container == Container::Iommufd {
+        place += ", iommufd";
+    }
+    if spec.qemu != QemuSeries::USUAL {
+        place += &format!(", QEMU {}", spec.qemu);
+    }
+    place
 }
 
 /// The default: the main scenario on one host, with the library off and on.
