@@ -1,14 +1,16 @@
 //! Random histories, handed over to a process that wants something else: it takes over what it wants as it is, changes
 //! only the rest, and if any call fails, the first process can go on.
 
-use common::{Space, assert_table, assert_untouched, base, drive, engine_with, keeping, rules, threads};
+use common::{
+    Space, assert_table, assert_untouched, base, drive, engine_on, engine_with, keeping, rules, threads,
+};
 use common::{Step, ram_only, transactions};
 use proptest::prelude::*;
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::Mapping;
-use vfio_fast_engine::backend::sim::{Rules, Sim};
+use vfio_fast_engine::backend::sim::Rules;
 use vfio_fast_engine::region::Perm;
-use vfio_fast_engine::{Config, Engine, Errno, Error};
+use vfio_fast_engine::{Engine, Errno, Error};
 use vfio_fast_testing as common;
 
 /// A process with these transactions behind it.
@@ -44,17 +46,6 @@ fn adopt(new: &Engine, old: &Engine, space: &mut Space, changes: Vec<Step>) -> R
     new.adopt(entries).map(drop)
 }
 
-fn another(sim: &Sim, threads: usize) -> Engine {
-    let config = Config {
-        entry_size: common::ENTRY,
-        cuts: vec![common::CUT],
-        threads,
-        oversubscribe: true,
-        ..Config::default()
-    };
-    Engine::new(Box::new(sim.clone()), config).unwrap()
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -72,7 +63,7 @@ proptest! {
         old.suspend().unwrap();
 
         let (before, kernel, calls) = (space.clone(), sim.mappings(), sim.calls().len());
-        let new = another(&sim, threads);
+        let new = engine_on(&sim, threads);
         adopt(&new, &old, &mut space, changes.into_iter().flatten().collect()).unwrap();
         old.close().unwrap();
         assert_untouched(&before, &space, &kernel, &sim.calls()[calls..]);
@@ -103,7 +94,7 @@ proptest! {
         let (mut wanted, kernel) = (space.clone(), sim.mappings());
         let failing = sim.calls().len() as u64 + nth;
         sim.reconfigure(|config| config.failures = vec![(failing, errno)]);
-        let new = another(&sim, threads);
+        let new = engine_on(&sim, threads);
         let adopted = adopt(&new, &old, &mut wanted, changes.into_iter().flatten().collect());
         if adopted.is_ok() {
             wanted.assert_mapped(&sim.mappings());

@@ -288,9 +288,14 @@ pub fn engine(config: SimConfig) -> (Engine, Sim) {
 /// An engine with that number of threads on a model, and the model.
 pub fn engine_with(threads: usize, config: SimConfig) -> (Engine, Sim) {
     let sim = Sim::new(config);
+    (engine_on(&sim, threads), sim)
+}
+
+/// An engine with that number of threads on that model.
+pub fn engine_on(sim: &Sim, threads: usize) -> Engine {
     let config =
         Config { entry_size: ENTRY, cuts: vec![CUT], threads, oversubscribe: true, ..Config::default() };
-    (Engine::new(Box::new(sim.clone()), config).expect("the model always opens"), sim)
+    Engine::new(Box::new(sim.clone()), config).expect("the model always opens")
 }
 
 /// Applies a step to the engine.
