@@ -217,6 +217,18 @@ fn a_failed_handover_is_taken_back() {
     assert_eq!(sim.mappings().len(), held.len());
     drop(new);
 
+    // It cannot be unmapped: the error names it, and it is tried again.
+    let new = engine(&sim);
+    want(&new, &[regions().as_slice(), more.as_slice()].concat());
+    let next = (sim.calls().len() + held.len()) as u64 + 2;
+    sim.reconfigure(|config| config.failures = vec![(next, Errno::EFAULT), (next + 1, Errno::EBUSY)]);
+    let unfinished = new.adopt(held.clone()).unwrap_err().unfinished.unwrap();
+    assert_eq!((unfinished.leftover, unfinished.refused), (vec![more[0].range], Some(Errno::EBUSY)));
+    assert_eq!((new.info().leftover_entries, sim.mappings().len()), (1, held.len() + 1));
+    new.close().unwrap();
+    assert_eq!((sim.without_address().len(), sim.mappings().len()), (held.len(), held.len()));
+    drop(new);
+
     // A process that ended while it adopted has set some of the addresses.
     let killed = engine(&sim);
     want(&killed, &regions());

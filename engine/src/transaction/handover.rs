@@ -8,7 +8,7 @@ use super::lock::Locked;
 use super::{Engine, Outcome, State};
 use crate::addr::{HostVa, IovaRange};
 use crate::backend::Handover;
-use crate::error::{Errno, Error, ErrorKind, Op, Result};
+use crate::error::{Errno, Error, ErrorKind, Op, Result, Unfinished};
 use crate::log::Level;
 use crate::reconcile::table::{Entry, Generation, MapTable};
 use crate::region::{Backing, Kind, Mapping, Perm};
@@ -139,24 +139,29 @@ impl Engine {
             }
             Err(error) => {
                 self.log.write(Level::Error, format_args!("{error}"));
-                self.give_back(state, &adopted);
+                let unfinished = self.give_back(state, &adopted);
                 state.wanted.roll_back();
                 state.forget_objects();
                 self.counters.failed_commits.add(1);
                 self.record_state(state);
-                Err(error)
+                Err(Error { unfinished, ..error })
             }
         }
     }
 
-    /// Unmaps what the commit has mapped, and gives up what it has adopted.
-    fn give_back(&self, state: &mut State, adopted: &MapTable) {
+    /// Unmaps what the commit has mapped, and gives up what it has adopted. Returns what it could not unmap, which stays
+    /// in the table as leftovers.
+    fn give_back(&self, state: &mut State, adopted: &MapTable) -> Option<Box<Unfinished>> {
         let table = state.table.clone();
         let is_adopted = |entry: &&Entry| adopted.on(entry.range) == Some(*entry);
+        let (mut left, mut unfinished) = (MapTable::default(), Unfinished::default());
         let mut executor = self.executor(state, 1);
         for entry in table.iter().filter(|entry| !is_adopted(entry)) {
             if let Err(error) = executor.unmap(entry.range) {
                 self.log.write(Level::Error, format_args!("{error}"));
+                left.insert(Entry { generation: Generation::LEFTOVER, ..*entry });
+                unfinished.leftover.push(entry.range);
+                unfinished.refused = unfinished.refused.or(Some(error.errno));
             }
         }
         let executed = executor.executed;
@@ -165,9 +170,10 @@ impl Engine {
             let wanted = table.iter().filter(is_adopted).filter(|entry| !entry.is_leftover());
             self.drop_addresses(handover, wanted);
         }
-        // Whatever the kernel holds is not this engine's. Poison would make closing unmap it.
-        state.table = MapTable::default();
+        // Whatever else the kernel holds is not this engine's. Poison would make closing unmap it.
+        state.table = left;
         state.contradicted = false;
+        (!unfinished.is_empty()).then(|| Box::new(unfinished))
     }
 
     fn drop_addresses<'a>(&self, handover: &dyn Handover, entries: impl Iterator<Item = &'a Entry>) {
