@@ -16,6 +16,7 @@ use vfio_bindings::bindings::vfio;
 
 use super::cases::{MEMORY, PAGE};
 use super::ioas::{self, Device, Ioas, ioctl, length_of, open};
+use super::limits::{EntryLimit, Memlock};
 use super::run::{Case, Hva, Kernel, Needs, Target};
 use super::{Memory, Through};
 use vfio_fast_engine::Errno;
@@ -27,7 +28,6 @@ use vfio_fast_engine::region::Perm;
 
 /// The variable that has the PCI address of the device, as in sysfs.
 pub const DEVICE: &str = "VFIO_FAST_DEVICE";
-const ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
 
 const VFIO_SET_IOMMU: libc::c_ulong = 0x3b66;
 const VFIO_GROUP_SET_CONTAINER: libc::c_ulong = 0x3b68;
@@ -156,8 +156,20 @@ impl Edu {
     const BYTES: u32 = 4;
 
     /// Lets the device write the first bytes of its buffer to `iova`, and waits until it has tried.
-    pub fn write_to(&self, iova: u32) {
+    fn write_to(&self, iova: u32) {
         self.transfer(Self::BUFFER, iova, Self::FROM_BUFFER);
+    }
+
+    /// Lets the device write to `iova`, and returns whether that changed the memory at the host address.
+    pub fn reaches(&self, iova: u32, address: u64) -> bool {
+        const NOTHING: u32 = 0;
+        let address = address as *mut u32;
+        // SAFETY: the memory is mapped until the test ends, aligned, and no reference into it exists; only the device
+        // writes to it at the same time.
+        unsafe { ptr::write_volatile(address, NOTHING) };
+        self.write_to(iova);
+        // SAFETY: as above.
+        unsafe { ptr::read_volatile(address) != NOTHING }
     }
 
     /// Lets the device read the first bytes of its buffer from `iova`.
@@ -191,6 +203,11 @@ impl Edu {
 
 /// Opens the backend for the driver with an `edu` attached, whose buffer begins with other bytes than zeros.
 pub fn with_edu(driver: Driver, run: impl FnOnce(Box<dyn Backend>, Edu, Memory)) {
+    sharing(driver, |backend, _, edu, memory| run(backend, edu, memory));
+}
+
+/// The same, with the descriptor of the container or iommufd.
+pub fn sharing(driver: Driver, run: impl FnOnce(Box<dyn Backend>, BorrowedFd<'_>, Edu, Memory)) {
     on_the_kernel(Needs::default(), driver, |opened, memory| {
         let device = opened.device_file(driver);
         let offset = |index| region_info(&device, index).offset;
@@ -207,8 +224,13 @@ pub fn with_edu(driver: Driver, run: impl FnOnce(Box<dyn Backend>, Edu, Memory))
         backend.map(&mapping, None).unwrap();
         edu.read_from(0x1000_0000);
         assert_eq!(backend.unmap(range), Ok(PAGE));
-        run(backend, edu, memory);
+        run(backend, opened.file.as_fd(), edu, memory);
     });
+}
+
+/// Passes what opens the backend for the driver, as often as it is called.
+pub fn reopening(driver: Driver, run: impl FnOnce(&dyn Fn() -> Box<dyn Backend>)) {
+    on_the_kernel(Needs::default(), driver, |opened, _| run(&|| opened.backend(driver)));
 }
 
 fn region_info(device: &File, index: u32) -> vfio::vfio_region_info {
@@ -505,82 +527,4 @@ impl Drop for RealMemory {
         let gone = unsafe { libc::munmap(start, bytes) };
         assert_eq!(gone, 0);
     }
-}
-
-/// Sets the entry limit of containers created from now on; restores it when dropped.
-struct EntryLimit {
-    before: String,
-}
-
-impl EntryLimit {
-    fn new(entries: u64) -> Self {
-        let before = fs::read_to_string(ENTRY_LIMIT).unwrap();
-        fs::write(ENTRY_LIMIT, entries.to_string()).unwrap();
-        Self { before }
-    }
-}
-
-impl Drop for EntryLimit {
-    fn drop(&mut self) {
-        fs::write(ENTRY_LIMIT, &self.before).unwrap();
-    }
-}
-
-/// Lets this thread lock only a few pages more than are locked now, and drops its capability to exceed the limit.
-struct Memlock {
-    before: libc::rlimit,
-    capabilities: [Capabilities; 2],
-}
-
-/// `struct __user_cap_data_struct`
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Capabilities {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
-/// `struct __user_cap_header_struct`, version 3, of the calling thread.
-const HEADER: [u32; 2] = [0x2008_0522, 0];
-const CAP_IPC_LOCK: u32 = 14;
-
-impl Memlock {
-    fn new(pages: u64) -> Self {
-        let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: the struct is the one that the call fills.
-        assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut before) }, 0);
-        let mut header = HEADER;
-        let mut capabilities = [Capabilities::default(); 2];
-        let (to, from) = (header.as_mut_ptr(), capabilities.as_mut_ptr());
-        // SAFETY: header and data have the lengths that this version of the call expects.
-        assert_eq!(unsafe { libc::syscall(libc::SYS_capget, to, from) }, 0);
-        let mut fewer = capabilities;
-        fewer[0].effective &= !(1 << CAP_IPC_LOCK);
-        let limit = locked() + pages * PAGE;
-        set(&libc::rlimit { rlim_cur: limit, rlim_max: before.rlim_max.max(limit) }, fewer);
-        Self { before, capabilities }
-    }
-}
-
-impl Drop for Memlock {
-    fn drop(&mut self) {
-        set(&self.before, self.capabilities);
-    }
-}
-
-fn set(limit: &libc::rlimit, capabilities: [Capabilities; 2]) {
-    // SAFETY: the struct is the one that the call reads.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, limit) }, 0);
-    let mut header = HEADER;
-    // SAFETY: header and data have the lengths that this version of the call expects.
-    let set = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), capabilities.as_ptr()) };
-    assert_eq!(set, 0, "{}", Error::last_os_error());
-}
-
-/// VmLck in bytes.
-fn locked() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
 }

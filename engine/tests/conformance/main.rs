@@ -6,7 +6,9 @@ mod cases;
 mod dirty;
 mod handover;
 mod kernel;
+mod killed;
 mod left;
+mod limits;
 mod memory;
 mod refused;
 mod replaced;
@@ -460,6 +462,36 @@ fn type1_names_a_broken_page() {
 #[ignore = "needs a kernel with iommufd and MEMORY_FAILURE and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
 fn iommufd_names_a_broken_page() {
     refused::broken_pages_are_named(Driver::Iommufd);
+}
+
+#[test]
+#[ignore = "works until it is killed, for the next tests"]
+fn a_process_that_is_killed() {
+    killed::work();
+}
+
+#[test]
+#[ignore = "needs an edu bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn processes_killed_on_type1_leave_nothing() {
+    killed::processes_leave_nothing(Driver::Type1);
+}
+
+#[test]
+#[ignore = "needs a kernel with iommufd and an edu bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn processes_killed_on_iommufd_leave_nothing() {
+    killed::processes_leave_nothing(Driver::Iommufd);
+}
+
+#[test]
+#[ignore = "adopts the entries of another process until it is killed, for the next test"]
+fn a_process_that_adopts() {
+    killed::adopt();
+}
+
+#[test]
+#[ignore = "needs an edu bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn killed_adopters_lose_nothing() {
+    killed::adopters_lose_nothing();
 }
 
 #[test]

@@ -90,6 +90,16 @@ impl Counts {
     }
 }
 
+/// Nothing is counted for this user on iommufd: a thread can lock as much as its limit allows.
+pub fn nothing_is_counted() {
+    let memory = RealMemory::new();
+    Counts::User.limited(|engine| {
+        engine.map_region(ram(IOVA, LIMIT)).unwrap();
+        engine.close().unwrap();
+    });
+    drop(memory);
+}
+
 /// The other process: maps, and holds that until its standard input ends.
 pub fn hold() {
     let counts = std::env::var(COUNTS).expect("another test's process");

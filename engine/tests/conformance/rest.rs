@@ -1,6 +1,5 @@
 //! What a device can access while a part of a region is unmapped, by the DMA of an `edu` between and during the calls.
 
-use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -43,14 +42,8 @@ struct Probe {
 impl Probe {
     /// Lets the device write to a page, and returns whether it did.
     fn reaches(&self, page: u64) -> bool {
-        const NOTHING: u32 = 0;
-        let address = self.memory.address(Hva::Writable(page * PAGE)) as *mut u32;
-        // SAFETY: the memory is mapped until the test ends, aligned, and no reference into it exists; only the device
-        // writes to it at the same time.
-        unsafe { ptr::write_volatile(address, NOTHING) };
-        self.edu.write_to(u32::try_from(START + page * PAGE).unwrap());
-        // SAFETY: as above.
-        unsafe { ptr::read_volatile(address) != NOTHING }
+        let address = self.memory.address(Hva::Writable(page * PAGE));
+        self.edu.reaches(u32::try_from(START + page * PAGE).unwrap(), address)
     }
 
     fn after(&mut self, call: String) {

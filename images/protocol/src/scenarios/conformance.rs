@@ -12,6 +12,7 @@ checks! {
     #[serde(rename_all = "snake_case")]
     Type1AnswersAsType1,
     Type1TellsOfDirtyPages,
+    Type1HandsEntriesOver,
     Type1IsClosedAfterItsLastGroupHasLeft,
     IommufdAnswersAsIommufd if has_iommufd,
     ABarIsMappedWhileItDecodes if has_iommufd,
@@ -23,6 +24,9 @@ checks! {
     ADeviceOfIommufdLosesOnlyWhatIsCut if has_iommufd,
     SuperpagesAtZeroAreOneEntry if shows_page_tables,
     ReplacedPagesAreMappedAgain if shows_page_tables,
+    ProcessesKilledOnType1LeaveNothing,
+    ProcessesKilledOnIommufdLeaveNothing if has_iommufd,
+    KilledAdoptersLoseNothing,
     Type1NamesItsLimits,
     IommufdNamesItsRanges if has_iommufd,
     Type1CountsEachProcess,
@@ -61,4 +65,30 @@ pub fn specs() -> Vec<ScenarioSpec> {
         )
     };
     Host::ALL.map(on).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const PROGRAM: &str =
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../engine/tests/conformance/main.rs"));
+    /// How the names of those begin that other tests start as processes.
+    const PROCESS: &str = "a_process_that_";
+
+    /// No test that needs a kernel is left out here.
+    #[test]
+    fn every_ignored_test_is_a_check() {
+        let ignored = PROGRAM.split("#[ignore").skip(1).filter_map(|rest| {
+            let (_, rest) = rest.split_once("\nfn ")?;
+            Some(rest.split_once('(')?.0)
+        });
+        let tests: BTreeSet<_> =
+            ignored.filter(|name| !name.starts_with(PROCESS)).map(str::to_owned).collect();
+        let of = |spec| Check::expected_names(&Run { spec, mode: Mode::Fast });
+        let checks: BTreeSet<_> = specs().iter().flat_map(of).collect();
+        assert_eq!(checks, tests);
+    }
 }
