@@ -69,8 +69,10 @@ fn look() -> Seen {
     // SAFETY: the call writes one number.
     let answer = unsafe { libc::syscall(libc::SYS_get_mempolicy, &raw mut memory_policy, 0, 0, 0, 0) };
     assert_eq!(answer, 0);
-    // SAFETY: the calls have no pointer arguments; 0 is the calling thread.
-    let policy = unsafe { libc::sched_getscheduler(0) };
+    // The function of this name in musl always fails.
+    // SAFETY: the call has no pointer arguments; 0 is the calling thread.
+    let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) };
+    let policy = libc::c_int::try_from(policy).unwrap();
     // SAFETY: likewise.
     let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
     Seen { cpus: cpus_of(0), policy, nice, memory_policy }
@@ -175,8 +177,9 @@ fn apart(test: impl FnOnce() + Send + 'static) {
 
 /// The line about few threads; none if all CPUs work.
 fn line(threads: usize, why: &str) -> Vec<String> {
-    // SAFETY: the call has no pointer arguments.
-    let online = usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap();
+    // One line for all CPUs, and one for each that is online.
+    let statistics = fs::read_to_string("/proc/stat").unwrap();
+    let online = statistics.lines().filter(|line| line.starts_with("cpu")).count() - 1;
     if threads < online { vec![format!("Commits use {threads} of {online} CPUs: {why}")] } else { vec![] }
 }
 
@@ -335,9 +338,10 @@ fn workers_of_a_real_time_thread_are_ordinary() {
     apart(|| {
         let main = std::process::id();
         for policy in [libc::SCHED_FIFO, libc::SCHED_RR, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK] {
-            let priority = libc::sched_param { sched_priority: 1 };
+            // `struct sched_param` of the kernel.
+            let priority: libc::c_int = 1;
             // SAFETY: the call reads the parameter; 0 is the calling thread.
-            if unsafe { libc::sched_setscheduler(0, policy, &raw const priority) } != 0 {
+            if unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) } != 0 {
                 eprintln!("not tested: {}", std::io::Error::last_os_error());
                 return;
             }

@@ -12,6 +12,7 @@ mod lab;
 mod machine;
 mod oldest_rust;
 mod once;
+mod other_targets;
 mod pages;
 mod qemu;
 mod setup;

@@ -10,8 +10,8 @@ use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
 use crate::{
-    debian_packages, dependencies, documents, exports, header, interleavings, lab, oldest_rust, pages, tidy,
-    tsan,
+    debian_packages, dependencies, documents, exports, header, interleavings, lab, oldest_rust,
+    other_targets, pages, tidy, tsan,
 };
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
@@ -71,6 +71,7 @@ const CHECKS: &[Check] = &[
         exports::check_preload(&library::preload(log)?)
     }),
     slow("oldest Rust", oldest_rust::check_once),
+    slow("musl and arm64", other_targets::check_once),
     slow("Debian packages", debian_packages::check_once),
     slow("interleavings", interleavings::check_once),
     slow("ThreadSanitizer", tsan::check_once),

@@ -3,6 +3,7 @@
 
 use std::mem::size_of_val;
 
+use super::proc;
 use crate::error::Errno;
 
 /// Words of a set: 8192 CPUs, as in the kernel's largest configuration.
@@ -82,8 +83,23 @@ impl CpuSet {
     }
 }
 
+/// Parses a list in the kernel's format: "0-3,8".
+pub(crate) fn listed(text: &str) -> Option<Vec<usize>> {
+    let mut numbers = Vec::new();
+    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        numbers.extend(from.parse::<usize>().ok()?..=to.parse().ok()?);
+    }
+    Some(numbers)
+}
+
 /// The number of CPUs that are online; 1 if it is unknown.
 pub(crate) fn online() -> usize {
+    // glibc's sysconf() reads this file as well. musl's counts the CPUs that the calling thread may run on.
+    let online = proc::read("/sys/devices/system/cpu/online").and_then(|list| listed(&list));
+    if let Some(cpus) = online.filter(|cpus| !cpus.is_empty()) {
+        return cpus.len();
+    }
     // SAFETY: the call has no arguments but the name of a value.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1).max(1)
 }
@@ -100,6 +116,12 @@ pub(crate) fn node() -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_are_read_as_the_kernel_writes_them() {
+        assert_eq!(listed("0-2,8\n"), Some(vec![0, 1, 2, 8]));
+        assert_eq!((listed("\n"), listed("x")), (Some(vec![]), None));
+    }
 
     #[test]
     fn a_set_is_read_as_the_kernel_reads_it() {

@@ -53,9 +53,7 @@ pub(crate) fn of(path: &Path) -> Option<Kind> {
     // SAFETY: the call succeeded, so it has filled the struct.
     let system = (asked == 0).then(|| unsafe { system.assume_init() })?;
     let block = u64::try_from(system.f_bsize).ok()?;
-    // The type of the field differs between C libraries.
-    #[allow(clippy::unnecessary_cast)]
-    let magic = system.f_type as i64;
+    let magic = magic(&system);
     Some(match magic {
         libc::TMPFS_MAGIC => {
             let bytes = |blocks: u64| blocks.saturating_mul(block);
@@ -68,6 +66,16 @@ pub(crate) fn of(path: &Path) -> Option<Kind> {
             .find(|(number, _)| *number == magic)
             .map_or(Kind::Other, |(_, name)| Kind::Disk(name)),
     })
+}
+
+/// The number of the kind of file system. The type of the field differs between C libraries.
+#[allow(
+    clippy::unnecessary_cast,
+    clippy::cast_possible_wrap,
+    reason = "numbers of file systems have 32 bits"
+)]
+pub(super) fn magic(system: &libc::statfs) -> libc::c_long {
+    system.f_type as libc::c_long
 }
 
 /// The pool of huge pages of `page` bytes, with the pages that it may still add (`nr_overcommit_hugepages`).

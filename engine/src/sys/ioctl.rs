@@ -23,9 +23,19 @@ pub(super) unsafe fn submit(
 ) -> KernelResult<libc::c_int> {
     // SAFETY: the descriptor is open, because it is borrowed. The caller guarantees that the kernel may access the
     // memory at `argument`. A descriptor of another kind fails the request with ENOTTY.
-    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) };
+    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), number(request), argument) };
     if answer < 0 {
         return Err(Errno::last());
     }
     Ok(answer)
+}
+
+/// The number of a request as the C library takes it: musl's is an `int`, of which the kernel uses the same 32 bits.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "numbers of requests have 32 bits"
+)]
+pub(super) const fn number(request: libc::c_ulong) -> libc::Ioctl {
+    request as libc::Ioctl
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use super::cpu::CpuSet;
+use super::cpu::{CpuSet, listed};
 use super::proc;
 use crate::addr::HostVa;
 use crate::error::Errno;
@@ -130,25 +130,9 @@ fn get_mempolicy(address: u64, flags: libc::c_ulong) -> Result<(libc::c_int, Nod
     if answer == 0 { Ok((mode, nodes)) } else { Err(Errno::last()) }
 }
 
-/// Parses a list in the kernel's format: "0-3,8".
-fn listed(text: &str) -> Option<Vec<usize>> {
-    let mut numbers = Vec::new();
-    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
-        let (from, to) = part.split_once('-').unwrap_or((part, part));
-        numbers.extend(from.parse::<usize>().ok()?..=to.parse().ok()?);
-    }
-    Some(numbers)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lists_are_read_as_the_kernel_writes_them() {
-        assert_eq!(listed("0-2,8\n"), Some(vec![0, 1, 2, 8]));
-        assert_eq!((listed("\n"), listed("x")), (Some(vec![]), None));
-    }
 
     #[test]
     fn memory_is_where_its_policy_says() {

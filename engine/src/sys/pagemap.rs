@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 
 use crate::addr::{BASE_PAGE, HUGE_PAGE, HostVa};
 use crate::error::Errno;
+use crate::sys::ioctl::number;
 use crate::sys::madvise::Access;
 use crate::sys::proc;
 
@@ -182,7 +183,7 @@ impl Pagemap {
         // SAFETY: `question` contains its own length, `vec` points to `vec_len` writable regions, and both outlive
         // the call. The call only reads the page tables of the scanned range, which does not even have to be mapped.
         let answer =
-            unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, std::ptr::from_mut(question)) };
+            unsafe { libc::ioctl(self.file.as_raw_fd(), number(PAGEMAP_SCAN), std::ptr::from_mut(question)) };
         usize::try_from(answer).map_err(|_| Errno::last())
     }
 }

@@ -57,10 +57,11 @@ impl Placement {
 
 /// Whether the calling thread has a real-time policy, which its threads would inherit.
 fn is_real_time() -> bool {
+    // The function of this name in musl always fails.
     // SAFETY: the call has no pointer arguments; 0 is the calling thread.
-    let policy = unsafe { libc::sched_getscheduler(0) };
+    let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) };
     // A thread with SCHED_RESET_ON_FORK has that flag in its policy, and its threads do not inherit the policy.
-    matches!(policy, libc::SCHED_FIFO | libc::SCHED_RR)
+    [libc::SCHED_FIFO, libc::SCHED_RR].map(libc::c_long::from).contains(&policy)
 }
 
 fn nice_of_main_thread() -> libc::c_int {
@@ -70,9 +71,10 @@ fn nice_of_main_thread() -> libc::c_int {
 
 /// Gives the calling thread the default policy and that nice value. What is refused stays as it is.
 fn leave_real_time(nice: libc::c_int) {
-    let none = libc::sched_param { sched_priority: 0 };
+    // `struct sched_param` of the kernel.
+    let priority: libc::c_int = 0;
     // SAFETY: the call reads the parameter; 0 is the calling thread.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const none) };
+    unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, &raw const priority) };
     // SAFETY: the call has no pointer arguments; 0 is the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }

@@ -6,6 +6,7 @@ use std::mem::{MaybeUninit, offset_of, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::fd::{self, FileId};
+use super::file_system;
 use super::ioctl::submit;
 use super::proc;
 use crate::addr::HostVa;
@@ -176,8 +177,9 @@ fn memory_file(file: BorrowedFd<'_>) -> Option<Identity> {
     // SAFETY: the struct is the one that the call fills.
     let asked = unsafe { libc::fstatfs(file.as_raw_fd(), system.as_mut_ptr()) };
     // SAFETY: the call succeeded, so it has filled the struct.
-    let kind = (asked == 0).then(|| unsafe { system.assume_init() }.f_type)?;
-    if kind != libc::TMPFS_MAGIC && kind != libc::HUGETLBFS_MAGIC {
+    let system = (asked == 0).then(|| unsafe { system.assume_init() })?;
+    let kind = file_system::magic(&system);
+    if ![libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&kind) {
         return None;
     }
     let FileId { device, inode } = fd::file_id(file.as_raw_fd()).ok()?;

@@ -10,12 +10,12 @@ use std::ptr;
 use iommufd_bindings as iommufd;
 use vfio_bindings::bindings::vfio;
 
-const VFIO_DEVICE_BIND_IOMMUFD: libc::c_ulong = 0x3b76;
-const VFIO_DEVICE_ATTACH_IOMMUFD_PT: libc::c_ulong = 0x3b77;
-const IOMMU_IOAS_ALLOC: libc::c_ulong = 0x3b81;
+const VFIO_DEVICE_BIND_IOMMUFD: libc::Ioctl = 0x3b76;
+const VFIO_DEVICE_ATTACH_IOMMUFD_PT: libc::Ioctl = 0x3b77;
+const IOMMU_IOAS_ALLOC: libc::Ioctl = 0x3b81;
 
 /// Makes an ioctl and returns its result. The kernel may write to `argument`.
-pub fn ioctl<T>(fd: RawFd, request: libc::c_ulong, argument: &mut T) -> Result<i32, i32> {
+pub fn ioctl<T>(fd: RawFd, request: libc::Ioctl, argument: &mut T) -> Result<i32, i32> {
     // SAFETY: every caller passes the struct, or the number, that the request takes.
     let answer = unsafe { libc::ioctl(fd, request, ptr::from_mut(argument)) };
     if answer < 0 { Err(Error::last_os_error().raw_os_error().unwrap_or(0)) } else { Ok(answer) }

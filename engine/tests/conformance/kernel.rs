@@ -29,17 +29,17 @@ use vfio_fast_engine::region::Perm;
 /// The variable that has the PCI address of the device, as in sysfs.
 pub const DEVICE: &str = "VFIO_FAST_DEVICE";
 
-const VFIO_SET_IOMMU: libc::c_ulong = 0x3b66;
-const VFIO_GROUP_SET_CONTAINER: libc::c_ulong = 0x3b68;
-const VFIO_GROUP_UNSET_CONTAINER: libc::c_ulong = 0x3b69;
-const VFIO_GROUP_GET_DEVICE_FD: libc::c_ulong = 0x3b6a;
-const VFIO_DEVICE_GET_REGION_INFO: libc::c_ulong = 0x3b6c;
-const VFIO_IOMMU_MAP_DMA: libc::c_ulong = 0x3b71;
-const VFIO_IOMMU_UNMAP_DMA: libc::c_ulong = 0x3b72;
-const IOMMU_IOAS_MAP: libc::c_ulong = 0x3b85;
-const IOMMU_IOAS_UNMAP: libc::c_ulong = 0x3b86;
-const IOMMU_OPTION: libc::c_ulong = 0x3b87;
-const IOMMU_IOAS_MAP_FILE: libc::c_ulong = 0x3b8f;
+const VFIO_SET_IOMMU: libc::Ioctl = 0x3b66;
+const VFIO_GROUP_SET_CONTAINER: libc::Ioctl = 0x3b68;
+const VFIO_GROUP_UNSET_CONTAINER: libc::Ioctl = 0x3b69;
+const VFIO_GROUP_GET_DEVICE_FD: libc::Ioctl = 0x3b6a;
+const VFIO_DEVICE_GET_REGION_INFO: libc::Ioctl = 0x3b6c;
+const VFIO_IOMMU_MAP_DMA: libc::Ioctl = 0x3b71;
+const VFIO_IOMMU_UNMAP_DMA: libc::Ioctl = 0x3b72;
+const IOMMU_IOAS_MAP: libc::Ioctl = 0x3b85;
+const IOMMU_IOAS_UNMAP: libc::Ioctl = 0x3b86;
+const IOMMU_OPTION: libc::Ioctl = 0x3b87;
+const IOMMU_IOAS_MAP_FILE: libc::Ioctl = 0x3b8f;
 
 /// The kinds of container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -44,6 +44,10 @@ pub const NEEDED: &[&str] = &[
     "patch",
     "xz-utils",
     "zstd",
+    // Tests for arm64.
+    "gcc-aarch64-linux-gnu",
+    "libc6-dev-arm64-cross",
+    "qemu-user",
     // Clean systems to build packages in.
     "mmdebstrap",
 ];
