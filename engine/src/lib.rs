@@ -14,7 +14,7 @@
 //! | 3 | [`object`], [`populate`] | keep descriptors; fault memory in |
 //! | 2 | `sys` | call the kernel; all unsafe code is here |
 //! | 1 | [`reconcile`] | compute: no I/O, no clock, no lock |
-//! | 0 | [`addr`], [`region`], [`error`], [`limits`], [`log`], [`stats`], `sync` | values, locks |
+//! | 0 | [`addr`], [`region`], [`error`], [`limits`], [`log`], [`stats`], [`timeline`], `sync` | values, locks, messages |
 
 pub mod addr;
 pub mod backend;
@@ -31,6 +31,7 @@ pub mod region;
 pub mod stats;
 mod sync;
 mod sys;
+pub mod timeline;
 pub mod transaction;
 
 pub use error::{Errno, Error, Result};

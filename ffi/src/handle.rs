@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)] // reads the caller's configuration
 
+use std::path::Path;
 use std::sync::Arc;
 
 use vfio_fast_engine::backend::Backend;
@@ -9,7 +10,7 @@ use vfio_fast_engine::backend::iommufd::Iommufd;
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::backend::type1::Type1;
 use vfio_fast_engine::log::Log;
-use vfio_fast_engine::{Config, CpuSet, Engine, Errno};
+use vfio_fast_engine::{Config, CpuSet, Engine, Errno, timeline};
 
 use crate::abi::{
     VFIO_FAST_BACKEND_IOMMUFD, VFIO_FAST_BACKEND_SIM, VFIO_FAST_BACKEND_TYPE1, VFIO_FAST_CONFIG_NO_HUGEPAGE,
@@ -21,6 +22,9 @@ use crate::failure::{Failure, Result};
 use crate::log::Sink;
 use crate::panic::caught;
 use crate::sized;
+
+/// The variable of the environment that names the file for the timeline.
+const TIMELINE: &str = "VFIO_FAST_TIMELINE";
 
 /// A handle. Its contents are private to the library.
 #[expect(non_camel_case_types, reason = "the C name")]
@@ -73,13 +77,15 @@ impl vfio_fast {
         if config.log_level > VFIO_FAST_LOG_DEBUG {
             return Err(Failure::unknown("struct vfio_fast_config: log_level", config.log_level));
         }
+        let log = log(sink, config.log_level);
+        record_timeline(&log);
         let mut engine = Config {
             cuts,
             threads: config.threads as usize,
             cpu_set,
             huge_pages: config.flags & VFIO_FAST_CONFIG_NO_HUGEPAGE == 0,
             max_unmap_entries: config.max_unmap_entries.into(),
-            log: log(sink, config.log_level),
+            log,
             ..Config::default()
         };
         if config.entry_size != 0 {
@@ -98,6 +104,16 @@ impl vfio_fast {
     pub(crate) fn poison(&self, panic: &str) {
         // If this panics too, the first panic is still the one that is reported.
         let _ = caught(|| self.engine.poison(panic));
+    }
+}
+
+/// Starts the record of what the library does when, if the environment names a file for it.
+fn record_timeline(log: &Log) {
+    // SAFETY: the call has no pointer arguments.
+    let is_privileged = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+    // Who starts a program with more rights than their own does not choose the files that it writes.
+    if let Some(path) = std::env::var_os(TIMELINE).filter(|path| !path.is_empty() && !is_privileged) {
+        timeline::start(Path::new(&path), log);
     }
 }
 

@@ -28,6 +28,7 @@ use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
 use crate::sys::cpu::CpuSet;
 use crate::sys::vma;
+use crate::timeline;
 pub use refusal::Refusal;
 use refusal::is_no_peer_to_peer;
 
@@ -104,7 +105,8 @@ impl<'a> Executor<'a> {
     /// Maps one entry, without faulting it in.
     pub fn map(&mut self, entry: &Entry) -> KernelResult<()> {
         let start = Instant::now();
-        let answer = self.backend.map(&entry.mapping(), self.objects.object_of(entry));
+        let object = self.objects.object_of(entry);
+        let answer = timeline::call("map", entry.range, || self.backend.map(&entry.mapping(), object));
         self.record_map(entry, answer, start.elapsed());
         answer
     }
@@ -138,7 +140,7 @@ impl<'a> Executor<'a> {
             return Ok(false);
         }
         let start = Instant::now();
-        let answer = self.backend.unmap_all();
+        let answer = timeline::call("unmap all", IovaRange::ALL, || self.backend.unmap_all());
         if answer.is_err() {
             return Ok(false);
         }
@@ -189,7 +191,8 @@ impl<'a> Executor<'a> {
     }
 
     fn ask_to_unmap(&mut self, range: IovaRange) -> KernelResult<u64> {
-        match (&mut self.dirty, self.backend.dirty_tracking()) {
+        let Self { backend, dirty, .. } = self;
+        timeline::call("unmap", range, || match (dirty, backend.dirty_tracking()) {
             (Some(dirty), Some(tracking)) if range.length() <= tracking.max_bytes() => {
                 let mut bitmap = vec![0; words_for(range, dirty.page()) as usize];
                 // Bits that were returned with an error are valid too.
@@ -200,10 +203,10 @@ impl<'a> Executor<'a> {
             (Some(dirty), _) => {
                 // The entry is too large for any bitmap.
                 dirty.add_all(range);
-                self.backend.unmap(range)
+                backend.unmap(range)
             }
-            (None, _) => self.backend.unmap(range),
-        }
+            (None, _) => backend.unmap(range),
+        })
     }
 
     /// Unmaps the entries of a call that failed with an error, so that one entry does not keep the others mapped, and

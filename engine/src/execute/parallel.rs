@@ -14,6 +14,7 @@ use crate::reconcile::plan::Unmap;
 use crate::reconcile::table::{Entry, MapTable};
 use crate::region::Kind;
 use crate::sys::thread;
+use crate::timeline;
 
 /// The number of unmap calls for each thread, so that all threads end at about the same time.
 const CALLS_PER_THREAD: u64 = 4;
@@ -57,7 +58,8 @@ impl CallContext<'_> {
             queue.work(faulted.then_some(session), |entry| {
                 let start = Instant::now();
                 let object = if by_address { None } else { self.objects.object_of(entry) };
-                let answer = self.backend.map(&entry.mapping(), object);
+                let answer =
+                    timeline::call("map", entry.range, || self.backend.map(&entry.mapping(), object));
                 let took = start.elapsed();
                 records.with(|executor| executor.record_map(entry, answer, took));
                 answer
@@ -120,7 +122,7 @@ impl Executor<'_> {
         let work = || {
             queue.work(|call| {
                 let start = Instant::now();
-                let answer = backend.unmap(call.range);
+                let answer = timeline::call("unmap", call.range, || backend.unmap(call.range));
                 note(call, answer, start.elapsed());
             });
         };

@@ -13,6 +13,7 @@ use crate::reconcile::plan::Plan;
 use crate::reconcile::table::Entry;
 use crate::region::Kind;
 use crate::sys::cpu::CpuSet;
+use crate::timeline;
 
 /// What threads that make calls need besides the table. It does not change while a plan runs.
 #[derive(Clone, Copy, Debug)]
@@ -126,7 +127,8 @@ impl CallContext<'_> {
                 break;
             }
             let start = Instant::now();
-            let answer = self.backend.map(&entry.mapping(), self.objects.object_of(&entry));
+            let object = self.objects.object_of(&entry);
+            let answer = timeline::call("map", entry.range, || self.backend.map(&entry.mapping(), object));
             let took = start.elapsed();
             let is_device = answer.is_err_and(|errno| is_unseen_device(&entry, errno));
             records.with(|executor| {

@@ -30,6 +30,7 @@ use crate::sys::madvise::Access;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::procmap::Maps;
 use crate::sys::thread;
+use crate::timeline;
 pub use ahead::{Ahead, Left, Locked};
 pub use control::Control;
 pub(crate) use hint::hint;
@@ -100,6 +101,7 @@ impl<'a> PopulateSession<'a> {
         if !self.queue.is_done(index) {
             self.timed(|| {
                 while !self.queue.is_done(index) && self.step() {}
+                let _span = timeline::span("wait for memory");
                 self.queue.wait(index);
             });
         }

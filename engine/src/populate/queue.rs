@@ -14,6 +14,7 @@ use crate::sys::mincore;
 use crate::sys::numa::{NodeBinding, Nodes};
 use crate::sys::pagemap::{PageRegion, Pagemap};
 use crate::sys::vma;
+use crate::timeline;
 
 /// The longest run of present pages that is faulted in together with the missing ones around it: checking so many
 /// pages takes as long as a second call.
@@ -136,6 +137,7 @@ impl<'a> Queue<'a> {
             binding.move_to(self.groups[worker.group].node);
         }
         let chunk = self.layout.chunk(self.pieces, number);
+        let _span = timeline::sized("fault in", chunk.last - chunk.start + 1);
         let done = &mut worker.done;
         // If pieces share a page, faulting in the first makes the others present, which were missing.
         let missing = if chunk.pieces.len() > 1 { self.missing(&chunk) } else { 0 };

@@ -8,6 +8,7 @@ use crate::addr::IovaRange;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::reconcile::plan::Plan;
 use crate::sync::thread;
+use crate::timeline;
 
 impl Engine {
     /// Like [`Engine::commit`], but leaves what is to be mapped to a job: a thread that this starts, unless it runs
@@ -16,6 +17,7 @@ impl Engine {
     ///
     /// The job keeps the engine alive until it has ended, or until [`Engine::close`] or [`Engine::cancel`] ends it.
     pub fn commit_background(self: &Arc<Self>) -> Result<Outcome> {
+        let _operation = timeline::operation("commit in the background");
         let mut state = self.end_transaction()?;
         let mut later = Vec::new();
         let outcome = self.reconcile_or_leave(&mut state, Some(&mut later))?;
@@ -27,6 +29,7 @@ impl Engine {
     /// this call's error. Returns `false` if that takes longer than `timeout`. If it returns `true` for everything, the
     /// job's thread has ended. If something is left, the job uses all its threads from then on, whatever `timeout` is.
     pub fn wait(&self, range: Option<IovaRange>, timeout: Option<Duration>) -> Result<bool> {
+        let _operation = timeline::operation("wait for the job");
         self.log.deliver();
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.state();
@@ -68,6 +71,7 @@ impl Engine {
     /// Ends the job, running or failed. What it has not mapped is no longer wanted, and with `unmap` nor is what it has
     /// mapped, which is unmapped. After a job has succeeded, this does nothing.
     pub fn cancel(&self, unmap: bool) -> Result<()> {
+        let _operation = timeline::operation("cancel the job");
         let mut state = self.changing()?;
         if state.owner.is_some() {
             return Err(Error::check(Errno::EBUSY, ErrorKind::Transaction { open: true }));

@@ -8,6 +8,7 @@ use crate::object::Objects;
 use crate::reconcile::plan;
 use crate::reconcile::table::MapTable;
 use crate::reconcile::wanted::WantedSet;
+use crate::timeline;
 
 impl Engine {
     /// Unmaps everything that is still mapped. A poisoned engine does not know what that is, and unmaps the whole
@@ -20,6 +21,7 @@ impl Engine {
     /// A job in the background is cancelled. Calls that would change something fail from now on; the commit that runs
     /// is waited for.
     pub fn close(&self) -> Result<()> {
+        let _operation = timeline::operation("close");
         let mut state = self.state();
         state.closed = true;
         state.settle_down();
@@ -45,7 +47,9 @@ impl Engine {
         }
         let emptied = if state.poison.take().is_some() {
             state.table = MapTable::default();
-            self.backend.unmap_all().map(drop).map_err(|errno| Error::kernel(Op::Unmap, errno))
+            timeline::call("unmap all", IovaRange::ALL, || self.backend.unmap_all())
+                .map(drop)
+                .map_err(|errno| Error::kernel(Op::Unmap, errno))
         } else {
             self.unmap_table(state)
         };

@@ -12,6 +12,7 @@ use crate::error::{Errno, Error, ErrorKind, Op, Result, Unfinished};
 use crate::log::Level;
 use crate::reconcile::table::{Entry, Generation, MapTable};
 use crate::region::{Backing, Kind, Mapping, Perm};
+use crate::timeline;
 
 impl Engine {
     /// Gives up the entries, so that another process can adopt them. Devices keep their access. Until
@@ -62,6 +63,7 @@ impl Engine {
     /// If this fails, it gives the entries up again, unmaps none of them, and rolls the transaction back. The other
     /// process can resume then, unless an entry that is not wanted here was unmapped before the failure.
     pub fn adopt(&self, entries: impl IntoIterator<Item = (IovaRange, Perm)>) -> Result<Outcome> {
+        let _operation = timeline::operation("adopt");
         let mut state = self.end_transaction()?;
         let adopted = self.table_of(&state, entries).and_then(|table| {
             self.set_addresses(&table)?;

@@ -23,6 +23,7 @@ use crate::reconcile::plan::Plan;
 use crate::sync::thread::JoinHandle;
 use crate::sys::eventfd::EventFd;
 use crate::sys::thread;
+use crate::timeline;
 
 /// Maximum size of an entry that a job maps, unless a page of its memory is larger: a call that pauses the job waits for
 /// one entry for each thread.
@@ -248,7 +249,9 @@ impl Engine {
             return self.end_job(state, Phase::Done, None);
         }
         self.job.control.resume(self.job.mapped.load(Ordering::Relaxed));
+        let operation = timeline::operation("map in the background");
         let worked = self.work_off(state);
+        drop(operation);
         self.record_state(state);
         self.show_job(state);
         match worked {

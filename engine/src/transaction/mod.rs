@@ -47,6 +47,7 @@ use job::{Job, Shown};
 use lock::Locked;
 use running::Running;
 
+use crate::timeline;
 pub use job::{Phase, Progress};
 
 /// The configuration of an engine.
@@ -274,6 +275,7 @@ impl Engine {
     /// Makes the kernel's mappings equal the wanted regions. If that fails, it restores the mappings from before,
     /// except what the transaction unmapped. The transaction is closed in both cases.
     pub fn commit(&self) -> Result<Outcome> {
+        let _operation = timeline::operation("commit");
         let mut state = self.end_transaction()?;
         self.reconcile(&mut state)
     }
@@ -428,6 +430,7 @@ impl Engine {
 
     /// Plans what the transaction touched. If the limits would refuse the plan, reads them again first.
     fn plan_or_ask_limits(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
+        let _span = timeline::span("plan");
         let start = Instant::now();
         let mut plan = self.plan(state, scope);
         if let Err(Error { kind: ErrorKind::Entries(_) | ErrorKind::OutsideIova { .. }, .. }) = &plan {

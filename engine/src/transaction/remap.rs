@@ -6,6 +6,7 @@ use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::reconcile::plan::Unmap;
 use crate::reconcile::table::Entry;
 use crate::region::Kind;
+use crate::timeline;
 
 impl Engine {
     /// Unmaps every entry that maps a byte of the `bytes` bytes at `hva`, and maps it again: the pages there were
@@ -13,6 +14,7 @@ impl Engine {
     ///
     /// What is wanted does not change. A commit cannot do this, because it keeps what is mapped as wanted.
     pub fn remap(&self, hva: HostVa, bytes: u64) -> Result<u64> {
+        let _operation = timeline::operation("remap");
         let mut state = self.changing()?;
         let refused = |errno, kind| Err(Error::check(errno, kind).at_hva(hva));
         if state.owner.is_some() {

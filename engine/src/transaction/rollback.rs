@@ -14,6 +14,7 @@ use crate::log::Level;
 use crate::preflight;
 use crate::reconcile::plan::{self, Plan};
 use crate::reconcile::table::Entry;
+use crate::timeline;
 
 impl Engine {
     /// Ends a commit that failed with `error`: restores the mappings in `scope` from before, except what the
@@ -32,6 +33,7 @@ impl Engine {
     /// Makes the mappings in `scope` equal the wanted regions again, after `error`, as far as the kernel allows. Returns
     /// `error` with what is left, or if wanted RAM is not mapped any more, the error of that.
     pub(super) fn restore(&self, state: &mut State, scope: &[IovaRange], mut error: Error) -> Error {
+        let _span = timeline::span("roll back");
         let (plan, held) = self.plan_rollback(state, scope);
         let gaps = self.gaps(state);
         let (capacity, contradicted) = (state.limits.entries, state.contradicted);

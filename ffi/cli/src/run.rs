@@ -27,6 +27,9 @@ pub struct Cli {
     /// The same, appended to this file
     #[arg(long, value_name = "FILE", conflicts_with = "stats")]
     pub stats_file: Option<PathBuf>,
+    /// Write to this file when which thread has mapped, unmapped and faulted in what, for <https://ui.perfetto.dev>
+    #[arg(long, value_name = "FILE")]
+    pub timeline: Option<PathBuf>,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     #[arg(value_hint = clap::ValueHint::CommandWithArguments)]

@@ -1,12 +1,14 @@
 //! What is done before and after a call of the program.
 
-use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use vfio_fast_engine::addr::{Bytes, HostVa};
+use vfio_fast_engine::log::Log;
 use vfio_fast_engine::populate::{Ahead, HostRange, Locked, MIN_PARALLEL_BYTES, Report};
+use vfio_fast_engine::timeline;
 
 use crate::aside::Aside;
 use crate::c::process;
@@ -18,6 +20,9 @@ use crate::summary;
 const STATS: &str = "VFIO_FAST_PRELOAD_STATS";
 /// The process that vfio-fast-run became, which says so if it made no calls.
 const RUN: &str = "VFIO_FAST_RUN_PID";
+
+/// The file for the timeline, which Perfetto opens.
+const TIMELINE: &str = "VFIO_FAST_TIMELINE";
 
 static COUNTERS: Counters = Counters::new();
 static AHEAD: Ahead = Ahead::new();
@@ -35,8 +40,22 @@ pub fn loaded() {
     process::at_fork(|| COUNTERS.clear());
 }
 
+/// Starts the record of what is done when, if the environment names a file for it. Not when the library is loaded: a
+/// shell that starts the program would write the file as well.
+fn record_timeline() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        if let Some(path) = std::env::var_os(TIMELINE).filter(|path| !path.is_empty()) {
+            let log =
+                Log::to(|_, text| process::write_standard_error(&format!("vfio-fast-preload: {text}\n")));
+            timeline::start(Path::new(&path), &log);
+        }
+    });
+}
+
 /// The program ends.
 pub fn unloaded() {
+    timeline::flush();
     let Some(Some(to)) = STATS_TO.get() else { return };
     let id = std::process::id();
     let name = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
@@ -72,6 +91,7 @@ pub fn before(fd: i32, kind: Kind, argument: u64) -> u64 {
     if !kind.is_map() {
         return 0;
     }
+    record_timeline();
     let start = Instant::now();
     let (bytes, done) = attempt(fd, kind, argument);
     match done {
@@ -127,6 +147,7 @@ pub fn after(kind: Kind, argument: u64, mapped: u64, errno: Option<i32>, took: D
         kind.bytes(process::read_answer(argument, &mut buffer[..kind.length()]))
     };
     COUNTERS.answered(kind, errno.is_none(), bytes, took);
+    timeline::call_has_ended(kind.name(), bytes, errno, took);
     if kind.is_map() && errno == Some(libc::ENOMEM) {
         explain(kind, bytes);
     }

@@ -51,18 +51,21 @@ struct Run {
     /// What the kernel saw at each map call.
     record: Vec<String>,
     summary: String,
+    /// The timeline, in JSON.
+    timeline: String,
 }
 
 /// Runs the program under that name, with the library and with a kernel in the next one, if so.
 fn run(name: &str, preloaded: bool, kernel: bool) -> Run {
     let program = compile("program.c", &format!("{name}-program"), &[]);
-    let [record, summary] = ["record", "summary"].map(|file| scratch().join(format!("{name}-{file}")));
-    for file in [&record, &summary] {
+    let [record, summary, timeline] =
+        ["record", "summary", "timeline"].map(|file| scratch().join(format!("{name}-{file}")));
+    for file in [&record, &summary, &timeline] {
         let _ = fs::remove_file(file);
     }
     let mut command = if preloaded {
         let mut command = vfio_fast_run();
-        command.arg("--stats-file").arg(&summary).arg("--").arg(&program);
+        command.arg("--stats-file").arg(&summary).arg("--timeline").arg(&timeline).arg("--").arg(&program);
         command
     } else {
         Command::new(&program)
@@ -77,7 +80,7 @@ fn run(name: &str, preloaded: bool, kernel: bool) -> Run {
     assert!(status.success(), "{status}\n{stdout}{stderr}");
     let read = |file| fs::read_to_string(file).unwrap_or_default();
     let record = read(record).lines().map(str::to_owned).collect();
-    Run { stdout, stderr, record, summary: read(summary) }
+    Run { stdout, stderr, record, summary: read(summary), timeline: read(timeline) }
 }
 
 #[test]
@@ -142,6 +145,27 @@ fn the_summary_says_what_was_done_and_why_not() {
     if !parent.contains("one CPU only") && !parent.contains("RLIMIT_MEMLOCK leaves") {
         assert!(parent.contains("faulted in before 3 calls 144.0 MiB"), "{parent}");
         assert!(parent.contains("threads: 2") || parent.contains("threads: 3"), "{parent}");
+    }
+}
+
+#[test]
+fn the_timeline_has_what_the_summary_has() {
+    let Run { summary, timeline, .. } = run("timeline", true, true);
+    let events: Vec<serde_json::Value> = serde_json::from_str(&timeline).expect(&timeline);
+    let of = |name: &str| events.iter().filter(|event| event["name"] == name).count();
+    // The child's are in neither.
+    let parent = &summary[summary.rfind("vfio-fast-preload").unwrap()..];
+    for name in ["type1 unmap", "iommufd map"] {
+        let line = parent.lines().find(|line| line.trim().starts_with(&format!("{name} "))).expect(name);
+        let calls = line.split_whitespace().skip_while(|word| word.parse::<u64>().is_err()).next().unwrap();
+        assert!(
+            of(name) > 0 && of(name) >= calls.parse().unwrap(),
+            "{name}: {} in the timeline: {line}",
+            of(name)
+        );
+    }
+    if !parent.contains("one CPU only") && !parent.contains("RLIMIT_MEMLOCK leaves") {
+        assert!(of("fault in") > 0, "{timeline}");
     }
 }
 

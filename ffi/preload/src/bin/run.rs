@@ -49,6 +49,10 @@ fn prepare(cli: &Cli) -> Result<Command> {
     } else if cli.stats {
         command.env("VFIO_FAST_PRELOAD_STATS", "-");
     }
+    if let Some(file) = &cli.timeline {
+        let file = std::path::absolute(file).with_context(|| format!("--timeline {}", file.display()))?;
+        command.env("VFIO_FAST_TIMELINE", file);
+    }
     Ok(command)
 }
 
