@@ -157,7 +157,7 @@ fn the_timeline_has_what_the_summary_has() {
     let parent = &summary[summary.rfind("vfio-fast-preload").unwrap()..];
     for name in ["type1 unmap", "iommufd map"] {
         let line = parent.lines().find(|line| line.trim().starts_with(&format!("{name} "))).expect(name);
-        let calls = line.split_whitespace().skip_while(|word| word.parse::<u64>().is_err()).next().unwrap();
+        let calls = line.split_whitespace().find(|word| word.parse::<u64>().is_ok()).unwrap();
         assert!(
             of(name) > 0 && of(name) >= calls.parse().unwrap(),
             "{name}: {} in the timeline: {line}",
