@@ -526,8 +526,8 @@ fn poison(memory: &Memory, offset: usize, length: usize) -> OwnedFd {
         (REGISTER, [start, length as u64, missing, 0]),
         (POISON, [start, length as u64, 0, 0]),
     ] {
-        // SAFETY: the argument is at least as long as each of these structs, and the memory is only ever populated.
         let argument = argument.as_mut_ptr();
+        // SAFETY: the argument is at least as long as each of these structs, and the memory is only ever populated.
         let answer = unsafe { libc::syscall(libc::SYS_ioctl, fd.as_raw_fd(), request, argument) };
         assert_eq!(answer, 0, "{request:#x}: {}", std::io::Error::last_os_error());
     }

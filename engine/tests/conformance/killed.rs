@@ -23,8 +23,10 @@ use vfio_fast_engine::reconcile::table::Entry;
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::{Config, Engine, host_va};
 
-/// The processes that each test kills.
+/// The processes that each test kills, unless [`OTHER_KILLS`] has a number.
 const KILLS: usize = 40;
+/// Read when this is compiled, because nothing else gets into the test machine.
+const OTHER_KILLS: Option<&str> = option_env!("VFIO_FAST_KILLS");
 /// How often a victim suspends and resumes.
 const SUSPENSIONS: u64 = 256;
 /// What the victim uses: a [`Driver`], or the number of the container's descriptor.
@@ -186,6 +188,10 @@ impl Iterator for Times {
     }
 }
 
+fn kills() -> usize {
+    OTHER_KILLS.map_or(KILLS, |kills| kills.parse().expect("a number"))
+}
+
 /// The pages that anybody has pinned.
 fn pinned() -> u64 {
     // Each processor counts for itself for a while.
@@ -227,7 +233,7 @@ pub fn processes_leave_nothing(driver: Driver) {
         assert_pinned(before, killed);
         killed
     };
-    let killed: Vec<_> = steps.iter().cycle().zip(Times(1)).take(KILLS).map(kill).collect();
+    let killed: Vec<_> = steps.iter().cycle().zip(Times(1)).take(kills()).map(kill).collect();
     print(&killed);
     for step in steps {
         assert!(killed.contains(step), "none was killed in {step:?}");
@@ -293,7 +299,7 @@ pub fn adopters_lose_nothing() {
             edu.reaches(iova, hva_of(1, 0) + n * ENTRY)
         };
         let mut killed = Vec::new();
-        for (n, time) in (0..).zip(Times(2)).take(KILLS) {
+        for (n, time) in (0..).zip(Times(2)).take(kills()) {
             engine.suspend().unwrap();
             let last = Victim::start("a_process_that_adopts", &container).kill(Step::Adopt, time);
             assert!(reached(n % ENTRIES), "killed in {last:?}: a device has lost its access");
