@@ -23,13 +23,17 @@ _vfio__fast__run() {
 
     case "${cmd}" in
         vfio__fast__run)
-            opts="-h -V --stats --stats-file --help --version"
+            opts="-h -V --stats --stats-file --timeline --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --stats-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeline)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
