@@ -25,6 +25,8 @@ pub struct CommandLine<'a> {
     user: Option<u32>,
     /// Whether QEMU's threads have a real-time policy.
     real_time: bool,
+    /// Whether the library records what it does when.
+    timeline: bool,
     /// Whether the witness can be made to give false answers.
     faults: bool,
     /// Whether vfio-fast-run starts it.
@@ -50,6 +52,7 @@ impl<'a> CommandLine<'a> {
             arguments,
             user: None,
             real_time: false,
+            timeline: false,
             faults: false,
             preloaded: false,
             fault: None,
@@ -80,6 +83,12 @@ impl<'a> CommandLine<'a> {
     /// Gives QEMU's threads a real-time policy.
     pub fn real_time(mut self) -> Self {
         self.real_time = true;
+        self
+    }
+
+    /// Makes the library record what it does when.
+    pub fn timeline(mut self) -> Self {
+        self.timeline = true;
         self
     }
 
@@ -226,6 +235,11 @@ impl<'a> CommandLine<'a> {
     /// Whether vfio-fast-run starts it.
     pub fn is_preloaded(&self) -> bool {
         self.preloaded
+    }
+
+    /// Whether the library records what it does when.
+    pub fn has_timeline(&self) -> bool {
+        self.timeline
     }
 
     /// Whether QEMU's threads have a real-time policy.

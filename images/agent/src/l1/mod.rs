@@ -21,6 +21,7 @@ mod report;
 mod requests;
 mod scenarios;
 mod text_pattern;
+mod timeline;
 mod tracing;
 mod vm;
 mod vmstat;

@@ -23,6 +23,7 @@ use crate::l1::proc::{self, Thread};
 use crate::l1::qemu_files::QemuFiles;
 use crate::l1::qmp::Qmp;
 use crate::l1::report::Reporter;
+use crate::l1::timeline;
 use crate::machine;
 use crate::wait::{Seen, wait_for};
 
@@ -404,6 +405,9 @@ fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
     }
     if line.is_real_time() {
         command.env("VFT_REAL_TIME", "");
+    }
+    if line.has_timeline() {
+        command.env("VFIO_FAST_TIMELINE", timeline::FILE);
     }
     if line.has_faults() {
         faults::disarm()?;

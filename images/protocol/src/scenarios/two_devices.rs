@@ -19,6 +19,7 @@ checks! {
     MappingsComeBack,
     WitnessesAgree,
     NoThreadsComeBack,
+    TimelineAgrees if |run| run.is_fast(),
     MixedRefusedWithout if |run| run.is_fast(),
     DefaultIsBuiltin if |run| run.is_fast(),
     MappingsDaemon,

@@ -13,7 +13,7 @@ use crate::l1::checks::{count, exit, mappings};
 use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
-use crate::l1::{devices, requests};
+use crate::l1::{devices, requests, timeline};
 
 pub fn run(lab: &Lab) -> Result<()> {
     together(lab)?;
@@ -27,7 +27,8 @@ fn together(lab: &Lab) -> Result<()> {
         .args(["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"])
         .q35("", "")
         .root_port(0)
-        .root_port(1);
+        .root_port(1)
+        .timeline();
     let mut vm = Vm::start(lab, &line)?;
     lab.report.step("join");
     vm.qmp.run("device_add", device(lab, 0, lab.job.mode))?;
@@ -60,6 +61,7 @@ fn together(lab: &Lab) -> Result<()> {
     lab.report.send(&Record::Facts(facts));
     mappings::no_threads(lab, &vm, Check::NoThreadsComeBack)?;
     if lab.job.mode == Mode::Fast {
+        timeline::agrees(lab, &vm, Check::TimelineAgrees)?;
         // The other way round, in a container that the first device has mapped without the library.
         leave(lab, &mut vm, 1)?;
         vm.qmp.run("device_add", device(lab, 0, Mode::Stock))?;
