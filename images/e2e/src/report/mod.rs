@@ -3,6 +3,7 @@
 mod page;
 mod plot;
 mod summary;
+mod timeline;
 
 use std::fs;
 use std::path::Path;

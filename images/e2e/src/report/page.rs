@@ -8,7 +8,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use vfio_fast_assets::progress::elapsed;
 use vfio_fast_protocol::spec::ScenarioSpec;
 
-use super::{Run, headline, plot};
+use super::{Run, headline, plot, timeline};
 use crate::judge::Verdict;
 use crate::scenario;
 
@@ -35,6 +35,11 @@ pub fn page(folder: &Path, run: &Run, verdicts: &[Verdict]) -> String {
                     h2 { (plot.title) }
                     p.faint { (plot.text) }
                     div.wide { (plot.picture) }
+                }
+                @if let Some(timeline) = timeline::timeline(verdicts) {
+                    h2 { (timeline.title) }
+                    p.faint { (timeline.text) }
+                    div.wide { (timeline.picture) }
                 }
                 h2 { "Runs" }
                 @for verdict in verdicts { (details(folder, verdict)) }
