@@ -40,5 +40,6 @@ pub use sync::NO_THREADS;
 pub use sys::cancel::Deferred;
 pub use sys::cpu::CpuSet;
 pub use sys::discard::{DiscardMode, DiscardRange, discard_range};
+pub use sys::fd::Descriptor;
 pub use sys::hva::host_va;
 pub use transaction::{Config, Engine, Info, Outcome, Phase, Progress};

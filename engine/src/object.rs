@@ -2,13 +2,13 @@
 //! process's addresses.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::reconcile::table::Entry;
 use crate::region::{Backing, Kind, Region};
-use crate::sys::fd::{self, FileId};
+use crate::sys::fd::{self, Descriptor, FileId};
 
 /// The kind of a descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,10 +44,9 @@ pub struct Object<'a> {
 
 /// An object as the caller names it, and the offset in it at which the region begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ObjectRef {
-    /// The file or the device, borrowed. A raw number because it comes from a C caller: EBADF if it is closed or
-    /// negative.
-    pub fd: RawFd,
+pub struct ObjectRef<'a> {
+    /// The file or the device. It is duplicated, so it may be closed when the call has returned.
+    pub fd: Descriptor<'a>,
     /// The kind of the descriptor.
     pub kind: ObjectKind,
     /// The offset in bytes.
@@ -66,8 +65,8 @@ struct ObjectEntry {
 
 impl ObjectEntry {
     /// Whether a descriptor of the same file is also of the same device, if this is a BAR, as far as the kernel says.
-    fn is_of_device(&self, other: RawFd) -> bool {
-        self.kind == ObjectKind::Memory || fd::is_same_opening(self.fd.as_raw_fd(), other) != Some(false)
+    fn is_of_device(&self, other: Descriptor<'_>) -> bool {
+        self.kind == ObjectKind::Memory || fd::is_same_opening(self.fd.as_fd().into(), other) != Some(false)
     }
 }
 
@@ -88,8 +87,8 @@ pub struct Objects {
 impl Objects {
     /// Checks the object that the caller names for the region, and duplicates its descriptor if the object is new.
     /// `page` is the smallest IOMMU page.
-    pub fn check(&self, region: &Region, object: &ObjectRef, page: u64) -> Result<PendingObject> {
-        let &ObjectRef { fd: raw, kind, offset } = object;
+    pub fn check(&self, region: &Region, object: &ObjectRef<'_>, page: u64) -> Result<PendingObject> {
+        let &ObjectRef { fd: named, kind, offset } = object;
         let refused = |errno, kind| Err(Error::check(errno, kind).at(region.range).at_hva(region.hva));
         if offset & (page - 1) != 0 {
             return refused(Errno::EINVAL, ErrorKind::Misaligned { value: offset, page });
@@ -103,7 +102,7 @@ impl Objects {
         }
         let base = offset.wrapping_sub(region.hva.raw());
         let Some(held) = self.held.get(&backing) else {
-            let opened = fd::duplicate(raw).and_then(|fd| Ok((fd::file_id(fd.as_raw_fd())?, fd)));
+            let opened = fd::duplicate(named).and_then(|fd| Ok((fd::file_id(fd.as_fd().into())?, fd)));
             return match opened {
                 Ok((id, fd)) => {
                     let held = ObjectEntry { fd: Arc::new(fd), id, kind, base };
@@ -114,8 +113,8 @@ impl Objects {
                 Err(errno) => refused(errno, ErrorKind::Other("the region's descriptor is not open")),
             };
         };
-        match fd::file_id(raw) {
-            Ok(id) if (held.id, held.kind, held.base) == (id, kind, base) && held.is_of_device(raw) => {
+        match fd::file_id(named) {
+            Ok(id) if (held.id, held.kind, held.base) == (id, kind, base) && held.is_of_device(named) => {
                 Ok(PendingObject { backing, held: None })
             }
             Ok(_) => refused(
@@ -168,7 +167,7 @@ impl Objects {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::AsFd;
 
     use super::*;
     use crate::addr::{HostVa, Iova, IovaRange};
@@ -200,7 +199,7 @@ mod tests {
     #[test]
     fn an_object_is_found_from_any_of_its_addresses() {
         let file = File::open("/dev/null").unwrap();
-        let object = |offset| ObjectRef { fd: file.as_raw_fd(), kind: ObjectKind::Memory, offset };
+        let object = |offset| ObjectRef { fd: file.as_fd().into(), kind: ObjectKind::Memory, offset };
         let mut objects = Objects::default();
         // The object begins at a host address above 0.
         let first = region(0x9000, 1);
@@ -211,12 +210,11 @@ mod tests {
         assert_eq!(other.unwrap_err().errno, Errno::EINVAL);
         // Another descriptor of the same file, and another file at the same place.
         let again = File::open("/dev/null").unwrap();
-        let named = |file: &File| ObjectRef { fd: file.as_raw_fd(), ..object(0x3000) };
-        held_by(&mut objects, &region(0xb000, 1), &named(&again)).unwrap();
-        let other = held_by(&mut objects, &region(0xb000, 1), &named(&File::open("/dev/zero").unwrap()));
+        let zero = File::open("/dev/zero").unwrap();
+        let named = |fd| ObjectRef { fd, ..object(0x3000) };
+        held_by(&mut objects, &region(0xb000, 1), &named(again.as_fd().into())).unwrap();
+        let other = held_by(&mut objects, &region(0xb000, 1), &named(zero.as_fd().into()));
         assert_eq!(other.unwrap_err().errno, Errno::EINVAL);
-        let closed = held_by(&mut objects, &region(0xb000, 1), &ObjectRef { fd: -1, ..object(0x3000) });
-        assert_eq!(closed.unwrap_err().errno, Errno(libc::EBADF));
         let offset = |region: Region| objects.object_of(&entry(&region)).map(|object| object.offset);
         assert_eq!(offset(first), Some(0x1000));
         assert_eq!(offset(region(0xc000, 1)), Some(0x4000));
@@ -235,7 +233,7 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         let object = |region_index| {
             let kind = ObjectKind::Bar { region_index };
-            ObjectRef { fd: file.as_raw_fd(), kind, offset: 0 }
+            ObjectRef { fd: file.as_fd().into(), kind, offset: 0 }
         };
         let bar = Region { kind: Kind::Device, ..region(0x9000, 1) };
         let mut objects = Objects::default();
@@ -244,8 +242,8 @@ mod tests {
         assert_eq!(objects.check(&bar, &object(4), 0x1000).unwrap_err().errno, Errno::EINVAL);
         // A device that is opened through its group has no file of its own, and cannot be told from others by name.
         let again = File::open("/dev/null").unwrap();
-        let other = objects.check(&bar, &ObjectRef { fd: again.as_raw_fd(), ..object(2) }, 0x1000);
-        let told_apart = fd::is_same_opening(file.as_raw_fd(), again.as_raw_fd()).is_some();
+        let other = objects.check(&bar, &ObjectRef { fd: again.as_fd().into(), ..object(2) }, 0x1000);
+        let told_apart = fd::is_same_opening(file.as_fd().into(), again.as_fd().into()).is_some();
         assert_eq!(other.err().map(|error| error.errno), told_apart.then_some(Errno::EINVAL));
         assert!(objects.object_of(&entry(&bar)).is_some());
         assert!(objects.object_of(&entry(&region(0x9000, 1))).is_none(), "memory at a BAR's addresses");
@@ -254,7 +252,7 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused() {
         let file = File::open("/dev/null").unwrap();
-        let object = ObjectRef { fd: file.as_raw_fd(), kind: ObjectKind::Memory, offset: 0x1000 };
+        let object = ObjectRef { fd: file.as_fd().into(), kind: ObjectKind::Memory, offset: 0x1000 };
         let objects = Objects::default();
         let errno =
             |region: &Region, object: &ObjectRef| objects.check(region, object, 0x1000).unwrap_err().errno;
@@ -263,6 +261,5 @@ mod tests {
         assert_eq!(errno(&region(0x9000, 0), &object), Errno::EINVAL);
         assert_eq!(errno(&good, &ObjectRef { offset: 0x1800, ..object }), Errno::EINVAL);
         assert_eq!(errno(&good, &ObjectRef { offset: 0u64.wrapping_sub(0x1000), ..object }), Errno::EINVAL);
-        assert_eq!(errno(&good, &ObjectRef { fd: -1, ..object }), Errno(libc::EBADF));
     }
 }

@@ -1,6 +1,6 @@
 //! Commits that leave what is to be mapped to a job, and what other calls do while it works.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::scope;
@@ -119,8 +119,8 @@ impl Bench {
     }
 }
 
-fn is_readable(fd: RawFd) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     #[allow(unsafe_code, reason = "poll")]
     // SAFETY: the call reads and writes one pollfd, and returns at once.
     unsafe {

@@ -12,7 +12,7 @@ use common::memory::{RealMemory, ZeroPages, resident, time_data};
 use common::seccomp::Kernel;
 use common::{UNIT, UNITS, assert_table, hva_of, keeping, range};
 use memfd::MemfdOptions;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use vfio_fast_engine::backend::PopulatePolicy;
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::host_va;
@@ -142,7 +142,7 @@ fn without_the_advice_nothing_is_tried() {
     for (rules, entries) in [(Rules::Type1, 1), (Rules::Iommufd, 2)] {
         memory.cool();
         let (engine, sim, messages) = engine(rules, 8);
-        let object = ObjectRef { fd: file.as_raw_fd(), kind: ObjectKind::Memory, offset: 0 };
+        let object = ObjectRef { fd: file.as_fd().into(), kind: ObjectKind::Memory, offset: 0 };
         engine.map_object(ram(1 << 32, 1), &object).unwrap();
         let exact = Region { exact: true, ..ram(2 << 32, 2) };
         engine.map_region(exact).unwrap();

@@ -1,7 +1,7 @@
 //! Regions with a descriptor: which calls use it, and how long it is held.
 
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use vfio_fast_testing as common;
 
 use common::hva;
@@ -10,7 +10,7 @@ use vfio_fast_engine::addr::{Iova, IovaRange};
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::object::{ObjectKind, ObjectRef};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
-use vfio_fast_engine::{Config, Engine, Errno};
+use vfio_fast_engine::{Config, Descriptor, Engine, Errno};
 
 const MIB: u64 = 1 << 20;
 const RAM: u64 = 0x7f00_0000_0000;
@@ -47,18 +47,18 @@ impl Watched {
         Self(MemfdOptions::default().create("vfio-fast-objects").unwrap().into_file().into())
     }
 
-    fn fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+    fn fd(&self) -> Descriptor<'_> {
+        self.0.as_fd().into()
     }
 
-    fn memory(&self, offset: u64) -> ObjectRef {
+    fn memory(&self, offset: u64) -> ObjectRef<'_> {
         ObjectRef { fd: self.fd(), kind: ObjectKind::Memory, offset }
     }
 
     fn opened(&self) -> usize {
         let path = |fd: &str| fs::metadata(format!("/proc/self/fd/{fd}")).ok();
         let inode = |fd: &str| path(fd).map(|file| std::os::unix::fs::MetadataExt::ino(&file));
-        let own = inode(&self.fd().to_string());
+        let own = inode(&self.0.as_raw_fd().to_string());
         let all = fs::read_dir("/proc/self/fd").unwrap();
         all.filter(|entry| inode(&entry.as_ref().unwrap().file_name().to_string_lossy()) == own).count()
     }
@@ -181,7 +181,10 @@ fn who_has_no_use_for_descriptors_takes_none() {
     let (engine, sim) = open(Rules::Type1, vec![]);
     let file = Watched::new();
     // The descriptor is not even checked.
-    engine.map_object(ram(0, MIB), &ObjectRef { fd: -1, ..file.memory(1) }).unwrap();
+    #[allow(unsafe_code, reason = "names a number that is not open, as a C program can")]
+    // SAFETY: no file gets a negative number.
+    let closed = unsafe { Descriptor::from_raw(-1) };
+    engine.map_object(ram(0, MIB), &ObjectRef { fd: closed, ..file.memory(1) }).unwrap();
     engine.map_object(ram(MIB, MIB), &file.memory(0)).unwrap();
     assert_eq!(file.opened(), 1);
     assert!(sim.calls().iter().all(|call| matches!(call, Call::Map(_))));
@@ -192,7 +195,7 @@ fn what_contradicts_itself_is_refused_and_leaves_nothing() {
     let (engine, sim) = open(Rules::Iommufd, vec![]);
     let (file, device) = (Watched::new(), Watched::new());
     engine.map_object(ram(0, MIB), &file.memory(0)).unwrap();
-    let errno = |region, named: &ObjectRef| engine.map_object(region, named).unwrap_err().errno;
+    let errno = |region, named: &ObjectRef<'_>| engine.map_object(region, named).unwrap_err().errno;
     assert_eq!(
         errno(ram(2 * MIB, MIB), &file.memory(MIB)),
         Errno::EINVAL,

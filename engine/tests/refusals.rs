@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "maps memory and names host addresses")]
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use vfio_fast_engine::error::{Error, ErrorKind, Op, PageFault};
 use vfio_fast_engine::limits::UserCharges;
 use vfio_fast_engine::object::{ObjectKind, ObjectRef};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
-use vfio_fast_engine::{Config, DiscardMode, Engine, Errno, discard_range};
+use vfio_fast_engine::{Config, Descriptor, DiscardMode, Engine, Errno, discard_range};
 use vfio_fast_testing as common;
 
 const PAGE: u64 = 4096;
@@ -285,7 +285,8 @@ fn errnos() {
     for errno in [Errno::ENODEV, Errno::ENOTTY, Errno::EOPNOTSUPP] {
         let (engine, _) = engine(SimConfig { failures: vec![(1, errno)], ..keeping(Rules::Iommufd) });
         let file = File::open("/dev/null").unwrap();
-        let object = ObjectRef { fd: file.as_raw_fd(), kind: ObjectKind::Bar { region_index: 0 }, offset: 0 };
+        let object =
+            ObjectRef { fd: file.as_fd().into(), kind: ObjectKind::Bar { region_index: 0 }, offset: 0 };
         refused(engine.map_object(bar, &object));
     }
     descriptors(bar);
@@ -316,23 +317,31 @@ fn errnos() {
     }
 }
 
+/// A number that is not open, as a C program can name it.
+fn closed() -> Descriptor<'static> {
+    // SAFETY: no file gets a negative number.
+    unsafe { Descriptor::from_raw(-1) }
+}
+
 fn descriptors(bar: Region) {
     let (engine, _) = engine(keeping(Rules::Iommufd));
     let file = File::open("/dev/null").unwrap();
-    let object = |fd| ObjectRef { fd, kind: ObjectKind::Bar { region_index: 0 }, offset: 0 };
-    refused(engine.map_object(bar, &object(-1)));
-    refused(engine.map_object(Region { backing: Backing::UNKNOWN, ..bar }, &object(file.as_raw_fd())));
+    fn object(fd: Descriptor<'_>) -> ObjectRef<'_> {
+        ObjectRef { fd, kind: ObjectKind::Bar { region_index: 0 }, offset: 0 }
+    }
+    refused(engine.map_object(bar, &object(closed())));
+    refused(engine.map_object(Region { backing: Backing::UNKNOWN, ..bar }, &object(file.as_fd().into())));
     // This process has one thread, and opens nothing until the limit is back.
     let limit = |soft| libc::rlimit { rlim_cur: soft, rlim_max: 1024 };
     for (soft, full) in [(u64::try_from(file.as_raw_fd()).unwrap() + 1, true), (1024, false)] {
         // SAFETY: the struct outlives the call.
         assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit(soft)) }, 0);
-        let answer = engine.map_object(bar, &object(file.as_raw_fd()));
+        let answer = engine.map_object(bar, &object(file.as_fd().into()));
         assert_eq!(answer.as_ref().err().map(|error| error.errno), full.then_some(Errno::EMFILE));
         answer.err().iter().for_each(print);
     }
     let other = Region { range: range(MIB, PAGE), ..bar };
-    refused(engine.map_object(other, &ObjectRef { offset: MIB, ..object(file.as_raw_fd()) }));
+    refused(engine.map_object(other, &ObjectRef { offset: MIB, ..object(file.as_fd().into()) }));
 }
 
 fn handovers() {
@@ -364,9 +373,9 @@ fn handovers() {
 
 fn open() {
     let file = File::open("/dev/null").unwrap();
-    refused(Type1::open(file.as_raw_fd()));
-    refused(Iommufd::open(file.as_raw_fd(), 1));
-    refused(Type1::open(-1));
+    refused(Type1::open(file.as_fd()));
+    refused(Iommufd::open(file.as_fd(), 1));
+    refused(Type1::open(closed()));
 }
 
 #[test]
@@ -401,8 +410,8 @@ fn with_memory_errors() {
 #[ignore = "needs containers, which another test imitates"]
 fn with_empty_containers() {
     let file = File::open("/dev/null").unwrap();
-    refused(Type1::open(file.as_raw_fd()));
-    refused(Iommufd::open(file.as_raw_fd(), 1));
+    refused(Type1::open(file.as_fd()));
+    refused(Iommufd::open(file.as_fd(), 1));
 }
 
 /// What follows the errno's own text.

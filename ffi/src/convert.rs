@@ -6,7 +6,7 @@ use vfio_fast_engine::log::Level;
 use vfio_fast_engine::object::{ObjectKind, ObjectRef};
 use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
 use vfio_fast_engine::stats::Stats;
-use vfio_fast_engine::{CpuSet, DiscardMode, Info, Outcome, Phase, Progress};
+use vfio_fast_engine::{CpuSet, Descriptor, DiscardMode, Info, Outcome, Phase, Progress};
 
 use crate::abi::{
     VFIO_FAST_INFO_IN_TRANSACTION, VFIO_FAST_INFO_MEMLOCK_PER_USER, VFIO_FAST_INFO_PARALLEL,
@@ -42,15 +42,15 @@ pub(crate) fn region(region: &vfio_fast_region, hva: HostVa) -> Result<Region> {
     })
 }
 
-/// The file or device that a caller names for the region's memory.
-pub(crate) fn object(region: &vfio_fast_region) -> Option<ObjectRef> {
+/// The file or device that a caller names for the region's memory. `fd` is `region.fd`.
+pub(crate) fn object<'a>(region: &vfio_fast_region, fd: Descriptor<'a>) -> Option<ObjectRef<'a>> {
     let has = |flag| region.flags & flag != 0;
     let kind = if has(VFIO_FAST_REGION_DEVICE) {
         ObjectKind::Bar { region_index: region.region_index }
     } else {
         ObjectKind::Memory
     };
-    has(VFIO_FAST_REGION_FD).then_some(ObjectRef { fd: region.fd, kind, offset: region.fd_offset })
+    has(VFIO_FAST_REGION_FD).then_some(ObjectRef { fd, kind, offset: region.fd_offset })
 }
 
 /// A caller's set of CPUs.

@@ -10,7 +10,7 @@ use vfio_fast_engine::backend::iommufd::Iommufd;
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::backend::type1::Type1;
 use vfio_fast_engine::log::Log;
-use vfio_fast_engine::{Config, CpuSet, Engine, Errno, timeline};
+use vfio_fast_engine::{Config, CpuSet, Descriptor, Engine, Errno, timeline};
 
 use crate::abi::{
     VFIO_FAST_BACKEND_IOMMUFD, VFIO_FAST_BACKEND_SIM, VFIO_FAST_BACKEND_TYPE1, VFIO_FAST_CONFIG_NO_HUGEPAGE,
@@ -35,21 +35,25 @@ pub struct vfio_fast {
 }
 
 /// A copy of a configuration and of what it points to.
-pub(crate) struct Settings {
+pub(crate) struct Settings<'a> {
     pub(crate) config: vfio_fast_config,
     pub(crate) sim: Option<vfio_fast_sim_config>,
     pub(crate) cuts: Vec<u64>,
     pub(crate) cpu_set: Option<CpuSet>,
     pub(crate) sink: Option<Sink>,
+    /// config.container_fd and config.iommufd_fd
+    container: Descriptor<'a>,
+    iommufd: Descriptor<'a>,
 }
 
-impl Settings {
+impl Settings<'_> {
     /// Copies a caller's configuration.
     ///
     /// # Safety
     /// `config` and, in it, `sim`, `cuts` and `cpu_set` are NULL or point to as many bytes as their sizes say, unchanged
     /// during the call. As long as a handle opened with the result exists, `log` can be called with `log_opaque` on any thread
-    /// that calls into the handle.
+    /// that calls into the handle. As long as the result exists, `container_fd` and `iommufd_fd` are not open, or the
+    /// caller's and stay open.
     pub(crate) unsafe fn read(config: *const vfio_fast_config) -> Result<Self> {
         // SAFETY: config is as this function's contract says.
         let config = unsafe { sized::read(config) }?;
@@ -65,14 +69,18 @@ impl Settings {
             array::bytes(config.cpu_set.cast(), config.cpu_set_size, "struct vfio_fast_config: cpu_set")
         }?;
         let cpu_set = (!config.cpu_set.is_null()).then(|| convert::cpu_set(set)).transpose()?;
-        Ok(Self { config, sim, cuts: cuts.to_vec(), cpu_set, sink })
+        // SAFETY: config.container_fd is as this function's contract says.
+        let container = unsafe { Descriptor::from_raw(config.container_fd) };
+        // SAFETY: config.iommufd_fd is as this function's contract says.
+        let iommufd = unsafe { Descriptor::from_raw(config.iommufd_fd) };
+        Ok(Self { config, sim, cuts: cuts.to_vec(), cpu_set, sink, container, iommufd })
     }
 }
 
 impl vfio_fast {
     /// Opens a handle.
-    pub(crate) fn open(settings: Settings) -> Result<Self> {
-        let Settings { config, sim, cuts, cpu_set, sink } = settings;
+    pub(crate) fn open(settings: Settings<'_>) -> Result<Self> {
+        let Settings { config, sim, cuts, cpu_set, sink, container, iommufd } = settings;
         convert::known("struct vfio_fast_config: flags", config.flags, VFIO_FAST_CONFIG_NO_HUGEPAGE)?;
         if config.log_level > VFIO_FAST_LOG_DEBUG {
             return Err(Failure::unknown("struct vfio_fast_config: log_level", config.log_level));
@@ -91,7 +99,7 @@ impl vfio_fast {
         if config.entry_size != 0 {
             engine.entry_size = config.entry_size;
         }
-        let engine = Engine::new(backend(&config, sim)?, engine)?;
+        let engine = Engine::new(backend(&config, container, iommufd, sim)?, engine)?;
         Ok(Self { engine: Arc::new(engine), backend: config.backend })
     }
 
@@ -117,13 +125,18 @@ fn record_timeline(log: &Log) {
     }
 }
 
-fn backend(config: &vfio_fast_config, sim: Option<vfio_fast_sim_config>) -> Result<Box<dyn Backend>> {
+fn backend(
+    config: &vfio_fast_config,
+    container: Descriptor<'_>,
+    iommufd: Descriptor<'_>,
+    sim: Option<vfio_fast_sim_config>,
+) -> Result<Box<dyn Backend>> {
     match (config.backend, sim) {
         (VFIO_FAST_BACKEND_SIM, sim) => {
             Ok(Box::new(Sim::new(sim.map(sim_config).transpose()?.unwrap_or_default())))
         }
-        (VFIO_FAST_BACKEND_TYPE1, None) => Ok(Box::new(Type1::open(config.container_fd)?)),
-        (VFIO_FAST_BACKEND_IOMMUFD, None) => Ok(Box::new(Iommufd::open(config.iommufd_fd, config.ioas_id)?)),
+        (VFIO_FAST_BACKEND_TYPE1, None) => Ok(Box::new(Type1::open(container)?)),
+        (VFIO_FAST_BACKEND_IOMMUFD, None) => Ok(Box::new(Iommufd::open(iommufd, config.ioas_id)?)),
         (VFIO_FAST_BACKEND_TYPE1 | VFIO_FAST_BACKEND_IOMMUFD, Some(_)) => Err(Failure::check(
             libc::EINVAL,
             "struct vfio_fast_config: sim is set, but the backend is not VFIO_FAST_BACKEND_SIM".to_owned(),

@@ -1,6 +1,6 @@
 //! The kernel's type1 driver, through a VFIO container.
 
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::addr::{Iova, IovaRange, PageSizes};
 use crate::backend::{
@@ -9,9 +9,10 @@ use crate::backend::{
 use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::limits::{Limits, Memlock};
 use crate::object::Object;
+use crate::sys::fd::{self, Descriptor};
+use crate::sys::memlock;
 use crate::sys::type1::info::{self, Type1Info};
 use crate::sys::type1::{self, Extent, dirty};
-use crate::sys::{fd, memlock};
 
 /// The only result of VFIO_GET_API_VERSION so far.
 const API_VERSION: i32 = 0;
@@ -35,11 +36,11 @@ pub struct Type1 {
 }
 
 impl Type1 {
-    /// Duplicates `container_fd`. Its owner has set the IOMMU type, which the kernel does not report.
-    pub fn open(container_fd: RawFd) -> Result<Self> {
+    /// Duplicates `container`. Its owner has set the IOMMU type, which the kernel does not report.
+    pub fn open<'a>(container: impl Into<Descriptor<'a>>) -> Result<Self> {
         let failed = |errno| Error::kernel(Op::Open, errno);
         let refused = |text| Error::check(Errno::EINVAL, ErrorKind::Other(text)).of(Op::Open);
-        let container = fd::duplicate(container_fd).map_err(failed)?;
+        let container = fd::duplicate(container.into()).map_err(failed)?;
         let version = type1::api_version(container.as_fd()).map_err(failed)?;
         if version != API_VERSION {
             return Err(refused("the container speaks an unknown version of VFIO"));
@@ -208,7 +209,7 @@ fn unmap_to_the_top(
 mod tests {
     use std::cell::Cell;
     use std::fs::File;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::AsFd;
 
     use super::*;
 
@@ -274,9 +275,7 @@ mod tests {
     #[test]
     fn what_is_no_container_cannot_be_opened() {
         let file = File::open("/dev/null").unwrap();
-        let error = Type1::open(file.as_raw_fd()).unwrap_err();
+        let error = Type1::open(file.as_fd()).unwrap_err();
         assert_eq!((error.op, error.errno), (Op::Open, Errno(libc::ENOTTY)));
-        let error = Type1::open(-1).unwrap_err();
-        assert_eq!((error.op, error.errno), (Op::Open, Errno(libc::EBADF)));
     }
 }

@@ -1,7 +1,7 @@
 //! A descriptor that becomes readable when something has happened.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::error::Errno;
 
@@ -22,22 +22,22 @@ impl EventFd {
     }
 
     /// The descriptor, which belongs to the event.
-    pub fn number(&self) -> RawFd {
-        self.0.as_raw_fd()
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
     /// Makes the descriptor readable. It cannot fail: the count would have to reach 2^64 - 1.
     pub fn signal(&self) {
         let one = 1u64;
         // SAFETY: the call reads the 8 bytes of `one`.
-        unsafe { libc::write(self.number(), (&raw const one).cast(), size_of::<u64>()) };
+        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
     }
 
     /// Makes the descriptor not readable.
     pub fn reset(&self) {
         let mut count = 0u64;
         // SAFETY: the call writes the 8 bytes of `count`. It fails with EAGAIN if the descriptor is not readable.
-        unsafe { libc::read(self.number(), (&raw mut count).cast(), size_of::<u64>()) };
+        unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
     }
 }
 
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     fn is_readable(event: &EventFd) -> bool {
-        let mut poll = libc::pollfd { fd: event.number(), events: libc::POLLIN, revents: 0 };
+        let mut poll = libc::pollfd { fd: event.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: the call reads and writes one pollfd, and returns at once.
         unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
     }

@@ -8,7 +8,7 @@ pub mod cpu;
 pub mod discard;
 pub(crate) mod dma_buf;
 pub(crate) mod eventfd;
-pub(crate) mod fd;
+pub mod fd;
 pub(crate) mod file_system;
 pub mod hva;
 pub(crate) mod ioctl;

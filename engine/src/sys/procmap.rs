@@ -182,7 +182,7 @@ fn memory_file(file: BorrowedFd<'_>) -> Option<Identity> {
     if ![libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&kind) {
         return None;
     }
-    let FileId { device, inode } = fd::file_id(file.as_raw_fd()).ok()?;
+    let FileId { device, inode } = fd::file_id(file.into()).ok()?;
     Some(Identity { inode, major: libc::major(device), minor: libc::minor(device) })
 }
 

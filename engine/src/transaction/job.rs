@@ -5,7 +5,7 @@
 //! call does its own work, and the job plans anew. So it never maps what was unmapped meanwhile, and a call waits for one
 //! entry at most. It does not work while a transaction is open, because what is wanted is not final then.
 
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -159,16 +159,16 @@ impl Engine {
     }
 
     /// A descriptor that is readable from the end of a job until it is read or the next job begins.
-    pub fn completion_fd(&self) -> Result<RawFd> {
+    pub fn completion_fd(&self) -> Result<BorrowedFd<'_>> {
         let state = self.state();
         if let Some(event) = self.job.ended.get() {
-            return Ok(event.number());
+            return Ok(event.fd());
         }
         let event = EventFd::new().map_err(|errno| Error::kernel(Op::Open, errno))?;
         if !matches!(state.job.phase, Phase::None | Phase::Running) {
             event.signal();
         }
-        Ok(self.job.ended.get_or_init(|| event).number())
+        Ok(self.job.ended.get_or_init(|| event).fd())
     }
 
     /// Leaves `later` to the job, which is started unless it runs.

@@ -19,12 +19,12 @@ impl Engine {
     /// Maps a region that is a part of `object`. Some kernels can map an object although they refuse its host
     /// addresses, or can map it faster. All regions of one backing must be parts of one object, and each byte of the
     /// object must have one host address. BARs must be exact, because the kernel may have unmapped them.
-    pub fn map_object(&self, region: Region, object: &ObjectRef) -> Result<()> {
+    pub fn map_object(&self, region: Region, object: &ObjectRef<'_>) -> Result<()> {
         let is_bar = matches!(object.kind, ObjectKind::Bar { .. });
         self.map(Region { exact: region.exact || is_bar, ..region }, Some(object))
     }
 
-    fn map(&self, region: Region, object: Option<&ObjectRef>) -> Result<()> {
+    fn map(&self, region: Region, object: Option<&ObjectRef<'_>>) -> Result<()> {
         self.check(&region)?;
         let mut state = self.changing_only(region.range, |state| {
             self.is_single_map(state, &state.wanted.classified(region))

@@ -75,7 +75,7 @@ pub fn on_backend(case: &Case, driver: Driver, run: impl FnOnce(&dyn Target)) {
 pub fn open_wrong_ioas() -> vfio_fast_engine::Error {
     let mut error = None;
     on_the_kernel(Needs::default(), Driver::Iommufd, |opened, _| {
-        error = Iommufd::open(opened.fd(), opened.ioas_id + 1000).err();
+        error = Iommufd::open(opened.file.as_fd(), opened.ioas_id + 1000).err();
     });
     error.expect("there is no such IOAS")
 }
@@ -375,8 +375,8 @@ impl Opened {
 
     fn backend(&self, driver: Driver) -> Box<dyn Backend> {
         match driver {
-            Driver::Type1 | Driver::Imitation => Box::new(Type1::open(self.fd()).unwrap()),
-            Driver::Iommufd => Box::new(Iommufd::open(self.fd(), self.ioas_id).unwrap()),
+            Driver::Type1 | Driver::Imitation => Box::new(Type1::open(self.file.as_fd()).unwrap()),
+            Driver::Iommufd => Box::new(Iommufd::open(self.file.as_fd(), self.ioas_id).unwrap()),
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -264,7 +264,7 @@ pub fn adopt() {
     let number = uses().parse().expect("a descriptor");
     // SAFETY: the other process has passed this descriptor, and nothing else here uses it.
     let container = unsafe { OwnedFd::from_raw_fd(number) };
-    let engine = engine(Box::new(Type1::open(container.as_raw_fd()).unwrap()));
+    let engine = engine(Box::new(Type1::open(container.as_fd()).unwrap()));
     engine.begin().unwrap();
     entries().for_each(|region| engine.map_region(region).unwrap());
     Step::Adopt.begin();

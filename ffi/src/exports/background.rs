@@ -1,6 +1,7 @@
 //! Commits that map in the background.
 
 use std::ffi::c_int;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -167,7 +168,7 @@ pub unsafe extern "C" fn vfio_fast_completion_fd(vf: *mut vfio_fast, fd: *mut c_
         if fd.is_null() {
             return Err(Failure::null("the descriptor"));
         }
-        let number = handle.engine.completion_fd()?;
+        let number = handle.engine.completion_fd()?.as_raw_fd();
         // SAFETY: fd is as this function's contract says.
         unsafe { out::write_optional(fd, number) };
         Ok(())

@@ -60,7 +60,8 @@ use crate::log::refuse_inside;
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vfio_fast_open(config: *const vfio_fast_config, out: *mut *mut vfio_fast) -> c_int {
     guard(|| {
-        // SAFETY: config, what it points to, and its log function are as this function's contract says.
+        // SAFETY: config, what it points to, and its log function are as this function's contract says; its descriptors are
+        // the caller's own until this call returns, as the struct says.
         let settings = unsafe { Settings::read(config) }?;
         if out.is_null() {
             return Err(Failure::null("the new handle"));

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 
-use vfio_fast_engine::host_va;
+use vfio_fast_engine::{Descriptor, host_va};
 
 use crate::abi::{vfio_fast_range, vfio_fast_region};
 use crate::convert;
@@ -41,9 +41,10 @@ pub unsafe extern "C" fn vfio_fast_map_region(vf: *mut vfio_fast, region: *const
         // SAFETY: region is as this function's contract says.
         let region = unsafe { sized::read(region) }?;
         // SAFETY: this function's contract says of region.length bytes from region.hva on what host_va() demands.
-        let hva = unsafe { host_va(region.hva) };
-        let wanted = convert::region(&region, hva)?;
-        match convert::object(&region) {
+        let wanted = convert::region(&region, unsafe { host_va(region.hva) })?;
+        // SAFETY: struct vfio_fast_region says that fd is the caller's own until this call returns.
+        let fd = unsafe { Descriptor::from_raw(region.fd) };
+        match convert::object(&region, fd) {
             Some(object) => handle.engine.map_object(wanted, &object)?,
             None => handle.engine.map_region(wanted)?,
         }

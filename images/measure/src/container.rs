@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Error;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -35,7 +35,7 @@ impl Container {
         Ok(Self { _group: group, file })
     }
 
-    pub fn fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }

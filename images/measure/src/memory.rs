@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,8 +63,8 @@ impl Memory {
     }
 
     /// The file that is mapped here from its first byte on, if the mapping is shared.
-    pub fn file(&self) -> Option<RawFd> {
-        self.file.as_ref().map(AsRawFd::as_raw_fd)
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
     }
 
     /// Faults in all of the memory by one call on this thread.

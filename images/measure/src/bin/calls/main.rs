@@ -12,7 +12,7 @@ mod exact;
 mod unmap;
 
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
@@ -92,7 +92,7 @@ impl Mapper {
             let ioas = Ioas::new(&device);
             ioas::attach(&ioas.device, ioas.id)
                 .map_err(|errno| anyhow!("Cannot attach: {}", Errno(errno)))?;
-            let backend = Iommufd::open(ioas.iommufd.as_raw_fd(), ioas.id)?;
+            let backend = Iommufd::open(ioas.iommufd.as_fd(), ioas.id)?;
             return Ok(Self { backend: Arc::new(backend), _container: None, _ioas: Some(ioas) });
         }
         let container = Container::with(&device)?;

@@ -135,7 +135,10 @@ fn engine(job: &Job, memory: &Memory, populates: Option<PopulatePolicy>) -> Resu
         for region in regions(memory, job.bytes) {
             let offset = region.hva.raw() - memory.hva().raw();
             match memory.file() {
-                Some(fd) => engine.map_object(region, &ObjectRef { fd, kind: ObjectKind::Memory, offset })?,
+                Some(fd) => {
+                    let object = ObjectRef { fd: fd.into(), kind: ObjectKind::Memory, offset };
+                    engine.map_object(region, &object)?
+                }
                 None => engine.map_region(region)?,
             }
         }

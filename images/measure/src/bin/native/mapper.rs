@@ -1,6 +1,6 @@
 //! The target of the map calls: io_uring's pins, or a container or an IOAS with a real device.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow};
 use vfio_fast_engine::Errno;
@@ -46,7 +46,7 @@ impl Mapper {
         }
         let ioas = Ioas::new(&device);
         ioas::attach(&ioas.device, ioas.id).map_err(|errno| anyhow!("Cannot attach: {}", Errno(errno)))?;
-        let backend = Iommufd::open(ioas.iommufd.as_raw_fd(), ioas.id)?;
+        let backend = Iommufd::open(ioas.iommufd.as_fd(), ioas.id)?;
         Ok(Self::of(Box::new(backend), None, Some(ioas)))
     }
 
