@@ -10,6 +10,7 @@ macro_rules! stats {
         /// Totals since open, except that fields marked "now" are the state after the last commit. Units are bytes,
         /// nanoseconds and counts.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        #[non_exhaustive]
         pub struct Stats {
             $($(#[$doc])* pub $name: $type,)+
         }

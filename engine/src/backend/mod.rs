@@ -9,6 +9,7 @@ use crate::object::Object;
 pub use crate::region::Mapping;
 
 pub mod iommufd;
+#[cfg(feature = "sim")]
 pub mod sim;
 pub mod type1;
 
