@@ -10,7 +10,7 @@ use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::progress::run_logged;
 use vfio_fast_assets::{packages, paths, rustc};
 
-const INPUTS: &[&str] = &["Cargo.lock", "Cargo.toml", "engine", "ffi", "xtask/src/oldest_rust.rs"];
+const INPUTS: &[&str] = &["Cargo.lock", "Cargo.toml", "engine", "ffi", "rust", "xtask/src/oldest_rust.rs"];
 
 /// Runs the check unless it has passed with these sources and this compiler.
 pub fn check_once(log: &Path) -> Result<()> {
@@ -20,8 +20,10 @@ pub fn check_once(log: &Path) -> Result<()> {
     once::unless_passed("oldest-rust", INPUTS, &[&rustc.display().to_string()], || {
         let mut build = Command::new(paths::cargo());
         build.current_dir(paths::root()).env("CARGO_TERM_COLOR", "never").env("RUSTC", &rustc);
-        // No arguments for packages: the default members of the workspace are what ships.
         build.args(["build", "--locked", "--target-dir"]).arg(paths::target().join("oldest-rust"));
+        // Without more arguments: the default members of the workspace, which are what is installed.
+        run_logged(&mut build, log)?;
+        build.args(["--package", "vfio-fast-dma", "--features", "sim"]);
         run_logged(&mut build, log)
     })
 }

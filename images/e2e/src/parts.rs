@@ -34,6 +34,8 @@ pub struct Parts {
     under_test: Vec<(QemuSeries, Kind, PathBuf)>,
     /// The conformance tests, if a scenario needs them.
     pub conformance: Option<PathBuf>,
+    /// The example of the Rust crate, if a scenario needs it.
+    pub example: Option<PathBuf>,
     /// vfio-fast-run and what it preloads, if a scenario needs them, and conformance tests that it can be preloaded into.
     preload: Vec<PathBuf>,
     /// The measuring program, if a scenario needs one.
@@ -76,7 +78,7 @@ impl Parts {
         if let Some(error) = first_error.into_inner().map_err(|_| anyhow!("a thread panicked"))? {
             return Err(error);
         }
-        let Rest { guest, agent, witness, library, conformance, preload, bench, profiles } =
+        let Rest { guest, agent, witness, library, conformance, example, preload, bench, profiles } =
             rest.context("nothing failed")?;
         Ok(Self {
             newest: newest.map(|kernel| guest.with_kernel(kernel)),
@@ -87,6 +89,7 @@ impl Parts {
             library,
             under_test,
             conformance,
+            example,
             preload,
             bench,
             profiles,
@@ -120,6 +123,7 @@ struct Rest {
     witness: PathBuf,
     library: PathBuf,
     conformance: Option<PathBuf>,
+    example: Option<PathBuf>,
     preload: Vec<PathBuf>,
     bench: Option<PathBuf>,
     profiles: Vec<PathBuf>,
@@ -155,6 +159,9 @@ impl Rest {
         }
         let conformance = needs_conformance
             .then(|| step("Build the conformance tests", "conformance-build.log", &image::build_conformance));
+        let needs_example = specs.iter().any(|spec| spec.program == Program::Example);
+        let example = needs_example
+            .then(|| step("Build the example of the Rust crate", "example-build.log", &image::build_example));
         let bench = specs.iter().find_map(ScenarioSpec::bench_name).map(|name| {
             step("Build the measuring program", "bench-build.log", &|log| image::build_measure(name, log))
         });
@@ -166,6 +173,7 @@ impl Rest {
             witness,
             library,
             conformance: conformance.transpose()?,
+            example: example.transpose()?,
             preload,
             bench: bench.transpose()?,
             profiles: profiles.unwrap_or_default(),
@@ -186,7 +194,7 @@ fn under_test(specs: &[ScenarioSpec]) -> Vec<(QemuSeries, Kind)> {
 /// The QEMU under test of one run.
 fn kind_of(program: &Program, mode: Mode) -> Option<Kind> {
     match (program, mode) {
-        (Program::Conformance | Program::Bench(_), _) => None,
+        (Program::Conformance | Program::Example | Program::Bench(_), _) => None,
         (Program::Qemu, Mode::Reference) => Some(Kind::Stock),
         (Program::Qemu, Mode::NotBuilt) => Some(Kind::Off),
         (Program::Qemu, Mode::Stock | Mode::Fast) => Some(Kind::On),

@@ -103,6 +103,8 @@ pub enum Program {
     Qemu,
     /// The engine's conformance tests.
     Conformance,
+    /// The example of the Rust crate.
+    Example,
     /// A bench of the engine's: its name, then its arguments.
     Bench(Vec<String>),
 }
@@ -245,7 +247,7 @@ impl ScenarioSpec {
     pub fn bench_name(&self) -> Option<&str> {
         match &self.program {
             Program::Bench(command) => command.first().map(String::as_str),
-            Program::Qemu | Program::Conformance => None,
+            Program::Qemu | Program::Conformance | Program::Example => None,
         }
     }
 }

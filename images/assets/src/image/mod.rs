@@ -26,6 +26,8 @@ const L1_MODULES: [&str; 4] = ["vfio_iommu_type1", "vfio_pci", "kvm_amd", "kvm_i
 const L2_MODULES: [&str; 2] = ["nvme", "virtio_mem"];
 /// Version of the layout of [`Guest`] in the cache. Change it to invalidate old entries.
 const LAYOUT: &str = "guest 4";
+/// The example of the Rust crate.
+const EXAMPLE: &str = "guest_memory";
 
 /// A kernel from Debian, with its modules unpacked in loading order, and firmware.
 #[derive(Clone, Debug)]
@@ -220,6 +222,16 @@ pub fn build_preloaded_conformance(log: &Path) -> Result<PathBuf> {
     let program = folder.join("conformance-preloaded");
     fs::copy(&built, &program).with_context(|| format!("Cannot copy {}", built.display()))?;
     Ok(program)
+}
+
+/// Builds the example of the Rust crate, linked statically.
+pub fn build_example(log: &Path) -> Result<PathBuf> {
+    let build = || {
+        let mut command = cargo_static("build", "vfio-fast-dma");
+        command.args(["--example", EXAMPLE]).env("CARGO_PROFILE_DEV_DEBUG", "none");
+        command
+    };
+    build_target(EXAMPLE, build, log)
 }
 
 /// Builds one of the measuring programs, linked statically.
