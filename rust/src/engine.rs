@@ -5,14 +5,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::Backend;
 use vfio_fast_engine::backend::iommufd::Iommufd;
 use vfio_fast_engine::backend::type1::Type1;
 use vfio_fast_engine::transaction;
 
 use crate::config::Sink;
-use crate::error::range;
+use crate::range::{inclusive, range};
 use crate::{Config, Info, Level, Progress, Result, Stats};
 
 /// Owns the DMA mappings of one container: a VFIO container with type1, or an IOAS of iommufd.
@@ -220,8 +219,4 @@ impl Drop for Engine {
             log(Level::Error, &error.to_string());
         }
     }
-}
-
-pub(crate) fn inclusive(range: IovaRange) -> RangeInclusive<u64> {
-    range.start()..=range.last()
 }

@@ -4,11 +4,9 @@ use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
 
-use vfio_fast_engine::Errno;
-use vfio_fast_engine::addr::{Iova, IovaRange};
-use vfio_fast_engine::error::{self, ErrorKind, Op};
+use vfio_fast_engine::error::{self, Op};
 
-use crate::engine::inclusive;
+use crate::range::inclusive;
 
 /// The result of the crate's functions that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -108,10 +106,4 @@ impl From<Error> for io::Error {
         let kind = io::Error::from_raw_os_error(error.errno()).kind();
         Self::new(kind, error)
     }
-}
-
-/// The range of `length` bytes from `iova` on.
-pub(crate) fn range(iova: u64, length: u64) -> Result<IovaRange> {
-    let refused = || error::Error::check(Errno::EINVAL, ErrorKind::BadRange).into();
-    IovaRange::new(Iova(iova), length).ok_or_else(refused)
 }

@@ -7,7 +7,7 @@ use vfio_fast_engine::execute::Refusal;
 use vfio_fast_engine::limits::MemlockScope;
 use vfio_fast_engine::transaction::{self, Phase};
 
-use crate::engine::inclusive;
+use crate::range::inclusive;
 
 pub use vfio_fast_engine::addr::Superpages;
 pub use vfio_fast_engine::stats::Stats;

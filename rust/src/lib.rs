@@ -6,6 +6,7 @@ mod engine;
 mod error;
 mod info;
 mod map;
+mod range;
 mod region;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -4,7 +4,7 @@
 
 use vfio_fast_engine::region;
 
-use crate::error::range;
+use crate::range::range;
 use crate::{Engine, Region, Result, Transaction};
 
 impl Engine {

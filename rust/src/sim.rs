@@ -29,7 +29,7 @@ use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
 use vfio_fast_engine::region::Perm;
 
-use crate::engine::inclusive;
+use crate::range::inclusive;
 
 /// The driver whose rules the model follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

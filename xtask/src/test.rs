@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
 use crate::{
-    debian_packages, dependencies, documents, exports, header, interleavings, lab, oldest_rust,
+    crates, debian_packages, dependencies, documents, exports, header, interleavings, lab, oldest_rust,
     other_targets, pages, tidy, tsan,
 };
 use vfio_fast_assets::cache::Cache;
@@ -54,7 +54,9 @@ const CHECKS: &[Check] = &[
     fast("unit and property tests", |log| {
         cargo(&["test", "--workspace", "--exclude", "vfio-fast", "--locked"], &[], log)?;
         // Runs each measurement once, with its assertions.
-        cargo(&["test", "--package", "vfio-fast-engine", "--bench", "pure", "--locked"], &[], log)
+        cargo(&["test", "--package", "vfio-fast-engine", "--bench", "pure", "--locked"], &[], log)?;
+        // On the model of the kernel.
+        cargo(&["run", "--package", "vfio-fast-dma", "--example", "guest_memory", "--locked"], &[], log)
     }),
     fast("C interface and its consumers", |log| {
         cargo(&["test", "--package", "vfio-fast", "--locked"], &[], log)
@@ -63,6 +65,7 @@ const CHECKS: &[Check] = &[
         let strict = [("RUSTDOCFLAGS", "-D warnings".into())];
         cargo(&["doc", "--workspace", "--no-deps", "--locked"], &strict, log)
     }),
+    fast("crates", crates::check),
     fast("header drift", |_| header::check()),
     fast("man pages and completions", |_| pages::check()),
     fast("exported symbols", |log| {
