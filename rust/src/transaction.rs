@@ -24,6 +24,13 @@ use crate::{Engine, Outcome, Result};
 /// # Ok(())
 /// # }
 /// ```
+///
+/// Another thread cannot get hold of it:
+///
+/// ```compile_fail,E0277
+/// fn send<T: Send>() {}
+/// send::<vfio_fast_dma::Transaction<'static>>();
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping a transaction abandons it"]
 pub struct Transaction<'engine> {

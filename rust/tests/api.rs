@@ -11,7 +11,6 @@ use vfio_fast_dma::{Config, Engine, Level, Operation, ProgressState, Region};
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
-const ENOENT: i32 = 2;
 const EIO: i32 = 5;
 const EBUSY: i32 = 16;
 const EEXIST: i32 = 17;
@@ -128,11 +127,13 @@ fn closing_returns_what_is_still_mapped() {
 fn an_engine_that_is_dropped_ends_its_job() {
     let container = Container::new(Driver::Iommufd);
     let engine = open(&container);
-    begun!(engine).commit_in_background().unwrap();
+    let mut transaction = engine.begin().unwrap();
+    // So much that the job is not done when the engine is dropped.
+    // SAFETY: the model accesses no memory.
+    unsafe { transaction.map(&ram(0, 1 << 40)) }.unwrap();
+    transaction.commit_in_background().unwrap();
     drop(engine);
     assert!(container.mappings().is_empty());
-    let calls = container.map_calls();
-    assert_eq!(calls, container.map_calls());
 
     let engine = open(&container);
     begun!(engine).commit_in_background().unwrap();
@@ -148,8 +149,6 @@ fn descriptors_of_something_else_are_refused() {
     let iommufd = Engine::iommufd(file.as_fd(), 1, Config::new()).unwrap_err();
     assert_eq!((type1.errno(), type1.operation()), (ENOTTY, Operation::Open));
     assert_eq!(iommufd.errno(), ENOTTY);
-    // An iommufd without the IOAS cannot be opened here: no test machine of the unit tests has one.
-    assert_ne!(iommufd.errno(), ENOENT);
 }
 
 #[test]
@@ -216,9 +215,9 @@ fn dirty_pages_are_bits() {
     assert_eq!(iommufd.track_dirty(true).unwrap_err().errno(), EOPNOTSUPP);
 }
 
-/// What the documentation says of threads, as types.
+/// What the documentation says of threads, as types. That transactions stay with their thread is an example there.
 #[test]
-fn engines_are_shared_and_transactions_are_not_sent() {
+fn threads_can_share_what_they_are_said_to() {
     fn shared<T: Send + Sync>() {}
     shared::<Engine>();
     shared::<vfio_fast_dma::Error>();

@@ -46,6 +46,7 @@ const INPUTS: &[&str] = &[
     "include",
     "packaging",
     "qemu-patches",
+    "rust/examples",
     "xtask",
 ];
 
