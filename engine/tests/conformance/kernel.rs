@@ -14,11 +14,12 @@ use iommufd_bindings as iommufd;
 use memfd::MemfdOptions;
 use vfio_bindings::bindings::vfio;
 
+use super::Memory;
 use super::cases::{MEMORY, PAGE};
 use super::ioas::{self, Device, Ioas, ioctl, length_of, open};
 use super::limits::{EntryLimit, Memlock};
 use super::run::{Case, Hva, Kernel, Needs, Target};
-use super::{Memory, Through};
+use super::targets::Through;
 use vfio_fast_engine::Errno;
 use vfio_fast_engine::addr::{Iova, IovaRange};
 use vfio_fast_engine::backend::iommufd::Iommufd;

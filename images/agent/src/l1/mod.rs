@@ -21,7 +21,6 @@ mod report;
 mod requests;
 mod scenarios;
 mod text_pattern;
-mod timeline;
 mod tracing;
 mod vm;
 mod vmstat;

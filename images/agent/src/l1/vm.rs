@@ -23,11 +23,12 @@ use crate::l1::proc::{self, Thread};
 use crate::l1::qemu_files::QemuFiles;
 use crate::l1::qmp::Qmp;
 use crate::l1::report::Reporter;
-use crate::l1::timeline;
 use crate::machine;
 use crate::wait::{Seen, wait_for};
 
 const QEMU: &str = "/vft/qemu";
+/// The library's timeline of a QEMU that was started with [`CommandLine::timeline`].
+pub const TIMELINE: &str = "/run/timeline.json";
 const CONSOLE: &str = "/run/l2-console-file";
 /// SeaBIOS's last message where it finds nothing to boot. It changes nothing after that.
 const NOTHING_TO_BOOT: &str = "No bootable device";
@@ -407,7 +408,7 @@ fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
         command.env("VFT_REAL_TIME", "");
     }
     if line.has_timeline() {
-        command.env("VFIO_FAST_TIMELINE", timeline::FILE);
+        command.env("VFIO_FAST_TIMELINE", TIMELINE);
     }
     if line.has_faults() {
         faults::disarm()?;

@@ -9,4 +9,5 @@ pub mod exit_calls;
 pub mod mappings;
 pub mod p2p_warning;
 pub mod sandbox;
+pub mod timeline;
 pub mod viommu_events;

@@ -9,11 +9,11 @@ use vfio_fast_protocol::record::Record;
 use vfio_fast_protocol::scenarios::two_devices::Check;
 use vfio_fast_protocol::witness::{self, Call};
 
-use crate::l1::checks::{count, exit, mappings};
+use crate::l1::checks::{count, exit, mappings, timeline};
 use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
-use crate::l1::{devices, requests, timeline};
+use crate::l1::{devices, requests};
 
 pub fn run(lab: &Lab) -> Result<()> {
     together(lab)?;

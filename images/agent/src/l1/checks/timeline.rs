@@ -7,15 +7,12 @@ use serde_json::Value;
 use vfio_fast_protocol::checks::CheckName;
 
 use crate::l1::lab::Lab;
-use crate::l1::vm::Vm;
-
-/// The file of a QEMU that was started with [`crate::l1::command_line::CommandLine::timeline`].
-pub const FILE: &str = "/run/timeline.json";
+use crate::l1::vm::{TIMELINE, Vm};
 
 /// Checks that there is one span for each call that has mapped or unmapped something, with its bytes. The file goes to
 /// the host.
 pub fn agrees(lab: &Lab, vm: &Vm, check: impl CheckName) -> Result<()> {
-    let text = fs::read_to_string(FILE).with_context(|| format!("cannot read {FILE}"))?;
+    let text = fs::read_to_string(TIMELINE).with_context(|| format!("cannot read {TIMELINE}"))?;
     text.lines().for_each(|line| lab.report.log("timeline", line));
     let events: Vec<Value> = serde_json::from_str(&text).context("the timeline is no JSON")?;
     let of = |names: &[&str]| {
