@@ -100,3 +100,18 @@ fn a_large_guest_in_small_entries_takes_little_memory_to_plan() {
     assert!(matches!(refused, Some(Error { kind: ErrorKind::Memlock { .. }, .. })), "{refused:?}");
     assert!(most < 200 << 20, "{most} bytes");
 }
+
+/// One entry is planned as one, however many the grid would have there.
+#[test]
+fn an_absurd_exact_region_is_planned_at_once() {
+    for rules in [Rules::Type1, Rules::Iommufd] {
+        let engine = open(
+            SimConfig { rules, ..SimConfig::default() },
+            Config { entry_size: 2 * MIB, ..Config::default() },
+        );
+        let exact = Region { exact: true, ..region(1 << 63) };
+        engine.map_region(exact).unwrap();
+        assert_eq!(engine.entries().len(), 1);
+        assert_eq!(engine.unmap(exact.range).unwrap(), 1 << 63);
+    }
+}

@@ -176,9 +176,10 @@ impl Stretch {
     }
 
     fn entries(&self, grid: &Grid) -> impl Iterator<Item = Entry> {
-        // An exact stretch is never cut.
-        let whole = self.exact.then_some(self.entry.range);
-        let pieces = whole.into_iter().chain(grid.pieces(self.entry.range).filter(move |_| whole.is_none()));
+        // An exact stretch is never cut. It may be of any size: the grid could have any number of pieces there.
+        let (whole, cut) =
+            if self.exact { (Some(self.entry.range), None) } else { (None, Some(self.entry.range)) };
+        let pieces = whole.into_iter().chain(cut.into_iter().flat_map(move |range| grid.pieces(range)));
         pieces.map(|range| Entry { range, hva: self.entry.hva_at(range.start()), ..self.entry })
     }
 }
