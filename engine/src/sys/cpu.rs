@@ -6,8 +6,10 @@ use std::mem::size_of_val;
 use super::proc;
 use crate::error::Errno;
 
-/// Words of a set: 8192 CPUs, as in the kernel's largest configuration.
-const WORDS: usize = 8192 / u64::BITS as usize;
+/// Maximum number of CPUs: that of the kernel's largest configuration.
+pub(crate) const MAX_CPUS: usize = 8192;
+/// Words of a set.
+const WORDS: usize = MAX_CPUS / u64::BITS as usize;
 
 /// A set of CPUs, not empty.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,12 +85,17 @@ impl CpuSet {
     }
 }
 
-/// Parses a list in the kernel's format: "0-3,8".
+/// Parses a list of CPUs in the kernel's format: "0-3,8". `None` if it has a CPU that no kernel can have, or is longer
+/// than that of all CPUs.
 pub(crate) fn listed(text: &str) -> Option<Vec<usize>> {
     let mut numbers = Vec::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
-        numbers.extend(from.parse::<usize>().ok()?..=to.parse().ok()?);
+        let (from, to) = (from.parse::<usize>().ok()?, to.parse::<usize>().ok()?);
+        if to >= MAX_CPUS || numbers.len() > MAX_CPUS {
+            return None;
+        }
+        numbers.extend(from..=to);
     }
     Some(numbers)
 }
@@ -121,6 +128,9 @@ mod tests {
     fn lists_are_read_as_the_kernel_writes_them() {
         assert_eq!(listed("0-2,8\n"), Some(vec![0, 1, 2, 8]));
         assert_eq!((listed("\n"), listed("x")), (Some(vec![]), None));
+        assert_eq!(listed("8190-8191"), Some(vec![8190, 8191]));
+        assert_eq!((listed("0-8192"), listed("0-18446744073709551615")), (None, None));
+        assert_eq!(listed(&"0-8191,".repeat(3)), None);
     }
 
     #[test]
