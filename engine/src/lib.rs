@@ -42,4 +42,6 @@ pub use sys::cpu::CpuSet;
 pub use sys::discard::{DiscardMode, DiscardRange, discard_range};
 pub use sys::fd::Descriptor;
 pub use sys::hva::host_va;
+#[cfg(vfio_fast_fuzzing)]
+pub use sys::parsers;
 pub use transaction::{Config, Engine, Info, Outcome, Phase, Progress};

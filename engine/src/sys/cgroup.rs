@@ -21,7 +21,7 @@ fn quota_in(root: &Path, membership: &str) -> Option<usize> {
 }
 
 /// The quota in a `cpu.max` file: "max 100000", or microseconds of CPU time in each period: "150000 100000".
-fn quota_of(text: &str) -> Option<usize> {
+pub(super) fn quota_of(text: &str) -> Option<usize> {
     let (time, period) = text.trim().split_once(' ')?;
     let cpus = time.parse::<usize>().ok()?.checked_div(period.parse().ok()?)?;
     Some(cpus.max(1))

@@ -115,12 +115,12 @@ pub fn available_memory() -> Option<u64> {
 }
 
 /// The value of a line that begins with `name`.
-fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
 /// The value of a line in bytes; 0 if there is none.
-fn kilobytes(text: &str, name: &str) -> u64 {
+pub(super) fn kilobytes(text: &str, name: &str) -> u64 {
     let line = field(text, name);
     line.and_then(|value| value.strip_suffix("kB"))
         .and_then(|kib| kib.trim().parse::<u64>().ok())

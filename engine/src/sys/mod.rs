@@ -19,6 +19,8 @@ pub(crate) mod mincore;
 pub(crate) mod movable;
 pub(crate) mod numa;
 pub(crate) mod pagemap;
+#[cfg(vfio_fast_fuzzing)]
+pub mod parsers;
 pub(crate) mod placement;
 pub(crate) mod proc;
 pub(crate) mod procmap;

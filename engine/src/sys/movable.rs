@@ -26,7 +26,7 @@ impl Movable {
 }
 
 /// The sum of `managed` over the zones `Movable` in the text of /proc/zoneinfo. A zone without pages is listed too.
-fn movable_pages(zoneinfo: &str) -> u64 {
+pub(super) fn movable_pages(zoneinfo: &str) -> u64 {
     let mut movable = false;
     let mut pages = 0u64;
     for line in zoneinfo.lines() {
@@ -43,7 +43,7 @@ fn movable_pages(zoneinfo: &str) -> u64 {
 }
 
 /// `CmaTotal` of /proc/meminfo; 0 if the kernel has no CMA.
-fn cma_kib(meminfo: &str) -> u64 {
+pub(super) fn cma_kib(meminfo: &str) -> u64 {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("CmaTotal:"));
     line.and_then(|value| value.trim().strip_suffix("kB")?.trim().parse().ok()).unwrap_or(0)
 }

@@ -35,7 +35,7 @@ pub(crate) fn resident() -> Option<u64> {
     text.split(' ').nth(1)?.parse::<u64>().ok()?.checked_mul(BASE_PAGE)
 }
 
-fn parsed(mut smaps: impl BufRead, range: Range<u64>) -> io::Result<Vec<Mapping>> {
+pub(super) fn parsed(mut smaps: impl BufRead, range: Range<u64>) -> io::Result<Vec<Mapping>> {
     let mut found: Vec<Mapping> = Vec::new();
     let mut line = Vec::new();
     let mut wanted = false;

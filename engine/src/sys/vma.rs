@@ -48,7 +48,7 @@ pub(crate) fn is_uncounted(hva: HostVa, bytes: u64) -> bool {
 
 /// Whether every byte from `start` to the inclusive `last` lies in a mapping in `smaps` that is marked as I/O (`io`,
 /// VM_IO) or as bare page frames (`pf`, VM_PFNMAP).
-fn all_device(smaps: impl BufRead, start: u64, last: u64) -> io::Result<bool> {
+pub(super) fn all_device(smaps: impl BufRead, start: u64, last: u64) -> io::Result<bool> {
     all_flagged(smaps, start, last, &[b"io", b"pf"])
 }
 
