@@ -6,6 +6,7 @@ mod dependencies;
 mod dist;
 mod documents;
 mod exports;
+mod fuzz;
 mod header;
 mod install;
 mod interleavings;
@@ -54,6 +55,8 @@ enum Verb {
     Qemu(qemu::Args),
     /// Run every check
     Test(test::Args),
+    /// Look for inputs that break the engine, the C interface and the parsers
+    Fuzz(fuzz::Args),
     /// Run the nested machines and compare stock QEMU with vfio-fast
     #[command(disable_help_flag = true)]
     E2e(lab::Args),
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Verb::Dist(args) => dist::run(&args),
         Verb::Qemu(args) => qemu::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
         Verb::E2e(args) => lab::become_program("vfio-fast-e2e", &args),
         Verb::Bench(args) => lab::become_program("vfio-fast-bench", &args),
     }))

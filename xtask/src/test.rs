@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
 use crate::{
-    crates, debian_packages, dependencies, documents, exports, header, interleavings, lab, oldest_rust,
+    crates, debian_packages, dependencies, documents, exports, fuzz, header, interleavings, lab, oldest_rust,
     other_targets, pages, tidy, tsan,
 };
 use vfio_fast_assets::cache::Cache;
@@ -78,6 +78,7 @@ const CHECKS: &[Check] = &[
     slow("Debian packages", debian_packages::check_once),
     slow("interleavings", interleavings::check_once),
     slow("ThreadSanitizer", tsan::check_once),
+    slow("fuzzing", fuzz::check_once),
     slow("patch series applies", |_| qemu::check_series()),
     slow("QEMU builds stock, off and on", |_| {
         let built = |series, kind| qemu::built(series, kind).map(drop);
