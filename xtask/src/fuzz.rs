@@ -149,7 +149,7 @@ fn fuzzer(programs: &Path, target: &Target, learned: &Path) -> Result<Command> {
 
 /// What libFuzzer's last line says: inputs tried, places reached in the code, inputs that are worth keeping.
 fn sum(log: &str) -> Result<String> {
-    let line = log.lines().rev().find(|line| line.starts_with('#')).context("the log has no result")?;
+    let line = log.lines().rev().find(|line| line.contains(" cov: ")).context("the log has no result")?;
     let mut words = line.split_whitespace();
     let inputs = words.next().unwrap_or_default().trim_start_matches('#').to_owned();
     let words: Vec<&str> = words.collect();
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn the_last_line_is_read() {
         let log = "INFO: x\n#2\tINITED cov: 5 ft: 6 corp: 1/1b exec/s: 0 rss: 40Mb\n\
-                   #87470\tDONE   cov: 707 ft: 2512 corp: 612/13Kb lim: 133 exec/s: 7951 rss: 411Mb\nDone 87470 runs\n";
+                   #87470\tDONE   cov: 707 ft: 2512 corp: 612/13Kb lim: 133 exec/s: 7951 rss: 411Mb\n###### End of recommended dictionary. ######\n";
         assert_eq!(sum(log).unwrap(), "87470 inputs, 707 places reached, corpus 612/13Kb");
         assert!(sum("").is_err());
     }
