@@ -46,7 +46,7 @@ const INPUTS: &[&str] = &[
     "include",
     "packaging",
     "qemu-patches",
-    "rust/examples",
+    "engine/rust/examples",
     "xtask",
 ];
 

@@ -1,4 +1,4 @@
-//! Runs the targets of `fuzz/` with libFuzzer and AddressSanitizer.
+//! Runs the targets of `engine/fuzz/` with libFuzzer and AddressSanitizer.
 //!
 //! The compiler of a stable toolchain can instrument code for both; only the option of the sanitizer has no stable name
 //! yet. libFuzzer itself is compiled by its crate.
@@ -46,7 +46,7 @@ const PLANTED: Target = Target { name: "planted", max_bytes: 64, runs: 1_000_000
 const REPORT: &str = "AddressSanitizer: heap-buffer-overflow";
 
 /// What the check depends on besides the toolchain.
-const INPUTS: &[&str] = &["Cargo.lock", "engine", "ffi/Cargo.toml", "ffi/src", "fuzz", "xtask/src/fuzz.rs"];
+const INPUTS: &[&str] = &["Cargo.lock", "engine", "ffi/Cargo.toml", "ffi/src", "xtask/src/fuzz.rs"];
 
 const FLAGS: &[&str] = &[
     "--cfg=vfio_fast_fuzzing",
@@ -135,7 +135,7 @@ fn fuzzer(programs: &Path, target: &Target, learned: &Path) -> Result<Command> {
     fs::create_dir_all(&found).with_context(|| format!("Cannot create {}", found.display()))?;
     let mut fuzzer = Command::new(programs.join(target.name));
     fuzzer.current_dir(paths::root()).env_remove("ASAN_OPTIONS").arg(learned);
-    let corpus = paths::root().join("fuzz/corpus").join(target.name);
+    let corpus = paths::root().join("engine/fuzz/corpus").join(target.name);
     if corpus.exists() {
         fuzzer.arg(corpus);
     }

@@ -46,19 +46,19 @@ const UNSAFE_PLACES: &[&str] = &[
     "engine/tests/",
     "engine/benches/",
     "engine/testing/",
-    "fuzz/src/c_interface/",
-    "fuzz/src/planted.rs",
+    "engine/fuzz/src/c_interface/",
+    "engine/fuzz/src/planted.rs",
     "images/measure/",
     "ffi/tests/",
-    "rust/src/map.rs",
-    "rust/examples/",
-    "rust/tests/",
+    "engine/rust/src/map.rs",
+    "engine/rust/examples/",
+    "engine/rust/tests/",
     "images/agent/src/l1/real_time.rs",
     "images/agent/src/l2/mmio.rs",
 ];
 
 /// Inputs of a fuzzer, which are whatever they have to be.
-const DATA: &str = "fuzz/corpus/";
+const DATA: &str = "engine/fuzz/corpus/";
 
 /// The manifests of the crates that ship.
 const SHIPPED: &[&str] = &[
@@ -67,7 +67,7 @@ const SHIPPED: &[&str] = &[
     "ffi/cli/Cargo.toml",
     "ffi/doctor/Cargo.toml",
     "ffi/preload/Cargo.toml",
-    "rust/Cargo.toml",
+    "engine/rust/Cargo.toml",
 ];
 
 /// Checks every file that is in git or could be added to it.
