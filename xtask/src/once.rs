@@ -1,4 +1,4 @@
-//! Skips checks that take minutes if nothing they depend on has changed since they passed.
+//! Skips checks and builds that take minutes if nothing they depend on has changed since they passed.
 
 use std::path::{Path, PathBuf};
 
@@ -14,10 +14,20 @@ pub fn unless_passed(
     also: &[&str],
     check: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
+    made(&format!("passed-{name}"), files, also, |_| check()).map(drop)
+}
+
+/// The folder that `make` fills, unless it has done so with the same inputs.
+pub fn made(
+    name: &str,
+    files: &[&str],
+    also: &[&str],
+    make: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
     let paths: Vec<PathBuf> = files.iter().map(|file| paths::root().join(file)).collect();
     let mut inputs: Vec<Input> = paths.iter().map(|path| input(path)).collect();
     inputs.extend(also.iter().map(|text| Input::Text(text)));
-    Cache::open()?.entry(&format!("passed-{name}"), &inputs)?.get_or_build(|_| check()).map(drop)
+    Cache::open()?.entry(name, &inputs)?.get_or_build(make)
 }
 
 fn input(path: &Path) -> Input<'_> {

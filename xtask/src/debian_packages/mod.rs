@@ -1,6 +1,6 @@
 //! Builds Debian's packages as Debian does, and installs them: in clean systems of Debian stable, without network.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, ensure};
@@ -21,8 +21,13 @@ const INPUTS: &[&str] = &[
     "engine/src",
     "ffi",
     "include",
-    "packaging",
-    "xtask/src/debian_packages",
+    "packaging/apparmor",
+    "packaging/completions",
+    "packaging/debian",
+    "packaging/man",
+    "xtask/src/debian_packages/build.sh",
+    "xtask/src/debian_packages/enter.sh",
+    "xtask/src/debian_packages/install.sh",
     "xtask/src/dist",
 ];
 /// What builds the packages and checks them.
@@ -32,42 +37,48 @@ const USERS: &[&str] = &["gcc", "libc6-dev", "pkgconf"];
 
 /// Runs the check unless it has passed with the same files and the same versions of Debian's packages.
 pub fn check_once(log: &Path) -> Result<()> {
+    let debian = open()?;
+    let users = debian.system("debian-users", USERS)?;
+    let packages = built(&debian, log)?;
+    let also = [users.display().to_string(), packages.display().to_string()];
+    once::unless_passed("debian-packages", INPUTS, &also.each_ref().map(String::as_str), || {
+        enter("Install the packages", &users, &packages, "install.sh", log)
+    })
+}
+
+/// Debian stable, where this process can make clean systems of it.
+fn open() -> Result<Debian> {
     if !geteuid().is_root() {
         return Err(CannotRun("only root can make clean systems and enter them".into()).into());
     }
     let cache = Cache::open()?;
     packages::ensure(&cache)?;
-    let debian = Debian::open(&cache, STABLE)?;
+    Debian::open(&cache, STABLE)
+}
+
+/// The folder with the packages, from the cache or built now.
+fn built(debian: &Debian, log: &Path) -> Result<PathBuf> {
     let builders = debian.system("debian-builders", BUILDERS)?;
-    let users = debian.system("debian-users", USERS)?;
-    let systems = [builders.display().to_string(), users.display().to_string()];
-    let also: Vec<&str> = systems.iter().map(String::as_str).collect();
-    once::unless_passed("debian-packages", INPUTS, &also, || check(&builders, &users, log))
+    once::made("debian-packages", INPUTS, &[&builders.display().to_string()], |folder| {
+        let archive = dist::make(folder, log)?;
+        let again = paths::target().join("test/debian-packages-again");
+        let (first, second) = (dist::sha256(&archive)?, dist::sha256(&dist::make(&again, log)?)?);
+        ensure!(first == second, "the same files make the archives {first} and {second}");
+        remove_dir(&again)?;
+        enter("Build the packages", &builders, folder, "build.sh", log)
+    })
 }
 
-/// Builds the packages in the system `builders`, and installs them in the system `users`.
-fn check(builders: &Path, users: &Path, log: &Path) -> Result<()> {
-    let folder = paths::target().join("test/debian-packages");
-    let shared = folder.join("shared");
-    let archive = dist::make(&shared, log)?;
-    let again = dist::make(&folder.join("again"), log)?;
-    let (first, second) = (dist::sha256(&archive)?, dist::sha256(&again)?);
-    ensure!(first == second, "the same files make the archives {first} and {second}");
-    for (what, system, script) in
-        [("Build the packages", builders, "build.sh"), ("Install the packages", users, "install.sh")]
-    {
-        let log = log.with_file_name(format!("debian-packages-{script}.log"));
-        step(what, &log, |log| run_logged(&mut enter(system, &folder, script), log))?;
-    }
-    remove_dir(&folder.join("again"))
-}
-
-/// The command that runs a script in a system.
-fn enter(system: &Path, folder: &Path, script: &str) -> Command {
+/// Runs a script in a system, with the folder `shared` as /shared.
+fn enter(what: &str, system: &Path, shared: &Path, script: &str, log: &Path) -> Result<()> {
     let scripts = paths::root().join("xtask/src/debian_packages");
     let mut command = Command::new("unshare");
     command.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "bash"]);
-    command.arg(scripts.join("enter.sh")).arg(system);
-    command.arg(folder.join("scratch")).arg(folder.join("shared")).arg(scripts.join(script));
     command
+        .arg(scripts.join("enter.sh"))
+        .arg(system)
+        .arg(paths::target().join("test/debian-packages-scratch"));
+    command.arg(shared).arg(scripts.join(script)).arg(Cache::open()?.root().join("ccache"));
+    let log = log.with_file_name(format!("debian-packages-{}.log", script.replace('/', "-")));
+    step(what, &log, |log| run_logged(&mut command, log))
 }
