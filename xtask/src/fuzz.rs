@@ -121,6 +121,8 @@ fn build(log: &Path) -> Result<PathBuf> {
         .arg(&target)
         .env("CARGO_TERM_COLOR", "never")
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+        // Optimizing the crates of others takes longer than it saves.
+        .args(["--config", "profile.dev.package.\"*\".opt-level=0"])
         .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
         .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}"))
         // Sanitizers are not a stable option yet.
