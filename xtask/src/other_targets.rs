@@ -46,7 +46,16 @@ const TARGETS: &[Target] = &[
             ("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "qemu-aarch64 -L /usr/aarch64-linux-gnu"),
             ("PROPTEST_CASES", "16"),
         ],
-        tests: &["--test=model", "--test=pages", "--test=rest", "--test=rules", "--test=unmap"],
+        tests: &[
+            "--test=dirty",
+            "--test=handover",
+            "--test=handover_random",
+            "--test=model",
+            "--test=pages",
+            "--test=rest",
+            "--test=rollback",
+            "--test=unmap",
+        ],
     },
 ];
 
