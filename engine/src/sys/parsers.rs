@@ -1,8 +1,8 @@
-//! The parsers of what the kernel writes, for a fuzzer (`fuzz/src/parsers.rs`). Each function passes a text of any
+//! The parsers of what the kernel writes, for a fuzzer (`engine/fuzz/src/parsers.rs`). Each function passes a text of any
 //! content to parsers, and fails if they panic or return what no text can mean.
 
 use super::type1::info;
-use super::{cgroup, memlock, movable, numa, smaps, vma};
+use super::{cgroup, cpu, memlock, movable, smaps, vma};
 
 /// The description of a container: the answer of VFIO_IOMMU_GET_INFO with its chain of capabilities.
 pub fn container_info(bytes: &[u8]) {
@@ -49,7 +49,7 @@ pub fn small_files(text: &str) {
         assert!(memlock::field(text, name).is_none_or(|value| text.contains(value)));
     }
     assert_ne!(cgroup::quota_of(text), Some(0));
-    if let Some(numbers) = numa::listed(text) {
+    if let Some(numbers) = cpu::listed(text) {
         // No kernel has more CPUs.
         assert!(numbers.len() <= 1 << 20, "{} CPUs", numbers.len());
     }
