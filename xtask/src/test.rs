@@ -86,6 +86,7 @@ const CHECKS: &[Check] = &[
         QemuSeries::ALL.into_iter().try_for_each(|series| built(series, Kind::On))
     }),
     slow("every patch builds off and on", |_| qemu::check_each_patch(QemuSeries::USUAL)),
+    by_name("Debian package of QEMU", debian_packages::qemu::check_once),
     by_name("every patch of 10.2 builds", |_| qemu::check_each_patch(QemuSeries::V10_2)),
     slow("newest kernel builds", |_| kernel::built().map(drop)),
     slow("commands of the documents", documents::check_once),

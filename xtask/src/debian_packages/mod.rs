@@ -1,5 +1,7 @@
 //! Builds Debian's packages as Debian does, and installs them: in clean systems of Debian stable, without network.
 
+pub mod qemu;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -138,6 +138,25 @@ impl Debian {
         Err(error.context(format!("No source of {package} {series} could be fetched")))
     }
 
+    /// The packages that building a source on this architecture needs, with what these depend on.
+    pub fn build_dependencies(&self, package: &str, version: &str, profiles: &[&str]) -> Result<Vec<String>> {
+        let what = format!("{package}={version}");
+        let profiles = format!("--build-profiles={}", profiles.join(","));
+        let args = [
+            "build-dep",
+            "--print-uris",
+            "--yes",
+            "--no-install-recommends",
+            "--arch-only",
+            &profiles,
+            &what,
+        ];
+        let uris = self.query("apt-get", &args)?;
+        // The name of a file is that of its package, the version and the architecture.
+        let names = root::files(&uris).into_iter().filter_map(|file| file.split('_').next());
+        Ok(names.map(str::to_owned).collect())
+    }
+
     fn fetch_deb(&self, package: &str) -> Result<PathBuf> {
         let dir = self.fetch(package, &["download", package])?;
         only_file(&dir, "deb")
