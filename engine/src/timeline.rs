@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write as _};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +17,8 @@ use crate::addr::IovaRange;
 use crate::error::KernelResult;
 use crate::log::{Level, Log};
 
+/// The variable of the environment that names the file.
+pub const VARIABLE: &str = "VFIO_FAST_TIMELINE";
 /// The text that is collected before it is written to the file.
 const BUFFER: usize = 64 << 10;
 /// What ends the file. It is overwritten by what follows, so that the file is complete after each write.
@@ -28,7 +30,9 @@ const JOB: u32 = 999;
 const OWN_NAMES: &str = "vfio-fast-";
 const FIRST_CALLER: u32 = 1000;
 
-static ON: AtomicBool = AtomicBool::new(false);
+/// The process that writes a record; 0: none. After a fork the child has the same file, and maybe a lock that nobody
+/// will open, and must touch neither.
+static PROCESS: AtomicU32 = AtomicU32::new(0);
 static RECORD: Mutex<Option<Record>> = Mutex::new(None);
 
 thread_local! {
@@ -39,8 +43,6 @@ struct Record {
     file: File,
     buffer: String,
     start: Instant,
-    /// The process. A child has the same file after a fork, and must not write to it.
-    process: u32,
     /// Whether there is no event yet, after which a comma would have to follow.
     is_first: bool,
 }
@@ -48,15 +50,17 @@ struct Record {
 /// Starts the record in a new file, or in the place of another one. Does nothing if there is a record already. If the
 /// file cannot be written, logs a warning.
 pub fn start(path: &Path, log: &Log) {
+    if PROCESS.load(Ordering::Acquire) != 0 {
+        return;
+    }
     let mut record = lock();
     if record.is_some() {
         return;
     }
     match create(path) {
         Ok(file) => {
-            let (start, process) = (Instant::now(), std::process::id());
-            *record = Some(Record { file, buffer: String::new(), start, process, is_first: true });
-            ON.store(true, Ordering::Release);
+            *record = Some(Record { file, buffer: String::new(), start: Instant::now(), is_first: true });
+            PROCESS.store(std::process::id(), Ordering::Release);
         }
         Err(error) => {
             log.write(Level::Warn, format_args!("No timeline: cannot write {}: {error}", path.display()));
@@ -79,7 +83,8 @@ pub fn flush() {
 }
 
 fn is_on() -> bool {
-    ON.load(Ordering::Acquire)
+    let process = PROCESS.load(Ordering::Acquire);
+    process != 0 && process == std::process::id()
 }
 
 /// Records a span of this thread from now on until the value is dropped.
@@ -121,8 +126,7 @@ pub(crate) struct Span {
 impl Drop for Span {
     fn drop(&mut self) {
         let Some(start) = self.start else { return };
-        let bytes = self.bytes;
-        record(self.name, start, format_args!("{}", Arguments(&[("bytes", (bytes > 0).then_some(bytes))])));
+        record(self.name, start, &[("bytes", (self.bytes > 0).then_some(self.bytes))]);
     }
 }
 
@@ -138,8 +142,7 @@ pub(crate) fn call<T>(
     let start = Instant::now();
     let answer = call();
     let errno = answer.as_ref().err().map(|errno| u64::from(errno.0.unsigned_abs()));
-    let arguments = [("iova", Some(range.start())), ("bytes", Some(range.length())), ("errno", errno)];
-    record(name, start, format_args!("{}", Arguments(&arguments)));
+    record(name, start, &[("iova", Some(range.start())), ("bytes", Some(range.length())), ("errno", errno)]);
     answer
 }
 
@@ -148,8 +151,7 @@ pub fn call_has_ended(name: &str, bytes: u64, errno: Option<i32>, took: Duration
     if is_on() {
         let began = Instant::now().checked_sub(took).unwrap_or_else(Instant::now);
         let errno = errno.map(|errno| u64::from(errno.unsigned_abs()));
-        let arguments = [("bytes", Some(bytes)), ("errno", errno)];
-        record(name, began, format_args!("{}", Arguments(&arguments)));
+        record(name, began, &[("bytes", Some(bytes)), ("errno", errno)]);
     }
 }
 
@@ -168,11 +170,11 @@ impl fmt::Display for Arguments<'_> {
     }
 }
 
-fn record(name: &str, began: Instant, arguments: fmt::Arguments<'_>) {
+fn record(name: &str, began: Instant, arguments: &[(&'static str, Option<u64>)]) {
     let ended = Instant::now();
     let mut record = lock();
-    let Some(open) = record.as_mut().filter(|open| open.process == std::process::id()) else { return };
-    let process = open.process;
+    let Some(open) = &mut *record else { return };
+    let (process, arguments) = (PROCESS.load(Ordering::Relaxed), Arguments(arguments));
     let row = ROW.get().unwrap_or_else(|| new_row(open));
     let begin = Microseconds(began.saturating_duration_since(open.start));
     let took = Microseconds(ended - began);
@@ -212,7 +214,7 @@ fn new_row(open: &mut Record) -> u32 {
     let row = own.map_or_else(of_caller, |name| name[OWN_NAMES.len()..].parse().unwrap_or(JOB));
     ROW.set(Some(row));
     let name = own.map_or_else(|| format!("caller {}", row - FIRST_CALLER + 1), str::to_owned);
-    let process = open.process;
+    let process = PROCESS.load(Ordering::Relaxed);
     open.event(format_args!(
         "\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":{process},\"tid\":{row},\"args\":{{\"name\":\"{name}\"}}"
     ));
@@ -221,8 +223,8 @@ fn new_row(open: &mut Record) -> u32 {
 
 /// A file that cannot be written ends the record.
 fn write_out(record: &mut Option<Record>) {
-    let Some(Record { file, buffer, process, .. }) = record else { return };
-    if buffer.is_empty() || *process != std::process::id() {
+    let Some(Record { file, buffer, .. }) = record else { return };
+    if buffer.is_empty() {
         return;
     }
     buffer.push_str(END);
@@ -230,7 +232,7 @@ fn write_out(record: &mut Option<Record>) {
     let written = file.seek(SeekFrom::End(end)).and_then(|_| file.write_all(buffer.as_bytes()));
     buffer.clear();
     if written.is_err() {
-        ON.store(false, Ordering::Release);
+        PROCESS.store(0, Ordering::Release);
         *record = None;
     }
 }

@@ -23,9 +23,6 @@ use crate::log::Sink;
 use crate::panic::caught;
 use crate::sized;
 
-/// The variable of the environment that names the file for the timeline.
-const TIMELINE: &str = "VFIO_FAST_TIMELINE";
-
 /// A handle. Its contents are private to the library.
 #[expect(non_camel_case_types, reason = "the C name")]
 pub struct vfio_fast {
@@ -120,7 +117,8 @@ fn record_timeline(log: &Log) {
     // SAFETY: the call has no pointer arguments.
     let is_privileged = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
     // Who starts a program with more rights than their own does not choose the files that it writes.
-    if let Some(path) = std::env::var_os(TIMELINE).filter(|path| !path.is_empty() && !is_privileged) {
+    if let Some(path) = std::env::var_os(timeline::VARIABLE).filter(|path| !path.is_empty() && !is_privileged)
+    {
         timeline::start(Path::new(&path), log);
     }
 }

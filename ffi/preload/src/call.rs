@@ -21,9 +21,6 @@ const STATS: &str = "VFIO_FAST_PRELOAD_STATS";
 /// The process that vfio-fast-run became, which says so if it made no calls.
 const RUN: &str = "VFIO_FAST_RUN_PID";
 
-/// The file for the timeline, which Perfetto opens.
-const TIMELINE: &str = "VFIO_FAST_TIMELINE";
-
 static COUNTERS: Counters = Counters::new();
 static AHEAD: Ahead = Ahead::new();
 /// Set by the first panic: nothing is faulted in any more.
@@ -45,7 +42,7 @@ pub fn loaded() {
 fn record_timeline() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
-        if let Some(path) = std::env::var_os(TIMELINE).filter(|path| !path.is_empty()) {
+        if let Some(path) = std::env::var_os(timeline::VARIABLE).filter(|path| !path.is_empty()) {
             let log =
                 Log::to(|_, text| process::write_standard_error(&format!("vfio-fast-preload: {text}\n")));
             timeline::start(Path::new(&path), &log);

@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use vfio_fast_cli::run::Cli;
+use vfio_fast_engine::timeline;
 
 const LIBRARY: &str = "libvfio_fast_preload.so";
 
@@ -51,7 +52,7 @@ fn prepare(cli: &Cli) -> Result<Command> {
     }
     if let Some(file) = &cli.timeline {
         let file = std::path::absolute(file).with_context(|| format!("--timeline {}", file.display()))?;
-        command.env("VFIO_FAST_TIMELINE", file);
+        command.env(timeline::VARIABLE, file);
     }
     Ok(command)
 }
