@@ -108,7 +108,7 @@ impl Config {
         let Self { entry_size, cuts, threads, cpus, no_huge_pages, max_unmap_entries, log } = self;
         let default = transaction::Config::default();
         let cpu_set = cpus.map(|cpus| {
-            cpu_set(&cpus).ok_or_else(|| {
+            CpuSet::of_numbers(&cpus).ok_or_else(|| {
                 let kind = error::ErrorKind::Other("the configured set of CPUs is empty");
                 error::Error::check(Errno::EINVAL, kind).of(error::Op::Open)
             })
@@ -124,16 +124,6 @@ impl Config {
             ..default
         })
     }
-}
-
-/// More CPUs than any kernel can have.
-const CPUS: usize = 8192;
-
-/// The set of these CPUs; `None` if it is empty.
-fn cpu_set(cpus: &[usize]) -> Option<CpuSet> {
-    let mut bytes = [0u8; CPUS / 8];
-    cpus.iter().filter(|cpu| **cpu < CPUS).for_each(|cpu| bytes[cpu / 8] |= 1 << (cpu % 8));
-    CpuSet::from_bytes(&bytes)
 }
 
 impl fmt::Debug for Config {

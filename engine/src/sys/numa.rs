@@ -201,7 +201,7 @@ mod tests {
         let own = std::thread::spawn(move || {
             let before = now();
             // The kernel refuses a set without an existing CPU.
-            let nothing = CpuSet::for_test(&[]);
+            let nothing = CpuSet::empty_for_test();
             assert_eq!(nothing.apply(), Err(Errno::EINVAL));
             let nodes = Nodes(BTreeMap::from([(0, before.clone()), (1, vec![1023])]));
             let mut binding = NodeBinding { nodes: &nodes, allowed: Some(nothing), at: None };

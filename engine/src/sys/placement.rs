@@ -111,7 +111,8 @@ mod tests {
     fn cpus_that_are_refused_are_reported() {
         std::thread::spawn(|| {
             let before = CpuSet::of_current_thread();
-            let nowhere = Placement { cpus: Some(CpuSet::for_test(&[])), leave_real_time: None, node: None };
+            let nowhere =
+                Placement { cpus: Some(CpuSet::empty_for_test()), leave_real_time: None, node: None };
             assert_eq!(nowhere.enter(), Err(Errno::EINVAL));
             assert_eq!(CpuSet::of_current_thread(), before);
         })
