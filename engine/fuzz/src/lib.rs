@@ -10,7 +10,29 @@ pub mod engine;
 pub mod parsers;
 pub mod planted;
 
+use std::fmt::Debug;
 use std::process::ExitCode;
+
+use arbitrary::{Arbitrary, Unstructured};
+
+/// What an input of bytes stands for: how something is opened, and what is then done with it.
+#[derive(Arbitrary, Debug)]
+struct Input<S, O> {
+    setup: S,
+    operations: Vec<O>,
+}
+
+impl<'a, S: Arbitrary<'a> + Debug, O: Arbitrary<'a> + Debug> Input<S, O> {
+    /// The input with at most that many operations; `None` if it stands for nothing. Printed where no fuzzer runs.
+    fn read(bytes: &'a [u8], operations: usize) -> Option<Self> {
+        let mut input = Self::arbitrary_take_rest(Unstructured::new(bytes)).ok()?;
+        if cfg!(not(vfio_fast_fuzzing)) {
+            println!("{:?}\n{:#?}", input.setup, input.operations);
+        }
+        input.operations.truncate(operations);
+        Some(input)
+    }
+}
 
 /// Executes the inputs in the files named on the command line.
 pub fn replay(target: fn(&[u8])) -> ExitCode {

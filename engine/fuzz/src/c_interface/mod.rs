@@ -6,32 +6,22 @@
 mod caller;
 mod edge;
 
-use arbitrary::{Arbitrary, Unstructured};
+use arbitrary::Arbitrary;
 
+use crate::Input;
 use caller::Caller;
 
 /// Maximum number of operations of an input.
 const MAX_OPERATIONS: usize = 48;
 
 pub fn run(input: &[u8]) {
-    let Ok(Input { setup, operations }) = Input::arbitrary_take_rest(Unstructured::new(input)) else {
+    let Some(Input { setup, operations }) = Input::<Setup, Operation>::read(input, MAX_OPERATIONS) else {
         return;
     };
-    if cfg!(not(vfio_fast_fuzzing)) {
-        println!("{setup:?}\n{operations:#?}");
-    }
     let mut caller = Caller::new();
     caller.execute(&Operation::Open(setup));
-    for operation in operations.iter().take(MAX_OPERATIONS) {
-        caller.execute(operation);
-    }
+    operations.iter().for_each(|operation| caller.execute(operation));
     caller.end();
-}
-
-#[derive(Arbitrary, Debug)]
-struct Input {
-    setup: Setup,
-    operations: Vec<Operation>,
 }
 
 /// An address or a length: small ones, and those at the edges of what 64 bits hold.

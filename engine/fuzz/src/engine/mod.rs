@@ -4,13 +4,14 @@
 mod caller;
 mod dirty;
 
-use arbitrary::{Arbitrary, Unstructured};
+use arbitrary::Arbitrary;
 use vfio_fast_engine::Errno;
 use vfio_fast_engine::addr::PageSizes;
 use vfio_fast_engine::backend::sim::{Rules, SimConfig};
 use vfio_fast_engine::region::{Kind, Perm};
 use vfio_fast_testing::{Piece, UNIT, UNITS};
 
+use crate::Input;
 use caller::Caller;
 
 /// Maximum number of operations of an input: longer ones find nothing that these do not.
@@ -19,23 +20,12 @@ const MAX_OPERATIONS: usize = 64;
 const INJECTED: [Errno; 3] = [Errno(libc::EREMOTEIO), Errno::EBUSY, Errno::ENOMEM];
 
 pub fn run(input: &[u8]) {
-    let Ok(Input { setup, operations }) = Input::arbitrary_take_rest(Unstructured::new(input)) else {
+    let Some(Input { setup, operations }) = Input::<Setup, Operation>::read(input, MAX_OPERATIONS) else {
         return;
     };
-    if cfg!(not(vfio_fast_fuzzing)) {
-        println!("{setup:?}\n{operations:#?}");
-    }
     let mut caller = Caller::new(&setup);
-    for operation in operations.iter().take(MAX_OPERATIONS) {
-        caller.execute(operation);
-    }
+    operations.iter().for_each(|operation| caller.execute(operation));
     caller.end();
-}
-
-#[derive(Arbitrary, Debug)]
-struct Input {
-    setup: Setup,
-    operations: Vec<Operation>,
 }
 
 /// The container and the engine.
