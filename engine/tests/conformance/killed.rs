@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,11 +17,12 @@ use super::cases::PAGE;
 use super::common::memory::RealMemory;
 use super::common::{hva_of, range};
 use super::kernel::{self, Driver};
+use super::process::{ram, running};
 use super::refused;
 use vfio_fast_engine::backend::type1::Type1;
 use vfio_fast_engine::reconcile::table::Entry;
-use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
-use vfio_fast_engine::{Config, Engine, host_va};
+use vfio_fast_engine::region::Region;
+use vfio_fast_engine::{Config, Engine};
 
 /// The processes that each test kills, unless [`OTHER_KILLS`] has a number.
 const KILLS: usize = 40;
@@ -84,14 +85,6 @@ fn engine(backend: Box<dyn vfio_fast_engine::backend::Backend>) -> Arc<Engine> {
     Arc::new(Engine::new(backend, config).unwrap())
 }
 
-/// A part of an object of [`RealMemory`].
-fn region(iova: u64, object: u64, offset: u64, bytes: u64) -> Region {
-    // SAFETY: the memory stays mapped until the engine is closed or the process ends, and no reference into it exists.
-    let hva = unsafe { host_va(hva_of(object, 0) + offset) };
-    let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing::UNKNOWN);
-    Region { range: range(iova, bytes), hva, perm, kind, backing, join: false, exact: false }
-}
-
 /// A victim that works alone: it maps, unmaps, and so on, until it is killed.
 pub fn work() {
     let memory = RealMemory::new();
@@ -99,9 +92,8 @@ pub fn work() {
     let driver = uses();
     let driver = [Driver::Type1, Driver::Iommufd].into_iter().find(|one| format!("{one:?}") == driver);
     let driver = driver.expect("a driver");
-    let regions = |start: u64, offset| {
-        (1..4).map(move |object| region(start + object * LENGTH, object, offset, LENGTH))
-    };
+    let regions =
+        |start: u64, offset| (1..4).map(move |object| ram(start + object * LENGTH, object, offset, LENGTH));
     kernel::reopening(driver, |open| {
         loop {
             let engine = engine(open());
@@ -143,8 +135,7 @@ struct Victim {
 
 impl Victim {
     fn start(test: &str, uses: &str) -> Self {
-        let process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", test, "--ignored", "--nocapture"])
+        let process = running(test)
             .env(USES, uses)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -244,7 +235,7 @@ pub fn processes_leave_nothing(driver: Driver) {
     let memory = RealMemory::new();
     kernel::with_edu(driver, |backend, edu, _| {
         let engine = engine(backend);
-        engine.map_region(region(START, 1, 0, LENGTH)).unwrap();
+        engine.map_region(ram(START, 1, 0, LENGTH)).unwrap();
         assert!(edu.reaches(u32::try_from(START).unwrap(), hva_of(1, 0)));
         engine.close().unwrap();
     });
@@ -254,7 +245,7 @@ pub fn processes_leave_nothing(driver: Driver) {
 
 fn entries() -> impl Iterator<Item = Region> {
     // There is a gap after each.
-    (0..ENTRIES).map(|n| Region { exact: true, ..region(START + 2 * n * ENTRY, 1, n * ENTRY, ENTRY) })
+    (0..ENTRIES).map(|n| Region { exact: true, ..ram(START + 2 * n * ENTRY, 1, n * ENTRY, ENTRY) })
 }
 
 /// A victim that adopts the entries of another process, whose container it has inherited.

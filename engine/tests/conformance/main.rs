@@ -10,6 +10,7 @@ mod killed;
 mod left;
 mod limits;
 mod memory;
+mod process;
 mod refused;
 mod replaced;
 mod rest;

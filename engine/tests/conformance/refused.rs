@@ -3,18 +3,19 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Error, Lines, Read};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use super::cases::PAGE;
 use super::common::memory::RealMemory;
 use super::common::{hva_of, range};
 use super::kernel::{self, DEVICE, Driver};
+use super::process;
 use super::run::{Hva, Needs};
 use super::witness::physical_of;
 use vfio_fast_engine::backend::Backend;
 use vfio_fast_engine::error::{ErrorKind, PageFault};
-use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
-use vfio_fast_engine::{Config, Engine, Errno, host_va};
+use vfio_fast_engine::region::Region;
+use vfio_fast_engine::{Config, Engine, Errno};
 
 const MIB: u64 = 1 << 20;
 const IOVA: u64 = 1 << 30;
@@ -34,10 +35,7 @@ fn engine(backend: Box<dyn Backend>) -> Engine {
 
 /// A region of the first object of [`RealMemory`], from its beginning on.
 fn ram(iova: u64, bytes: u64) -> Region {
-    // SAFETY: the memory stays mapped until the engine is closed, and no reference into it exists.
-    let hva = unsafe { host_va(hva_of(1, 0)) };
-    let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing::UNKNOWN);
-    Region { range: range(iova, bytes), hva, perm, kind, backing, join: false, exact: false }
+    process::ram(iova, 1, 0, bytes)
 }
 
 /// The kernel is told that a page is bad. The memory with it cannot be mapped, and the page is named. With another page
@@ -127,8 +125,7 @@ impl Other {
     fn start(counts: Counts) -> Self {
         let device =
             std::env::var(SECOND_DEVICE).unwrap_or_else(|_| panic!("{SECOND_DEVICE} names no device"));
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_process_that_maps", "--ignored", "--nocapture"])
+        let mut process = process::running("a_process_that_maps")
             .env(DEVICE, device)
             .env(COUNTS, format!("{counts:?}"))
             .stdin(Stdio::piped())
