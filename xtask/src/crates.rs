@@ -1,11 +1,11 @@
 //! Packs the crates for Rust programs as they would be published, and builds each one from its package.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
 
+use crate::dist;
 use vfio_fast_assets::cache::remove_dir;
 use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::{output, run_logged};
@@ -23,11 +23,10 @@ pub fn check(log: &Path) -> Result<()> {
     for name in output(&mut git)?.split_terminator('\0') {
         let (from, to) = (paths::root().join(name), tree.join(name));
         // A file that was removed without a commit.
-        if !from.exists() {
+        if from.symlink_metadata().is_err() {
             continue;
         }
-        fs::create_dir_all(to.parent().unwrap_or(&tree))?;
-        fs::copy(&from, &to)?;
+        dist::copy(&from, &to)?;
     }
     let mut cargo = Command::new(paths::cargo());
     cargo.current_dir(&tree).env("CARGO_TERM_COLOR", "never").args(["package", "--locked", "--all-features"]);

@@ -14,7 +14,7 @@ use crate::once;
 use vfio_fast_assets::cache::remove_dir;
 use vfio_fast_assets::image::TARGET;
 use vfio_fast_assets::paths;
-use vfio_fast_assets::progress::{output, run_logged, step};
+use vfio_fast_assets::progress::{run_logged, step};
 
 /// Arguments of `fuzz`.
 #[derive(clap::Args, Clone, Debug)]
@@ -81,8 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Runs the check unless it has passed with these sources and this toolchain.
 pub fn check_once(log: &Path) -> Result<()> {
-    let version = output(Command::new("rustc").arg("-vV"))?;
-    once::unless_passed("fuzzing", INPUTS, &[&version], || check(log))
+    once::unless_passed("fuzzing", INPUTS, &[&once::compiler()?], || check(log))
 }
 
 /// Fails unless the deliberate bug, and no other, is found within a number of inputs.

@@ -1,10 +1,12 @@
 //! Skips checks and builds that take minutes if nothing they depend on has changed since they passed.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Result;
 use vfio_fast_assets::cache::{Cache, Input};
 use vfio_fast_assets::paths;
+use vfio_fast_assets::progress::output;
 
 /// Runs a check unless it has passed with the same files, in this checkout or another. `also` lists further inputs
 /// besides files and folders of the repository.
@@ -28,6 +30,11 @@ pub fn made(
     let mut inputs: Vec<Input> = paths.iter().map(|path| input(path)).collect();
     inputs.extend(also.iter().map(|text| Input::Text(text)));
     Cache::open()?.entry(name, &inputs)?.get_or_build(make)
+}
+
+/// The version of the compiler, for `also`.
+pub fn compiler() -> Result<String> {
+    output(Command::new("rustc").arg("-vV"))
 }
 
 fn input(path: &Path) -> Input<'_> {

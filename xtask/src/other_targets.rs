@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::once;
 use vfio_fast_assets::outcome::CannotRun;
 use vfio_fast_assets::paths;
-use vfio_fast_assets::progress::{output, run_logged};
+use vfio_fast_assets::progress::run_logged;
 
 const INPUTS: &[&str] = &["Cargo.lock", "Cargo.toml", "engine", "ffi", "xtask/src/other_targets.rs"];
 
@@ -61,8 +61,7 @@ const TARGETS: &[Target] = &[
 
 /// Runs the check unless it has passed with these sources and this compiler.
 pub fn check_once(log: &Path) -> Result<()> {
-    let version = output(Command::new("rustc").arg("-vV"))?;
-    once::unless_passed("other-targets", INPUTS, &[&version], || {
+    once::unless_passed("other-targets", INPUTS, &[&once::compiler()?], || {
         TARGETS.iter().try_for_each(|target| check(target, log).context(target.triple))
     })
 }

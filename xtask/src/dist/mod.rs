@@ -83,7 +83,8 @@ pub fn sha256(file: &Path) -> Result<String> {
     Ok(Hash::hash(&bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+/// Copies a file, or a link as it is, with the folders that it needs.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
     let describe = || format!("Cannot copy {}", from.display());
     fs::create_dir_all(to.parent().context("a file has a folder")?)?;
     if from.symlink_metadata().with_context(describe)?.is_symlink() {

@@ -35,7 +35,7 @@ const INPUTS: &[&str] = &["Cargo.lock", "engine", "xtask/src/tsan"];
 
 /// Runs the check unless it has passed with this engine and this toolchain.
 pub fn check_once(log: &Path) -> Result<()> {
-    once::unless_passed("ThreadSanitizer", INPUTS, &[&rustc(&["-vV"])?], || check(log))
+    once::unless_passed("ThreadSanitizer", INPUTS, &[&once::compiler()?], || check(log))
 }
 
 /// Fails unless the deliberate race, and no other, is reported.
@@ -83,7 +83,7 @@ fn cargo(sysroot: &Path) -> Command {
 
 /// A copy of the toolchain's libraries, in which those of `LIBRARIES` are instrumented.
 fn instrumented_libraries(log: &Path) -> Result<PathBuf> {
-    let version = rustc(&["-vV"])?;
+    let version = once::compiler()?;
     let toolchain = Path::new(rustc(&["--print", "sysroot"])?.trim()).join("lib/rustlib").join(TARGET);
     let all = paths::target().join("tsan");
     let sysroot = all.join("sysroot");
