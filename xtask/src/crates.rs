@@ -1,9 +1,11 @@
 //! Packs the crates for Rust programs as they would be published, and builds each one from its package.
 
-use std::path::Path;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::dist;
 use vfio_fast_assets::cache::remove_dir;
@@ -17,7 +19,8 @@ const PUBLISHED: [&str; 2] = ["vfio-fast-engine", "vfio-fast-dma"];
 pub fn check(log: &Path) -> Result<()> {
     let folder = paths::target().join("crates");
     let tree = folder.join("tree");
-    remove_dir(&tree)?;
+    // Cargo takes packages for unchangeable, and what it has built of them for good.
+    remove_dir(&folder)?;
     let mut git = Command::new("git");
     git.current_dir(paths::root()).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
     for name in output(&mut git)?.split_terminator('\0') {
@@ -28,9 +31,26 @@ pub fn check(log: &Path) -> Result<()> {
         }
         dist::copy(&from, &to)?;
     }
+    forget_unpacked()?;
     let mut cargo = Command::new(paths::cargo());
     cargo.current_dir(&tree).env("CARGO_TERM_COLOR", "never").args(["package", "--locked", "--all-features"]);
     cargo.args(PUBLISHED.iter().flat_map(|name| ["--package", name]));
     cargo.arg("--target-dir").arg(folder.join("target"));
     run_logged(&mut cargo, log)
+}
+
+/// Removes what packages of this version were unpacked to before: cargo unpacks a version once, and would build what
+/// needs it with the source of that time.
+fn forget_unpacked() -> Result<()> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    let sources = home.context("neither CARGO_HOME nor HOME is set")?.join("registry/src");
+    // Without a folder nothing was unpacked.
+    for registry in fs::read_dir(sources).into_iter().flatten() {
+        let registry = registry?.path();
+        for name in PUBLISHED {
+            remove_dir(&registry.join(format!("{name}-{}", env!("CARGO_PKG_VERSION"))))?;
+        }
+    }
+    Ok(())
 }
