@@ -11,7 +11,7 @@ use toolchain::{Build, Language, compile, installed, must, root, run};
 /// Builds and runs one program both ways. It must print nothing and exit with 0.
 fn passes(source: &str, language: Language) {
     for build in [Build::Plain, Build::Sanitized] {
-        let program = compile(source, language, build, &[]);
+        let program = compile(&format!("tests/c/{source}"), language, build, &[]);
         let symbols = must(Command::new("nm").arg(&program), "install binutils");
         for marker in ["__asan_init", "__ubsan_handle"] {
             assert_eq!(
@@ -58,7 +58,7 @@ fn memory_goes_back() {
 #[test]
 fn without_memory_the_process_ends() {
     // A limit of address space leaves no room for the shadow memory of a sanitizer.
-    let program = compile("no_memory.c", Language::C11, Build::Plain, &[]);
+    let program = compile("tests/c/no_memory.c", Language::C11, Build::Plain, &[]);
     assert_eq!(run(&program), "");
 }
 
@@ -120,16 +120,35 @@ fn cpp_consumer() {
 #[test]
 fn the_header_stands_alone_and_structs_have_no_padding() {
     for language in [Language::C11, Language::Cpp17] {
-        run(&compile("layout.c", language, Build::Plain, &["-Wpadded"]));
+        run(&compile("tests/c/layout.c", language, Build::Plain, &["-Wpadded"]));
     }
 }
 
 #[test]
 fn the_example_does_what_it_says() {
     for build in [Build::Plain, Build::Sanitized] {
-        let printed = run(&compile("example.c", Language::C11, build, &[]));
+        let printed = run(&compile("tests/c/example.c", Language::C11, build, &[]));
         assert_eq!(printed, "1 calls mapped 64 MiB\n");
     }
+}
+
+/// On the model of the kernel. The other example needs a disk; the test machines run both.
+#[test]
+fn many_pages_are_one_entry() {
+    for build in [Build::Plain, Build::Sanitized] {
+        let printed = run(&compile("examples/many_pages.c", Language::C11, build, &[]));
+        let counts = |how: &str| -> Option<Vec<&str>> {
+            let line = printed.lines().find_map(|line| line.strip_prefix(how))?;
+            Some(line.split_whitespace().take(2).collect())
+        };
+        assert_eq!(counts("the library, page by page").as_deref(), Some(&["256", "256"][..]), "{printed}");
+        assert_eq!(counts("the library, one transaction").as_deref(), Some(&["1", "1"][..]), "{printed}");
+    }
+}
+
+#[test]
+fn the_nvme_example_compiles() {
+    compile("examples/nvme_read.c", Language::C11, Build::Plain, &[]);
 }
 
 #[test]

@@ -38,6 +38,7 @@ const INPUTS: &[&str] = &[
     "docs/QEMU.md",
     "ffi/cli",
     "ffi/doctor",
+    "ffi/examples",
     "ffi/tests/c/example.c",
     "ffi/vfio_fast.pc.in",
     "images/assets",

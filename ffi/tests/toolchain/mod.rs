@@ -59,10 +59,11 @@ pub enum Build {
     Sanitized,
 }
 
-/// Compiles `source` through the installed pkg-config file.
+/// Compiles `source`, a file of `ffi`, through the installed pkg-config file.
 pub fn compile(source: &str, language: Language, build: Build, more: &[&str]) -> PathBuf {
     let library = installed();
-    let program = scratch("bin").join(format!("{}-{language:?}-{build:?}", source.replace('.', "_")));
+    let name = source.replace(['.', '/'], "_");
+    let program = scratch("bin").join(format!("{name}-{language:?}-{build:?}"));
     fs::create_dir_all(scratch("bin")).expect("the scratch directory is writable");
     let (compiler, standard) = match language {
         Language::C11 => ("cc", ["-x", "c", "-std=c11"]),
@@ -75,7 +76,7 @@ pub fn compile(source: &str, language: Language, build: Build, more: &[&str]) ->
         command.arg("-fno-sanitize-recover=all");
     }
     command.args(library.pkg_config(&["--cflags"]));
-    command.arg(root().join("ffi/tests/c").join(source)).args(["-x", "none", "-o"]).arg(&program);
+    command.arg(root().join("ffi").join(source)).args(["-x", "none", "-o"]).arg(&program);
     command.args(library.pkg_config(&["--libs"]));
     must(&mut command, "install a C and a C++ compiler (gcc and g++)");
     program

@@ -36,6 +36,8 @@ pub struct Parts {
     pub conformance: Option<PathBuf>,
     /// The example of the Rust crate, if a scenario needs it.
     pub example: Option<PathBuf>,
+    /// The examples for C programs, if a scenario needs them.
+    c_examples: Vec<PathBuf>,
     /// vfio-fast-run and what it preloads, if a scenario needs them, and conformance tests that it can be preloaded into.
     preload: Vec<PathBuf>,
     /// The measuring program, if a scenario needs one.
@@ -78,8 +80,18 @@ impl Parts {
         if let Some(error) = first_error.into_inner().map_err(|_| anyhow!("a thread panicked"))? {
             return Err(error);
         }
-        let Rest { guest, agent, witness, library, conformance, example, preload, bench, profiles } =
-            rest.context("nothing failed")?;
+        let Rest {
+            guest,
+            agent,
+            witness,
+            library,
+            conformance,
+            example,
+            c_examples,
+            preload,
+            bench,
+            profiles,
+        } = rest.context("nothing failed")?;
         Ok(Self {
             newest: newest.map(|kernel| guest.with_kernel(kernel)),
             guest,
@@ -90,6 +102,7 @@ impl Parts {
             under_test,
             conformance,
             example,
+            c_examples,
             preload,
             bench,
             profiles,
@@ -99,6 +112,9 @@ impl Parts {
     /// The QEMU under test, if any, and the libraries that programs in L1 need.
     pub fn qemu_of(&self, spec: &ScenarioSpec, mode: Mode) -> Result<(Option<&Path>, Vec<PathBuf>)> {
         let preload = if spec.preload { self.preload.clone() } else { Vec::new() };
+        if spec.program == Program::CExamples {
+            return Ok((None, [&[self.library.clone()], &self.c_examples[..]].concat()));
+        }
         let Some(kind) = kind_of(&spec.program, mode) else { return Ok((None, preload)) };
         let built = self.under_test.iter().find(|(series, built, _)| (*series, *built) == (spec.qemu, kind));
         let (.., qemu) =
@@ -124,6 +140,7 @@ struct Rest {
     library: PathBuf,
     conformance: Option<PathBuf>,
     example: Option<PathBuf>,
+    c_examples: Vec<PathBuf>,
     preload: Vec<PathBuf>,
     bench: Option<PathBuf>,
     profiles: Vec<PathBuf>,
@@ -162,6 +179,10 @@ impl Rest {
         let needs_example = specs.iter().any(|spec| spec.program == Program::Example);
         let example = needs_example
             .then(|| step("Build the example of the Rust crate", "example-build.log", &image::build_example));
+        let c_examples = match specs.iter().any(|spec| spec.program == Program::CExamples) {
+            true => image::build_c_examples(&prefix, &run.join("c-examples.log"))?,
+            false => Vec::new(),
+        };
         let bench = specs.iter().find_map(ScenarioSpec::bench_name).map(|name| {
             step("Build the measuring program", "bench-build.log", &|log| image::build_measure(name, log))
         });
@@ -174,6 +195,7 @@ impl Rest {
             library,
             conformance: conformance.transpose()?,
             example: example.transpose()?,
+            c_examples,
             preload,
             bench: bench.transpose()?,
             profiles: profiles.unwrap_or_default(),
@@ -194,7 +216,7 @@ fn under_test(specs: &[ScenarioSpec]) -> Vec<(QemuSeries, Kind)> {
 /// The QEMU under test of one run.
 fn kind_of(program: &Program, mode: Mode) -> Option<Kind> {
     match (program, mode) {
-        (Program::Conformance | Program::Example | Program::Bench(_), _) => None,
+        (Program::Conformance | Program::Example | Program::CExamples | Program::Bench(_), _) => None,
         (Program::Qemu, Mode::Reference) => Some(Kind::Stock),
         (Program::Qemu, Mode::NotBuilt) => Some(Kind::Off),
         (Program::Qemu, Mode::Stock | Mode::Fast) => Some(Kind::On),

@@ -136,7 +136,7 @@ impl Runs<'_> {
         let bar = folder.join("bar.img");
         let moved = plan.bar_mib().map(|mib| Bar::create(&bar, mib, &disk)).transpose()?;
         let (tests, bench) = match &plan.program {
-            Program::Qemu | Program::Example => (Vec::new(), Vec::new()),
+            Program::Qemu | Program::Example | Program::CExamples => (Vec::new(), Vec::new()),
             Program::Conformance => (plan.expected_checks(mode), Vec::new()),
             Program::Bench(command) => (Vec::new(), command.clone()),
         };
@@ -160,7 +160,7 @@ impl Runs<'_> {
         };
         let initrd = folder.join("initrd.cpio");
         let program = match plan.program {
-            Program::Qemu => None,
+            Program::Qemu | Program::CExamples => None,
             Program::Conformance => parts.conformance.clone().filter(|_| !plan.preload),
             Program::Example => parts.example.clone(),
             Program::Bench(_) => parts.bench.clone(),

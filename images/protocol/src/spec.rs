@@ -105,6 +105,8 @@ pub enum Program {
     Conformance,
     /// The example of the Rust crate.
     Example,
+    /// The examples for C programs.
+    CExamples,
     /// A bench of the engine's: its name, then its arguments.
     Bench(Vec<String>),
 }
@@ -247,7 +249,7 @@ impl ScenarioSpec {
     pub fn bench_name(&self) -> Option<&str> {
         match &self.program {
             Program::Bench(command) => command.first().map(String::as_str),
-            Program::Qemu | Program::Conformance | Program::Example => None,
+            Program::Qemu | Program::Conformance | Program::Example | Program::CExamples => None,
         }
     }
 }

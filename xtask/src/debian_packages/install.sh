@@ -25,6 +25,12 @@ readelf --dynamic /tmp/mixed | grep NEEDED
 readelf --dynamic /tmp/mixed | grep libvfio_fast && exit 1
 prints /tmp/mixed
 
+# With the headers of this system's kernel, which has iommufd.
+for name in nvme_read many_pages; do
+    $cc -o /tmp/$name ${example%/*}/$name.c $(pkg-config --cflags --libs vfio_fast)
+done
+/tmp/many_pages | grep 'one transaction  *1  *1 '
+
 # A program that is built with this version depends on it: another version has another SONAME.
 grep --fixed-strings "libvfio-fast0 #MINVER#, libvfio-fast0 (<< $version.1~)" \
     /var/lib/dpkg/info/libvfio-fast0:amd64.symbols

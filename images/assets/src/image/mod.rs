@@ -28,6 +28,8 @@ const L2_MODULES: [&str; 2] = ["nvme", "virtio_mem"];
 const LAYOUT: &str = "guest 4";
 /// The example of the Rust crate.
 const EXAMPLE: &str = "guest_memory";
+/// The examples for C programs.
+const C_EXAMPLES: [&str; 2] = ["nvme_read", "many_pages"];
 
 /// A kernel from Debian, with its modules unpacked in loading order, and firmware.
 #[derive(Clone, Debug)]
@@ -232,6 +234,25 @@ pub fn build_example(log: &Path) -> Result<PathBuf> {
         command
     };
     build_target(EXAMPLE, build, log)
+}
+
+/// Builds the examples for C programs against the library below `prefix`.
+pub fn build_c_examples(prefix: &Path, log: &Path) -> Result<Vec<PathBuf>> {
+    let source = crate::paths::root().join("ffi/examples");
+    let folder = crate::paths::target().join("c-examples");
+    fs::create_dir_all(&folder)?;
+    progress::step("Build the examples for C programs", log, |log| {
+        let build = |name: &&str| {
+            let program = folder.join(name);
+            let mut command = Command::new("cc");
+            command.args(["-O2", "-Wall", "-Wextra", "-Werror"]).arg("-I").arg(prefix.join("include"));
+            command.arg("-o").arg(&program).arg(source.join(name).with_extension("c"));
+            command.arg("-L").arg(prefix.join("lib")).arg("-lvfio_fast");
+            run_logged(&mut command, log)?;
+            Ok(program)
+        };
+        C_EXAMPLES.iter().map(build).collect()
+    })
 }
 
 /// Builds one of the measuring programs, linked statically.
