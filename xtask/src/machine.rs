@@ -31,7 +31,7 @@ pub fn report() -> Result<()> {
     );
     say("e2e accelerator", accelerator());
     say("cache", &format!("{}, {} MiB", cache.root().display(), size(cache.root()) >> 20));
-    match packages::missing() {
+    match packages::missing(&[]) {
         Ok(missing) if missing.is_empty() => say("missing packages", "none"),
         Ok(missing) => say("missing packages", &missing.join(" ")),
         Err(error) => say("missing packages", &format!("unknown: {error:#}")),

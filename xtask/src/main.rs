@@ -1,5 +1,6 @@
 //! Builds, tests and checks vfio-fast: `cargo xtask --help`.
 
+mod browser;
 mod crates;
 mod debian_packages;
 mod dependencies;

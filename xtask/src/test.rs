@@ -10,8 +10,8 @@ use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
 use crate::{
-    crates, debian_packages, dependencies, documents, exports, fuzz, header, interleavings, lab, oldest_rust,
-    other_targets, pages, tidy, tsan,
+    browser, crates, debian_packages, dependencies, documents, exports, fuzz, header, interleavings, lab,
+    oldest_rust, other_targets, pages, tidy, tsan,
 };
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
@@ -90,7 +90,9 @@ const CHECKS: &[Check] = &[
     by_name("every patch of 10.2 builds", |_| qemu::check_each_patch(QemuSeries::V10_2)),
     slow("newest kernel builds", |_| kernel::built().map(drop)),
     slow("commands of the documents", documents::check_once),
-    slow("e2e", |_| e2e()),
+    slow("e2e", |_| e2e("--core")),
+    by_name("whole matrix of e2e", |_| e2e("--all")),
+    by_name("report in a browser", browser::check),
 ];
 
 /// `cargo fmt` does not find modules that a build script lists.
@@ -191,10 +193,10 @@ fn sum_up(verdicts: &[Verdict]) -> (String, Result<()>) {
     (line, result)
 }
 
-/// Runs all scenarios, with their output shown.
-fn e2e() -> Result<()> {
+/// Runs the scenarios, with their output shown.
+fn e2e(which: &str) -> Result<()> {
     let status = {
-        let (mut child, _cleanup) = interrupt::spawn(lab::command("vfio-fast-e2e").arg("--all"))?;
+        let (mut child, _cleanup) = interrupt::spawn(lab::command("vfio-fast-e2e").arg(which))?;
         child.wait()?
     };
     match status.code() {

@@ -54,7 +54,12 @@ pub const NEEDED: &[&str] = &[
 
 /// Installs the missing packages. Without root or sudo, fails with exit code 69 and the list of packages.
 pub fn ensure(cache: &Cache) -> Result<()> {
-    let missing = missing()?;
+    ensure_also(cache, &[])
+}
+
+/// The same, and these packages, which few machines need.
+pub fn ensure_also(cache: &Cache, also: &[&'static str]) -> Result<()> {
+    let missing = missing(also)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -85,15 +90,15 @@ pub fn ensure(cache: &Cache) -> Result<()> {
     })
 }
 
-/// The packages that are not installed.
-pub fn missing() -> Result<Vec<&'static str>> {
+/// The packages that are not installed, of those that are needed and of `also`.
+pub fn missing(also: &[&'static str]) -> Result<Vec<&'static str>> {
     let mut query = Command::new("dpkg-query");
     query.args(["--show", "--showformat=${db:Status-Status} ${Package}\n"]);
     let known = progress::output(&mut query)
         .map_err(|error| CannotRun(format!("this is not a Debian machine: {error:#}")))?;
     let installed: BTreeSet<&str> =
         known.lines().filter_map(|line| line.strip_prefix("installed ")).collect();
-    Ok(NEEDED.iter().copied().filter(|package| !installed.contains(package)).collect())
+    Ok(NEEDED.iter().chain(also).copied().filter(|package| !installed.contains(package)).collect())
 }
 
 /// The command prefix that runs `env apt-get` as root, if there is a way.

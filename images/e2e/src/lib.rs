@@ -37,6 +37,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::{paths, progress};
+use vfio_fast_protocol::{core_runs, scenarios};
 
 /// Boots the nested machines and compares stock QEMU with vfio-fast.
 ///
@@ -50,6 +51,9 @@ pub struct Args {
     /// Run every scenario on every host
     #[arg(long, conflicts_with = "only")]
     all: bool,
+    /// Run every scenario at least once, on few of its hosts and in few of its modes: what `cargo xtask test` runs
+    #[arg(long, conflicts_with_all = ["only", "all"])]
+    core: bool,
     /// Run this scenario, on all its hosts or (see --list) on one; can be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -57,8 +61,12 @@ pub struct Args {
 
 /// Runs the selected scenarios.
 pub fn run(args: &Args) -> Result<()> {
-    let is_main = !args.all && !args.list && args.only.is_empty();
-    let specs = if is_main { vec![scenario::main()] } else { scenario::chosen(&args.only)? };
+    let is_main = !args.all && !args.core && !args.list && args.only.is_empty();
+    let specs = match (is_main, args.core) {
+        (true, _) => vec![scenario::main()],
+        (_, true) => core_runs::of(scenarios::all()),
+        _ => scenario::chosen(&args.only)?,
+    };
     if args.list {
         for spec in specs {
             println!("{:33} {}", spec.name(), spec.what);
@@ -90,7 +98,7 @@ pub fn run(args: &Args) -> Result<()> {
     if is_main && failed == 0 && outcome.is_ok() {
         println!(
             "This was the main scenario on one host. `cargo xtask e2e --list` names the others, `--only NAME` runs one, \
-             `--all` runs everything."
+             `--core` runs each of them once or more, `--all` runs everything."
         );
     }
     if failed > 0 {

@@ -113,7 +113,7 @@ impl Parts {
     pub fn qemu_of(&self, spec: &ScenarioSpec, mode: Mode) -> Result<(Option<&Path>, Vec<PathBuf>)> {
         let preload = if spec.preload { self.preload.clone() } else { Vec::new() };
         if spec.program == Program::CExamples {
-            return Ok((None, [&[self.library.clone()], &self.c_examples[..]].concat()));
+            return Ok((None, [std::slice::from_ref(&self.library), &self.c_examples].concat()));
         }
         let Some(kind) = kind_of(&spec.program, mode) else { return Ok((None, preload)) };
         let built = self.under_test.iter().find(|(series, built, _)| (*series, *built) == (spec.qemu, kind));

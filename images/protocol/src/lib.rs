@@ -7,6 +7,7 @@
 pub mod bar_layout;
 pub mod bench;
 pub mod checks;
+pub mod core_runs;
 pub mod flatview;
 pub mod host;
 pub mod job;

@@ -23,14 +23,19 @@ pub struct Run {
     pub retries: String,
 }
 
-/// The names of both files, in the folder of the run.
+/// The names of the files, in the folder of the run.
 pub const PAGE: &str = "report.html";
 const SUMMARY: &str = "report.md";
+/// The picture of the longest commit, if a run has recorded one.
+const TIMELINE: &str = "timeline.svg";
 
-/// Writes both.
+/// Writes both, and the picture.
 pub fn write(folder: &Path, run: &Run, verdicts: &[Verdict]) -> Result<()> {
-    let files = [(PAGE, page::page(folder, run, verdicts)), (SUMMARY, summary::summary(run, verdicts))];
-    for (name, text) in files {
+    let timeline = timeline::timeline(verdicts);
+    let picture = timeline.as_ref().map(|timeline| (TIMELINE, timeline.file()));
+    let page = page::page(folder, run, verdicts, timeline.as_ref());
+    let files = [(PAGE, page), (SUMMARY, summary::summary(run, verdicts))];
+    for (name, text) in files.into_iter().chain(picture) {
         fs::write(folder.join(name), text).with_context(|| format!("Cannot write {name}"))?;
     }
     Ok(())

@@ -8,14 +8,15 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use vfio_fast_assets::progress::elapsed;
 use vfio_fast_protocol::spec::ScenarioSpec;
 
-use super::{Run, headline, plot, timeline};
+use super::timeline::{self, Timeline};
+use super::{Run, headline, plot};
 use crate::judge::Verdict;
 use crate::scenario;
 
 const STYLE: &str = include_str!("style.css");
 
 /// The page of a run in `folder`, to which its links are relative.
-pub fn page(folder: &Path, run: &Run, verdicts: &[Verdict]) -> String {
+pub fn page(folder: &Path, run: &Run, verdicts: &[Verdict], timeline: Option<&Timeline>) -> String {
     let title = format!("vfio-fast e2e: {}", headline(verdicts));
     let page = html! {
         (DOCTYPE)
@@ -24,7 +25,7 @@ pub fn page(folder: &Path, run: &Run, verdicts: &[Verdict]) -> String {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 title { (title) }
-                style { (PreEscaped(STYLE)) }
+                style { (PreEscaped(timeline::STYLE)) (PreEscaped(STYLE)) }
             }
             body {
                 h1 { (title) }
@@ -36,7 +37,7 @@ pub fn page(folder: &Path, run: &Run, verdicts: &[Verdict]) -> String {
                     p.faint { (plot.text) }
                     div.wide { (plot.picture) }
                 }
-                @if let Some(timeline) = timeline::timeline(verdicts) {
+                @if let Some(timeline) = timeline {
                     h2 { (timeline.title) }
                     p.faint { (timeline.text) }
                     div.wide { (timeline.picture) }

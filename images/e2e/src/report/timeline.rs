@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use maud::{Markup, html};
+use maud::{Markup, PreEscaped, html};
 use serde_json::Value;
 
 use crate::judge::Verdict;
@@ -23,11 +23,23 @@ const KINDS: [(&str, &str); 6] = [
     ("roll back", "back"),
 ];
 
+/// The colours of the picture.
+pub const STYLE: &str = include_str!("timeline.css");
+
 /// A picture of a commit.
 pub struct Timeline {
     pub title: String,
     pub text: String,
     pub picture: Markup,
+}
+
+impl Timeline {
+    /// The picture as a file of its own, which does not depend on the style of a page.
+    pub fn file(&self) -> String {
+        let style = html! { style { (PreEscaped(STYLE)) } rect.paper width="100%" height="100%" {} };
+        let picture = self.picture.0.replacen('>', &format!(">{}", style.into_string()), 1);
+        picture.replacen("<svg", "<svg xmlns=\"http://www.w3.org/2000/svg\" font-family=\"sans-serif\"", 1)
+    }
 }
 
 struct Span {
@@ -137,6 +149,9 @@ mod tests {
         let Timeline { text, picture, .. } =
             draw(&format!("[{}]", events.join(",")), "a".to_owned()).unwrap();
         assert!(text.starts_with("1.0 ms, 1 chunks faulted in, 1 map calls, 0 unmap calls"), "{text}");
+        let file = Timeline { text, title: "a".to_owned(), picture: picture.clone() }.file();
+        assert!(file.starts_with("<svg xmlns=") && file.ends_with("</svg>"), "{file}");
+        assert!(file.contains("><style>:root") && file.contains("--ink: #1f2328"), "{file}");
         let svg = picture.into_string();
         assert!(svg.contains("vfio-fast-1") && !svg.contains("vfio-fast-2"), "{svg}");
         assert!(svg.find("caller 1") < svg.find("vfio-fast-1"));
