@@ -18,6 +18,7 @@ mod once;
 mod other_targets;
 mod pages;
 mod qemu;
+mod reproducible;
 mod setup;
 mod test;
 mod tidy;

@@ -11,7 +11,7 @@ use clap::builder::PossibleValuesParser;
 
 use crate::{
     browser, crates, debian_packages, dependencies, documents, exports, fuzz, header, interleavings, lab,
-    oldest_rust, other_targets, pages, tidy, tsan,
+    oldest_rust, other_targets, pages, reproducible, tidy, tsan,
 };
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
@@ -93,6 +93,7 @@ const CHECKS: &[Check] = &[
     slow("e2e", |_| e2e("--core")),
     by_name("whole matrix of e2e", |_| e2e("--all")),
     by_name("report in a browser", browser::check),
+    by_name("reproducible library", reproducible::check),
 ];
 
 /// `cargo fmt` does not find modules that a build script lists.

@@ -93,6 +93,19 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).with_context(describe)
 }
 
+/// Copies the files that are in git or could be added to it.
+pub fn copy_tree(to: &Path) -> Result<()> {
+    for name in git(&["ls-files", "-z", "--cached", "--others", "--exclude-standard"])?.split_terminator('\0')
+    {
+        let from = paths::root().join(name);
+        // A file that was removed without a commit is still listed.
+        if from.symlink_metadata().is_ok() {
+            copy(&from, &to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
 /// Packs the tree. Nothing in the archive depends on when, where and by whom it is packed.
 fn pack(folder: &Path, archive: &Path, log: &Path) -> Result<()> {
     let time = git(&["log", "-1", "--format=%ct"])?;
