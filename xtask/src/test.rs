@@ -33,11 +33,18 @@ pub struct Args {
 
 struct Check {
     name: &'static str,
-    /// Whether the check takes minutes, because it builds everything in another way, or builds QEMU or a kernel.
-    slow: bool,
-    /// Whether the check runs only where it is named: a whole run has no time for it.
-    by_name: bool,
+    when: When,
     run: fn(&Path) -> Result<()>,
+}
+
+/// The runs that a check is a part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Always,
+    /// Not with `--fast`: it takes minutes, because it builds everything in another way, or builds QEMU or a kernel.
+    Whole,
+    /// Only where it is named: a whole run has no time for it.
+    ByName,
 }
 
 /// All checks, the cheapest first.
@@ -113,15 +120,15 @@ fn names() -> impl Iterator<Item = &'static str> {
 }
 
 const fn fast(name: &'static str, run: fn(&Path) -> Result<()>) -> Check {
-    Check { name, slow: false, by_name: false, run }
+    Check { name, when: When::Always, run }
 }
 
 const fn slow(name: &'static str, run: fn(&Path) -> Result<()>) -> Check {
-    Check { name, slow: true, by_name: false, run }
+    Check { name, when: When::Whole, run }
 }
 
 const fn by_name(name: &'static str, run: fn(&Path) -> Result<()>) -> Check {
-    Check { name, slow: true, by_name: true, run }
+    Check { name, when: When::ByName, run }
 }
 
 /// The result of a check.
@@ -140,11 +147,15 @@ pub fn run(args: &Args) -> Result<()> {
     packages::ensure(&Cache::open()?)?;
     let mut done = Vec::new();
     let chosen = |check: &&Check| {
-        if args.only.is_empty() { !check.by_name } else { args.only.iter().any(|name| name == check.name) }
+        if args.only.is_empty() {
+            check.when != When::ByName
+        } else {
+            args.only.iter().any(|name| name == check.name)
+        }
     };
     for check in CHECKS.iter().filter(chosen) {
         let start = Instant::now();
-        let verdict = if args.fast && check.slow {
+        let verdict = if args.fast && check.when == When::Whole {
             Verdict::LeftOut
         } else {
             let log =
