@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-
-use crate::dist;
 use vfio_fast_assets::cache::remove_dir;
-use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::run_logged;
+use vfio_fast_assets::{paths, tree};
 
 /// What is published, each crate after those that it needs.
 const PUBLISHED: [&str; 2] = ["vfio-fast-engine", "vfio-fast-dma"];
@@ -18,13 +16,13 @@ const PUBLISHED: [&str; 2] = ["vfio-fast-engine", "vfio-fast-dma"];
 /// Packs a copy of the tree: cargo packs only what is committed.
 pub fn check(log: &Path) -> Result<()> {
     let folder = paths::target().join("crates");
-    let tree = folder.join("tree");
+    let copy = folder.join("tree");
     // Cargo takes packages for unchangeable, and what it has built of them for good.
     remove_dir(&folder)?;
-    dist::copy_tree(&tree)?;
+    tree::copy_to(&copy)?;
     forget_unpacked()?;
     let mut cargo = Command::new(paths::cargo());
-    cargo.current_dir(&tree).env("CARGO_TERM_COLOR", "never").args(["package", "--locked", "--all-features"]);
+    cargo.current_dir(&copy).env("CARGO_TERM_COLOR", "never").args(["package", "--locked", "--all-features"]);
     cargo.args(PUBLISHED.iter().flat_map(|name| ["--package", name]));
     cargo.arg("--target-dir").arg(folder.join("target"));
     run_logged(&mut cargo, log)

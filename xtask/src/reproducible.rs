@@ -5,12 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-
-use crate::dist;
+use anyhow::{Context, Result, bail, ensure};
 use vfio_fast_assets::cache::remove_dir;
-use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::run_logged;
+use vfio_fast_assets::{paths, tree};
 
 const FOLDERS: [&str; 2] = ["one", "a-folder-with-a-longer-name"];
 const LIBRARY: &str = "release/libvfio_fast.so";
@@ -21,7 +19,7 @@ pub fn check(log: &Path) -> Result<()> {
     let [one, other] = FOLDERS.map(|name| built(&folder.join(name), log));
     let (one, other) = (one?, other?);
     if let Some(at) = one.iter().zip(&other).position(|(a, b)| a != b) {
-        anyhow::bail!("the builds in {} differ at {at:#x} of the library", folder.display());
+        bail!("the builds in {} differ at {at:#x} of the library", folder.display());
     }
     ensure!(one.len() == other.len(), "one build has {} bytes, the other {}", one.len(), other.len());
     // The folder above both is the same, so it would be no difference.
@@ -32,12 +30,12 @@ pub fn check(log: &Path) -> Result<()> {
 
 /// The library, built of a copy of the tree in that folder with the flags of Debian's rules.
 fn built(folder: &Path, log: &Path) -> Result<Vec<u8>> {
-    let tree = folder.join("tree");
-    dist::copy_tree(&tree)?;
+    let copy = folder.join("tree");
+    tree::copy_to(&copy)?;
     let mut cargo = Command::new(paths::cargo());
-    cargo.current_dir(&tree).args(["build", "--release", "--locked", "--package", "vfio-fast"]);
+    cargo.current_dir(&copy).args(["build", "--release", "--locked", "--package", "vfio-fast"]);
     cargo.arg("--target-dir").arg(folder.join("target")).env("CARGO_TERM_COLOR", "never");
-    cargo.env("RUSTFLAGS", format!("--remap-path-prefix={}=/usr/src/vfio-fast", tree.display()));
+    cargo.env("RUSTFLAGS", format!("--remap-path-prefix={}=/usr/src/vfio-fast", copy.display()));
     run_logged(&mut cargo, log)?;
     let library = folder.join("target").join(LIBRARY);
     fs::read(&library).with_context(|| format!("Cannot read {}", library.display()))

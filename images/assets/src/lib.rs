@@ -22,3 +22,4 @@ pub mod paths;
 pub mod progress;
 pub mod qemu;
 pub mod rustc;
+pub mod tree;

@@ -5,6 +5,7 @@
 
 mod accel;
 mod bar;
+mod breaks;
 mod disk;
 mod iommu_trace;
 mod judge;
@@ -35,6 +36,7 @@ use std::thread::available_parallelism;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use clap::builder::PossibleValuesParser;
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::{paths, progress};
 use vfio_fast_protocol::{core_runs, scenarios};
@@ -54,13 +56,25 @@ pub struct Args {
     /// Run every scenario at least once, on few of its hosts and in few of its modes: what `cargo xtask test` runs
     #[arg(long, conflicts_with_all = ["only", "all"])]
     core: bool,
-    /// Run this scenario, on all its hosts or (see --list) on one; can be given several times
+    /// Run this scenario, on all its hosts or (see --list) on one, or one of its runs; can be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// Put this fault into a copy of the tree, and expect the check that is named for it to fail; can be given several
+    /// times
+    #[arg(
+        long = "break",
+        value_name = "NAME",
+        conflicts_with_all = ["only", "all", "core", "list"],
+        value_parser = PossibleValuesParser::new(breaks::names())
+    )]
+    breaks: Vec<String>,
 }
 
 /// Runs the selected scenarios.
 pub fn run(args: &Args) -> Result<()> {
+    if !args.breaks.is_empty() {
+        return breaks::run(&args.breaks);
+    }
     let is_main = !args.all && !args.core && !args.list && args.only.is_empty();
     let specs = match (is_main, args.core) {
         (true, _) => vec![scenario::main()],

@@ -3,28 +3,36 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use vfio_fast_protocol::job::Container;
+use vfio_fast_protocol::job::{Container, Mode};
 use vfio_fast_protocol::machine::Machine;
 use vfio_fast_protocol::qemu::QemuSeries;
 use vfio_fast_protocol::scenarios;
 use vfio_fast_protocol::spec::{Device, FIRST_SLOT, PATCHED, ScenarioSpec};
 
-/// The specs with these names, on all their hosts if a name has no host, or on that QEMU (`qemu10.2`). Without names,
-/// all that need not be named.
+/// The specs with these names: on all their hosts if a name has no host, in one mode if it ends with one, or all on
+/// that QEMU (`qemu10.2`). Without names, all that need not be named.
 pub fn chosen(names: &[String]) -> Result<Vec<ScenarioSpec>> {
     let specs = scenarios::all();
     let is = |spec: &ScenarioSpec, name: &String| {
         *name == spec.name() || name == spec.scenario || *name == format!("qemu{}", spec.qemu)
     };
-    if let Some(unknown) = names.iter().find(|name| !specs.iter().any(|spec| is(spec, name))) {
+    let is_run = |spec: &ScenarioSpec, mode: Mode, name: &String| *name == spec.run_name(mode);
+    let known = |name: &String| {
+        specs.iter().any(|spec| is(spec, name) || spec.modes.iter().any(|mode| is_run(spec, *mode, name)))
+    };
+    if let Some(unknown) = names.iter().find(|name| !known(name)) {
         let known: Vec<String> = specs.iter().map(ScenarioSpec::name).collect();
         bail!("there is no scenario {unknown}, only {}", known.join(", "));
     }
-    let wanted = |spec: &ScenarioSpec| match names.is_empty() {
-        true => !spec.only_by_name,
-        false => names.iter().any(|name| is(spec, name)),
+    let wanted = |spec: &ScenarioSpec| -> Vec<ScenarioSpec> {
+        if names.is_empty() && !spec.only_by_name || names.iter().any(|name| is(spec, name)) {
+            return vec![spec.clone()];
+        }
+        let named = |mode: &&[Mode]| names.iter().any(|name| is_run(spec, mode[0], name));
+        let modes = spec.modes.chunks(1).filter(named);
+        modes.map(|modes| ScenarioSpec { modes, ..spec.clone() }).collect()
     };
-    Ok(specs.into_iter().filter(wanted).collect())
+    Ok(specs.iter().flat_map(wanted).collect())
 }
 
 /// The spec of that name.
@@ -148,6 +156,11 @@ mod tests {
         assert!(newer.iter().all(|name| name.ends_with("-qemu10.2")), "{newer:?}");
         assert_eq!(names("conformance").len(), Host::ALL.len());
         assert_eq!(names("nvme-amd-newest"), ["nvme-amd-newest"]);
+        let stock = chosen(&["nvme-amd-newest-stock".to_owned()]).unwrap();
+        assert_eq!(
+            (stock.len(), stock[0].name().as_str(), stock[0].modes),
+            (1, "nvme-amd-newest", &[Mode::Stock][..])
+        );
         assert_eq!(names("nvme")[0], "nvme-intel-debian");
         assert!(chosen(&["nvmee".into()]).unwrap_err().to_string().contains("nvme"));
     }

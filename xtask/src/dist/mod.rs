@@ -7,7 +7,6 @@ mod manifest;
 mod vendor;
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,8 +14,8 @@ use anyhow::{Context, Result, ensure};
 use hmac_sha256::Hash;
 
 use vfio_fast_assets::cache::remove_dir;
-use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::{output, run_logged, step};
+use vfio_fast_assets::{paths, tree};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -64,7 +63,7 @@ pub fn make(folder: &Path, log: &Path) -> Result<PathBuf> {
     remove_dir(folder)?;
     let tree = folder.join(name());
     for file in git(&[&["ls-files", "-z", "--"], CONTENTS].concat())?.split_terminator('\0') {
-        copy(&paths::root().join(file), &tree.join(file))?;
+        tree::copy(&paths::root().join(file), &tree.join(file))?;
     }
     manifest::keep_what_ships(&tree)?;
     vendor::vendor(&tree, log)?;
@@ -81,29 +80,6 @@ pub fn make(folder: &Path, log: &Path) -> Result<PathBuf> {
 pub fn sha256(file: &Path) -> Result<String> {
     let bytes = fs::read(file).with_context(|| format!("Cannot read {}", file.display()))?;
     Ok(Hash::hash(&bytes).iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Copies a file, or a link as it is, with the folders that it needs.
-pub fn copy(from: &Path, to: &Path) -> Result<()> {
-    let describe = || format!("Cannot copy {}", from.display());
-    fs::create_dir_all(to.parent().context("a file has a folder")?)?;
-    if from.symlink_metadata().with_context(describe)?.is_symlink() {
-        return symlink(fs::read_link(from)?, to).with_context(describe);
-    }
-    fs::copy(from, to).map(drop).with_context(describe)
-}
-
-/// Copies the files that are in git or could be added to it.
-pub fn copy_tree(to: &Path) -> Result<()> {
-    for name in git(&["ls-files", "-z", "--cached", "--others", "--exclude-standard"])?.split_terminator('\0')
-    {
-        let from = paths::root().join(name);
-        // A file that was removed without a commit is still listed.
-        if from.symlink_metadata().is_ok() {
-            copy(&from, &to.join(name))?;
-        }
-    }
-    Ok(())
 }
 
 /// Packs the tree. Nothing in the archive depends on when, where and by whom it is packed.
