@@ -108,9 +108,7 @@ impl Objects {
                     let held = ObjectEntry { fd: Arc::new(fd), id, kind, base };
                     Ok(PendingObject { backing, held: Some(held) })
                 }
-                // The errno's own text names the limit.
-                Err(errno @ (Errno::EMFILE | Errno::ENFILE)) => refused(errno, ErrorKind::Kernel),
-                Err(errno) => refused(errno, ErrorKind::Other("the region's descriptor is not open")),
+                Err(errno) => refused(errno, unusable(errno)),
             };
         };
         match fd::file_id(named) {
@@ -123,7 +121,7 @@ impl Objects {
                     "other regions with this backing have another object, or other offsets in it",
                 ),
             ),
-            Err(errno) => refused(errno, ErrorKind::Other("the region's descriptor is not open")),
+            Err(errno) => refused(errno, unusable(errno)),
         }
     }
 
@@ -161,6 +159,16 @@ impl Objects {
     /// Closes the objects of all backings that are not `wanted`.
     pub fn retain(&mut self, mut wanted: impl FnMut(Backing) -> bool) {
         self.held.retain(|backing, _| wanted(*backing));
+    }
+}
+
+/// Why the kernel does not accept the caller's descriptor. A limit, too little memory or a sandbox is not the descriptor's
+/// fault; the errno's own text names those.
+fn unusable(errno: Errno) -> ErrorKind {
+    if errno == Errno::EBADF {
+        ErrorKind::Other("the region's descriptor is not open")
+    } else {
+        ErrorKind::Kernel
     }
 }
 
