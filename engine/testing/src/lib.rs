@@ -3,12 +3,14 @@
 
 pub mod accepting;
 pub mod callers;
+pub mod child;
 pub mod files;
 pub mod hooked;
 pub mod ioas;
 pub mod memory;
 pub mod pool;
 pub mod seccomp;
+pub mod supervise;
 
 use proptest::prelude::*;
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};

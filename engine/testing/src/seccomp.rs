@@ -22,7 +22,7 @@ pub enum Kernel {
 /// `struct sock_filter`
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Instruction {
+pub(crate) struct Instruction {
     code: u16,
     if_true: u8,
     if_false: u8,
@@ -41,7 +41,11 @@ const LOAD: u16 = 0x20;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 const ALLOW: u32 = 0x7fff_0000;
+/// SECCOMP_RET_USER_NOTIF: the listener decides.
+const ASK: u32 = 0x7fc0_0000;
 const SET_MODE_FILTER: libc::c_uint = 1;
+/// SECCOMP_FILTER_FLAG_NEW_LISTENER
+pub(crate) const NEW_LISTENER: libc::c_uint = 1 << 3;
 
 /// The offsets of the number and of the low words of arguments 1 and 2 in `struct seccomp_data`.
 const NUMBER: u32 = 0;
@@ -120,7 +124,7 @@ impl Kernel {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(arguments).args(["--include-ignored", "--test-threads=1"]);
         // SAFETY: the closure makes two system calls and allocates nothing.
-        unsafe { command.pre_exec(move || install(&filter)) };
+        unsafe { command.pre_exec(move || install(&filter, 0).map(drop)) };
         let output = command.output().unwrap();
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{self:?}: {printed}\n{}", String::from_utf8_lossy(&output.stderr));
@@ -128,8 +132,20 @@ impl Kernel {
     }
 }
 
-/// Installs the filter in this process, for good.
-fn install(filter: &[Instruction]) -> io::Result<()> {
+/// A filter that asks its listener about all calls except these.
+pub(crate) fn all_but(numbers: &[libc::c_long]) -> Vec<Instruction> {
+    let instruction = |code, if_false, value| Instruction { code, if_true: 0, if_false, value };
+    let allowed = |number: &libc::c_long| {
+        [instruction(JUMP_IF_EQUAL, 1, *number as u32), instruction(RETURN, 0, ALLOW)]
+    };
+    let mut filter = vec![instruction(LOAD, 0, NUMBER)];
+    filter.extend(numbers.iter().flat_map(allowed));
+    filter.push(instruction(RETURN, 0, ASK));
+    filter
+}
+
+/// Installs the filter in this thread and those that it starts, for good. Returns the listener, if one is asked for.
+pub(crate) fn install(filter: &[Instruction], flags: libc::c_uint) -> io::Result<libc::c_int> {
     let length = u16::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = Program { length, instructions: filter.as_ptr() };
     // SAFETY: the call takes no pointer.
@@ -137,8 +153,6 @@ fn install(filter: &[Instruction]) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the program and its instructions outlive the call, which copies them.
-    match unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, 0, &raw const program) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    let answer = unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const program) };
+    libc::c_int::try_from(answer).ok().filter(|answer| *answer >= 0).ok_or_else(io::Error::last_os_error)
 }
