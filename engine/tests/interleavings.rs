@@ -316,3 +316,16 @@ fn without_threads_the_calling_one_gives_way() {
     };
     explore(&[], story, all_is_mapped);
 }
+
+/// The thread of a job that has ended may not have, when the next job gets none.
+#[test]
+fn a_thread_before_a_job_without_one_is_waited_for() {
+    let story: Story = |scope, bench| {
+        scope.spawn(|| {
+            NO_THREADS.set(true);
+            bench.later(&[entries(4, 2)]).unwrap();
+            NO_THREADS.set(false);
+        });
+    };
+    explore(&[], story, all_is_mapped);
+}

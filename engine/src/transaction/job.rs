@@ -8,7 +8,7 @@
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::lock::Locked;
@@ -194,9 +194,13 @@ impl Engine {
             return;
         }
         let engine = Arc::clone(self);
+        // The new thread joins the one before it. If it cannot be started, whoever waits for this job does.
+        let before = Arc::new(Mutex::new(before));
+        let take = |before: &Mutex<Option<_>>| before.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let of_thread = Arc::clone(&before);
         let started = thread::spawn("vfio-fast-job", self.cpu_set.as_ref(), move || {
             // It has ended its job, and nothing but its end is left of it.
-            before.map(JoinHandle::join);
+            take(&of_thread).map(JoinHandle::join);
             Log::hold_own();
             // The panic itself has been reported where panics are; nobody joins this thread for its result.
             let _ = catch_unwind(AssertUnwindSafe(|| engine.work_for_job(number)));
@@ -209,6 +213,7 @@ impl Engine {
                     Level::Info,
                     format_args!("No thread for the background ({errno}): mapped at once"),
                 );
+                state.job.thread = take(&before);
                 drop(state);
                 self.work_for_job(number);
             }
