@@ -345,6 +345,10 @@ fn descriptors(bar: Region) {
 }
 
 fn handovers() {
+    // A list that no machine can hold.
+    let (new, _) = engine(SimConfig::default());
+    new.begin().unwrap();
+    refused(new.adopt((0..1 << 50).map(|page| (range(page * PAGE, PAGE), Perm::Read))));
     let (old, sim) = engine(SimConfig::default());
     old.map_region(ram(0, PAGE)).unwrap();
     refused(old.resume());

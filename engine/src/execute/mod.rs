@@ -21,7 +21,7 @@ use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::object::Objects;
 use crate::populate::{HostRange, PopulateOptions, Report, files};
 use crate::reconcile::backlog::Backlog;
-use crate::reconcile::dirty_pages::{DirtyPages, words_for};
+use crate::reconcile::dirty_pages::{DirtyPages, bitmap_for};
 use crate::reconcile::plan::{Plan, Unmap};
 use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::WantedSet;
@@ -194,7 +194,7 @@ impl<'a> Executor<'a> {
         let Self { backend, dirty, .. } = self;
         timeline::call("unmap", range, || match (dirty, backend.dirty_tracking()) {
             (Some(dirty), Some(tracking)) if range.length() <= tracking.max_bytes() => {
-                let mut bitmap = vec![0; words_for(range, dirty.page()) as usize];
+                let mut bitmap = bitmap_for(range, dirty.page())?;
                 // Bits that were returned with an error are valid too.
                 let answer = tracking.unmap_dirty(range, &mut bitmap);
                 dirty.add(range, &bitmap);

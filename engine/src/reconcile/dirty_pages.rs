@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::addr::IovaRange;
+use crate::error::{Errno, KernelResult};
 
 /// Bits per word.
 const BITS: u64 = u64::BITS as u64;
@@ -10,6 +11,15 @@ const BITS: u64 = u64::BITS as u64;
 /// The number of words for the bits of `range`, with one bit per page of `page` bytes.
 pub fn words_for(range: IovaRange, page: u64) -> u64 {
     (range.length() / page).div_ceil(BITS)
+}
+
+/// A bitmap of zeros for `range`. ENOMEM if it cannot be allocated: its size is the caller's.
+pub fn bitmap_for(range: IovaRange, page: u64) -> KernelResult<Vec<u64>> {
+    let words = usize::try_from(words_for(range, page)).map_err(|_| Errno::ENOMEM)?;
+    let mut bitmap = Vec::new();
+    bitmap.try_reserve_exact(words).map_err(|_| Errno::ENOMEM)?;
+    bitmap.resize(words, 0);
+    Ok(bitmap)
 }
 
 /// Pages that were written to and not reported yet, all of one size.

@@ -60,7 +60,7 @@ impl Plan {
 
 /// The number of new entries from which on a plan takes a coarser grid, where the kernel has no limit: a table of so many
 /// takes 100 MB. At the default entry size they cover 1 PiB.
-const MOST_ENTRIES: u64 = 1 << 20;
+pub const MOST_ENTRIES: u64 = 1 << 20;
 
 /// The plan needs more entries for RAM than the container can hold, even on the coarsest grid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -314,7 +314,8 @@ impl WantedSet {
 
     /// Rolls back everything since `mark`.
     pub fn roll_back_to(&mut self, mark: Mark) {
-        for change in self.journal.changes.split_off(mark.changes).into_iter().rev() {
+        while self.journal.changes.len() > mark.changes {
+            let Some(change) = self.journal.changes.pop() else { break };
             match change {
                 Change::Inserted(wanted) => {
                     self.count_out(&wanted.region);

@@ -5,7 +5,7 @@ use crate::addr::IovaRange;
 use crate::backend::DirtyTracking;
 use crate::error::{Errno, Error, ErrorKind, Op, Result};
 use crate::execute::Batch;
-use crate::reconcile::dirty_pages::{DirtyPages, words_for};
+use crate::reconcile::dirty_pages::{DirtyPages, bitmap_for, words_for};
 
 impl State {
     /// Drops the dirty pages in `ranges` that are no longer wanted. Everything else that is dirty is still wanted.
@@ -61,7 +61,7 @@ impl Engine {
                 // The entry is too large for any bitmap.
                 dirty.add_all(call);
             } else {
-                let mut words = vec![0; words_for(call, self.page()) as usize];
+                let mut words = bitmap_for(call, self.page()).map_err(|errno| not_told(Some(call), errno))?;
                 tracking.read_dirty(call, &mut words).map_err(|errno| not_told(Some(call), errno))?;
                 dirty.add(call, &words);
             }

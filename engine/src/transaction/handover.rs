@@ -5,7 +5,7 @@
 //! cut by the history of the first process, so only their list says where.
 
 use super::lock::Locked;
-use super::{Engine, Outcome, State};
+use super::{Engine, Outcome, State, memory};
 use crate::addr::{HostVa, IovaRange};
 use crate::backend::Handover;
 use crate::error::{Errno, Error, ErrorKind, Op, Result, Unfinished};
@@ -65,7 +65,9 @@ impl Engine {
     pub fn adopt(&self, entries: impl IntoIterator<Item = (IovaRange, Perm)>) -> Result<Outcome> {
         let _operation = timeline::operation("adopt");
         let mut state = self.end_transaction()?;
-        let adopted = self.table_of(&state, entries).and_then(|table| {
+        let entries = entries.into_iter();
+        let enough = memory::check_for(entries.size_hint().0 as u64);
+        let adopted = enough.and_then(|()| self.table_of(&state, entries)).and_then(|table| {
             self.set_addresses(&table)?;
             Ok(table)
         });

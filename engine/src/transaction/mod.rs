@@ -10,6 +10,7 @@ mod explained;
 mod handover;
 mod job;
 mod lock;
+mod memory;
 mod regions;
 mod remap;
 mod retry;
@@ -328,6 +329,16 @@ impl Engine {
         self.state().table.iter().copied().collect()
     }
 
+    /// The same, as `list` has them: there can be any number, so ENOMEM if the memory of the list cannot be allocated.
+    pub fn list_entries<T>(&self, list: impl Fn(&Entry) -> T) -> Result<Vec<T>> {
+        let state = self.state();
+        let mut listed = Vec::new();
+        let count = usize::try_from(state.table.len()).unwrap_or(usize::MAX);
+        listed.try_reserve_exact(count).map_err(|_| memory::too_little())?;
+        listed.extend(state.table.iter().map(list));
+        Ok(listed)
+    }
+
     /// Plans and executes what the open transaction touched.
     fn reconcile(&self, state: &mut Locked<'_>) -> Result<Outcome> {
         self.reconcile_or_leave(state, None)
@@ -389,6 +400,7 @@ impl Engine {
         later: Option<&mut Vec<IovaRange>>,
     ) -> Result<Outcome> {
         let mut plan = self.plan_or_ask_limits(state, scope)?;
+        memory::check_for(plan.maps.len() as u64)?;
         if let Some(later) = later {
             self.check_all(&plan)?;
             *later = background::defer(&mut plan, &state.missing);
@@ -445,6 +457,7 @@ impl Engine {
 
     /// Plans what the transaction touched, and checks the plan against the limits. Sets `scope` to the plan's.
     fn plan(&self, state: &State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
+        memory::check_for_plan(self.planned(state, scope))?;
         let capacity = state.limits.entries;
         let plan = |scope: &[IovaRange]| {
             let plan = plan::plan(&state.wanted, &state.table, scope, &self.grid, self.gaps(state), capacity)
@@ -464,6 +477,26 @@ impl Engine {
         }
         scope.clone_from(&own.scope);
         Ok(own)
+    }
+
+    /// The number of entries that a plan for `scope` can map, or more.
+    fn planned(&self, state: &State, scope: &[IovaRange]) -> u64 {
+        let in_range = |range: &IovaRange| {
+            let pieces = state.wanted.overlapping(*range).filter_map(|wanted| {
+                let shared = wanted.region.range.intersection(*range)?;
+                Some(if wanted.region.exact { 1 } else { self.grid.count(shared) })
+            });
+            pieces.fold(0, u64::saturating_add)
+        };
+        let count = |ranges: &[IovaRange]| ranges.iter().map(in_range).fold(0, u64::saturating_add);
+        let planned = count(scope);
+        if planned <= memory::FEW {
+            return planned;
+        }
+        // What was touched several times is planned once, and on a coarser grid if it is too much.
+        let merged = plan::merged(scope.to_vec());
+        let most = state.limits.entries.unwrap_or(u64::MAX).min(plan::MOST_ENTRIES);
+        count(&merged).min(most.saturating_add(scope.len() as u64))
     }
 
     /// Reads the limits again. If that fails they stay as they were; the kernel enforces them anyway.

@@ -2,7 +2,7 @@
 
 use super::lock::Locked;
 use super::single::is_single_unmap;
-use super::{Engine, State};
+use super::{Engine, State, memory};
 use crate::addr::{HostVa, Iova, IovaRange};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::explain;
@@ -46,12 +46,14 @@ impl Engine {
     /// with other regions, if the backing is known.
     pub fn map_pages(
         &self,
-        pages: impl IntoIterator<Item = (Iova, HostVa)>,
+        pages: impl IntoIterator<Item = (Iova, HostVa), IntoIter: Clone>,
         perm: Perm,
         backing: Backing,
         join: bool,
     ) -> Result<()> {
+        let pages = pages.into_iter();
         let mut state = self.changing()?;
+        self.check_memory(pages.clone())?;
         let before = state.wanted.mark();
         for run in runs(pages, self.page()) {
             let added = range(run.iova.0, run.pages.saturating_mul(self.page())).and_then(|range| {
@@ -87,13 +89,23 @@ impl Engine {
     /// To unmap a page in the middle of an entry, the engine unmaps the whole entry and maps the rest of it again.
     /// For a short time devices cannot access the rest, which
     /// [`Stats::remapped_bytes`](crate::stats::Stats::remapped_bytes) counts.
-    pub fn unmap_pages(&self, iovas: impl IntoIterator<Item = Iova>) -> Result<u64> {
+    pub fn unmap_pages(&self, iovas: impl IntoIterator<Item = Iova, IntoIter: Clone>) -> Result<u64> {
         // The host address does not matter here, so use the IOVA.
         let pages = iovas.into_iter().map(|iova| (iova, HostVa::from_raw(iova.0)));
+        let state = self.changing()?;
+        self.check_memory(pages.clone())?;
         self.unmap_each(
-            self.changing()?,
+            state,
             runs(pages, self.page()).map(|run| range(run.iova.0, run.pages.saturating_mul(self.page()))),
         )
+    }
+
+    /// Fails with ENOMEM if there is too little memory to map or unmap these pages.
+    fn check_memory(&self, pages: impl Iterator<Item = (Iova, HostVa)>) -> Result<()> {
+        if pages.size_hint().0 as u64 <= memory::FEW {
+            return Ok(());
+        }
+        memory::check_for(runs(pages, self.page()).count() as u64)
     }
 
     fn unmap_each(

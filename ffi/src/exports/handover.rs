@@ -3,6 +3,7 @@
 use std::ffi::c_int;
 
 use crate::abi::{vfio_fast_entry, vfio_fast_outcome};
+use crate::failure::Failure;
 use crate::guard::guard_handle;
 use crate::handle::vfio_fast;
 use crate::sized::Output;
@@ -91,8 +92,7 @@ pub unsafe extern "C" fn vfio_fast_get_entries(
     count: *mut u64,
 ) -> c_int {
     let body = |handle: &vfio_fast| {
-        let held = handle.engine.entries();
-        let held: Vec<_> = held.iter().map(|entry| convert::entry_out(entry.range, entry.perm)).collect();
+        let held = handle.engine.list_entries(|entry| convert::entry_out(entry.range, entry.perm))?;
         // SAFETY: entries and count are as this function's contract says.
         unsafe { out::write_list(entries, count, &held, "entries") }
     };
@@ -143,8 +143,14 @@ pub unsafe extern "C" fn vfio_fast_adopt(
         let output = unsafe { Output::optional(outcome) }?;
         // SAFETY: entries is as this function's contract says.
         let entries = unsafe { array::entries(entries, count, "entries") }?;
-        let entries = entries.iter().map(convert::entry_in).collect::<Result<Vec<_>, _>>()?;
-        let outcome = handle.engine.adopt(entries)?;
+        // All are checked before anything is done.
+        let mut checked = Vec::new();
+        let allocated = checked.try_reserve_exact(entries.len());
+        allocated.map_err(|_| Failure::check(libc::ENOMEM, format!("entries: a list of {count} entries")))?;
+        for entry in entries {
+            checked.push(convert::entry_in(entry)?);
+        }
+        let outcome = handle.engine.adopt(checked)?;
         if let Some(output) = output {
             output.write(&convert::outcome(&outcome));
         }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* The library cannot allocate memory for itself: it ends the process, and says so. No call returns half-done. */
+/* The library cannot allocate memory for itself. A call with a large array is refused and changes nothing. For all other
+ * calls it ends the process, and says so. No call returns half-done. */
 #include "check.h"
 
 #include <signal.h>
@@ -26,12 +27,24 @@ static uint64_t size(void)
 
 static void run_out(void)
 {
-    struct vfio_fast *vf = open_sim(NULL);
+    struct vfio_fast_sim_config sim = sim_defaults();
+    struct vfio_fast *vf;
+    uint64_t count = 0;
     struct vfio_fast_pages scattered = pages(PAGES, iovas, hvas, VFIO_FAST_REGION_WRITE);
     struct rlimit limit = {size() + LEFT, size() + LEFT};
 
+    sim.dma_avail = UINT32_MAX;
+    vf = open_sim(&sim);
     CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
-    (void)vfio_fast_map_pages(vf, &scattered);
+    CHECK_RC(vfio_fast_map_pages(vf, &scattered), -ENOMEM);
+    CHECK_TEXT("too little memory for the library's own lists");
+    CHECK_RC(vfio_fast_get_entries(vf, NULL, &count), 0);
+    CHECK(count == 0);
+    for (uint64_t n = 0; n < PAGES; n++) {
+        struct vfio_fast_pages one = pages(1, &iovas[n], &hvas[n], VFIO_FAST_REGION_WRITE);
+
+        CHECK_RC(vfio_fast_map_pages(vf, &one), 0);
+    }
     _exit(0);
 }
 

@@ -433,7 +433,7 @@ fn unmap(span: Span) -> Step {
 }
 
 /// The pages of some units: their IOVAs, units, and offsets in the units.
-fn pages(space: &Space, page: u64, start: u64, units: u64) -> impl Iterator<Item = (Iova, u64, u64)> {
+fn pages(space: &Space, page: u64, start: u64, units: u64) -> impl Iterator<Item = (Iova, u64, u64)> + Clone {
     let offsets = move || (0..UNIT).step_by(page as usize);
     (start..start + units)
         .flat_map(move |unit| offsets().map(move |offset| (Iova(space.iova(unit) + offset), unit, offset)))
