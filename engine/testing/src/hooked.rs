@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vfio_fast_engine::addr::IovaRange;
-use vfio_fast_engine::backend::{Backend, Capabilities, DirtyTracking, Mapping};
+use vfio_fast_engine::backend::{Backend, Capabilities, DirtyTracking, Handover, Mapping};
 use vfio_fast_engine::error::KernelResult;
 use vfio_fast_engine::limits::{Limits, Memlock};
 use vfio_fast_engine::object::Object;
@@ -57,6 +57,10 @@ impl<H: Hooks> Backend for Hooked<H> {
 
     fn dirty_tracking(&self) -> Option<&dyn DirtyTracking> {
         self.kernel.dirty_tracking()
+    }
+
+    fn handover(&self) -> Option<&dyn Handover> {
+        self.kernel.handover()
     }
 
     fn map(&self, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {

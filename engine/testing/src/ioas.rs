@@ -47,6 +47,18 @@ impl Device {
         let mut entries = fs::read_dir(self.folder.join("vfio-dev")).unwrap();
         Path::new("/dev/vfio/devices").join(entries.next().unwrap().unwrap().file_name())
     }
+
+    /// Opens the device and binds it to the iommufd, without attaching it.
+    pub fn bind(&self, iommufd: &File) -> File {
+        let device = open(&self.character_device());
+        let mut bind = vfio::vfio_device_bind_iommufd {
+            argsz: length_of::<vfio::vfio_device_bind_iommufd>(),
+            iommufd: iommufd.as_raw_fd(),
+            ..Default::default()
+        };
+        ioctl(device.as_raw_fd(), VFIO_DEVICE_BIND_IOMMUFD, &mut bind).expect("binding works");
+        device
+    }
 }
 
 /// An IOAS in an iommufd of its own, and the device bound to that iommufd.
@@ -66,13 +78,7 @@ impl Ioas {
 
     /// Creates an IOAS in an iommufd that has none.
     pub fn on(iommufd: File, device: &Device) -> Self {
-        let device = open(&device.character_device());
-        let mut bind = vfio::vfio_device_bind_iommufd {
-            argsz: length_of::<vfio::vfio_device_bind_iommufd>(),
-            iommufd: iommufd.as_raw_fd(),
-            ..Default::default()
-        };
-        ioctl(device.as_raw_fd(), VFIO_DEVICE_BIND_IOMMUFD, &mut bind).expect("binding works");
+        let device = device.bind(&iommufd);
         let mut alloc = iommufd::iommu_ioas_alloc {
             size: length_of::<iommufd::iommu_ioas_alloc>(),
             ..Default::default()

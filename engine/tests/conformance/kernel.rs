@@ -7,8 +7,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use iommufd_bindings as iommufd;
 use memfd::MemfdOptions;
@@ -16,6 +14,7 @@ use vfio_bindings::bindings::vfio;
 
 use super::Memory;
 use super::cases::{MEMORY, PAGE};
+use super::edu::Edu;
 use super::ioas::{self, Device, Ioas, ioctl, length_of, open};
 use super::limits::{EntryLimit, Memlock};
 use super::run::{Case, Hva, Kernel, Needs, Target};
@@ -29,6 +28,8 @@ use vfio_fast_engine::region::Perm;
 
 /// The variable that has the PCI address of the device, as in sysfs.
 pub const DEVICE: &str = "VFIO_FAST_DEVICE";
+/// The variable that has the addresses of all devices, which are `edu`s.
+const DEVICES: &str = "VFIO_FAST_DEVICES";
 
 const VFIO_SET_IOMMU: libc::Ioctl = 0x3b66;
 const VFIO_GROUP_SET_CONTAINER: libc::Ioctl = 0x3b68;
@@ -137,71 +138,6 @@ fn open_for_reading(path: &str) -> File {
     File::open(path).unwrap_or_else(|error| panic!("cannot open {path}: {error}"))
 }
 
-/// An `edu`, whose engine copies between memory and its own buffer.
-pub struct Edu {
-    device: File,
-    /// The offset of its registers in the device's file.
-    registers: u64,
-}
-
-impl Edu {
-    /// The device's address of its buffer.
-    const BUFFER: u32 = 0x4_0000;
-    const SOURCE: u64 = 0x80;
-    const DESTINATION: u64 = 0x88;
-    const COUNT: u64 = 0x90;
-    const COMMAND: u64 = 0x98;
-    const RUN: u32 = 1;
-    const FROM_BUFFER: u32 = 2;
-    /// The bytes of one transfer.
-    const BYTES: u32 = 4;
-
-    /// Lets the device write the first bytes of its buffer to `iova`, and waits until it has tried.
-    fn write_to(&self, iova: u32) {
-        self.transfer(Self::BUFFER, iova, Self::FROM_BUFFER);
-    }
-
-    /// Lets the device write to `iova`, and returns whether that changed the memory at the host address.
-    pub fn reaches(&self, iova: u32, address: u64) -> bool {
-        const NOTHING: u32 = 0;
-        let address = address as *mut u32;
-        // SAFETY: the memory is mapped until the test ends, aligned, and no reference into it exists; only the device
-        // writes to it at the same time.
-        unsafe { ptr::write_volatile(address, NOTHING) };
-        self.write_to(iova);
-        // SAFETY: as above.
-        unsafe { ptr::read_volatile(address) != NOTHING }
-    }
-
-    /// Lets the device read the first bytes of its buffer from `iova`.
-    fn read_from(&self, iova: u32) {
-        self.transfer(iova, Self::BUFFER, 0);
-    }
-
-    fn transfer(&self, source: u32, destination: u32, direction: u32) {
-        self.set(Self::SOURCE, source);
-        self.set(Self::DESTINATION, destination);
-        self.set(Self::COUNT, Self::BYTES);
-        self.set(Self::COMMAND, Self::RUN | direction);
-        let start = Instant::now();
-        while self.get(Self::COMMAND) & Self::RUN != 0 {
-            assert!(start.elapsed() < Duration::from_secs(60), "the device does not finish a transfer");
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    fn set(&self, register: u64, value: u32) {
-        let written = self.device.write_all_at(&value.to_le_bytes(), self.registers + register);
-        written.expect("a register");
-    }
-
-    fn get(&self, register: u64) -> u32 {
-        let mut value = [0; 4];
-        self.device.read_exact_at(&mut value, self.registers + register).expect("a register");
-        u32::from_le_bytes(value)
-    }
-}
-
 /// Opens the backend for the driver with an `edu` attached, whose buffer begins with other bytes than zeros.
 pub fn with_edu(driver: Driver, run: impl FnOnce(Box<dyn Backend>, Edu, Memory)) {
     sharing(driver, |backend, _, edu, memory| run(backend, edu, memory));
@@ -210,23 +146,40 @@ pub fn with_edu(driver: Driver, run: impl FnOnce(Box<dyn Backend>, Edu, Memory))
 /// The same, with the descriptor of the container or iommufd.
 pub fn sharing(driver: Driver, run: impl FnOnce(Box<dyn Backend>, BorrowedFd<'_>, Edu, Memory)) {
     on_the_kernel(Needs::default(), driver, |opened, memory| {
-        let device = opened.device_file(driver);
-        let offset = |index| region_info(&device, index).offset;
-        let registers = offset(vfio::VFIO_PCI_BAR0_REGION_INDEX);
-        // Memory decoding and bus mastering.
-        let (command, enabled) = (offset(vfio::VFIO_PCI_CONFIG_REGION_INDEX) + 4, 6u16);
-        device.write_all_at(&enabled.to_le_bytes(), command).expect("its command register");
-        let edu = Edu { device, registers };
+        let edu = edu(opened.device_file(driver));
         let backend = opened.backend(driver);
         let range = IovaRange::new(Iova(0x1000_0000), PAGE).unwrap();
         let mapping = Mapping { range, hva: memory.host(Hva::Writable(0)), perm: Perm::Read };
         // SAFETY: the memory is mapped and aligned, and no reference into it exists.
         unsafe { ptr::write_volatile(memory.writable as *mut u32, 0x5eed_5eed) };
         backend.map(&mapping, None).unwrap();
-        edu.read_from(0x1000_0000);
+        edu.start_read(0x1000_0000, 0, 4);
+        edu.finish();
         assert_eq!(backend.unmap(range), Ok(PAGE));
         run(backend, opened.file.as_fd(), edu, memory);
     });
+}
+
+/// The same, with each `edu` of the machine attached, and what opens the backend, as often as it is called.
+pub fn with_edus(driver: Driver, run: impl FnOnce(&dyn Fn() -> Box<dyn Backend>, Vec<Edu>)) {
+    on_the_kernel(Needs::default(), driver, |opened, _| {
+        let first = device_name();
+        let names = std::env::var(DEVICES).unwrap_or_else(|_| first.clone());
+        let others = names.split_whitespace().filter(|name| *name != first);
+        let others = others.map(|name| opened.attach_another(driver, &Device::at(name)));
+        let edus = std::iter::once(opened.device_file(driver)).chain(others).map(edu).collect();
+        run(&|| opened.backend(driver), edus);
+    });
+}
+
+fn edu(device: File) -> Edu {
+    let offset = |index| region_info(&device, index).offset;
+    let (registers, config) =
+        (offset(vfio::VFIO_PCI_BAR0_REGION_INDEX), offset(vfio::VFIO_PCI_CONFIG_REGION_INDEX));
+    // Memory decoding and bus mastering.
+    let enabled = 6u16;
+    device.write_all_at(&enabled.to_le_bytes(), config + 4).expect("its command register");
+    Edu::of(device, registers)
 }
 
 /// Passes what opens the backend for the driver, as often as it is called.
@@ -301,6 +254,23 @@ fn group(device: &Device) -> PathBuf {
     Path::new("/dev/vfio").join(group.file_name().unwrap())
 }
 
+/// The device's group, as a member of the container.
+fn group_in(container: &File, device: &Device) -> File {
+    let group = open(&group(device));
+    let mut container: i32 = container.as_raw_fd();
+    ioctl(group.as_raw_fd(), VFIO_GROUP_SET_CONTAINER, &mut container).expect("a viable group");
+    group
+}
+
+fn device_of(group: &File, device: &Device) -> OwnedFd {
+    let mut name = [0u8; 32];
+    let address = device.folder.file_name().unwrap().as_bytes();
+    name[..address.len()].copy_from_slice(address);
+    let fd = ioctl(group.as_raw_fd(), VFIO_GROUP_GET_DEVICE_FD, &mut name).expect("its device");
+    // SAFETY: the kernel has just created this descriptor, so nothing else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// A container with its group, or an iommufd with its device and an IOAS.
 struct Opened {
     _opened_device: Option<OwnedFd>,
@@ -312,9 +282,8 @@ struct Opened {
 
 impl Opened {
     fn container(device: &Device, path: &str) -> Self {
-        let (file, device) = (open(Path::new(path)), open(&group(device)));
-        let mut container: i32 = file.as_raw_fd();
-        ioctl(device.as_raw_fd(), VFIO_GROUP_SET_CONTAINER, &mut container).expect("a viable group");
+        let file = open(Path::new(path));
+        let device = group_in(&file, device);
         // SAFETY: this request takes a number.
         let set = unsafe { libc::ioctl(file.as_raw_fd(), VFIO_SET_IOMMU, vfio::VFIO_TYPE1v2_IOMMU) };
         assert_eq!(set, 0, "{}", Error::last_os_error());
@@ -324,26 +293,32 @@ impl Opened {
     /// iommufd attaches the device of a group when the device is opened.
     fn imitation(device: &Device) -> Self {
         let opened = Self::container(device, "/dev/iommu");
-        let opened_device = opened.device_of_group(device);
+        let opened_device = device_of(&opened.device, device);
         Self { _opened_device: Some(opened_device), ..opened }
-    }
-
-    fn device_of_group(&self, device: &Device) -> OwnedFd {
-        let mut name = [0u8; 32];
-        let address = device.folder.file_name().unwrap().as_bytes();
-        name[..address.len()].copy_from_slice(address);
-        let fd = ioctl(self.device.as_raw_fd(), VFIO_GROUP_GET_DEVICE_FD, &mut name).expect("its device");
-        // SAFETY: the kernel has just created this descriptor, so nothing else owns it.
-        unsafe { OwnedFd::from_raw_fd(fd) }
     }
 
     /// A descriptor of the device itself.
     fn device_file(&self, driver: Driver) -> File {
         match driver {
             Driver::Type1 | Driver::Imitation => {
-                File::from(self.device_of_group(&Device::at(&device_name())))
+                File::from(device_of(&self.device, &Device::at(&device_name())))
             }
             Driver::Iommufd => self.device.try_clone().expect("a descriptor"),
+        }
+    }
+
+    /// Another device in the same container or IOAS.
+    fn attach_another(&self, driver: Driver, device: &Device) -> File {
+        match driver {
+            Driver::Type1 | Driver::Imitation => {
+                // The device keeps its group open.
+                File::from(device_of(&group_in(&self.file, device), device))
+            }
+            Driver::Iommufd => {
+                let device = device.bind(&self.file);
+                ioas::attach(&device, self.ioas_id).expect("an empty IOAS");
+                device
+            }
         }
     }
 

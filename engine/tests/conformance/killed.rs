@@ -236,7 +236,7 @@ pub fn processes_leave_nothing(driver: Driver) {
     kernel::with_edu(driver, |backend, edu, _| {
         let engine = engine(backend);
         engine.map_region(ram(START, 1, 0, LENGTH)).unwrap();
-        assert!(edu.reaches(u32::try_from(START).unwrap(), hva_of(1, 0)));
+        assert!(edu.reaches(START, hva_of(1, 0)));
         engine.close().unwrap();
     });
     drop(memory);
@@ -285,10 +285,7 @@ pub fn adopters_lose_nothing() {
         engine.commit().unwrap();
         let (held, all) = (unmapped + ENTRIES * ENTRY / PAGE, engine.entries());
         assert_eq!((pinned(), all.len() as u64), (held, ENTRIES));
-        let reached = |n: u64| {
-            let iova = u32::try_from(START + 2 * n * ENTRY).unwrap();
-            edu.reaches(iova, hva_of(1, 0) + n * ENTRY)
-        };
+        let reached = |n: u64| edu.reaches(START + 2 * n * ENTRY, hva_of(1, 0) + n * ENTRY);
         let mut killed = Vec::new();
         for (n, time) in (0..).zip(Times(2)).take(kills()) {
             engine.suspend().unwrap();

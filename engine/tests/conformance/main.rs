@@ -2,9 +2,13 @@
 //! kernels where there is a device.
 #![allow(unsafe_code, reason = "naming host addresses is unsafe")]
 
+mod attacks;
+mod canaries;
 mod cases;
 mod dirty;
+mod edu;
 mod handover;
+mod hostile;
 mod kernel;
 mod killed;
 mod left;
@@ -323,6 +327,18 @@ fn a_device_of_type1_loses_only_what_is_cut() {
 #[ignore = "needs a kernel with iommufd and an edu bound to vfio-pci, named by VFIO_FAST_DEVICE"]
 fn a_device_of_iommufd_loses_only_what_is_cut() {
     rest::only_what_is_cut_is_out_of_reach(Driver::Iommufd);
+}
+
+#[test]
+#[ignore = "needs an edu bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn devices_of_type1_reach_only_what_is_mapped() {
+    attacks::reach_only_what_is_mapped(Driver::Type1);
+}
+
+#[test]
+#[ignore = "needs a kernel with iommufd and an edu bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn devices_of_iommufd_reach_only_what_is_mapped() {
+    attacks::reach_only_what_is_mapped(Driver::Iommufd);
 }
 
 #[test]

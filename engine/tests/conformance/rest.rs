@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::Memory;
 use super::cases::PAGE;
 use super::common::hooked::{Hooked, Hooks};
-use super::kernel::{self, Driver, Edu};
+use super::edu::Edu;
+use super::kernel::{self, Driver};
 use super::run::Hva;
 use vfio_fast_engine::addr::{Iova, IovaRange};
 use vfio_fast_engine::backend::{Backend, Mapping};
@@ -43,7 +44,7 @@ impl Probe {
     /// Lets the device write to a page, and returns whether it did.
     fn reaches(&self, page: u64) -> bool {
         let address = self.memory.address(Hva::Writable(page * PAGE));
-        self.edu.reaches(u32::try_from(START + page * PAGE).unwrap(), address)
+        self.edu.reaches(START + page * PAGE, address)
     }
 
     fn after(&mut self, call: String) {

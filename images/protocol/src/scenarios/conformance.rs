@@ -22,6 +22,8 @@ checks! {
     Type1HoldsNothingStaleAfterAFailure if shows_page_tables,
     ADeviceOfType1LosesOnlyWhatIsCut,
     ADeviceOfIommufdLosesOnlyWhatIsCut if has_iommufd,
+    DevicesOfType1ReachOnlyWhatIsMapped,
+    DevicesOfIommufdReachOnlyWhatIsMapped if has_iommufd,
     SuperpagesAtZeroAreOneEntry if shows_page_tables,
     ReplacedPagesAreMappedAgain if shows_page_tables,
     ProcessesKilledOnType1LeaveNothing,
@@ -51,8 +53,9 @@ pub fn specs() -> Vec<ScenarioSpec> {
         modes: &[Mode::Fast],
         label: Label::Host,
         l2_memory_mib: 0,
-        // One for each of two processes.
-        devices: vec![Device::Edu, Device::Edu],
+        // Two processes have one each. All of them attack one container at once, because each access takes a tenth of
+        // a second.
+        devices: vec![Device::Edu; 8],
         device_faults: true,
         program: Program::Conformance,
         // Page tables are looked at for pages of each size, also for one of 1 GiB.

@@ -31,6 +31,7 @@ pub fn one(lab: &Lab, check: Check, mut command: Command) -> Result<()> {
     let (reader, writer) = pipe()?;
     command.args(["--ignored", "--exact", "--nocapture", test]).env("VFIO_FAST_DEVICE", &lab.job.devices[0]);
     command.env("VFIO_FAST_SECOND_DEVICE", &lab.job.devices[1]);
+    command.env("VFIO_FAST_DEVICES", lab.job.devices.join(" "));
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
     // It holds ends of the pipe, which would never be at its end.
