@@ -114,7 +114,7 @@
  * and poisons the handle: from then on every function that takes the handle returns -ENOTRECOVERABLE, except
  * vfio_fast_get_stats(), vfio_fast_get_info() and vfio_fast_close(). A bug in the library neither unwinds into the
  * caller nor ends the program: the call that hits it returns -ENOTRECOVERABLE. If the library cannot allocate memory,
- * the program is aborted.
+ * a call with a large array or list returns -ENOMEM, and any other call aborts the program (see docs/ABI.md).
  *
  * Units. Addresses and lengths are in bytes, times in nanoseconds. Errors in structs are negative errnos.
  *

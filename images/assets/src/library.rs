@@ -59,14 +59,22 @@ pub fn into(prefix: &Path, log: &Path) -> Result<()> {
     copy(&build(log)?, &header(), prefix, None).map(drop)
 }
 
-/// The interface that programs are compiled against: header, pkg-config file, SONAME.
+/// The interface that programs are compiled against: header without comments, pkg-config file, SONAME.
 pub fn interface() -> Result<Vec<String>> {
     let header = header();
     let text = fs::read_to_string(&header).with_context(|| format!("Cannot read {}", header.display()))?;
     // What only static linking needs is no part of it.
     let pc = pkg_config(Path::new("/usr"))?;
     let pc = pc.split_inclusive('\n').filter(|line| !line.starts_with("Libs.private:")).collect();
-    Ok(vec![text, pc, soname()])
+    Ok(vec![without_comments(&text), pc, soname()])
+}
+
+/// C without its comments and the empty lines that they leave. The header has no string that contains one.
+fn without_comments(text: &str) -> String {
+    let mut parts = text.split("/*");
+    let mut code = parts.next().unwrap_or_default().to_owned();
+    code.extend(parts.map(|part| part.split_once("*/").map_or("", |(_, code)| code)));
+    code.lines().filter(|line| !line.trim().is_empty()).map(|line| format!("{line}\n")).collect()
 }
 
 /// The SONAME. It contains the full version before 1.0, because every release can change the ABI.
@@ -168,6 +176,14 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn comments_are_no_part_of_the_interface() {
+        let text = "/* a\n * b */\n#define A 1 /* c */\n\nint f(void);\n/** d */\nint g(void);\n";
+        assert_eq!(without_comments(text), "#define A 1 \nint f(void);\nint g(void);\n");
+        let header = without_comments(&fs::read_to_string(header()).unwrap());
+        assert!(!header.contains("*/") && header.contains("int vfio_fast_commit(struct vfio_fast *vf,"));
+    }
     use crate::cache::remove_dir;
     use crate::progress::output;
 
