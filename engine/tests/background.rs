@@ -9,7 +9,7 @@ use std::time::Duration;
 use vfio_fast_testing as common;
 
 use common::hooked::{Hooked, Then, Waiting};
-use common::{assert_table, hva, ram, range};
+use common::{assert_table, hva, ram, range, threads};
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::Mapping;
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
@@ -90,13 +90,18 @@ impl Bench {
         range
     }
 
-    /// Runs `call` on a thread of its own, and meanwhile lets the job's map calls go on, slowly enough for `call` to begin
-    /// before the job ends. Returns them, too.
+    /// Runs `call` on a thread of its own, and once it waits lets the job's map calls go on until it returns. Returns them,
+    /// too.
     fn during<R: Send>(&self, call: impl FnOnce(&Engine) -> R + Send) -> (R, Vec<IovaRange>) {
         let engine = &*self.engine;
         let mut calls = Vec::new();
         let done = scope(|scope| {
-            let running = scope.spawn(move || call(engine));
+            let (told, number) = channel();
+            let running = scope.spawn(move || {
+                told.send(threads::own()).unwrap();
+                call(engine)
+            });
+            threads::until_asleep(number.recv().unwrap());
             while !running.is_finished() {
                 if let Ok(range) = self.began.recv_timeout(Duration::from_millis(5)) {
                     calls.push(range);
@@ -204,8 +209,12 @@ fn what_is_unmapped_is_not_mapped_afterwards() {
         let begun = bench.began.recv().unwrap();
         scope(|scope| {
             let engine = &bench.engine;
-            let unmapping = scope.spawn(move || engine.unmap(range(0, GIB)));
-            std::thread::sleep(Duration::from_millis(20));
+            let (told, number) = channel();
+            let unmapping = scope.spawn(move || {
+                told.send(threads::own()).unwrap();
+                engine.unmap(range(0, GIB))
+            });
+            threads::until_asleep(number.recv().unwrap());
             assert!(!unmapping.is_finished(), "the memory is in the hands of the kernel");
             bench.go_on.send(Then::Maps).unwrap();
             assert_eq!(unmapping.join().unwrap(), Ok(GIB));
@@ -342,8 +351,13 @@ fn closing_ends_the_job() {
         bench.began.recv().unwrap();
         let (engine, sim) = (Arc::clone(&bench.engine), bench.sim.clone());
         scope(|scope| {
-            let closing = scope.spawn(|| engine.close());
-            std::thread::sleep(Duration::from_millis(20));
+            let (told, number) = channel();
+            let (engine, told) = (&engine, told);
+            let closing = scope.spawn(move || {
+                told.send(threads::own()).unwrap();
+                engine.close()
+            });
+            threads::until_asleep(number.recv().unwrap());
             assert!(!closing.is_finished(), "a map call is in flight");
             bench.go_on.send(Then::Maps).unwrap();
             closing.join().unwrap().unwrap();

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod pool;
 pub mod seccomp;
 pub mod supervise;
+pub mod threads;
 
 use proptest::prelude::*;
 use vfio_fast_engine::addr::{HostVa, Iova, IovaRange};
