@@ -26,5 +26,19 @@ pub fn specs() -> Vec<ScenarioSpec> {
 
 fn expected(run: &Run) -> Vec<String> {
     let tests = conformance::Check::expected(run);
-    tests.iter().map(CheckName::name).chain(Check::expected_names(run)).collect()
+    let tests = tests.iter().filter(|test| !is_about_others(test));
+    tests.map(CheckName::name).chain(Check::expected_names(run)).collect()
+}
+
+/// Whether a test shows nothing of what the kernel answers, but what killed processes leave, or what a device reaches.
+fn is_about_others(test: &conformance::Check) -> bool {
+    use conformance::Check::*;
+    matches!(
+        test,
+        ProcessesKilledOnType1LeaveNothing
+            | ProcessesKilledOnIommufdLeaveNothing
+            | KilledAdoptersLoseNothing
+            | DevicesOfType1ReachOnlyWhatIsMapped
+            | DevicesOfIommufdReachOnlyWhatIsMapped
+    )
 }
