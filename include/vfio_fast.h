@@ -1773,6 +1773,7 @@ int vfio_fast_resume(struct vfio_fast *vf);
  * # Returns
  * 0, a common error, or
  * - -EMSGSIZE: there are more kernel entries than entries has elements; nothing was written
+ * - -ENOMEM: there is too little memory for the list of them
  *
  * # Threads
  * Any thread; waits for other calls on the same handle.

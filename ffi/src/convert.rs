@@ -112,8 +112,19 @@ pub(crate) fn entry_out(range: IovaRange, perm: Perm) -> vfio_fast_entry {
     vfio_fast_entry { iova: range.start(), length: range.length(), flags: u64::from(flags) }
 }
 
-/// A kernel entry from a caller's list.
-pub(crate) fn entry_in(entry: &vfio_fast_entry) -> Result<(IovaRange, Perm)> {
+/// A caller's list of kernel entries, all of which are checked before anything is done.
+pub(crate) fn entries_in(entries: &[vfio_fast_entry]) -> Result<Vec<(IovaRange, Perm)>> {
+    let mut checked = Vec::new();
+    let count = entries.len();
+    let text = || format!("entries: a list of {count} entries");
+    checked.try_reserve_exact(count).map_err(|_| Failure::check(libc::ENOMEM, text()))?;
+    for entry in entries {
+        checked.push(entry_in(entry)?);
+    }
+    Ok(checked)
+}
+
+fn entry_in(entry: &vfio_fast_entry) -> Result<(IovaRange, Perm)> {
     let unknown = entry.flags & !u64::from(VFIO_FAST_REGION_WRITE);
     if unknown != 0 {
         let text = format!("struct vfio_fast_entry: flags has the unknown bits {unknown:#x}");

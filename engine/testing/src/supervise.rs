@@ -82,7 +82,7 @@ const CONTINUE: u32 = 1;
 const _: () = assert!(size_of::<Call>() == 80 && size_of::<Response>() == 24);
 
 /// Runs `work` on a thread of its own. `decide` sees each system call of this thread and of those that it starts, but
-/// for [`LEFT_OUT`], and returns the errno that it fails with; `None`: it is made. Returns once all of these threads
+/// for `LEFT_OUT`, and returns the errno that it fails with; `None`: it is made. Returns once all of these threads
 /// have ended.
 ///
 /// `decide` must not allocate: the thread that waits for it can hold a lock of malloc().

@@ -3,7 +3,6 @@
 use std::ffi::c_int;
 
 use crate::abi::{vfio_fast_entry, vfio_fast_outcome};
-use crate::failure::Failure;
 use crate::guard::guard_handle;
 use crate::handle::vfio_fast;
 use crate::sized::Output;
@@ -79,6 +78,7 @@ pub unsafe extern "C" fn vfio_fast_resume(vf: *mut vfio_fast) -> c_int {
 /// # Returns
 /// 0, a common error, or
 /// - -EMSGSIZE: there are more kernel entries than entries has elements; nothing was written
+/// - -ENOMEM: there is too little memory for the list of them
 ///
 /// # Threads
 /// Any thread; waits for other calls on the same handle.
@@ -143,14 +143,7 @@ pub unsafe extern "C" fn vfio_fast_adopt(
         let output = unsafe { Output::optional(outcome) }?;
         // SAFETY: entries is as this function's contract says.
         let entries = unsafe { array::entries(entries, count, "entries") }?;
-        // All are checked before anything is done.
-        let mut checked = Vec::new();
-        let allocated = checked.try_reserve_exact(entries.len());
-        allocated.map_err(|_| Failure::check(libc::ENOMEM, format!("entries: a list of {count} entries")))?;
-        for entry in entries {
-            checked.push(convert::entry_in(entry)?);
-        }
-        let outcome = handle.engine.adopt(checked)?;
+        let outcome = handle.engine.adopt(convert::entries_in(entries)?)?;
         if let Some(output) = output {
             output.write(&convert::outcome(&outcome));
         }
