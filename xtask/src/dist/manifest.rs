@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use toml_edit::{DocumentMut, Item, Table};
 
-/// Dependencies of tests and benches. The crate that checks interleavings is one: it is no dependency without its cfg.
-const NOT_SHIPPED: &[&str] = &["dev-dependencies", "bench", "target"];
+/// Tests, benches, and their dependencies. The crate that checks interleavings is one: it is no dependency without its cfg.
+const NOT_SHIPPED: &[&str] = &["dev-dependencies", "test", "bench", "target"];
 
 /// Removes members that do not ship from the manifests below `tree`, and dependencies that only they have.
 pub fn keep_what_ships(tree: &Path) -> Result<()> {
@@ -58,7 +58,7 @@ mod tests {
     fn a_crate_keeps_what_it_is_built_from() {
         let text = "[package]\nname = \"x\"\n\n[dependencies]\na.workspace = true\n\n\
                     [target.'cfg(y)'.dependencies]\nb.workspace = true\n\n[dev-dependencies]\nc.workspace = true\n\n\
-                    [build-dependencies]\nd = \"1\"\n\n[[bench]]\nname = \"z\"\n";
+                    [build-dependencies]\nd = \"1\"\n\n[[test]]\nname = \"y\"\n\n[[bench]]\nname = \"z\"\n";
         let mut manifest: DocumentMut = text.parse().unwrap();
         assert_eq!(reduce(&mut manifest), ["a", "d"]);
         let rest = manifest.to_string();
