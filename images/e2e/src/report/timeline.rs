@@ -39,6 +39,7 @@ impl Timeline {
         let style = html! { style { (PreEscaped(STYLE)) } rect.paper width="100%" height="100%" {} };
         let picture = self.picture.0.replacen('>', &format!(">{}", style.into_string()), 1);
         picture.replacen("<svg", "<svg xmlns=\"http://www.w3.org/2000/svg\" font-family=\"sans-serif\"", 1)
+            + "\n"
     }
 }
 
@@ -150,7 +151,7 @@ mod tests {
             draw(&format!("[{}]", events.join(",")), "a".to_owned()).unwrap();
         assert!(text.starts_with("1.0 ms, 1 chunks faulted in, 1 map calls, 0 unmap calls"), "{text}");
         let file = Timeline { text, title: "a".to_owned(), picture: picture.clone() }.file();
-        assert!(file.starts_with("<svg xmlns=") && file.ends_with("</svg>"), "{file}");
+        assert!(file.starts_with("<svg xmlns=") && file.ends_with("</svg>\n"), "{file}");
         assert!(file.contains("><style>:root") && file.contains("--ink: #1f2328"), "{file}");
         let svg = picture.into_string();
         assert!(svg.contains("vfio-fast-1") && !svg.contains("vfio-fast-2"), "{svg}");
