@@ -96,12 +96,7 @@ impl Bench {
         let engine = &*self.engine;
         let mut calls = Vec::new();
         let done = scope(|scope| {
-            let (told, number) = channel();
-            let running = scope.spawn(move || {
-                told.send(threads::own()).unwrap();
-                call(engine)
-            });
-            threads::until_asleep(number.recv().unwrap());
+            let running = threads::spawn_until_asleep(scope, move || call(engine));
             while !running.is_finished() {
                 if let Ok(range) = self.began.recv_timeout(Duration::from_millis(5)) {
                     calls.push(range);
@@ -134,9 +129,7 @@ fn is_readable(fd: BorrowedFd<'_>) -> bool {
 }
 
 fn threads_of_jobs() -> usize {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
-    names.filter(|name| name.starts_with("vfio-fast-job")).count()
+    threads::named("vfio-fast-job").len()
 }
 
 #[test]
@@ -209,12 +202,7 @@ fn what_is_unmapped_is_not_mapped_afterwards() {
         let begun = bench.began.recv().unwrap();
         scope(|scope| {
             let engine = &bench.engine;
-            let (told, number) = channel();
-            let unmapping = scope.spawn(move || {
-                told.send(threads::own()).unwrap();
-                engine.unmap(range(0, GIB))
-            });
-            threads::until_asleep(number.recv().unwrap());
+            let unmapping = threads::spawn_until_asleep(scope, move || engine.unmap(range(0, GIB)));
             assert!(!unmapping.is_finished(), "the memory is in the hands of the kernel");
             bench.go_on.send(Then::Maps).unwrap();
             assert_eq!(unmapping.join().unwrap(), Ok(GIB));
@@ -351,13 +339,7 @@ fn closing_ends_the_job() {
         bench.began.recv().unwrap();
         let (engine, sim) = (Arc::clone(&bench.engine), bench.sim.clone());
         scope(|scope| {
-            let (told, number) = channel();
-            let (engine, told) = (&engine, told);
-            let closing = scope.spawn(move || {
-                told.send(threads::own()).unwrap();
-                engine.close()
-            });
-            threads::until_asleep(number.recv().unwrap());
+            let closing = threads::spawn_until_asleep(scope, || engine.close());
             assert!(!closing.is_finished(), "a map call is in flight");
             bench.go_on.send(Then::Maps).unwrap();
             closing.join().unwrap().unwrap();

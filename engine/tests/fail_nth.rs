@@ -1,7 +1,6 @@
 //! Every single failing call, and pairs of them: the table stays true to the kernel, a failed commit leaves the
 //! documented state, the first errno is returned, and what a rollback could not do is told and done later.
 
-use std::fs;
 use vfio_fast_testing as common;
 
 use common::memory::RealMemory;
@@ -158,21 +157,6 @@ fn assert_usable(engine: &Engine, sim: &Sim, base: u64) {
     assert!(sim.mappings().is_empty());
 }
 
-/// The engine's threads that are left in this process. A joined thread may be listed for a moment longer.
-fn workers_left() -> Vec<String> {
-    let mut left = Vec::new();
-    for _ in 0..1000 {
-        let tasks = fs::read_dir("/proc/self/task").unwrap();
-        let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
-        left = names.filter(|name| name.starts_with("vfio-fast-")).collect();
-        if left.is_empty() {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    left
-}
-
 /// Several threads fault memory in while entries are mapped; every call can fail, and memory can be missing anywhere.
 #[test]
 fn failures_meanwhile_are_taken_back() {
@@ -202,7 +186,7 @@ fn failures_meanwhile_are_taken_back() {
             run_with(threads, SimConfig { unmappable, ..config }, &transactions, base);
             memory.protect(1, hole, libc::PROT_READ | libc::PROT_WRITE);
         }
-        assert_eq!(workers_left(), Vec::<String>::new());
+        assert_eq!(threads::left(), Vec::<String>::new());
         Ok(())
     });
     swept.unwrap();

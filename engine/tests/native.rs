@@ -14,6 +14,7 @@ use vfio_fast_engine::host_va;
 use vfio_fast_engine::populate::{self, CHUNK_BYTES, HostRange, Method, PopulateOptions, Report};
 use vfio_fast_testing::pool::Pool;
 use vfio_fast_testing::seccomp::Kernel;
+use vfio_fast_testing::threads;
 
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
@@ -538,9 +539,7 @@ fn poison(memory: &Memory, offset: usize, length: usize) -> OwnedFd {
 fn assert_no_workers() {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
-        let tasks = fs::read_dir("/proc/self/task").unwrap();
-        let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
-        let workers: Vec<String> = names.filter(|name| name.starts_with("vfio-fast-")).collect();
+        let workers = threads::named("vfio-fast-");
         if workers.is_empty() {
             return;
         }

@@ -1,12 +1,9 @@
 //! An engine on the model, and what must hold after each of its calls.
 
-use std::collections::BTreeSet;
-use std::fs;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use common::{assert_table, range};
+use common::{assert_table, range, threads};
 use vfio_fast_engine::backend::PopulatePolicy;
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::error::Result;
@@ -65,7 +62,7 @@ impl Bench {
             .collect();
         assert_eq!(mapped, wanted, "{:?}", failed());
         assert_eq!(self.engine.regions().len(), regions.len());
-        assert_eq!(threads_left(), BTreeSet::new());
+        assert_eq!(threads::left(), Vec::<String>::new());
     }
 
     /// Fails unless a call returned an error only for a system call that it cannot do without, and named its errno.
@@ -112,19 +109,4 @@ impl Bench {
         armed(|| self.engine.close()).expect("needs no system call");
         assert!(self.sim.mappings().is_empty() && self.sim.locked() == 0);
     }
-}
-
-/// The threads of the library that are left. One that was joined can be listed for a moment longer.
-pub fn threads_left() -> BTreeSet<String> {
-    let mut left = BTreeSet::new();
-    for _ in 0..1000 {
-        let tasks = fs::read_dir("/proc/self/task").unwrap();
-        let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
-        left = names.filter(|name| name.starts_with("vfio-fast-")).collect();
-        if left.is_empty() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    left
 }

@@ -1,6 +1,5 @@
 //! What the library does while its system calls fail.
 
-use std::collections::BTreeSet;
 use std::ffi::c_int;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -19,7 +18,7 @@ use vfio_fast_engine::region::Region;
 use vfio_fast_engine::{CpuSet, DiscardMode, Errno, Phase, discard_range, timeline};
 use vfio_fast_testing as common;
 
-use super::bench::{Bench, threads_left};
+use super::bench::Bench;
 use super::calls::{HIDES_ZONES, REMEMBERS, armed, failed, has_failed};
 use super::memory::{
     BYTES, HUGE, MIB, Memory, PRIVATE, SHARED, bytes_at, map_at, memory_file, region, unmap,
@@ -280,7 +279,7 @@ fn ahead(_: &Memory) {
     let piece = HostRange { hva: region(0, SHARED).hva, bytes: BYTES, writable: true };
     // Whatever fails is left to the map call.
     let _ = armed(|| Ahead::new().fault_in(piece, MemlockScope::Process));
-    assert_eq!(threads_left(), BTreeSet::new());
+    assert_eq!(common::threads::left(), Vec::<String>::new());
 }
 
 /// A scenario, and which calls fail in it: all, or those that the ones before it do not make in the same way. The longest
