@@ -62,9 +62,7 @@ impl Type1 {
         let (vfio_compat, entries_at_open) = (is_vfio_compat(&info), entries(&info));
         Ok(Self { container, page, vfio_compat, entries_at_open, max_dirty_bytes })
     }
-}
 
-impl Type1 {
     /// The IOVAs that may be mapped, of those that the kernel reports.
     ///
     /// Linux 6.12 maps the last page of the 64-bit space and does not unmap it, not even with everything else: the call
