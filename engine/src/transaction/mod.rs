@@ -481,6 +481,12 @@ impl Engine {
 
     /// The number of entries that a plan for `scope` can map, or more.
     fn planned(&self, state: &State, scope: &[IovaRange]) -> u64 {
+        // No entry is smaller than a page, so what is wanted in a few pages need not be looked up.
+        let pages =
+            scope.iter().fold(0u64, |pages, range| pages.saturating_add(range.length() / self.page()));
+        if pages <= memory::FEW {
+            return pages;
+        }
         let in_range = |range: &IovaRange| {
             let pieces = state.wanted.overlapping(*range).filter_map(|wanted| {
                 let shared = wanted.region.range.intersection(*range)?;
