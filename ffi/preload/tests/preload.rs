@@ -149,6 +149,18 @@ fn the_summary_says_what_was_done_and_why_not() {
 }
 
 #[test]
+fn arguments_on_the_stack_are_read_without_a_system_call() {
+    let program = compile("sandbox.c", "sandbox", &[]);
+    let run = vfio_fast_run().args(["--stats", "--"]).arg(program).output().unwrap();
+    let text = String::from_utf8(run.stderr).unwrap();
+    assert!(run.status.success(), "{text}");
+    for (calls, reason) in [("5 calls", "less than 4 MiB"), ("3 calls", "the arguments cannot be read")] {
+        let line = text.lines().find(|line| line.contains(reason));
+        assert!(line.is_some_and(|line| line.contains(calls)), "{text}");
+    }
+}
+
+#[test]
 fn the_timeline_has_what_the_summary_has() {
     let Run { summary, timeline, .. } = run("timeline", true, true);
     let events: Vec<serde_json::Value> = serde_json::from_str(&timeline).expect(&timeline);

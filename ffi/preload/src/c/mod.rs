@@ -2,3 +2,4 @@
 
 mod entry;
 pub mod process;
+mod stack;

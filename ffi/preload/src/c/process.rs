@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 
 use vfio_fast_engine::addr::HostVa;
 
+use super::stack;
+
 /// The program's memory at `address`, which it wants to be mapped for a device.
 pub fn memory(address: u64) -> HostVa {
     // SAFETY: the program makes the map call, and answers for what it maps. Faulting it in changes no byte.
@@ -17,6 +19,10 @@ pub fn memory(address: u64) -> HostVa {
 
 /// The bytes at `address`; `None` if not all of them can be read. It never faults, whatever the address is.
 pub fn read(address: u64, buffer: &mut [u8]) -> Option<&[u8]> {
+    // Most programs have their argument there, and the system call takes longer than many a map.
+    if stack::read(address, buffer) {
+        return Some(buffer);
+    }
     match read_directly(address, buffer) {
         Ok(read) => read.then_some(buffer),
         // A kernel without CONFIG_CROSS_MEMORY_ATTACH, or a sandbox.
