@@ -1,5 +1,5 @@
-//! What is installed for users: the library with its header and pkg-config file, the doctor, and what is preloaded into
-//! unmodified programs.
+//! What is installed for users: the library, shared and static, with its header and pkg-config file, the doctor, and what
+//! is preloaded into unmodified programs.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -20,17 +20,23 @@ const PRELOAD: &str = "vfio-fast-preload";
 /// The program that preloads it.
 pub const RUN: &str = "vfio-fast-run";
 const PRELOADED: &str = "libvfio_fast_preload.so";
+/// For programs that are linked statically.
+const STATIC: &str = "libvfio_fast.a";
 
 /// Installs the library below `prefix`. `destdir` is put in front of it for copying only. Returns the files.
 pub fn install(prefix: &Path, destdir: Option<&Path>) -> Result<Vec<PathBuf>> {
     let log = paths::target().join("install.log");
-    let built = |log: &Path| Ok((build(log)?, build_package(DOCTOR, DOCTOR, log)?, preload(log)?));
-    let (library, doctor, preload) = step("Build the library", &log, built)?;
+    let built = |log: &Path| {
+        let doctor = build_package(DOCTOR, DOCTOR, log)?;
+        Ok((build(log)?, build_static(log)?, doctor, preload(log)?))
+    };
+    let (library, archive, doctor, preload) = step("Build the library", &log, built)?;
     let mut files = copy(&library, &header(), prefix, destdir)?;
     let root = below(prefix, destdir);
     // vfio-fast-run finds the library in the lib folder of the same prefix.
     let run = preload.with_file_name(RUN);
     let mut others = vec![
+        (archive, format!("lib/{STATIC}")),
         (doctor, format!("bin/{DOCTOR}")),
         (run, format!("bin/{RUN}")),
         (preload, format!("lib/{PRELOADED}")),
@@ -102,12 +108,23 @@ fn build(log: &Path) -> Result<PathBuf> {
     build_package("vfio-fast", "libvfio_fast.so", log)
 }
 
+/// Builds the static library.
+fn build_static(log: &Path) -> Result<PathBuf> {
+    let arguments = ["rustc", "--package", "vfio-fast", "--lib", "--crate-type", "staticlib"];
+    build_release(&arguments, STATIC, log)
+}
+
 /// Builds a package with the release profile; returns this file of it.
 fn build_package(package: &str, file: &str, log: &Path) -> Result<PathBuf> {
+    build_release(&["build", "--package", package], file, log)
+}
+
+/// Runs cargo with the release profile; returns a file that it makes.
+fn build_release(arguments: &[&str], file: &str, log: &Path) -> Result<PathBuf> {
     let sh = Shell::new()?;
     sh.change_dir(paths::root());
     let cargo = paths::cargo();
-    run_logged(&mut cmd!(sh, "{cargo} build --release --locked --package {package}").into(), log)?;
+    run_logged(&mut cmd!(sh, "{cargo} {arguments...} --release --locked").into(), log)?;
     Ok(paths::target().join("release").join(file))
 }
 
