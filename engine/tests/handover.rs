@@ -1,6 +1,8 @@
 //! Handing entries over to another process: every entry stays mapped, in its size, and only what differs is changed. The
 //! two processes are two engines on one model of the kernel.
 
+use std::sync::Mutex;
+
 use common::{hva, ram, range};
 use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
@@ -233,7 +235,9 @@ fn a_failed_handover_is_taken_back() {
     let killed = engine(&sim);
     want(&killed, &regions());
     killed.adopt(held.clone()).unwrap();
-    std::mem::forget(killed);
+    // It is never dropped, but not leaked either.
+    static KILLED: Mutex<Option<Engine>> = Mutex::new(None);
+    *KILLED.lock().unwrap() = Some(killed);
     old.resume().unwrap();
     assert_eq!((list(&old), sim.mappings()), (held, mappings));
     assert!(sim.without_address().is_empty());

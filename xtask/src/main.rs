@@ -1,5 +1,6 @@
 //! Builds, tests and checks vfio-fast: `cargo xtask --help`.
 
+mod asan;
 mod browser;
 mod crates;
 mod debian_packages;

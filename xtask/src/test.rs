@@ -10,8 +10,8 @@ use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
 use crate::{
-    browser, crates, debian_packages, dependencies, documents, exports, fuzz, header, interleavings, lab,
-    oldest_rust, other_targets, pages, reproducible, tidy, tsan,
+    asan, browser, crates, debian_packages, dependencies, documents, exports, fuzz, header, interleavings,
+    lab, oldest_rust, other_targets, pages, reproducible, tidy, tsan,
 };
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
@@ -84,6 +84,7 @@ const CHECKS: &[Check] = &[
     slow("musl and arm64", other_targets::check_once),
     slow("Debian packages", debian_packages::check_once),
     slow("interleavings", interleavings::check_once),
+    slow("AddressSanitizer", asan::check_once),
     slow("ThreadSanitizer", tsan::check_once),
     slow("fuzzing", fuzz::check_once),
     slow("patch series applies", |_| qemu::check_series()),

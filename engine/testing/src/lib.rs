@@ -241,10 +241,10 @@ pub fn assert_untouched(before: &Space, after: &Space, kernel_before: &[Mapping]
     }
 }
 
-/// The host address of an object's unit, in a range that nothing else uses and in which ThreadSanitizer permits
-/// mappings.
+/// The host address of an object's unit, in a range that nothing else uses and in which ThreadSanitizer and
+/// AddressSanitizer permit mappings.
 pub fn hva_of(object: u64, offset: u64) -> u64 {
-    0x10_0000_0000 + (object << 32) + offset * UNIT
+    0x2000_0000 + (object << 27) + offset * UNIT
 }
 
 /// A host address that is never read from or written to.
