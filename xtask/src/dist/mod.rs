@@ -3,7 +3,7 @@
 //! The archive builds without network and without xtask. Two runs at the same commit make the same bytes.
 
 mod debian;
-mod manifest;
+pub mod manifest;
 mod vendor;
 
 use std::fs;
