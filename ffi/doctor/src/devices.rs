@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::ask::Ask;
 use crate::finding::{Finding, Verdict};
 use crate::host::{Access, Host};
-use crate::vfio;
+use crate::{reserved, vfio};
 
 const TOPIC: &str = "devices";
 const DEVICES: &str = "sys/bus/pci/devices";
@@ -67,7 +67,7 @@ pub fn check(host: &Host, ask: &Ask) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
     let mut refused = BTreeSet::new();
     for device in devices.iter().filter(|device| device.is_bound()) {
-        let finding = bound(host, device, &devices);
+        let finding = bound(host, ask, device, &devices);
         // What is wrong with a group is said once, not for each of its devices.
         if finding.verdict == Verdict::Fine || device.group.is_none() || refused.insert(&device.group) {
             findings.push(finding);
@@ -89,7 +89,7 @@ pub fn check(host: &Host, ask: &Ask) -> Vec<Finding> {
 }
 
 /// A device that is bound to VFIO.
-fn bound(host: &Host, device: &Device, all: &[Device]) -> Finding {
+fn bound(host: &Host, ask: &Ask, device: &Device, all: &[Device]) -> Finding {
     let Device { address, kind, driver, group, node } = device;
     let Some(group) = group else {
         let what = format!("{address} is bound to VFIO, but no IOMMU translates its DMA");
@@ -108,7 +108,8 @@ fn bound(host: &Host, device: &Device, all: &[Device]) -> Finding {
             ),
         );
     }
-    if let Some(finding) = no_access(host, address, group) {
+    let refused = reserved::check(host, TOPIC, address, group, ask.guest);
+    if let Some(finding) = refused.or_else(|| no_access(host, address, group)) {
         return finding;
     }
     let alone = all.iter().filter(|other| other.group.as_ref() == Some(group)).count() == 1;

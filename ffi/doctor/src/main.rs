@@ -17,6 +17,7 @@ mod memory;
 mod numa;
 mod ranges;
 mod report;
+mod reserved;
 mod size;
 mod user;
 mod vfio;

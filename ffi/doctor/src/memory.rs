@@ -65,7 +65,8 @@ impl Movable {
                 _ => {}
             }
         }
-        Some(Self { zone: pages.saturating_mul(4096), cma: host.meminfo("CmaTotal:").unwrap_or(0) })
+        let page = rustix::param::page_size() as u64;
+        Some(Self { zone: pages.saturating_mul(page), cma: host.meminfo("CmaTotal:").unwrap_or(0) })
     }
 
     fn bytes(&self) -> u64 {

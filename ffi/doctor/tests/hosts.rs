@@ -100,6 +100,36 @@ fn a_server_with_vtd_and_iommufd_is_ready() {
 }
 
 #[test]
+fn addresses_that_a_group_reserves_block() {
+    const FILE: &str = "file sys/kernel/iommu_groups/27/reserved_regions\n";
+    const MSI: &str = "  0x00000000fee00000 0x00000000feefffff msi\n";
+    let with = |test: &str, line: &str| Tree::new("vtd", test).with(&format!("{FILE}{MSI}{line}"));
+    all_fine(&with("msi", ""), &["--guest", "200G"]);
+    all_fine(
+        &with("relaxable", "  0x0000000000000000 0x0000000000ffffff direct-relaxable\n"),
+        &["--guest", "200G"],
+    );
+    let above = "  0x0000001000000000 0x00000010ffffffff reserved\n";
+    all_fine(&with("above", above), &["--guest", "60G"]);
+    all_fine(&with("unknown", above), &[]);
+    expect(
+        &with("amid", above),
+        &["--guest", "63G"],
+        &[("devices", "blocks", "0000:41:00.0: group 27 cannot map 0x1000000000", "at most 62 GiB")],
+    );
+    expect(
+        &with("firmware", "  0x000000007b000000 0x000000007fffffff direct\n"),
+        &[],
+        &[(
+            "devices",
+            "blocks",
+            "keeps 0x7b000000 to 0x7fffffff of group 27 for itself (RMRR",
+            "another slot",
+        )],
+    );
+}
+
+#[test]
 fn a_server_with_pools_on_two_nodes_can_work() {
     let tree = Tree::new("amd-pools", "ready");
     expect(
