@@ -33,7 +33,7 @@ pub use vfio_fast_protocol::spec::ScenarioSpec;
 use std::collections::BTreeSet;
 use std::process::Command;
 use std::thread::available_parallelism;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
@@ -59,6 +59,9 @@ pub struct Args {
     /// Run this scenario, on all its hosts or (see --list) on one, or one of its runs; can be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// How long the scenario `soak` goes on, in minutes; 2 by default
+    #[arg(long, value_name = "N")]
+    soak: Option<u64>,
     /// Put this fault into a copy of the tree, and expect the check that is named for it to fail; can be given several
     /// times
     #[arg(
@@ -76,11 +79,19 @@ pub fn run(args: &Args) -> Result<()> {
         return breaks::run(&args.breaks);
     }
     let is_main = !args.all && !args.core && !args.list && args.only.is_empty();
-    let specs = match (is_main, args.core) {
+    let mut specs = match (is_main, args.core) {
         (true, _) => vec![scenario::main()],
         (_, true) => core_runs::of(scenarios::all()),
         _ => scenario::chosen(&args.only)?,
     };
+    for spec in &mut specs {
+        if let Some(soak) =
+            args.soak.map(|minutes| Duration::from_secs(minutes * 60)).filter(|_| !spec.soak.is_zero())
+        {
+            spec.limit += soak;
+            spec.soak = soak;
+        }
+    }
     if args.list {
         for spec in specs {
             println!("{:33} {}", spec.name(), spec.what);

@@ -156,6 +156,7 @@ impl Runs<'_> {
             starts: plan.starts.clone(),
             tests,
             bench,
+            soak_s: plan.soak.as_secs(),
             wait_s: 300,
         };
         let initrd = folder.join("initrd.cpio");

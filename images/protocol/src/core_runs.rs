@@ -56,6 +56,7 @@ const RUNS: &[(&str, &[Mode])] = &[
     ("preload-conformance-intel-newest", FAST),
     ("replaced-intel-debian", FAST),
     ("rust-example-intel-debian", FAST),
+    ("soak-intel-debian", FAST),
     ("viommu-intel-debian", FAST),
     ("viommu-intel-newest-iommufd", FAST),
     ("virtio-mem-intel-debian", FAST),

@@ -111,6 +111,8 @@ pub struct Job {
     pub tests: Vec<String>,
     /// The engine's bench to run: its name, then its arguments.
     pub bench: Vec<String>,
+    /// How long the scenario `soak` goes on.
+    pub soak_s: u64,
     /// The longest that a single wait may take: for L2's boot, an event, QEMU's exit.
     pub wait_s: u64,
 }
@@ -207,6 +209,7 @@ mod tests {
             starts: vec![(MemoryKind::Anon4k, 3)],
             tests: vec!["type1_answers_as_type1".into()],
             bench: vec!["native".into(), "--rounds".into(), "3".into()],
+            soak_s: 0,
             wait_s: 60,
         };
         let text = serde_json::to_string(&job).unwrap();

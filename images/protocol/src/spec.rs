@@ -64,6 +64,8 @@ pub struct ScenarioSpec {
     pub preload: bool,
     /// The memories and rounds in which boot times are measured.
     pub starts: Vec<(MemoryKind, u32)>,
+    /// How long the scenario `soak` goes on.
+    pub soak: Duration,
     /// Time for a whole run of L1.
     pub limit: Duration,
     /// The names of the checks that a run has to make.
@@ -174,6 +176,7 @@ impl ScenarioSpec {
             program: Program::Qemu,
             preload: false,
             starts: Vec::new(),
+            soak: Duration::ZERO,
             limit: Duration::from_secs(600),
             checks,
         }

@@ -11,6 +11,7 @@ mod firmware;
 mod huge_pages;
 mod lab;
 mod limits;
+mod numbers;
 mod preload;
 mod proc;
 mod qemu_files;

@@ -43,14 +43,39 @@ pub fn mappings_of(
     containers: usize,
     there: impl FnOnce(MappingSet) -> Result<MappingSet>,
 ) -> Result<MappingSet> {
+    let compared = compare(lab, vm, containers, there)?;
+    let held = format!("held-{}", moment(&check));
+    compared.held.iter().for_each(|reach| lab.report.log(&held, &reach.to_string()));
+    let seen = format!("{} mappings, {} bytes, are the guest's memory", compared.count, compared.bytes);
+    lab.report.check(check, &compared.problems, &seen);
+    Ok(compared.wanted)
+}
+
+/// What is mapped at one moment, compared with the guest's memory.
+pub struct Compared {
+    /// What of the guest's memory has to be mapped.
+    pub wanted: MappingSet,
+    pub problems: Vec<String>,
+    /// What is mapped in each mode.
+    held: Vec<Reach>,
+    count: usize,
+    bytes: u64,
+}
+
+/// The comparison of [`mappings_of`] without a check.
+pub fn compare(
+    lab: &Lab,
+    vm: &mut Vm,
+    containers: usize,
+    there: impl FnOnce(MappingSet) -> Result<MappingSet>,
+) -> Result<Compared> {
     let calls = quietly(vm, |vm| vm.witnessed())?;
     let all = witness::replay(&calls)?;
     ensure!(all.len() <= containers, "more containers than expected: {:?}", all.keys());
     let wanted = without(&out_of_reach(lab, vm.pid, &calls)?, there(witness::guest_memory(&calls))?);
     ensure!(!wanted.is_empty(), "KVM was given no memory: nothing to compare with");
 
-    let held = format!("held-{}", moment(&check));
-    let mut problems = Vec::new();
+    let (mut problems, mut held) = (Vec::new(), Vec::new());
     let (mut count, mut bytes) = (0, 0);
     let mut all = all.into_values();
     for mapped in (0..containers).map(|_| all.next().unwrap_or_default()) {
@@ -59,9 +84,7 @@ pub fn mappings_of(
             Container::Type1 => mapped.clone(),
             Container::Iommufd => without(&proc::device_memory(vm.pid)?, mapped.clone()),
         };
-        for reach in ranges::normalise(witness::reach(&everywhere)?) {
-            lab.report.log(&held, &reach.to_string());
-        }
+        held.extend(ranges::normalise(witness::reach(&everywhere)?));
         let wanted_reach = ignore_permission(witness::reach(&wanted)?);
         let mapped_reach = ignore_permission(witness::reach(&mapped)?);
         problems.extend(ranges::differences("wanted", wanted_reach, "mapped", mapped_reach));
@@ -69,9 +92,7 @@ pub fn mappings_of(
         count += mapped.len();
         bytes += mapped.values().map(|m| m.size).sum::<u64>();
     }
-    let seen = format!("{count} mappings, {bytes} bytes, are the guest's memory");
-    lab.report.check(check, &problems, &seen);
-    Ok(wanted)
+    Ok(Compared { wanted, problems, held, count, bytes })
 }
 
 /// Compares the kernel's mappings, permissions included, with what `info mtree -f` prints for the

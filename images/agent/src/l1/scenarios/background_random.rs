@@ -11,7 +11,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use vfio_fast_protocol::scenarios::background_random::Check;
-use vfio_fast_protocol::test_data;
 use vfio_fast_protocol::witness;
 
 use super::background::{self, status};
@@ -21,6 +20,7 @@ use crate::l1::command_line::CommandLine;
 use crate::l1::devices;
 use crate::l1::faults::{self, Fault};
 use crate::l1::lab::Lab;
+use crate::l1::numbers::Numbers;
 use crate::l1::vm::Vm;
 use crate::wait::{Seen, wait_for};
 
@@ -39,21 +39,6 @@ const SOON: Duration = Duration::from_secs(120);
 const REFUSALS: [&str; 4] =
     ["still being mapped", "Duplicate device ID", "already in the process of unplug", "not found"];
 
-/// The same numbers for the same seed.
-struct Numbers {
-    seed: u64,
-    drawn: u64,
-}
-
-impl Numbers {
-    fn below(&mut self, end: u64) -> u64 {
-        let mut word = [0; 8];
-        test_data::fill(self.seed, self.drawn * 8, &mut word);
-        self.drawn += 1;
-        u64::from_le_bytes(word) % end
-    }
-}
-
 /// What is wrong, and how often what happened.
 #[derive(Default)]
 struct Found {
@@ -70,7 +55,7 @@ impl Found {
 }
 
 pub fn run(lab: &Lab) -> Result<()> {
-    let mut numbers = Numbers { seed: lab.job.image_seed, drawn: 0 };
+    let mut numbers = Numbers::new(lab.job.image_seed);
     let mut found = Found::default();
     for round in 0..ROUNDS {
         lab.report.step(&format!("round {round} of the seed {:#x}", lab.job.image_seed));

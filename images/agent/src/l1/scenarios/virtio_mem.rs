@@ -25,11 +25,11 @@ use crate::l1::vm::Vm;
 use crate::l1::{limits, proc, qemu_trace};
 use crate::wait::{Seen, wait_for};
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 /// The maximum size of the device.
 const MAX_MIB: u64 = 1024;
 /// What is mapped and unmapped at once.
-const BLOCK: u64 = 2 * MIB;
+pub(super) const BLOCK: u64 = 2 * MIB;
 
 /// A page, and its entry in `/proc/<pid>/pagemap`.
 const PAGE: u64 = 4096;
@@ -142,12 +142,12 @@ pub fn run(lab: &Lab) -> Result<()> {
 }
 
 /// Where the device has its memory.
-struct Region {
+pub(super) struct Region {
     address: u64,
 }
 
 impl Region {
-    fn of(vm: &mut Vm) -> Result<Self> {
+    pub(super) fn of(vm: &mut Vm) -> Result<Self> {
         let address = device(vm)?["memaddr"].as_u64().context("the memory device has no address")?;
         Ok(Self { address })
     }
@@ -158,7 +158,7 @@ impl Region {
 
     /// Asks the guest to have so much plugged, and waits until it has. QEMU notifies the guest of a
     /// size that it has been asked for before, too.
-    fn resize(&self, lab: &Lab, vm: &mut Vm, mib: u64) -> Result<()> {
+    pub(super) fn resize(&self, lab: &Lab, vm: &mut Vm, mib: u64) -> Result<()> {
         let cause = format!("requested-size {mib}M");
         requests::repeat(
             lab,
@@ -225,7 +225,11 @@ impl Region {
     }
 
     /// KVM has all of the device's memory. Of that, only what is plugged.
-    fn without_unplugged(&self, mut memory: MappingSet, plugged: &BTreeSet<u64>) -> Result<MappingSet> {
+    pub(super) fn without_unplugged(
+        &self,
+        mut memory: MappingSet,
+        plugged: &BTreeSet<u64>,
+    ) -> Result<MappingSet> {
         let Some(slot) = memory.remove(&self.address) else {
             ensure!(!memory.keys().any(|at| self.contains(*at)), "KVM has the device's memory in pieces");
             return Ok(memory);
@@ -240,12 +244,13 @@ impl Region {
 
 fn device(vm: &mut Vm) -> Result<Value> {
     let devices = vm.qmp.run("query-memory-devices", json!({}))?;
-    ensure!(devices[0]["type"] == "virtio-mem", "no virtio-mem device: {devices}");
-    Ok(devices[0]["data"].clone())
+    let all = devices.as_array().context("the devices are no list")?;
+    let device = all.iter().find(|device| device["type"] == "virtio-mem");
+    Ok(device.with_context(|| format!("no virtio-mem device: {devices}"))?["data"].clone())
 }
 
 /// Waits until the guest has so much plugged.
-fn settled(vm: &mut Vm, mib: u64, within: Duration) -> Result<()> {
+pub(super) fn settled(vm: &mut Vm, mib: u64, within: Duration) -> Result<()> {
     wait_for(&format!("{mib} MiB to be plugged"), within, || {
         let now = device(vm)?["size"].as_u64().context("the memory device has no size")?;
         Ok(Seen::of((now == mib * MIB).then_some(()), || format!("{now} bytes are plugged")))
@@ -262,7 +267,7 @@ fn size_of(mib: u64) -> Value {
 }
 
 /// Addresses of the blocks that are plugged after what QEMU traced.
-fn plugged(trace: &str) -> Result<BTreeSet<u64>> {
+pub(super) fn plugged(trace: &str) -> Result<BTreeSet<u64>> {
     let mut plugged = BTreeSet::new();
     let mut asked = None;
     for line in trace.lines() {
