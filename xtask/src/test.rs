@@ -98,8 +98,9 @@ const CHECKS: &[Check] = &[
     by_name("every patch of 10.2 builds", |_| qemu::check_each_patch(QemuSeries::V10_2)),
     slow("newest kernel builds", |_| kernel::built().map(drop)),
     slow("commands of the documents", documents::check_once),
-    slow("e2e", |_| e2e("--core")),
-    by_name("whole matrix of e2e", |_| e2e("--all")),
+    slow("e2e", |_| e2e(&["--core"])),
+    by_name("whole matrix of e2e", |_| e2e(&["--all"])),
+    by_name("e2e with sanitizers", |_| e2e(&["--core", "--sanitized"])),
     by_name("report in a browser", browser::check),
     by_name("reproducible library", reproducible::check),
 ];
@@ -207,9 +208,9 @@ fn sum_up(verdicts: &[Verdict]) -> (String, Result<()>) {
 }
 
 /// Runs the scenarios, with their output shown.
-fn e2e(which: &str) -> Result<()> {
+fn e2e(arguments: &[&str]) -> Result<()> {
     let status = {
-        let (mut child, _cleanup) = interrupt::spawn(lab::command("vfio-fast-e2e").arg(which))?;
+        let (mut child, _cleanup) = interrupt::spawn(lab::command("vfio-fast-e2e").args(arguments))?;
         child.wait()?
     };
     match status.code() {

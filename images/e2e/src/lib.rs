@@ -62,12 +62,15 @@ pub struct Args {
     /// How long the scenario `soak` goes on, in minutes; 2 by default
     #[arg(long, value_name = "N")]
     soak: Option<u64>,
+    /// Compile patched QEMU with AddressSanitizer and UndefinedBehaviorSanitizer: the first finding ends it
+    #[arg(long)]
+    sanitized: bool,
     /// Put this fault into a copy of the tree, and expect the check that is named for it to fail; can be given several
     /// times
     #[arg(
         long = "break",
         value_name = "NAME",
-        conflicts_with_all = ["only", "all", "core", "list"],
+        conflicts_with_all = ["only", "all", "core", "list", "sanitized"],
         value_parser = PossibleValuesParser::new(breaks::names())
     )]
     breaks: Vec<String>,
@@ -85,6 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
         _ => scenario::chosen(&args.only)?,
     };
     for spec in &mut specs {
+        spec.sanitized = args.sanitized;
         if let Some(soak) =
             args.soak.map(|minutes| Duration::from_secs(minutes * 60)).filter(|_| !spec.soak.is_zero())
         {

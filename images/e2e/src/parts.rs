@@ -115,11 +115,11 @@ impl Parts {
         if spec.program == Program::CExamples {
             return Ok((None, [std::slice::from_ref(&self.library), &self.c_examples].concat()));
         }
-        let Some(kind) = kind_of(&spec.program, mode) else { return Ok((None, preload)) };
+        let Some(kind) = kind_of(spec, mode) else { return Ok((None, preload)) };
         let built = self.under_test.iter().find(|(series, built, _)| (*series, *built) == (spec.qemu, kind));
         let (.., qemu) =
             built.with_context(|| format!("QEMU {} ({}) was not built", spec.qemu, kind.name()))?;
-        let library = (kind == Kind::On).then(|| self.library.clone());
+        let library = kind.has_library().then(|| self.library.clone());
         Ok((Some(qemu), [self.witness.clone()].into_iter().chain(library).chain(preload).collect()))
     }
 
@@ -206,19 +206,19 @@ impl Rest {
 /// The QEMUs under test of these scenarios, without duplicates, in the order that shares the most objects.
 fn under_test(specs: &[ScenarioSpec]) -> Vec<(QemuSeries, Kind)> {
     let runs = specs.iter().flat_map(|spec| spec.modes.iter().map(move |mode| (spec, *mode)));
-    let needed: Vec<_> =
-        runs.filter_map(|(spec, mode)| Some((spec.qemu, kind_of(&spec.program, mode)?))).collect();
-    let kinds = [Kind::Stock, Kind::Off, Kind::On];
+    let needed: Vec<_> = runs.filter_map(|(spec, mode)| Some((spec.qemu, kind_of(spec, mode)?))).collect();
+    let kinds = [Kind::Stock, Kind::Off, Kind::On, Kind::Sanitized];
     let all = QemuSeries::ALL.into_iter().flat_map(|series| kinds.map(|kind| (series, kind)));
     all.filter(|qemu| needed.contains(qemu)).collect()
 }
 
 /// The QEMU under test of one run.
-fn kind_of(program: &Program, mode: Mode) -> Option<Kind> {
-    match (program, mode) {
+fn kind_of(spec: &ScenarioSpec, mode: Mode) -> Option<Kind> {
+    match (&spec.program, mode) {
         (Program::Conformance | Program::Example | Program::CExamples | Program::Bench(_), _) => None,
         (Program::Qemu, Mode::Reference) => Some(Kind::Stock),
         (Program::Qemu, Mode::NotBuilt) => Some(Kind::Off),
+        (Program::Qemu, Mode::Stock | Mode::Fast) if spec.sanitized => Some(Kind::Sanitized),
         (Program::Qemu, Mode::Stock | Mode::Fast) => Some(Kind::On),
     }
 }

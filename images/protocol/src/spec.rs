@@ -21,6 +21,8 @@ pub struct ScenarioSpec {
     pub container: Container,
     /// The QEMU under test.
     pub qemu: QemuSeries,
+    /// Whether patched QEMU is the one compiled with sanitizers.
+    pub sanitized: bool,
     /// What it shows, for `--list`.
     pub what: &'static str,
     /// The modes it is run in, one boot of L1 each.
@@ -152,6 +154,7 @@ impl ScenarioSpec {
             host: Host::INTEL_DEBIAN,
             container: Container::Type1,
             qemu: QemuSeries::USUAL,
+            sanitized: false,
             what,
             modes: PATCHED,
             label: Label::Mode,

@@ -400,6 +400,8 @@ fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
         .env("LD_PRELOAD", "/vft/lib/libwitness.so")
         .env("LD_LIBRARY_PATH", "/vft/lib")
         .env("VFT_WITNESS", files.witness())
+        // If it is compiled with sanitizers: QEMU leaves much memory to the end of the process.
+        .env("ASAN_OPTIONS", "detect_leaks=0")
         .stdin(Stdio::null());
     if lab.job.sandboxed {
         command.args(SANDBOX);

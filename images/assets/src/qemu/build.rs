@@ -51,6 +51,15 @@ const CONFIGURE: &[&str] = &[
     "--disable-download",
 ];
 
+/// What a sanitized QEMU is configured with in addition. The first finding ends it. The sanitizers' libraries become part
+/// of the program: what the test machines preload would come before shared ones.
+const SANITIZED: &[&str] = &[
+    "--enable-asan",
+    "--enable-ubsan",
+    "--extra-cflags=-fno-sanitize-recover=undefined",
+    "--extra-ldflags=-static-libasan -static-libubsan",
+];
+
 /// Debian's Python, even if another one comes first in PATH.
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -77,7 +86,7 @@ pub fn binary(cache: &Cache, of: QemuSeries, kind: Kind, keep: bool) -> Result<P
             objects.build(commit, log)?;
             let binary = dir.join(BINARY);
             run_logged(Command::new("strip").arg("-o").arg(&binary).arg(objects.dir.join(BINARY)), log)?;
-            if kind == Kind::On {
+            if kind.has_library() {
                 // Meson records the path of the library it linked with. At run time the caller chooses the library.
                 run_logged(Command::new(FORGET_PATH[0]).args(&FORGET_PATH[1..]).arg(&binary), log)?;
             }
@@ -188,7 +197,10 @@ impl Bench {
                 recipe.push(fs::read_to_string(patch)?);
             }
         }
-        if kind == Kind::On {
+        if kind == Kind::Sanitized {
+            recipe.extend(SANITIZED.iter().map(ToString::to_string));
+        }
+        if kind.has_library() {
             // The C interface is an input, but the code is not: an edit of the engine does not rebuild QEMU.
             recipe.extend(library::interface()?);
             recipe.push(FORGET_PATH.join(" "));
@@ -241,7 +253,7 @@ impl<'a> Objects<'a> {
     fn build(&self, commit: &str, log: &Path) -> Result<()> {
         tree::checkout(&self.bench.tree, commit, log)?;
         fs::write(self.bench.tree.join("configs/devices/x86_64-softmmu/vfio-fast.mak"), &self.bench.devices)?;
-        if self.kind == Kind::On && !self.bench.has_option(commit) {
+        if self.kind.has_library() && !self.bench.has_option(commit) {
             bail!("the series adds no option `{OPTION}` to meson_options.txt: the feature cannot be enabled");
         }
         if !self.dir.join("build.ninja").exists() {
@@ -254,7 +266,10 @@ impl<'a> Objects<'a> {
         let python = venv(&self.bench.cache, &self.bench.meson)?;
         let mut command = self.command("../tree/configure");
         command.args(CONFIGURE).arg("--cc=ccache gcc").arg(format!("--python={}", python.display()));
-        if self.kind == Kind::On {
+        if self.kind == Kind::Sanitized {
+            command.args(SANITIZED);
+        }
+        if self.kind.has_library() {
             let prefix = self.dir.with_file_name("prefix");
             library::into(&prefix, log)?;
             command.arg("--enable-vfio-fast").env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
@@ -311,7 +326,7 @@ fn check_linkage(binary: &Path, kind: Kind) -> Result<()> {
     let has = |tag: &str, text: &str| dynamic.lines().any(|line| line.contains(tag) && line.contains(text));
     let needs = has("(NEEDED)", "libvfio_fast.so");
     ensure!(
-        needs == (kind == Kind::On),
+        needs == kind.has_library(),
         "QEMU ({}): whether it needs libvfio_fast.so is {needs}",
         kind.name()
     );

@@ -29,6 +29,8 @@ pub enum Kind {
     Off,
     /// Patched, with the feature
     On,
+    /// The same, compiled with AddressSanitizer and UndefinedBehaviorSanitizer
+    Sanitized,
     /// Unpatched except for fixes to its SVM emulation; runs the test machines
     Emulator,
 }
@@ -40,15 +42,21 @@ impl Kind {
             Kind::Stock => "stock",
             Kind::Off => "off",
             Kind::On => "on",
+            Kind::Sanitized => "sanitized",
             Kind::Emulator => "emulator",
         }
+    }
+
+    /// Whether it has the feature.
+    pub fn has_library(self) -> bool {
+        matches!(self, Kind::On | Kind::Sanitized)
     }
 
     /// The folder with the patches: those of the emulator, or those for users of the library.
     fn patches(self, of: QemuSeries) -> PathBuf {
         match self {
             Kind::Emulator => paths::root().join("images/emulator"),
-            Kind::Stock | Kind::Off | Kind::On => paths::root().join("qemu-patches").join(of.name()),
+            _ => paths::root().join("qemu-patches").join(of.name()),
         }
     }
 
@@ -56,7 +64,7 @@ impl Kind {
     fn work_tree(self, of: QemuSeries) -> PathBuf {
         match self {
             Kind::Emulator => target().join("emulator"),
-            Kind::Stock | Kind::Off | Kind::On => target().join(of.name()),
+            _ => target().join(of.name()),
         }
     }
 }
