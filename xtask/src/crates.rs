@@ -12,7 +12,7 @@ use vfio_fast_assets::cache::remove_dir;
 use vfio_fast_assets::progress::run_logged;
 use vfio_fast_assets::{paths, tree};
 
-use crate::dist::manifest;
+use vfio_fast_assets::release::manifest;
 
 /// What is published, each crate after those that it needs.
 const PUBLISHED: [&str; 2] = ["vfio-fast-engine", "vfio-fast-dma"];

@@ -7,12 +7,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::once;
 use anyhow::{Context, Result, ensure};
 use rustix::process::geteuid;
 use vfio_fast_assets::outcome::CannotRun;
-use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::{run_logged, step};
+use vfio_fast_assets::{once, paths};
 
 /// The documents with commands for users.
 const DOCUMENTS: &[&str] = &["README.md", "docs/QEMU.md", "qemu-patches/README.md"];

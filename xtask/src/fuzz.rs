@@ -10,11 +10,10 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use clap::builder::PossibleValuesParser;
 
-use crate::once;
 use vfio_fast_assets::cache::remove_dir;
 use vfio_fast_assets::image::TARGET;
-use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::{run_logged, step};
+use vfio_fast_assets::{once, paths};
 
 /// Arguments of `fuzz`.
 #[derive(clap::Args, Clone, Debug)]

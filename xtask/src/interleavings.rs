@@ -8,9 +8,8 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::once;
-use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::run_logged;
+use vfio_fast_assets::{once, paths};
 
 const INPUTS: &[&str] = &["Cargo.lock", "engine", "xtask/src/interleavings.rs"];
 const FLAGS: &str = "--cfg\u{1f}vfio_fast_interleavings";

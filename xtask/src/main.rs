@@ -15,7 +15,6 @@ mod interleavings;
 mod lab;
 mod machine;
 mod oldest_rust;
-mod once;
 mod other_targets;
 mod pages;
 mod qemu;

@@ -5,10 +5,9 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::once;
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::progress::run_logged;
-use vfio_fast_assets::{packages, paths, rustc};
+use vfio_fast_assets::{once, packages, paths, rustc};
 
 const INPUTS: &[&str] = &["Cargo.lock", "Cargo.toml", "engine", "ffi", "xtask/src/oldest_rust.rs"];
 

@@ -5,10 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::once;
 use vfio_fast_assets::outcome::CannotRun;
-use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::run_logged;
+use vfio_fast_assets::{once, paths};
 
 const INPUTS: &[&str] = &["Cargo.lock", "Cargo.toml", "engine", "ffi", "xtask/src/other_targets.rs"];
 

@@ -6,20 +6,23 @@
 //! | 0 | [`paths`], [`interrupt`] |
 //! | 1 | [`progress`] |
 //! | 2 | [`outcome`], [`cache`] |
-//! | 3 | [`packages`], [`debian`], [`library`] |
-//! | 4 | [`apparmor`], [`kernel`], [`qemu`], [`image`], [`rustc`] |
+//! | 3 | [`packages`], [`debian`], [`library`], [`once`], [`release`] |
+//! | 4 | [`apparmor`], [`debian_packages`], [`kernel`], [`qemu`], [`image`], [`rustc`] |
 
 pub mod apparmor;
 pub mod cache;
 pub mod debian;
+pub mod debian_packages;
 pub mod image;
 pub mod interrupt;
 pub mod kernel;
 pub mod library;
+pub mod once;
 pub mod outcome;
 pub mod packages;
 pub mod paths;
 pub mod progress;
 pub mod qemu;
+pub mod release;
 pub mod rustc;
 pub mod tree;

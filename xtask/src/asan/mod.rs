@@ -9,8 +9,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::once;
 use vfio_fast_assets::image::TARGET;
+use vfio_fast_assets::once;
 use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::run_logged;
 

@@ -12,12 +12,11 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::once;
 use vfio_fast_assets::cache::remove_dir;
 use vfio_fast_assets::image::TARGET;
 use vfio_fast_assets::outcome::CannotRun;
-use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::{output, run_logged};
+use vfio_fast_assets::{once, paths};
 
 /// The libraries that threads block in: std, and the test harness.
 const LIBRARIES: &[&str] = &["libstd-", "libtest-"];

@@ -7,19 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use vfio_fast_protocol::qemu::QemuSeries;
 
-use super::{built, enter, open};
-use crate::{dist, once};
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::debian::{Debian, Source};
-use vfio_fast_assets::qemu;
+use vfio_fast_assets::debian_packages::{ENTER, built, debs, enter, open};
+use vfio_fast_assets::{once, qemu, release};
 
 /// What decides, besides the library's packages, what QEMU's packages are.
-const INPUTS: &[&str] = &[
-    "packaging/qemu",
-    "qemu-patches/10.0",
-    "xtask/src/debian_packages/enter.sh",
-    "xtask/src/debian_packages/qemu/build.sh",
-];
+const INPUTS: &[&str] = &["packaging/qemu", "qemu-patches/10.0", ENTER, BUILD];
+const BUILD: &str = "xtask/src/debian_packages/qemu/build.sh";
 /// What else decides whether they work.
 const INSTALL: &str = "xtask/src/debian_packages/qemu/install.sh";
 
@@ -51,7 +46,7 @@ pub fn check_once(log: &Path) -> Result<()> {
     let packages = packages(&debian, &source, log)?;
     let also = [users.display().to_string(), packages.display().to_string()];
     once::unless_passed("debian-qemu", &[INSTALL], &also.each_ref().map(String::as_str), || {
-        enter("Install QEMU's packages", &users, &packages, "qemu/install.sh", log)
+        enter("Install QEMU's packages", &users, &packages, INSTALL, log)
     })
 }
 
@@ -68,28 +63,14 @@ fn packages(debian: &Debian, source: &Source, log: &Path) -> Result<PathBuf> {
     let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
     once::made("debian-qemu", INPUTS, &inputs, |folder| {
         // As an operator gets them: from the archive of a release.
-        dist::make(folder, log)?;
+        release::make(folder, log)?;
         copy(files(source.dsc.parent().context("a file has a folder")?)?, &folder.join("source"))?;
         copy(own, &folder.join("debian"))?;
         copy(debs(&library, &["libvfio-fast0", "libvfio-fast-dev"])?, folder)?;
         fs::write(folder.join("profiles"), PROFILES.join(","))?;
-        enter("Build QEMU's packages", &builders, folder, "qemu/build.sh", log)?;
+        enter("Build QEMU's packages", &builders, folder, BUILD, log)?;
         debs(folder, PACKAGES).map(drop)
     })
-}
-
-/// The files of packages in a folder, which must all be there.
-fn debs(folder: &Path, packages: &[&str]) -> Result<Vec<PathBuf>> {
-    let files = files(folder)?;
-    let mut found = Vec::new();
-    for package in packages {
-        let is = |path: &&PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(&format!("{package}_")) && name.ends_with(".deb")
-        };
-        found.push(files.iter().find(is).with_context(|| format!("{package} was not built"))?.clone());
-    }
-    Ok(found)
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {

@@ -52,7 +52,7 @@ fn check_copyright(text: &str, crates: &[String]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vfio_fast_assets::paths;
+    use crate::paths;
 
     #[test]
     fn the_changelog_has_the_version_of_the_crates() {

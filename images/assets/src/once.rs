@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::cache::{Cache, Input};
+use crate::paths;
+use crate::progress::output;
 use anyhow::Result;
-use vfio_fast_assets::cache::{Cache, Input};
-use vfio_fast_assets::paths;
-use vfio_fast_assets::progress::output;
 
 /// Runs a check unless it has passed with the same files, in this checkout or another. `also` lists further inputs
 /// besides files and folders of the repository.

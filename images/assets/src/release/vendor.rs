@@ -12,9 +12,9 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::manifest;
-use vfio_fast_assets::cache::remove_dir;
-use vfio_fast_assets::paths;
-use vfio_fast_assets::progress::{output, run_logged};
+use crate::cache::remove_dir;
+use crate::paths;
+use crate::progress::{output, run_logged};
 
 /// The only system that the library is for.
 const TARGET: &str = "x86_64-unknown-linux-gnu";

@@ -1,4 +1,4 @@
-//! `cargo xtask dist`: makes the release archive: what ships, with the sources of the crates that it needs.
+//! The release archive: what ships, with the sources of the crates that it needs.
 //!
 //! The archive builds without network and without xtask. Two runs at the same commit make the same bytes.
 
@@ -10,12 +10,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use hmac_sha256::Hash;
 
-use vfio_fast_assets::cache::remove_dir;
-use vfio_fast_assets::progress::{output, run_logged, step};
-use vfio_fast_assets::{paths, tree};
+use crate::cache::remove_dir;
+use crate::progress::{output, run_logged};
+use crate::{paths, tree};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -37,21 +37,6 @@ pub const CONTENTS: &[&str] = &[
     "packaging",
     "qemu-patches",
 ];
-
-/// Arguments of `dist`.
-#[derive(clap::Args, Clone, Debug)]
-pub struct Args {}
-
-/// Makes the archive of the commit that is checked out, and prints its path and hash.
-pub fn run(_: &Args) -> Result<()> {
-    let changed = git(&["status", "--porcelain", "--untracked-files=no", "--"])?;
-    ensure!(changed.is_empty(), "the archive is made of what is committed, but these are not:\n{changed}");
-    let folder = paths::target().join("dist");
-    let archive =
-        step("Make the release archive", &paths::target().join("dist.log"), |log| make(&folder, log))?;
-    println!("{}  {}", sha256(&archive)?, archive.display());
-    Ok(())
-}
 
 /// The name of the archive without its suffix, and of the folder in it.
 pub fn name() -> String {
@@ -101,6 +86,7 @@ fn pack(folder: &Path, archive: &Path, log: &Path) -> Result<()> {
     run_logged(&mut tar, log)
 }
 
-fn git(args: &[&str]) -> Result<String> {
+/// What git prints about the repository.
+pub fn git(args: &[&str]) -> Result<String> {
     output(Command::new("git").current_dir(paths::root()).args(args))
 }
