@@ -8,10 +8,12 @@
 //! | 2 | [`outcome`], [`cache`] |
 //! | 3 | [`packages`], [`debian`], [`library`], [`once`], [`release`] |
 //! | 4 | [`apparmor`], [`debian_packages`], [`kernel`], [`qemu`], [`image`], [`rustc`] |
+//! | 5 | [`debian_host`] |
 
 pub mod apparmor;
 pub mod cache;
 pub mod debian;
+pub mod debian_host;
 pub mod debian_packages;
 pub mod image;
 pub mod interrupt;

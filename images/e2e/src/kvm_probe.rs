@@ -35,8 +35,15 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
     let folder = run.join("kvm-probe");
     fs::create_dir_all(&folder)?;
     let initrd = folder.join("initrd.cpio");
-    let payload =
-        Payload { agent: &parts.agent, ovmf: false, qemu: None, libraries: &[], programs: &[], job: b"" };
+    let payload = Payload {
+        agent: &parts.agent,
+        ovmf: false,
+        debian: false,
+        qemu: None,
+        libraries: &[],
+        programs: &[],
+        job: b"",
+    };
     parts.guest.write_initrd(&payload, &initrd)?;
     let mut command =
         l0::command(&parts.emulator, &parts.guest, Accel::Kvm, Host::INTEL_DEBIAN, "", &initrd, &folder);

@@ -9,7 +9,7 @@ use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::debian::{Debian, STABLE};
 use vfio_fast_assets::image::{self, Guest};
 use vfio_fast_assets::qemu::{self, Kind};
-use vfio_fast_assets::{apparmor, kernel, library, packages, progress};
+use vfio_fast_assets::{apparmor, debian_host, kernel, library, packages, progress};
 use vfio_fast_protocol::host::Kernel;
 use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::qemu::QemuSeries;
@@ -44,6 +44,8 @@ pub struct Parts {
     pub bench: Option<PathBuf>,
     /// AppArmor profiles, if a scenario needs them.
     pub profiles: Vec<PathBuf>,
+    /// The image of a Debian system, if a scenario needs it.
+    pub debian: Option<PathBuf>,
 }
 
 impl Parts {
@@ -91,6 +93,7 @@ impl Parts {
             preload,
             bench,
             profiles,
+            debian,
         } = rest.context("nothing failed")?;
         Ok(Self {
             newest: newest.map(|kernel| guest.with_kernel(kernel)),
@@ -106,12 +109,16 @@ impl Parts {
             preload,
             bench,
             profiles,
+            debian,
         })
     }
 
     /// The QEMU under test, if any, and the libraries that programs in L1 need.
     pub fn qemu_of(&self, spec: &ScenarioSpec, mode: Mode) -> Result<(Option<&Path>, Vec<PathBuf>)> {
         let preload = if spec.preload { self.preload.clone() } else { Vec::new() };
+        if spec.program == Program::Debian {
+            return Ok((None, vec![self.witness.clone()]));
+        }
         if spec.program == Program::CExamples {
             return Ok((None, [std::slice::from_ref(&self.library), &self.c_examples].concat()));
         }
@@ -144,6 +151,7 @@ struct Rest {
     preload: Vec<PathBuf>,
     bench: Option<PathBuf>,
     profiles: Vec<PathBuf>,
+    debian: Option<PathBuf>,
 }
 
 impl Rest {
@@ -186,6 +194,9 @@ impl Rest {
         let bench = specs.iter().find_map(ScenarioSpec::bench_name).map(|name| {
             step("Build the measuring program", "bench-build.log", &|log| image::build_measure(name, log))
         });
+        let needs_debian = specs.iter().any(|spec| spec.program == Program::Debian);
+        let debian_host =
+            needs_debian.then(|| debian_host::image(&run.join("debian-host.log"))).transpose()?;
         let names = specs.iter().find_map(|spec| spec.profiles);
         let profiles = names.map(|names| apparmor::profiles(cache, debian, names)).transpose()?;
         Ok(Self {
@@ -199,6 +210,7 @@ impl Rest {
             preload,
             bench: bench.transpose()?,
             profiles: profiles.unwrap_or_default(),
+            debian: debian_host,
         })
     }
 }
@@ -215,7 +227,14 @@ fn under_test(specs: &[ScenarioSpec]) -> Vec<(QemuSeries, Kind)> {
 /// The QEMU under test of one run.
 fn kind_of(spec: &ScenarioSpec, mode: Mode) -> Option<Kind> {
     match (&spec.program, mode) {
-        (Program::Conformance | Program::Example | Program::CExamples | Program::Bench(_), _) => None,
+        (
+            Program::Conformance
+            | Program::Example
+            | Program::CExamples
+            | Program::Debian
+            | Program::Bench(_),
+            _,
+        ) => None,
         (Program::Qemu, Mode::Reference) => Some(Kind::Stock),
         (Program::Qemu, Mode::NotBuilt) => Some(Kind::Off),
         (Program::Qemu, Mode::Stock | Mode::Fast) if spec.sanitized => Some(Kind::Sanitized),

@@ -136,7 +136,9 @@ impl Runs<'_> {
         let bar = folder.join("bar.img");
         let moved = plan.bar_mib().map(|mib| Bar::create(&bar, mib, &disk)).transpose()?;
         let (tests, bench) = match &plan.program {
-            Program::Qemu | Program::Example | Program::CExamples => (Vec::new(), Vec::new()),
+            Program::Qemu | Program::Example | Program::CExamples | Program::Debian => {
+                (Vec::new(), Vec::new())
+            }
             Program::Conformance => (plan.expected_checks(mode), Vec::new()),
             Program::Bench(command) => (Vec::new(), command.clone()),
         };
@@ -148,6 +150,7 @@ impl Runs<'_> {
             l2_memory_mib: plan.l2_memory_mib,
             ram: plan.ram,
             firmware: plan.firmware,
+            debian: plan.program == Program::Debian,
             sandboxed: plan.sandboxed,
             counted: plan.program == Program::Qemu && plan.starts.is_empty(),
             disk_mib: plan.disk_mib,
@@ -161,7 +164,7 @@ impl Runs<'_> {
         };
         let initrd = folder.join("initrd.cpio");
         let program = match plan.program {
-            Program::Qemu | Program::CExamples => None,
+            Program::Qemu | Program::CExamples | Program::Debian => None,
             Program::Conformance => parts.conformance.clone().filter(|_| !plan.preload),
             Program::Example => parts.example.clone(),
             Program::Bench(_) => parts.bench.clone(),
@@ -172,6 +175,7 @@ impl Runs<'_> {
         let payload = Payload {
             agent: &parts.agent,
             ovmf: plan.firmware == Firmware::Ovmf,
+            debian: job.debian,
             qemu,
             libraries: &libraries,
             programs: &programs,
@@ -191,6 +195,9 @@ impl Runs<'_> {
             }
         }
         command.args(scenario::device_arguments(plan, &disk.path, &bar));
+        if let Some(image) = parts.debian.as_ref().filter(|_| job.debian) {
+            command.args(scenario::debian_arguments(image));
+        }
         if plan.traces_invalidations() {
             command.args(l0::trace_invalidations(&folder));
         }

@@ -120,6 +120,12 @@ pub fn device_arguments(spec: &ScenarioSpec, disk: &Path, bar: &Path) -> Vec<Str
     arguments
 }
 
+/// Arguments for the disk with a Debian system, which several machines may read.
+pub fn debian_arguments(image: &Path) -> [String; 4] {
+    let drive = format!("if=none,id=debian,format=raw,readonly=on,file={}", image.display());
+    ["-drive", &drive, "-device", "virtio-blk-pci,drive=debian,addr=1d.0"].map(str::to_owned)
+}
+
 /// The image of the disk of device `n`. Each disk has its own, because QEMU locks an image that it writes to.
 pub fn disk_path(disk: &Path, n: usize) -> PathBuf {
     if n == 0 { disk.to_owned() } else { disk.with_extension(format!("{n}.img")) }

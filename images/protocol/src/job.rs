@@ -95,6 +95,8 @@ pub struct Job {
     pub l2_memory_mib: u64,
     pub ram: Ram,
     pub firmware: Firmware,
+    /// Whether L1 is a Debian system, which is on a disk, and the QEMU under test is Debian's.
+    pub debian: bool,
     /// Whether QEMU runs in its sandbox.
     pub sandboxed: bool,
     /// Whether L1's kernel counts calls and bytes. Not where time is the result: it costs most where most is mapped.
@@ -201,6 +203,7 @@ mod tests {
             l2_memory_mib: 3072,
             ram: Ram::Usual,
             firmware: Firmware::Ovmf,
+            debian: true,
             sandboxed: true,
             counted: true,
             disk_mib: 64,

@@ -111,6 +111,8 @@ pub enum Program {
     Example,
     /// The examples for C programs.
     CExamples,
+    /// Programs that Debian ships, in a Debian system with the library's packages.
+    Debian,
     /// A bench of the engine's: its name, then its arguments.
     Bench(Vec<String>),
 }
@@ -255,7 +257,11 @@ impl ScenarioSpec {
     pub fn bench_name(&self) -> Option<&str> {
         match &self.program {
             Program::Bench(command) => command.first().map(String::as_str),
-            Program::Qemu | Program::Conformance | Program::Example | Program::CExamples => None,
+            Program::Qemu
+            | Program::Conformance
+            | Program::Example
+            | Program::CExamples
+            | Program::Debian => None,
         }
     }
 }

@@ -5,7 +5,9 @@ mod bus_master;
 mod cgroups;
 mod checks;
 mod command_line;
+mod debian;
 mod devices;
+mod events;
 mod faults;
 mod firmware;
 mod huge_pages;
@@ -61,6 +63,9 @@ fn work(report: &Reporter) -> Result<()> {
         report.log("l1-setup", &format!("module refused by this hardware: {refused}"));
     }
     accept_any_tsc()?;
+    if job.debian {
+        debian::enter()?;
+    }
     for address in &job.devices {
         devices::give_to_vfio(address)?;
     }

@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 
 /// The summary of the last QEMU.
 pub const SUMMARY: &str = "/run/preload-summary";
-const RUN: &str = "/vft/lib/vfio-fast-run";
+/// The vfio-fast-run that was built with the machine.
+pub const RUN: &str = "/vft/lib/vfio-fast-run";
 
-/// vfio-fast-run; what is started, with its arguments, follows.
-pub fn start(summary: &str) -> Command {
-    let mut command = Command::new(RUN);
+/// That vfio-fast-run; what is started, with its arguments, follows.
+pub fn start(run: &str, summary: &str) -> Command {
+    let mut command = Command::new(run);
     command.args(["--stats-file", summary, "--"]);
     command
 }

@@ -1,6 +1,6 @@
 //! A QEMU under test: started with the ioctl witness preloaded, its console and L2's events read.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -16,6 +16,8 @@ use vfio_fast_protocol::record::Event;
 use vfio_fast_protocol::witness::{self, Call};
 
 use crate::l1::command_line::{CommandLine, FIRMWARE};
+use crate::l1::debian;
+use crate::l1::events::Events;
 use crate::l1::faults;
 use crate::l1::lab::Lab;
 use crate::l1::preload;
@@ -52,10 +54,8 @@ pub struct Vm {
     greeting: Duration,
     first_output: Arc<OnceLock<Instant>>,
     readers: Vec<JoinHandle<()>>,
-    /// How much of L2's events was read.
-    events_read: usize,
-    /// What of that was not yet waited for.
-    events: VecDeque<Event>,
+    /// What L2 reports.
+    events: Events,
     wait: Duration,
 }
 
@@ -187,8 +187,7 @@ impl Vm {
             started,
             first_output,
             readers,
-            events_read: 0,
-            events: VecDeque::new(),
+            events: Events::new(files.events(), lab.report.clone()),
             wait,
         })
     }
@@ -285,41 +284,9 @@ impl Vm {
     }
 
     /// Waits for the first event for which `wanted` has a value; those before it are dropped.
-    pub fn next_event<T>(&mut self, what: &str, mut wanted: impl FnMut(&Event) -> Option<T>) -> Result<T> {
-        let mut last = "no event".to_owned();
-        wait_for(what, self.wait, || {
-            let ended = self.process.try_wait()?;
-            let new = self.new_events()?;
-            self.events.extend(new);
-            while let Some(event) = self.events.pop_front() {
-                if let Event::Failed { error } = &event {
-                    bail!("{what}: L2: {error}");
-                }
-                if let Some(value) = wanted(&event) {
-                    return Ok(Seen::Done(value));
-                }
-                last = format!("{event:?}");
-            }
-            if let Some(status) = ended {
-                bail!("{what}: QEMU ended before: {status}; L2's last event: {last}");
-            }
-            Ok(Seen::NotYet(last.clone()))
-        })
-    }
-
-    /// The events since the last call. Messages of L2's kernel go to their log at once.
-    fn new_events(&mut self) -> Result<Vec<Event>> {
-        let text = fs::read_to_string(self.files.events()).unwrap_or_default();
-        let mut events = Vec::new();
-        while let Some(length) = text[self.events_read..].find('\n') {
-            let line = &text[self.events_read..self.events_read + length];
-            self.events_read += length + 1;
-            match serde_json::from_str(line).with_context(|| format!("L2 wrote `{line}`"))? {
-                Event::Dmesg { line } => self.report.log("l2-dmesg", &line),
-                event => events.push(event),
-            }
-        }
-        Ok(events)
+    pub fn next_event<T>(&mut self, what: &str, wanted: impl FnMut(&Event) -> Option<T>) -> Result<T> {
+        let process = &mut self.process;
+        self.events.next(what, self.wait, || process.try_wait(), wanted)
     }
 
     /// Waits for QEMU to end by itself.
@@ -330,7 +297,7 @@ impl Vm {
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
-        self.new_events()?;
+        self.events.read()?;
         Ok(status)
     }
 
@@ -372,7 +339,7 @@ impl Drop for Vm {
     fn drop(&mut self) {
         if let Ok(None) = self.process.try_wait() {
             // A scenario failed. What QEMU and L2 did so far is the evidence.
-            let _ = self.new_events();
+            let _ = self.events.read();
             let _ = self.log_witness();
             self.process.kill();
         }
@@ -391,14 +358,20 @@ fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
             _ => {}
         }
     }
-    let mut command = if line.is_preloaded() { preload::start(preload::SUMMARY) } else { Command::new(QEMU) };
+    let (qemu, run) = if lab.job.debian { (debian::QEMU, debian::RUN) } else { (QEMU, preload::RUN) };
+    let mut command = match line.is_preloaded() {
+        true => preload::start(run, preload::SUMMARY),
+        false => Command::new(qemu),
+    };
     if line.is_preloaded() {
-        command.arg(QEMU);
+        command.arg(qemu);
+    }
+    if !lab.job.debian {
+        command.env("LD_LIBRARY_PATH", "/vft/lib");
     }
     command
         .args(line.arguments())
         .env("LD_PRELOAD", "/vft/lib/libwitness.so")
-        .env("LD_LIBRARY_PATH", "/vft/lib")
         .env("VFT_WITNESS", files.witness())
         // If it is compiled with sanitizers: QEMU leaves much memory to the end of the process.
         .env("ASAN_OPTIONS", "detect_leaks=0")

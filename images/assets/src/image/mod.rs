@@ -23,9 +23,11 @@ const FIRMWARE_FILES: [&str; 3] =
 const OVMF_FILES: [&str; 3] =
     ["usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd", "usr/share/qemu/efi-e1000e.rom"];
 const L1_MODULES: [&str; 4] = ["vfio_iommu_type1", "vfio_pci", "kvm_amd", "kvm_intel"];
+/// Those of an L1 that is a Debian system: its disk, and the driver that gives up the disk under test.
+const DEBIAN_MODULES: [&str; 5] = ["crc32c_generic", "ext4", "overlay", "virtio_blk", "nvme"];
 const L2_MODULES: [&str; 2] = ["nvme", "virtio_mem"];
 /// Version of the layout of [`Guest`] in the cache. Change it to invalidate old entries.
-const LAYOUT: &str = "guest 4";
+const LAYOUT: &str = "guest 5";
 /// The example of the Rust crate.
 const EXAMPLE: &str = "guest_memory";
 /// The examples for C programs.
@@ -46,6 +48,8 @@ pub struct Payload<'a> {
     pub agent: &'a Path,
     /// Whether to include OVMF, which is large.
     pub ovmf: bool,
+    /// Whether a disk has a Debian system, which needs more modules.
+    pub debian: bool,
     /// The QEMU under test, if any.
     pub qemu: Option<&'a Path>,
     /// Libraries, and programs that need libraries of this machine, to install in `/vft/lib`.
@@ -80,7 +84,10 @@ impl Guest {
                 }
                 let kernel = modules::only_entry(&debian.join("boot"), "vmlinuz-")?;
                 fs::copy(&kernel, dir.join("vmlinuz"))?;
-                for (machine, wanted) in [("l1", &L1_MODULES[..]), ("l2", &L2_MODULES[..])] {
+                let debian_l1 = [&L1_MODULES[..], &DEBIAN_MODULES].concat();
+                for (machine, wanted) in
+                    [("l1", &L1_MODULES[..]), ("l1-debian", &debian_l1), ("l2", &L2_MODULES)]
+                {
                     modules::unpack(&debian.join("usr/lib/modules"), wanted, &dir.join(machine))?;
                 }
                 crate::cache::remove_dir(&debian)
@@ -109,7 +116,8 @@ impl Guest {
 
     /// Writes the initrd of L1, which contains that of L2.
     pub fn write_initrd(&self, payload: &Payload, to: &Path) -> Result<()> {
-        let mut cpio = self.machine((self.own.is_none()).then_some("l1"), payload.agent)?;
+        let modules = if payload.debian { "l1-debian" } else { "l1" };
+        let mut cpio = self.machine(self.own.is_none().then_some(modules), payload.agent)?;
         cpio.file("vft/job.json", 0o644, payload.job);
         cpio.file("vft/l2.cpio", 0o644, &self.machine(Some("l2"), payload.agent)?.finish());
         cpio.copy("vft/vmlinuz", 0o644, &self.l2_kernel())?;

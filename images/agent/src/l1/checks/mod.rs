@@ -8,6 +8,7 @@ pub mod exit;
 pub mod exit_calls;
 pub mod mappings;
 pub mod p2p_warning;
+pub mod preloaded;
 pub mod sandbox;
 pub mod timeline;
 pub mod viommu_events;

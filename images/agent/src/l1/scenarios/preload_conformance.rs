@@ -19,7 +19,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         let check: conformance::Check = serde_json::from_value(json!(test))?;
         lab.report.step(test);
         let file = format!("/run/preload-{test}");
-        let mut command = preload::start(&file);
+        let mut command = preload::start(preload::RUN, &file);
         command.arg(PROGRAM);
         one(lab, check, command)?;
         let summary = preload::summary(&file);
