@@ -102,6 +102,10 @@ pub fn device_arguments(spec: &ScenarioSpec, disk: &Path, bar: &Path) -> Vec<Str
             // Their ROM is for the firmware of L2, not for that of L1.
             Device::E1000e => vec![("-device", format!("e1000e,romfile=,addr={slot:x}.0"))],
             Device::Igb => vec![("-device", format!("igb,romfile=,addr={slot:x}.0"))],
+            Device::Connected => vec![
+                ("-netdev", format!("hubport,id=net{n},hubid=0")),
+                ("-device", format!("e1000e,romfile=,netdev=net{n},addr={slot:x}.0")),
+            ],
             Device::Memory { mib } => vec![
                 ("-object", format!("memory-backend-ram,id=bar{n},size={mib}M,share=on")),
                 ("-device", format!("ivshmem-plain,memdev=bar{n},addr={slot:x}.0")),

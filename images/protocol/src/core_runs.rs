@@ -36,6 +36,7 @@ const RUNS: &[(&str, &[Mode])] = &[
     ("c-examples-intel-newest-iommufd", FAST),
     ("confined-intel-debian", FAST),
     ("distribution-qemu-intel-debian", PRELOADED),
+    ("dpdk-intel-debian", PRELOADED),
     ("early-unplug-intel-debian", FAST),
     ("errors-intel-debian", FAST),
     ("errors-intel-newest-iommufd", FAST),

@@ -144,6 +144,8 @@ pub enum Device {
     E1000e,
     /// A network card that firmware has no driver for.
     Igb,
+    /// An E1000e that is connected to all others of its kind.
+    Connected,
     /// Not a device under test: a disk of that many MiB that L1 keeps, with an ext4 file system.
     Ext4 { mib: u64 },
 }
