@@ -5,9 +5,6 @@
 
 use std::fmt;
 
-/// Bytes of a base page: the smallest page on any architecture.
-pub const BASE_PAGE: u64 = 4 << 10;
-
 /// Bytes of the smallest huge page, which one PMD maps.
 pub const HUGE_PAGE: u64 = 2 << 20;
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::addr::{BASE_PAGE, IovaRange};
+use crate::addr::IovaRange;
 use crate::backend::Backend;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::limits::{Limits, Memlock, MemlockScope, UserCharges};
 use crate::reconcile::plan::Plan;
 use crate::reconcile::table::Entry;
 use crate::region::{Backing, Kind};
+use crate::sys::page::base_page;
 use crate::sys::vma;
 
 /// A plan that maps less than this, and unmaps nothing, is not compared with RLIMIT_MEMLOCK beforehand: reading the
@@ -65,7 +66,7 @@ pub fn locked(plan: &Plan, backend: &dyn Backend) -> Result<()> {
 fn uncounted<'a>(entries: impl Iterator<Item = &'a Entry>) -> u64 {
     let mut known: BTreeMap<Backing, bool> = BTreeMap::new();
     let uncounted = entries.filter(|entry| {
-        let look = || vma::is_uncounted(entry.hva, BASE_PAGE);
+        let look = || vma::is_uncounted(entry.hva, base_page());
         if entry.backing == Backing::UNKNOWN {
             look()
         } else {

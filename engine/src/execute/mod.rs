@@ -15,7 +15,7 @@ use batch::{Call, Pace};
 pub use run::{CallContext, Records, run};
 pub use share::cut_all;
 
-use crate::addr::{BASE_PAGE, IovaRange};
+use crate::addr::IovaRange;
 use crate::backend::Backend;
 use crate::error::{Errno, Error, ErrorKind, KernelResult, Op, Result};
 use crate::object::Objects;
@@ -27,6 +27,7 @@ use crate::reconcile::table::{Entry, MapTable};
 use crate::reconcile::wanted::WantedSet;
 use crate::region::Kind;
 use crate::sys::cpu::CpuSet;
+use crate::sys::page::base_page;
 use crate::sys::vma;
 use crate::timeline;
 pub use refusal::Refusal;
@@ -285,9 +286,10 @@ pub fn not_mapped(entry: &Entry, errno: Errno) -> Error {
 /// The memory of each entry. Device memory is not faulted in, and neither is a single page: checking whether it is
 /// present would cost more than the map call.
 fn pieces(entries: &[Entry]) -> Vec<HostRange> {
+    let page = base_page();
     let pieces = entries.iter().map(|entry| {
         let length = entry.range.length();
-        let bytes = if entry.kind == Kind::Ram && length > BASE_PAGE { length } else { 0 };
+        let bytes = if entry.kind == Kind::Ram && length > page { length } else { 0 };
         HostRange { hva: entry.hva, bytes, writable: entry.perm.is_writable() }
     });
     pieces.collect()

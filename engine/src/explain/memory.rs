@@ -1,11 +1,12 @@
 //! Why memory cannot be pinned: its mapping, its file, the pool of its huge pages, or one of its pages.
 
-use crate::addr::{BASE_PAGE, HostVa};
+use crate::addr::HostVa;
 use crate::error::{Errno, ErrorKind, KernelResult, PageFault};
 use crate::populate::files::{self, Backing};
 use crate::sys::file_system::{self, Kind, Space};
 use crate::sys::madvise::{self, Access};
 use crate::sys::mincore;
+use crate::sys::page::base_page;
 use crate::sys::procmap::{Maps, Vma};
 use crate::sys::vma;
 
@@ -29,7 +30,8 @@ pub(super) fn reason(hva: HostVa, bytes: u64, writable: bool) -> Option<ErrorKin
     }
     // The kernel pins pages in order: before the one that it cannot pin, all are present.
     let present = mincore::present(hva, bytes).ok()?;
-    let (at, fault) = first_fault(hva, present.saturating_add(BASE_PAGE).min(bytes), |hva, bytes| {
+    let page = base_page();
+    let (at, fault) = first_fault(hva, present.saturating_add(page).min(bytes), page, |hva, bytes| {
         madvise::populate(hva, bytes, Access::Read)
     })?;
     Some(ErrorKind::Page { at, fault })
@@ -38,7 +40,7 @@ pub(super) fn reason(hva: HostVa, bytes: u64, writable: bool) -> Option<ErrorKin
 /// Why none of a mapping can be pinned.
 fn of_mapping(maps: &Maps, at: HostVa, bytes: u64, vma: &Vma, writable: bool) -> Option<ErrorKind> {
     // Device memory is never faulted in: this asks for the list of mappings only if it may be that.
-    let odd = madvise::populate(at, BASE_PAGE, Access::Read) == Err(Errno::EINVAL);
+    let odd = madvise::populate(at, base_page(), Access::Read) == Err(Errno::EINVAL);
     if odd && vma::is_device(at, bytes).unwrap_or(false) {
         return Some(ErrorKind::Page { at, fault: PageFault::Device });
     }
@@ -53,13 +55,14 @@ fn of_mapping(maps: &Maps, at: HostVa, bytes: u64, vma: &Vma, writable: bool) ->
             return Some(ErrorKind::DiskFile { file, system });
         }
         Some(Backing { file, kind: Kind::Tmpfs(space), .. }) => {
-            let Space { size, free } = space.filter(full(BASE_PAGE))?;
+            let needed = base_page();
+            let Space { size, free } = space.filter(full(needed))?;
             let system = "tmpfs";
-            return Some(ErrorKind::FileSystemFull { file, system, size, needed: BASE_PAGE, free });
+            return Some(ErrorKind::FileSystemFull { file, system, size, needed, free });
         }
         _ => {}
     }
-    if vma.page > BASE_PAGE {
+    if vma.page > base_page() {
         let page = vma.page;
         let Space { size, free } = file_system::pool(page).filter(full(page))?;
         return Some(ErrorKind::NoHugePages { page, size, free });
@@ -67,10 +70,11 @@ fn of_mapping(maps: &Maps, at: HostVa, bytes: u64, vma: &Vma, writable: bool) ->
     None
 }
 
-/// The first page that `populate` cannot make present because of what is behind it.
+/// The first page, of `page` bytes, that `populate` cannot make present because of what is behind it.
 fn first_fault(
     hva: HostVa,
     bytes: u64,
+    page: u64,
     populate: impl Fn(HostVa, u64) -> KernelResult<()>,
 ) -> Option<(HostVa, PageFault)> {
     let fault = match populate(hva, bytes) {
@@ -79,13 +83,13 @@ fn first_fault(
         _ => return None,
     };
     // Each call stops at the page, so nothing after it is made present.
-    let (mut at, mut pages) = (hva, bytes / BASE_PAGE);
+    let (mut at, mut pages) = (hva, bytes / page);
     while pages > 1 {
         let half = pages / 2;
-        if populate(at, half * BASE_PAGE).is_err() {
+        if populate(at, half * page).is_err() {
             pages = half;
         } else {
-            at = at.checked_add(half * BASE_PAGE)?;
+            at = at.checked_add(half * page)?;
             pages -= half;
         }
     }
@@ -100,6 +104,12 @@ mod tests {
 
     #[test]
     fn the_page_with_the_error_is_found_and_none_after_it_is_touched() {
+        for page in [4 << 10, 16 << 10, 64 << 10] {
+            one_page_is_found(page);
+        }
+    }
+
+    fn one_page_is_found(page: u64) {
         const START: u64 = 1 << 32;
         for pages in [1, 2, 3, 512, 1000] {
             for bad in [0, pages / 3, pages / 2, pages - 1] {
@@ -109,26 +119,28 @@ mod tests {
                     let calls = Cell::new(0);
                     let populate = |hva: HostVa, bytes: u64| {
                         calls.set(calls.get() + 1);
-                        let first = (hva.raw() - START) / BASE_PAGE;
+                        assert_eq!(hva.raw() % page, 0, "the kernel takes only whole pages");
+                        let first = (hva.raw() - START) / page;
                         assert!(first <= bad, "begins after it");
-                        if (first..first + bytes / BASE_PAGE).contains(&bad) { Err(errno) } else { Ok(()) }
+                        if (first..first + bytes / page).contains(&bad) { Err(errno) } else { Ok(()) }
                     };
-                    let found = first_fault(HostVa::from_raw(START), pages * BASE_PAGE, populate);
-                    assert_eq!(found, Some((HostVa::from_raw(START + bad * BASE_PAGE), fault)));
+                    let found = first_fault(HostVa::from_raw(START), pages * page, page, populate);
+                    assert_eq!(found, Some((HostVa::from_raw(START + bad * page), fault)));
                     assert!(calls.get() <= 11, "{} calls", calls.get());
                 }
             }
         }
         for answer in [Ok(()), Err(Errno::ENOMEM), Err(Errno::EINVAL)] {
-            assert_eq!(first_fault(HostVa::from_raw(START), 8 * BASE_PAGE, |_, _| answer), None);
+            assert_eq!(first_fault(HostVa::from_raw(START), 8 * page, page, |_, _| answer), None);
         }
     }
 
     #[test]
     fn memory_in_order_has_no_reason() {
-        let pages = vec![1u8; 4 * BASE_PAGE as usize];
-        let inside = HostVa::from_raw((pages.as_ptr() as u64).next_multiple_of(BASE_PAGE));
-        assert_eq!(reason(inside, 2 * BASE_PAGE, true), None);
-        assert_eq!(reason(HostVa::from_raw(u64::MAX - 4095), 8192, true), None, "wraps");
+        let page = base_page();
+        let pages = vec![1u8; 4 * page as usize];
+        let inside = HostVa::from_raw((pages.as_ptr() as u64).next_multiple_of(page));
+        assert_eq!(reason(inside, 2 * page, true), None);
+        assert_eq!(reason(HostVa::from_raw(u64::MAX - (page - 1)), 2 * page, true), None, "wraps");
     }
 }

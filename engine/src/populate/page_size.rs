@@ -6,7 +6,8 @@
 use std::sync::OnceLock;
 
 use super::HostRange;
-use crate::addr::{BASE_PAGE, HUGE_PAGE};
+use crate::addr::HUGE_PAGE;
+use crate::sys::page::base_page;
 use crate::sys::proc;
 use crate::sys::procmap::Maps;
 use crate::sys::smaps::Mapping;
@@ -31,7 +32,7 @@ impl<'a> PageSizes<'a> {
             None => page_size(self.listed, piece),
         };
         // Base pages may become transparent huge ones.
-        page.unwrap_or(BASE_PAGE).max(transparent_huge_page())
+        page.unwrap_or_else(base_page).max(transparent_huge_page())
     }
 }
 
@@ -56,7 +57,7 @@ mod tests {
     #[test]
     fn without_the_query_the_list_decides() {
         let mapping = |start: u64, page| Mapping { range: start..start + (4 << 30), page, advised: false };
-        let listed = [mapping(1 << 40, BASE_PAGE), mapping(1 << 41, 1 << 30)];
+        let listed = [mapping(1 << 40, 4 << 10), mapping(1 << 41, 1 << 30)];
         let sizes = PageSizes::new(None, &listed);
         let size =
             |start| sizes.of(&HostRange { hva: HostVa::from_raw(start), bytes: 1 << 30, writable: true });

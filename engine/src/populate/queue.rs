@@ -7,11 +7,12 @@ use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use super::layout::{Chunk, Layout};
 use super::method::{Method, Pins};
 use super::{Control, HostRange, MIN_PARALLEL_BYTES, Report, access};
-use crate::addr::{BASE_PAGE, HUGE_PAGE, HostVa};
+use crate::addr::{HUGE_PAGE, HostVa};
 use crate::error::{Errno, KernelResult};
 use crate::sys::madvise::{self, Access};
 use crate::sys::mincore;
 use crate::sys::numa::{NodeBinding, Nodes};
+use crate::sys::page::base_page;
 use crate::sys::pagemap::{PageRegion, Pagemap};
 use crate::sys::vma;
 use crate::timeline;
@@ -351,7 +352,7 @@ impl Drop for Finished<'_> {
 fn in_memory(hva: HostVa, bytes: u64, access: Access) -> u64 {
     let present = mincore::present(hva, bytes).unwrap_or(0);
     // Device memory that was accessed is present too. It is to be recognised, so its first page is tried.
-    if present > 0 && madvise::populate(hva, BASE_PAGE, access).is_err() { 0 } else { present }
+    if present > 0 && madvise::populate(hva, base_page(), access).is_err() { 0 } else { present }
 }
 
 /// Groups adjacent runs on the same node.

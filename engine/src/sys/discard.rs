@@ -3,6 +3,7 @@
 
 use crate::addr::HostVa;
 use crate::error::Errno;
+use crate::sys::page::base_page;
 
 /// The way in which the pages of a [`DiscardRange`] are freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,7 +40,7 @@ pub struct DiscardRange {
 /// - **It stays mapped in this process as it is**, or is unmapped and not replaced: the contents of another mapping
 ///   there would be discarded.
 pub unsafe fn discard_range(address: u64, bytes: u64, mode: DiscardMode) -> Option<DiscardRange> {
-    let page = page_size();
+    let page = base_page();
     let whole = [address, bytes].iter().all(|value| value & (page - 1) == 0);
     let hva = HostVa::from_raw(address);
     hva.checked_add(bytes.checked_sub(1)?)?;
@@ -61,7 +62,7 @@ impl DiscardRange {
     pub(crate) fn discard(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
         let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
         // The kernel would round the length up, past the end of the declared range.
-        if !inside || bytes & (page_size() - 1) != 0 {
+        if !inside || bytes & (base_page() - 1) != 0 {
             return Err(Errno::EINVAL);
         }
         let advice = match self.mode {
@@ -82,13 +83,6 @@ impl DiscardRange {
     }
 }
 
-/// The system's page size in bytes.
-fn page_size() -> u64 {
-    // SAFETY: sysconf reads and writes no memory of this program, for any argument.
-    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(bytes).unwrap_or(4096)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,7 +94,7 @@ mod tests {
 
     #[test]
     fn only_whole_pages_are_accepted() {
-        let page = page_size();
+        let page = base_page();
         assert!(at(page, page).is_some());
         assert!(at(page + 1, page).is_none());
         assert!(at(page, page - 1).is_none());
@@ -111,7 +105,7 @@ mod tests {
 
     #[test]
     fn nothing_beyond_what_was_named_is_given_back() {
-        let page = page_size();
+        let page = base_page();
         // The first pages of the address space are never mapped (vm.mmap_min_addr).
         let memory = at(0, 2 * page).unwrap();
         assert_eq!(memory.discard(0, 2 * page), Err(Errno::ENOMEM));

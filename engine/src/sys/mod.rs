@@ -18,6 +18,7 @@ pub(crate) mod memlock;
 pub(crate) mod mincore;
 pub(crate) mod movable;
 pub(crate) mod numa;
+pub(crate) mod page;
 pub(crate) mod pagemap;
 #[cfg(vfio_fast_fuzzing)]
 pub mod parsers;

@@ -8,10 +8,11 @@ use std::fs::File;
 use std::mem::size_of;
 use std::os::fd::AsRawFd;
 
-use crate::addr::{BASE_PAGE, HUGE_PAGE, HostVa};
+use crate::addr::{HUGE_PAGE, HostVa};
 use crate::error::Errno;
 use crate::sys::ioctl::number;
 use crate::sys::madvise::Access;
+use crate::sys::page::base_page;
 use crate::sys::proc;
 
 /// The page tables of this process.
@@ -107,6 +108,8 @@ impl Pagemap {
             ..PmScanArg::default()
         };
         let count = self.scan(&mut question, found)?;
+        // The kernel scans whole pages, and the range of an IOMMU with smaller ones can end within one.
+        found[..count].iter_mut().for_each(|region| region.end = region.end.min(question.end));
         if found.is_empty() || (count > 0 && found[0].start == hva.raw()) || self.page(hva)?.is_some() {
             return Ok(count);
         }
@@ -147,7 +150,7 @@ impl Pagemap {
     fn page(&self, hva: HostVa) -> Result<Option<u64>, Errno> {
         let mut question = PmScanArg {
             start: hva.raw(),
-            end: hva.raw().saturating_add(BASE_PAGE),
+            end: hva.raw().saturating_add(base_page()),
             category_mask: PAGE_IS_PRESENT,
             return_mask: PAGE_IS_HUGE | PAGE_IS_FILE | PAGE_IS_PFNZERO,
             ..PmScanArg::default()
@@ -172,7 +175,9 @@ impl Pagemap {
         };
         let mut run = [PageRegion::default()];
         let found = self.scan(&mut question, &mut run)?;
-        Ok(if found > 0 && run[0].start == question.start { run[0].end - run[0].start } else { 0 })
+        // The kernel scans whole pages.
+        let bytes = (run[0].end - run[0].start).min(bytes);
+        Ok(if found > 0 && run[0].start == question.start { bytes } else { 0 })
     }
 
     /// Makes the call; returns the number of elements of `found` that were written.
@@ -200,15 +205,38 @@ mod tests {
     #[test]
     fn the_pages_of_this_test_are_there_and_nothing_is_at_zero() {
         let pagemap = Pagemap::open().expect("Linux 6.7 or newer");
-        let page = vec![1u8; 3 * 4096];
-        let inside = HostVa::from_raw((page.as_ptr() as u64).next_multiple_of(4096));
+        let page = base_page();
+        let memory = vec![1u8; 3 * page as usize];
+        let inside = HostVa::from_raw((memory.as_ptr() as u64).next_multiple_of(page));
         let mut found = [PageRegion::default(); 2];
         let mut missing = |hva, bytes, access| pagemap.missing(hva, bytes, access, &mut found);
-        assert_eq!(missing(inside, 8192, Access::Write), Ok(0));
-        assert_eq!(missing(HostVa::from_raw(1), 4096, Access::Read), Err(Errno::EINVAL));
+        assert_eq!(missing(inside, 2 * page, Access::Write), Ok(0));
+        assert_eq!(missing(HostVa::from_raw(1), page, Access::Read), Err(Errno::EINVAL));
         assert_eq!(missing(HostVa::from_raw(0), 1 << 30, Access::Read), Ok(1));
         assert_eq!((found[0].start, found[0].end), (0, 1 << 30));
-        let kinds = pagemap.kinds(inside, 8192, Access::Write).unwrap();
-        assert_eq!((kinds.huge + kinds.small_anonymous, kinds.small_file), (8192, 0));
+        let kinds = pagemap.kinds(inside, 2 * page, Access::Write).unwrap();
+        assert_eq!((kinds.huge + kinds.small_anonymous, kinds.small_file), (2 * page, 0));
+    }
+
+    /// The pages of an IOMMU can be smaller than those of the kernel.
+    #[test]
+    fn nothing_after_a_range_that_ends_within_a_page_is_counted() {
+        let pagemap = Pagemap::open().expect("Linux 6.7 or newer");
+        let (page, flags) = (base_page(), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let bytes = 4 * page as usize;
+        let (anywhere, protection) = (std::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: without MAP_FIXED a mapping replaces nothing.
+        let memory = unsafe { libc::mmap(anywhere, bytes, protection, flags, -1, 0) };
+        assert_ne!(memory, libc::MAP_FAILED);
+        let start = HostVa::from_raw(memory as u64);
+        let part = page + page / 2;
+        let mut found = [PageRegion::default(); 2];
+        assert_eq!(pagemap.missing(start, part, Access::Write, &mut found), Ok(1));
+        assert_eq!(found[0].end - found[0].start, part);
+        crate::sys::madvise::populate(start, part, Access::Write).unwrap();
+        assert_eq!(pagemap.missing(start, part, Access::Write, &mut found), Ok(0));
+        assert_eq!(pagemap.present(start, part), Ok(part));
+        // SAFETY: the mapping is this test's, and nothing refers to it.
+        assert_eq!(unsafe { libc::munmap(memory, bytes) }, 0);
     }
 }

@@ -6,9 +6,9 @@
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 
+use super::page::base_page;
 use super::proc;
 use super::vma::header;
-use crate::addr::BASE_PAGE;
 
 /// One page: reading further ahead would make the kernel walk mappings that do not matter here.
 const READ_AHEAD: usize = 4096;
@@ -32,7 +32,7 @@ pub(crate) fn mappings(range: Range<u64>) -> io::Result<Vec<Mapping>> {
 /// Bytes that this process has in memory, according to a count that the kernel keeps.
 pub(crate) fn resident() -> Option<u64> {
     let text = proc::read("/proc/self/statm")?;
-    text.split(' ').nth(1)?.parse::<u64>().ok()?.checked_mul(BASE_PAGE)
+    text.split(' ').nth(1)?.parse::<u64>().ok()?.checked_mul(base_page())
 }
 
 pub(super) fn parsed(mut smaps: impl BufRead, range: Range<u64>) -> io::Result<Vec<Mapping>> {
@@ -46,11 +46,11 @@ pub(super) fn parsed(mut smaps: impl BufRead, range: Range<u64>) -> io::Result<V
             }
             wanted = range.start < end;
             if wanted {
-                found.push(Mapping { range: start..end, page: BASE_PAGE, advised: false });
+                found.push(Mapping { range: start..end, page: base_page(), advised: false });
             }
         } else if let Some(mapping) = found.last_mut().filter(|_| wanted) {
             if let Some(size) = line.strip_prefix(b"KernelPageSize:") {
-                mapping.page = kilobytes(size).unwrap_or(BASE_PAGE);
+                mapping.page = kilobytes(size).unwrap_or_else(base_page);
             } else if let Some(flags) = line.strip_prefix(b"VmFlags:") {
                 let mut flags = flags.split(u8::is_ascii_whitespace);
                 mapping.advised = flags.any(|flag| flag == b"hg" || flag == b"nh");

@@ -5,11 +5,12 @@ use std::sync::{Mutex, PoisonError};
 
 use super::lock::Locked;
 use super::{Engine, State};
-use crate::addr::{BASE_PAGE, IovaRange};
+use crate::addr::IovaRange;
 use crate::error::Result;
 use crate::execute::{self, CallContext, Executed, Executor, Records};
 use crate::populate::{self, PopulateOptions};
 use crate::reconcile::plan::{Plan, merged};
+use crate::sys::page::base_page;
 
 /// A commit that runs while the state is not locked.
 #[derive(Debug)]
@@ -113,7 +114,8 @@ impl Engine {
 
 /// Whether a plan maps memory that would be faulted in by several threads.
 fn takes_long(plan: &Plan) -> bool {
-    let faults_in = plan.maps.iter().filter(|entry| entry.range.length() > BASE_PAGE);
+    let page = base_page();
+    let faults_in = plan.maps.iter().filter(|entry| entry.range.length() > page);
     let bytes = faults_in.fold(0u64, |sum, entry| sum.saturating_add(entry.range.length()));
     bytes >= populate::MIN_PARALLEL_BYTES
 }

@@ -5,7 +5,7 @@
 //! call and allocate no memory, except for a node of a tree now and then. The plan would always be the one call.
 
 use super::{Engine, State};
-use crate::addr::{BASE_PAGE, IovaRange};
+use crate::addr::IovaRange;
 use crate::error::Result;
 use crate::execute::not_mapped;
 use crate::populate::MIN_PARALLEL_BYTES;
@@ -13,6 +13,7 @@ use crate::preflight;
 use crate::reconcile::table::Entry;
 use crate::reconcile::wanted::{Change, Wanted};
 use crate::region::{Kind, Region};
+use crate::sys::page::base_page;
 
 impl Engine {
     /// Maps or unmaps the only region that a call outside a transaction has added or removed. Returns `false`, having
@@ -36,7 +37,7 @@ impl Engine {
         let Region { range, kind, exact, .. } = *region;
         // Device memory can be refused, which is reported in another way. Below the size at which several threads
         // share the work, faulting in ahead only moves it from the map call to another call.
-        let small = range.length() <= BASE_PAGE || (exact && range.length() < MIN_PARALLEL_BYTES);
+        let small = range.length() <= base_page() || (exact && range.length() < MIN_PARALLEL_BYTES);
         let one_entry = exact || self.grid.pieces(range).nth(1).is_none();
         let reserved = match &state.running {
             Some(running) => Some(running.entries),
