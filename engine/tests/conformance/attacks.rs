@@ -32,8 +32,9 @@ const OTHER_PAGES: u64 = 8;
 type Pages = (u64, u64);
 
 const SINGLE: Pages = (16, 1);
-/// Two entries of 2 MiB, and blocks in the middle of the first one.
-const LARGE: Pages = (512, 1024);
+/// Two entries of this many pages, 2 MiB where a page has 4 KiB, and blocks in the middle of the first one.
+const ENTRY: u64 = 512;
+const LARGE: Pages = (ENTRY, 2 * ENTRY);
 const BLOCKS: Pages = (768, 128);
 /// There is a page between them.
 const BEFORE_HOLE: Pages = (1600, 3);
@@ -114,7 +115,7 @@ impl Attack {
         self.hostile.permit(read_only.range, read_only.hva.raw(), read_only.perm);
         self.hostile.attack(&[
             ("a single page", &edges([16, 17])),
-            ("entries of 2 MiB", &edges([512, 1024, 1536])),
+            ("large entries", &edges([512, 1024, 1536])),
             ("a page between two entries", &edges([1600, 1603, 1604, 1608])),
             ("two entries side by side", &edges([1728])),
             ("a read-only region", &edges([1760, 1762])),
@@ -242,7 +243,7 @@ fn expected(last: u64) -> Vec<Tally> {
     };
     let cases = [
         ("a single page", (24, 16, 8)),
-        ("entries of 2 MiB", (36, 12, 24)),
+        ("large entries", (36, 12, 24)),
         ("a page between two entries", (48, 20, 28)),
         ("two entries side by side", (12, 0, 12)),
         ("a read-only region", (24, 12, 12)),
@@ -277,7 +278,7 @@ pub fn reach_only_what_is_mapped(driver: Driver) {
         let memory = Canaries::new(&[(1, PAGES * PAGE), (OTHER, OTHER_PAGES * PAGE)]);
         let (hooks, began, go_on) = Waiting::new(waits);
         let backend = Hooked { kernel: open(), hooks };
-        let config = Config { entry_size: 2 << 20, threads: 1, huge_pages: false, ..Config::default() };
+        let config = Config { entry_size: ENTRY * PAGE, threads: 1, huge_pages: false, ..Config::default() };
         let engine = Arc::new(Engine::new(Box::new(backend), config).unwrap());
         let hostile = Hostile::new(devices, open(), BUFFERS, memory);
         let mut attack = Attack { engine, began, go_on, hostile };

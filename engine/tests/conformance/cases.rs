@@ -9,16 +9,27 @@ use super::run::Answer::{self, Bytes, Done, No};
 use super::run::Hva::{self, At, Nothing, ReadOnly, Writable};
 use super::run::{Case, Kernel, Needs, Op, Step};
 
-/// The smallest IOMMU page on every machine that runs these cases.
-pub const PAGE: u64 = 4096;
+/// KiB of a page where these cases run, if not 4. Read when this is compiled, because the tables are constants.
+const PAGE_KIB: Option<&str> = option_env!("VFIO_FAST_PAGE_KIB");
+/// The smallest page of the IOMMU and of the kernel.
+pub const PAGE: u64 = match PAGE_KIB {
+    None => 4 << 10,
+    Some(kib) => match kib.as_bytes() {
+        b"4" => 4 << 10,
+        b"16" => 16 << 10,
+        b"64" => 64 << 10,
+        _ => panic!("VFIO_FAST_PAGE_KIB is 4, 16 or 64"),
+    },
+};
 /// Bytes of each kind of memory that the cases use: its pages 0 to 15.
 pub const MEMORY: u64 = 16 * PAGE;
 
 /// IOVAs that any IOMMU can translate and that are not reserved.
 const A: u64 = 0x1000_0000;
-/// The 1 MiB range in which x86 receives message-signalled interrupts: never a valid IOVA.
-const INTERRUPTS: u64 = 0xfee0_0000;
-const AFTER_INTERRUPTS: u64 = 0xfef0_0000;
+/// The 1 MiB range in which x86 receives message-signalled interrupts, or in which the SMMU's driver maps what receives
+/// them on arm64: never a valid IOVA.
+pub const INTERRUPTS: u64 = if cfg!(target_arch = "aarch64") { 0x800_0000 } else { 0xfee0_0000 };
+pub const AFTER_INTERRUPTS: u64 = INTERRUPTS + 0x10_0000;
 /// The last page of the 64-bit space.
 const LAST: u64 = u64::MAX - (PAGE - 1);
 

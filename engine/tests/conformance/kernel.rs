@@ -465,6 +465,9 @@ struct RealMemory {
 
 impl RealMemory {
     fn new() -> Self {
+        // SAFETY: sysconf reads and writes no memory of this program, for any argument.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        assert_eq!(u64::try_from(page), Ok(PAGE), "compiled for a kernel with other pages");
         let bytes = usize::try_from(4 * MEMORY).unwrap();
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
         let protection = libc::PROT_READ | libc::PROT_WRITE;

@@ -37,7 +37,7 @@ const START: u64 = 0x6000_0000;
 const LENGTH: u64 = 8 << 20;
 /// The entries that are handed over, all of the first object, and their length.
 const ENTRIES: u64 = 512;
-const ENTRY: u64 = 8 * PAGE;
+const ENTRY: u64 = 32 << 10;
 /// The kernel releases what a process had before its end is reported, or a little later.
 const RELEASED_WITHIN: Duration = Duration::from_secs(60);
 

@@ -28,7 +28,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 
-use cases::{MEMORY, PAGE};
+use cases::{AFTER_INTERRUPTS, INTERRUPTS, MEMORY, PAGE};
 use common::memory::RealMemory;
 use common::{THREADS, callers};
 use kernel::Driver;
@@ -441,13 +441,13 @@ fn the_imitation_answers_as_iommufd() {
     on_the_kernel(Driver::Imitation);
 }
 
-/// Checks what a backend for iommufd reports on an x86 machine.
+/// Checks what a backend for iommufd reports.
 fn assert_is_iommufd(driver: Driver) {
     kernel::attached(driver, |backend, memory| {
         let limits = backend.limits().unwrap();
         assert!(backend.capabilities().parallel);
         assert_eq!((limits.entries, limits.page_sizes.smallest()), (None, PAGE));
-        let interrupts = IovaRange::from_bounds(0xfee0_0000, 0xfeef_ffff).unwrap();
+        let interrupts = IovaRange::from_bounds(INTERRUPTS, AFTER_INTERRUPTS - 1).unwrap();
         assert!(!limits.iova_ranges.iter().any(|range| range.overlaps(interrupts)), "{limits:?}");
         assert!(limits.iova_ranges.iter().any(|range| range.start() == 0), "{limits:?}");
         assert_undisturbed(backend, memory);

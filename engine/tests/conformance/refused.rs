@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Error, Lines, Read};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
-use super::cases::PAGE;
+use super::cases::{INTERRUPTS, PAGE};
 use super::common::memory::RealMemory;
 use super::common::{hva_of, range};
 use super::kernel::{self, DEVICE, Driver};
@@ -196,7 +196,7 @@ pub fn ranges_are_named(driver: Driver) {
         let ranges = engine.info().limits.iova_ranges;
         // Beyond all addresses, or where all are translated (AMD-Vi), those of interrupts.
         let translated = |iova: &u64| ranges.iter().any(|valid| valid.contains(range(*iova, PAGE)));
-        let outside = [1 << 60, 0xfee0_0000].into_iter().find(|iova| !translated(iova)).expect("a gap");
+        let outside = [1 << 60, INTERRUPTS].into_iter().find(|iova| !translated(iova)).expect("a gap");
         assert_eq!(target.map(outside, PAGE, Hva::Writable(0), true), Err(libc::EINVAL), "{driver:?}");
         let error = engine.map_region(ram(outside, PAGE)).unwrap_err();
         let named: String = ranges.iter().map(|range| format!(" {range}")).collect();

@@ -3,10 +3,10 @@
 use std::os::fd::BorrowedFd;
 
 use super::Memory;
-use super::cases::{MEMORY, PAGE};
+use super::cases::{AFTER_INTERRUPTS, INTERRUPTS, MEMORY, PAGE};
 use super::run::{Answer, Case, Hva, Kernel, Op, Target};
 use vfio_fast_engine::Errno;
-use vfio_fast_engine::addr::{Iova, IovaRange};
+use vfio_fast_engine::addr::{Iova, IovaRange, PageSizes};
 use vfio_fast_engine::backend::sim::{Rules, Sim, SimConfig};
 use vfio_fast_engine::backend::{Backend, Mapping};
 use vfio_fast_engine::object::{Object, ObjectKind};
@@ -19,7 +19,7 @@ fn perm(writable: bool) -> Perm {
     if writable { Perm::ReadWrite } else { Perm::Read }
 }
 
-/// A model with the properties that the case needs, and the IOVAs of an x86 machine.
+/// A model with the properties that the case needs, and the IOVAs and pages of this kind of machine.
 pub fn model(case: &Case, kernel: Kernel) -> Sim {
     let range = |start, last| IovaRange::from_bounds(start, last).unwrap();
     let Memory { nothing, read_only, .. } = Memory::IMAGINED;
@@ -29,9 +29,10 @@ pub fn model(case: &Case, kernel: Kernel) -> Sim {
             Kernel::Iommufd => Rules::Iommufd,
         },
         attached: !case.needs.no_device,
-        iova_ranges: vec![range(0, 0xfedf_ffff), range(0xfef0_0000, (1 << 48) - 1)],
+        iova_ranges: vec![range(0, INTERRUPTS - 1), range(AFTER_INTERRUPTS, (1 << 48) - 1)],
         dma_avail: case.needs.entries.unwrap_or(65_535),
         memlock_limit: case.needs.memlock_pages.map(|pages| pages * PAGE),
+        page_sizes: PageSizes::from_bitmap(PAGE | 1 << 30),
         unmappable: vec![(nothing, nothing + MEMORY - 1), (USER_END, u64::MAX)],
         read_only: vec![(read_only, read_only + MEMORY - 1)],
         ..SimConfig::default()
