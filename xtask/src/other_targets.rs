@@ -5,9 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use vfio_fast_assets::outcome::CannotRun;
 use vfio_fast_assets::progress::run_logged;
-use vfio_fast_assets::{once, paths};
+use vfio_fast_assets::{once, paths, target};
 
 const INPUTS: &[&str] = &["Cargo.lock", "Cargo.toml", "engine", "ffi", "xtask/src/other_targets.rs"];
 
@@ -65,23 +64,12 @@ pub fn check_once(log: &Path) -> Result<()> {
     })
 }
 
-fn check(target: &Target, log: &Path) -> Result<()> {
-    add(target, log)?;
+fn check(other: &Target, log: &Path) -> Result<()> {
+    target::add(other.triple, log)?;
     // No arguments for packages: the default members of the workspace are what ships.
-    run_logged(cargo(target).args(["check", "--locked"]), log)?;
-    let mut tests = cargo(target);
-    run_logged(tests.args(["test", "--locked", "--package", "vfio-fast-engine"]).args(target.tests), log)
-}
-
-/// Installs the standard library for the target.
-fn add(target: &Target, log: &Path) -> Result<()> {
-    let mut command = Command::new("rustup");
-    command.args(["target", "add", target.triple]).current_dir(paths::root());
-    if Command::new("rustup").arg("--version").output().is_err() {
-        let what = format!("there is no rustup to install the standard library for {}", target.triple);
-        return Err(CannotRun(what).into());
-    }
-    run_logged(&mut command, log)
+    run_logged(cargo(other).args(["check", "--locked"]), log)?;
+    let mut tests = cargo(other);
+    run_logged(tests.args(["test", "--locked", "--package", "vfio-fast-engine"]).args(other.tests), log)
 }
 
 fn cargo(target: &Target) -> Command {

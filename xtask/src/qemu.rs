@@ -59,10 +59,11 @@ pub fn run(args: &Args) -> Result<()> {
             Ok(())
         }
         Args::Build { series, kinds, keep } => {
-            let all = [Kind::Stock, Kind::Off, Kind::On, Kind::Emulator];
+            let all = [Kind::Stock, Kind::Off, Kind::On, Kind::Emulator, Kind::EmulatorArm64];
             let kinds = if kinds.is_empty() { &all } else { kinds.as_slice() };
             for kind in kinds {
-                let of = if *kind == Kind::Emulator { QemuSeries::USUAL } else { series.of };
+                let is_emulator = matches!(kind, Kind::Emulator | Kind::EmulatorArm64);
+                let of = if is_emulator { QemuSeries::USUAL } else { series.of };
                 let binary = qemu::build(&cache, of, *kind, *keep)?;
                 // A script can use a path without the name.
                 if kinds.len() > 1 {

@@ -27,7 +27,7 @@ pub fn run(args: &Args) -> Result<()> {
         let source = qemu::fetch(&cache, series)?;
         println!("QEMU {}: {}", source.version, source.dsc.display());
     }
-    let kernel = Debian::open(&cache, STABLE)?.fetch_kernel()?;
+    let kernel = Debian::open(&cache, STABLE)?.fetch_kernel("amd64")?;
     println!("{}: {}", kernel.package, kernel.path.display());
     let source = kernel::fetch(&cache)?;
     println!("{}: {}", source.package, source.path.display());

@@ -6,7 +6,7 @@
 //! | 0 | [`paths`], [`interrupt`] |
 //! | 1 | [`progress`] |
 //! | 2 | [`outcome`], [`cache`] |
-//! | 3 | [`packages`], [`debian`], [`library`], [`once`], [`release`] |
+//! | 3 | [`packages`], [`debian`], [`library`], [`once`], [`release`], [`target`] |
 //! | 4 | [`apparmor`], [`debian_packages`], [`kernel`], [`qemu`], [`image`], [`rustc`] |
 //! | 5 | [`debian_host`] |
 
@@ -27,4 +27,5 @@ pub mod progress;
 pub mod qemu;
 pub mod release;
 pub mod rustc;
+pub mod target;
 pub mod tree;

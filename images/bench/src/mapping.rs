@@ -117,7 +117,7 @@ pub fn run(wanted: &Wanted, folder: &Path) -> Result<(Vec<Summary>, Result<()>)>
 fn title(driver: Driver, host: Host) -> &'static str {
     match (driver, host.kernel) {
         (Driver::Iommufd, _) => "iommufd, in the VM",
-        (Driver::Type1, Kernel::Debian) => "type1 of Debian's kernel, in the VM",
+        (Driver::Type1, Kernel::Debian | Kernel::Debian16k) => "type1 of Debian's kernel, in the VM",
         (Driver::Type1, Kernel::Newest) => "type1 of the newest kernel, in the VM",
     }
 }

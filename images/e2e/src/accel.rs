@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use vfio_fast_protocol::host::Host;
+
 /// The accelerator of L0's QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
@@ -11,9 +13,19 @@ pub enum Accel {
 }
 
 impl Accel {
+    /// The accelerator for that host.
+    pub fn of(self, host: Host) -> Self {
+        match host.is_arm64() {
+            true => Accel::Tcg("this machine's processors are not arm64"),
+            false => self,
+        }
+    }
+
     /// Command-line arguments for QEMU.
-    pub fn arguments(self) -> [&'static str; 4] {
-        match self {
+    pub fn arguments(self, host: Host) -> [&'static str; 4] {
+        match self.of(host) {
+            // A server's processor with pages of 4, 16 and 64 KiB, without what is slow to emulate.
+            Accel::Tcg(_) if host.is_arm64() => ["-accel", "tcg,thread=multi", "-cpu", "neoverse-n1"],
             Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
             // Without ERMS and FSRM, kernels clear pages in words instead of bytes, which TCG executes eight times as
             // fast.

@@ -122,7 +122,7 @@ pub fn one(plan: &ScenarioSpec, mode: Mode, told: RunRecord, folder: &Path) -> R
             log = splat::without_memory_kills(&log);
         }
         if plan.device_faults {
-            log = splat::without_wanted_faults(&log);
+            log = splat::without_wanted_faults(&log, u64::from(plan.host.page_kib()) << 10);
         }
         log
     };
@@ -168,7 +168,7 @@ fn not_booted(plan: &ScenarioSpec, told: &RunRecord, folder: &Path) -> anyhow::E
     let error = anyhow::Error::new(NotBooted);
     match plan.host.kernel {
         // Debian's kernel is known to boot on other machines, so this machine cannot run it.
-        Kernel::Debian => error.context(CannotRun(text)),
+        Kernel::Debian | Kernel::Debian16k => error.context(CannotRun(text)),
         // This kernel is built here, so a mistake in its options is a failure of the repository.
         Kernel::Newest => error.context(text),
     }

@@ -51,8 +51,8 @@ pub fn command(
     }
     let file = |name: &str| format!("path={}", folder.join(name).display());
     command
-        .args(accel.arguments())
-        .args(["-machine", "q35,kernel-irqchip=split"])
+        .args(accel.arguments(host))
+        .args(["-machine", host.machine()])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .arg("-kernel")
         .arg(guest.kernel())
@@ -60,9 +60,10 @@ pub fn command(
         .arg(initrd)
         .arg("-append")
         .arg(format!(
-            "console=ttyS0 earlycon=uart8250,io,0x3f8 panic=-1 mitigations=off random.trust_cpu=on \
-             log_buf_len=4M no_timer_check unknown_nmi_panic panic_print={PANIC_PRINT} vft.role=l1 {} {options}",
-            host.kernel_options()
+            "{} panic=-1 mitigations=off random.trust_cpu=on log_buf_len=4M panic_print={PANIC_PRINT} vft.role=l1 {} \
+             {options}",
+            host.console_options(),
+            host.iommu_options()
         ))
         .args(["-chardev", &format!("file,id=console,{}", file("l1-console.log"))])
         .args(["-serial", "chardev:console"])

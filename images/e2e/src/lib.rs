@@ -4,6 +4,7 @@
 //! through a passthrough device. All evidence comes from witnesses outside the library.
 
 mod accel;
+mod arm64;
 mod bar;
 mod breaks;
 mod disk;

@@ -9,11 +9,14 @@ use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::debian::{Debian, STABLE};
 use vfio_fast_assets::image::{self, Guest};
 use vfio_fast_assets::qemu::{self, Kind};
+use vfio_fast_assets::target::Target;
 use vfio_fast_assets::{apparmor, debian_host, kernel, library, packages, progress};
-use vfio_fast_protocol::host::Kernel;
+use vfio_fast_protocol::host::{Host, Kernel};
 use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::qemu::QemuSeries;
 use vfio_fast_protocol::spec::{Program, ScenarioSpec};
+
+use super::arm64::Arm64;
 
 /// The parts of the test machines.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub struct Parts {
     pub guest: Guest,
     /// The same with the newest kernel for L1, if a scenario needs it.
     pub newest: Option<Guest>,
+    /// The same and more for arm64 hosts, if a scenario needs them.
+    arm64: Option<Arm64>,
     /// The QEMU that runs L1.
     pub emulator: PathBuf,
     /// PID 1 of both machines.
@@ -33,7 +38,7 @@ pub struct Parts {
     /// The QEMUs under test that the scenarios need.
     under_test: Vec<(QemuSeries, Kind, PathBuf)>,
     /// The conformance tests, if a scenario needs them.
-    pub conformance: Option<PathBuf>,
+    conformance: Option<PathBuf>,
     /// The example of the Rust crate, if a scenario needs it.
     pub example: Option<PathBuf>,
     /// The examples for C programs, if a scenario needs them.
@@ -84,6 +89,7 @@ impl Parts {
         }
         let Rest {
             guest,
+            arm64,
             agent,
             witness,
             library,
@@ -98,6 +104,7 @@ impl Parts {
         Ok(Self {
             newest: newest.map(|kernel| guest.with_kernel(kernel)),
             guest,
+            arm64,
             emulator: emulator.context("nothing failed")?,
             agent,
             witness,
@@ -130,18 +137,42 @@ impl Parts {
         Ok((Some(qemu), [self.witness.clone()].into_iter().chain(library).chain(preload).collect()))
     }
 
-    /// The files L1 boots from with that kernel.
-    pub fn guest_with(&self, kernel: Kernel) -> Result<&Guest> {
-        match kernel {
-            Kernel::Debian => Ok(&self.guest),
+    /// The files that L1 boots from on that host.
+    pub fn guest_for(&self, host: Host) -> Result<&Guest> {
+        match host.kernel {
+            _ if host.is_arm64() => self.arm64()?.guest(host),
             Kernel::Newest => self.newest.as_ref().context("the newest kernel was not built"),
+            Kernel::Debian | Kernel::Debian16k => Ok(&self.guest),
         }
+    }
+
+    /// The QEMU that runs L1 on that host.
+    pub fn emulator_for(&self, host: Host) -> Result<&Path> {
+        Ok(if host.is_arm64() { &self.arm64()?.emulator } else { &self.emulator })
+    }
+
+    /// PID 1 on that host.
+    pub fn agent_for(&self, host: Host) -> Result<&Path> {
+        Ok(if host.is_arm64() { &self.arm64()?.agent } else { &self.agent })
+    }
+
+    /// The conformance tests for that host.
+    pub fn conformance_for(&self, host: Host) -> Option<PathBuf> {
+        match &self.arm64 {
+            Some(arm64) if host.is_arm64() => arm64.conformance(host).cloned(),
+            _ => self.conformance.clone(),
+        }
+    }
+
+    fn arm64(&self) -> Result<&Arm64> {
+        self.arm64.as_ref().context("nothing was built for arm64")
     }
 }
 
 /// Everything except QEMU and the newest kernel.
 struct Rest {
     guest: Guest,
+    arm64: Option<Arm64>,
     agent: PathBuf,
     witness: PathBuf,
     library: PathBuf,
@@ -160,7 +191,7 @@ impl Rest {
         let step = |what: &str, log: &str, build: &dyn Fn(&Path) -> Result<PathBuf>| {
             progress::step(what, &run.join(log), build)
         };
-        let agent = step("Build the agent", "agent.log", &image::build_agent)?;
+        let agent = step("Build the agent", "agent.log", &|log| image::build_agent(Target::X86, log))?;
         let witness = step("Build the witness", "witness.log", &image::build_witness)?;
         let prefix = run.join("prefix");
         let library = step("Build the library", "library.log", &|log| {
@@ -168,7 +199,8 @@ impl Rest {
             Ok(prefix.join("lib").join(library::soname()))
         })?;
         let is_conformance = |spec: &ScenarioSpec| spec.program == Program::Conformance;
-        let needs_conformance = specs.iter().any(|spec| is_conformance(spec) && !spec.preload);
+        let needs_conformance =
+            specs.iter().any(|spec| is_conformance(spec) && !spec.preload && !spec.host.is_arm64());
         let mut preload = Vec::new();
         if specs.iter().any(|spec| spec.preload) {
             let built = step("Build what is preloaded", "preload.log", &library::preload)?;
@@ -182,8 +214,11 @@ impl Rest {
                 build,
             )?);
         }
-        let conformance = needs_conformance
-            .then(|| step("Build the conformance tests", "conformance-build.log", &image::build_conformance));
+        let conformance = needs_conformance.then(|| {
+            step("Build the conformance tests", "conformance-build.log", &|log| {
+                image::build_conformance(Target::X86, 4, log)
+            })
+        });
         let needs_example = specs.iter().any(|spec| spec.program == Program::Example);
         let example = needs_example
             .then(|| step("Build the example of the Rust crate", "example-build.log", &image::build_example));
@@ -201,6 +236,7 @@ impl Rest {
         let profiles = names.map(|names| apparmor::profiles(cache, debian, names)).transpose()?;
         Ok(Self {
             guest,
+            arm64: Arm64::prepare(cache, run, specs)?,
             agent,
             witness,
             library,

@@ -98,7 +98,7 @@ impl Runs<'_> {
         let mut attempt = 1;
         loop {
             let mut result = self.one(plan, mode);
-            let cause = match (&result, self.accel) {
+            let cause = match (&result, self.accel.of(plan.host)) {
                 _ if attempt == MAX_ATTEMPTS => None,
                 (_, Accel::Kvm) => None,
                 (Ok(verdict), _) if verdict.passed() => None,
@@ -165,7 +165,7 @@ impl Runs<'_> {
         let initrd = folder.join("initrd.cpio");
         let program = match plan.program {
             Program::Qemu | Program::CExamples | Program::Debian => None,
-            Program::Conformance => parts.conformance.clone().filter(|_| !plan.preload),
+            Program::Conformance => parts.conformance_for(plan.host).filter(|_| !plan.preload),
             Program::Example => parts.example.clone(),
             Program::Bench(_) => parts.bench.clone(),
         };
@@ -173,7 +173,7 @@ impl Runs<'_> {
         programs.extend(plan.profiles.iter().flat_map(|_| parts.profiles.clone()));
         let (qemu, libraries) = parts.qemu_of(plan, mode)?;
         let payload = Payload {
-            agent: &parts.agent,
+            agent: parts.agent_for(plan.host)?,
             ovmf: plan.firmware == Firmware::Ovmf,
             debian: job.debian,
             qemu,
@@ -181,11 +181,18 @@ impl Runs<'_> {
             programs: &programs,
             job: &serde_json::to_vec(&job)?,
         };
-        let guest = parts.guest_with(plan.host.kernel)?;
+        let guest = parts.guest_for(plan.host)?;
         guest.write_initrd(&payload, &initrd)?;
         let l1 = plan.l1();
-        let mut command =
-            l0::command(&parts.emulator, guest, self.accel, plan.host, l1.kernel_options, &initrd, &folder);
+        let mut command = l0::command(
+            parts.emulator_for(plan.host)?,
+            guest,
+            self.accel,
+            plan.host,
+            l1.kernel_options,
+            &initrd,
+            &folder,
+        );
         command.args(scenario::machine_arguments(&l1, plan.prealloc_l1));
         for (n, mib, has_ext4) in scenario::further_disks(plan) {
             let path = scenario::disk_path(&disk.path, n);

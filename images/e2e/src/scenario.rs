@@ -86,7 +86,9 @@ pub fn machine_arguments(l1: &Machine, prealloc: bool) -> Vec<String> {
 /// Arguments for L1's IOMMU and the devices under test. `disk` is the disk under test, `bar` the file that backs a
 /// BAR.
 pub fn device_arguments(spec: &ScenarioSpec, disk: &Path, bar: &Path) -> Vec<String> {
-    let mut arguments = vec!["-device".to_owned(), spec.host.iommu_device(spec.iommu_bits)];
+    let iommu = spec.host.iommu_device(spec.iommu_bits);
+    let mut arguments: Vec<String> =
+        iommu.into_iter().flat_map(|device| ["-device".to_owned(), device]).collect();
     for (n, device) in spec.devices.iter().enumerate() {
         let slot = usize::from(FIRST_SLOT) + n;
         let pairs = match device {
@@ -164,7 +166,7 @@ mod tests {
         let newer = names("qemu10.2");
         assert!(newer.contains(&"nvme-virtio-newest-iommufd-qemu10.2".into()), "{newer:?}");
         assert!(newer.iter().all(|name| name.ends_with("-qemu10.2")), "{newer:?}");
-        assert_eq!(names("conformance").len(), Host::ALL.len());
+        assert_eq!(names("conformance").len(), Host::all().count());
         assert_eq!(names("nvme-amd-newest"), ["nvme-amd-newest"]);
         let stock = chosen(&["nvme-amd-newest-stock".to_owned()]).unwrap();
         assert_eq!(

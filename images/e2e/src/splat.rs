@@ -2,7 +2,7 @@
 //! passes. Only its log shows the problem.
 
 /// Text that never occurs in the log of a healthy run.
-const SPLATS: [&str; 34] = [
+const SPLATS: [&str; 35] = [
     // Every WARN and BUG begins with this line. The rest differs between kernels.
     "[ cut here ]",
     "WARNING: CPU",
@@ -31,6 +31,7 @@ const SPLATS: [&str; 34] = [
     "fault reason 0x",
     "AMD-Vi: Event logged",
     " fault from EP ",
+    SMMU_EVENT,
     "refcount_t: ",
     "list_add corruption",
     "list_del corruption",
@@ -40,6 +41,14 @@ const SPLATS: [&str; 34] = [
     // KVM runs L2 with timers that do not work.
     "user requested TSC rate below hardware speed",
 ];
+
+/// What is in each line of the driver of SMMUv3.
+const SMMU_DRIVER: &str = ".smmuv3: ";
+/// What it prints of an event, such as a fault. [`SMMU_WORDS`] lines follow, each with a word of it.
+const SMMU_EVENT: &str = ".smmuv3: event 0x";
+const SMMU_WORDS: usize = 4;
+/// The word that has the address.
+const SMMU_ADDRESS: usize = 2;
 
 /// The first line of every kernel log.
 const FIRST: &str = "Linux version ";
@@ -82,40 +91,70 @@ pub fn without_memory_kills(log: &str) -> String {
     kept.join("\n")
 }
 
-/// Where a scenario lets devices fault, in bytes: first and last. These are the windows of `engine/tests/conformance/`,
-/// `rest.rs` and `attacks.rs`, and what is next to the first and the last page of the address spaces of 39, 48 and 64
-/// bits.
-const WANTED_FAULTS: [(u64, u64); 6] = [
-    (0x5a00_0000, 0x5a00_ffff),
-    (0x5a_0000_0000, 0x5a_00ff_ffff),
-    (0x1000, 0x2fff),
-    ((1 << 39) - 0x4000, (1 << 39) + 0x2fff),
-    ((1 << 48) - 0x4000, (1 << 48) + 0x2fff),
-    (u64::MAX - 0x3fff, u64::MAX),
-];
+/// Where a scenario lets devices fault, by the page of its IOMMU: first and last byte. These are the windows of
+/// `engine/tests/conformance/`, `rest.rs` and `attacks.rs`, and what is next to the first and the last page of the address
+/// spaces of 39, 48 and 64 bits.
+fn wanted_faults(page: u64) -> [(u64, u64); 6] {
+    let from = |start: u64, pages| (start, start + (pages * page - 1));
+    [
+        from(0x5a00_0000, 16),
+        from(0x5a_0000_0000, 4096),
+        from(page, 2),
+        from((1 << 39) - 4 * page, 7),
+        from((1 << 48) - 4 * page, 7),
+        from(u64::MAX - (4 * page - 1), 4),
+    ]
+}
 
 /// What is before the address, in the messages of VT-d, AMD-Vi, virtio-iommu and the emulator.
 const BEFORE_ADDRESS: [&str; 6] =
     ["fault addr ", "address=", " at ", "iova=", "no mapping for ", "permission error on "];
 
-fn is_wanted_fault(line: &str) -> bool {
-    let address = |before: &&str| {
-        let (_, rest) = line.split_once(&format!("{before}0x"))?;
-        let digits = rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len());
-        u64::from_str_radix(&rest[..digits], 16).ok()
-    };
-    let is_wanted = |address| WANTED_FAULTS.iter().any(|(first, last)| (*first..=*last).contains(&address));
-    BEFORE_ADDRESS.iter().filter_map(address).any(is_wanted)
+/// The number after `before` in a line.
+fn number(line: &str, before: &str) -> Option<u64> {
+    let (_, rest) = line.split_once(&format!("{before}0x"))?;
+    let digits = rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len());
+    u64::from_str_radix(&rest[..digits], 16).ok()
 }
 
-/// A log of the kernel or of the emulator without their reports of faults that a scenario causes.
-pub fn without_wanted_faults(log: &str) -> String {
+/// The number at the end of a line.
+fn last_number(line: &str) -> Option<u64> {
+    let (_, digits) = line.rsplit_once("0x")?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+/// A log of the kernel or of the emulator without their reports of faults that a scenario causes, where the IOMMU's pages
+/// have that many bytes.
+pub fn without_wanted_faults(log: &str, page: u64) -> String {
+    let windows = wanted_faults(page);
+    let is_wanted = |address| windows.iter().any(|(first, last)| (*first..=*last).contains(&address));
+    let is_wanted_fault =
+        |line: &str| BEFORE_ADDRESS.iter().filter_map(|before| number(line, before)).any(is_wanted);
     // VT-d's driver announces each fault in a line of its own.
     let announces = |line: &str| line.contains("DMAR: DRHD: handling fault");
     let caused = log.lines().any(is_wanted_fault);
     let dropped = |line: &str| is_wanted_fault(line) || (caused && announces(line));
-    let kept: Vec<&str> = log.lines().filter(|line| !dropped(line)).collect();
+    let lines = without_wanted_events(log.lines().collect(), is_wanted);
+    let kept: Vec<&str> = lines.into_iter().filter(|line| !dropped(line)).collect();
     kept.join("\n")
+}
+
+/// Lines without the events of SMMUv3 at wanted addresses. Other lines can be among those of an event, so they are first.
+fn without_wanted_events(lines: Vec<&str>, is_wanted: impl Fn(u64) -> bool) -> Vec<&str> {
+    let (driver, mut kept): (Vec<&str>, Vec<&str>) =
+        lines.into_iter().partition(|line| line.contains(SMMU_DRIVER));
+    let mut rest = &driver[..];
+    while let [line, after @ ..] = rest {
+        let words = after.get(..SMMU_WORDS).filter(|_| line.contains(SMMU_EVENT));
+        rest = match words.and_then(|words| last_number(words[SMMU_ADDRESS])) {
+            Some(address) if is_wanted(address) => &after[SMMU_WORDS..],
+            _ => {
+                kept.push(*line);
+                after
+            }
+        };
+    }
+    kept
 }
 
 /// Whether the kernel reports a stalled processor or an unreliable clock. On a busy host, an emulated clock was
@@ -138,7 +177,7 @@ pub fn has_triple_fault(log: &str) -> bool {
 /// The complaints of L1's emulator. Messages about its IOMMU indicate misdirected DMA. No test machine resets itself,
 /// so a reset indicates a fault. The register values are part of the complaint.
 pub fn scan_emulator(log: &str) -> Vec<String> {
-    let words = ["vtd_", "virtio_iommu_", "detected", "RIP=", "CR2="];
+    let words = ["vtd_", "virtio_iommu_", "smmuv3_", "detected", "RIP=", "CR2="];
     let is_bad = |line: &&str| words.iter().chain(&BROKEN).any(|word| line.contains(word));
     let bad = log.lines().filter(is_bad);
     bad.map(|line| format!("l0-qemu: {}", line.trim())).collect()
@@ -217,6 +256,27 @@ mod tests {
     }
 
     #[test]
+    fn events_of_an_smmu_are_judged_by_their_address() {
+        // The tab before a word is written in one way on the console and in another one in /dev/kmsg.
+        let event = |tab: &str, address: u64| {
+            let words = [0x20_0000_0010, 0, address, 0];
+            let word = |word| format!("<6> arm-smmu-v3 9050000.smmuv3: {tab}0x{word:016x}\n");
+            let words: String = words.into_iter().map(word).collect();
+            format!("<6> arm-smmu-v3 9050000.smmuv3: event 0x10 received:\n<6> of another driver\n{words}")
+        };
+        let left = |log: &str, page| scan("l1", &without_wanted_faults(log, page)).len();
+        for tab in ["\t", "\\x09"] {
+            let both = format!("{CLEAN}{}{}", event(tab, 0x5a00_2000), event(tab, 0x5b00_2000));
+            assert_eq!((scan("l1", &both).len(), left(&both, 4096)), (2, 1));
+            let in_larger_pages = format!("{CLEAN}{}", event(tab, 0x5a03_4000));
+            assert_eq!((left(&in_larger_pages, 4096), left(&in_larger_pages, 16384)), (1, 0));
+            // A log that ends within an event.
+            let cut: Vec<&str> = both.lines().take(CLEAN.lines().count() + 4).collect();
+            assert_eq!(left(&cut.join("\n"), 4096), 1);
+        }
+    }
+
+    #[test]
     fn the_emulator_may_complain_too() {
         let wanted =
             ["0x5a002000", "0x5a00001000", "0x1000", "0x7ffffff000", "0x1000000000000", "0xfffffffffffff000"];
@@ -230,13 +290,19 @@ mod tests {
                 <3> virtio_iommu virtio0: page fault from EP 32 at {address} [W]\n"
             )
         };
-        let found = |log: &str| (scan("l1", log).len(), scan("l1", &without_wanted_faults(log)).len());
+        let found = |log: &str| (scan("l1", log).len(), scan("l1", &without_wanted_faults(log, 4096)).len());
         assert_eq!(wanted.map(|address| found(&faults(address))), [(4, 0); 6]);
         assert_eq!(other.map(|address| found(&faults(address))), [(4, 4); 7]);
         let log = "vtd_iommu_translate: detected translation failure (dev=00:04:00, iova=0x5a000000)\n";
-        assert_eq!((scan_emulator(log).len(), scan_emulator(&without_wanted_faults(log)).len()), (1, 0));
+        assert_eq!(
+            (scan_emulator(log).len(), scan_emulator(&without_wanted_faults(log, 4096)).len()),
+            (1, 0)
+        );
         let log = "virtio_iommu_translate permission error on 0x5a006e0000(2): allowed=1\n";
-        assert_eq!((scan_emulator(log).len(), scan_emulator(&without_wanted_faults(log)).len()), (1, 0));
+        assert_eq!(
+            (scan_emulator(log).len(), scan_emulator(&without_wanted_faults(log, 4096)).len()),
+            (1, 0)
+        );
         let log = "qemu-system-x86_64: vtd_iova_to_slpte: detected slpte permission error (iova=0x1000)\n";
         assert_eq!(scan_emulator(log).len(), 1);
         let log = "qemu-system-x86_64: virtio_iommu_translate no mapping for 0x3e00000 for sid=32\n";

@@ -42,14 +42,16 @@ pub fn make_mediated(uuid: &str) -> Result<String> {
 pub fn give_to_vfio(address: &str) -> Result<()> {
     let device = Path::new("/sys/bus/pci/devices").join(address);
     ensure!(device.exists(), "there is no PCI device {address}");
-    ensure!(device.join("iommu_group").exists(), "{address} has no IOMMU group: the IOMMU is off");
     let driver = device.join("driver");
     if driver.exists() {
         fs::write(driver.join("unbind"), address).with_context(|| format!("cannot unbind {address}"))?;
     }
     fs::write(device.join("driver_override"), "vfio-pci")
         .with_context(|| format!("cannot set driver_override of {address}"))?;
-    fs::write("/sys/bus/pci/drivers_probe", address).with_context(|| format!("cannot probe {address}"))?;
+    let probed = fs::write("/sys/bus/pci/drivers_probe", address);
+    // On arm64, a device that no driver has bound yet gets its group now.
+    ensure!(device.join("iommu_group").exists(), "{address} has no IOMMU group: the IOMMU is off");
+    probed.with_context(|| format!("cannot probe {address}"))?;
     let bound = fs::read_link(&driver).with_context(|| format!("{address} has no driver now"))?;
     ensure!(bound.ends_with("vfio-pci"), "{address} went to {}", bound.display());
     Ok(())

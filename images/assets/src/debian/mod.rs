@@ -27,6 +27,8 @@ const INDEX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 pub struct Debian {
     cache: Cache,
     suite: &'static str,
+    /// Another architecture than this machine's.
+    architecture: Option<&'static str>,
     root: PathBuf,
 }
 
@@ -50,8 +52,18 @@ pub struct Source {
 impl Debian {
     /// Opens the apt root of a suite, and fetches the index if there is none or it is old.
     pub fn open(cache: &Cache, suite: &'static str) -> Result<Debian> {
-        let root = cache.state(&format!("apt-{suite}"))?;
-        let debian = Debian { cache: cache.clone(), suite, root };
+        Self::of(cache, suite, None)
+    }
+
+    /// The same for the packages of another architecture, of which nothing can be run here.
+    pub fn open_for(cache: &Cache, suite: &'static str, architecture: &'static str) -> Result<Debian> {
+        Self::of(cache, suite, Some(architecture))
+    }
+
+    fn of(cache: &Cache, suite: &'static str, architecture: Option<&'static str>) -> Result<Debian> {
+        let suffix = architecture.map_or_else(String::new, |name| format!("-{name}"));
+        let root = cache.state(&format!("apt-{suite}{suffix}"))?;
+        let debian = Debian { cache: cache.clone(), suite, architecture, root };
         let _lock = cache.lock("apt")?;
         for dir in ["lists/partial", "cache/archives/partial", "sources.d"] {
             fs::create_dir_all(debian.root.join(dir))?;
@@ -90,9 +102,9 @@ impl Debian {
         packages.iter().map(|package| self.fetch_deb(package)).collect()
     }
 
-    /// Downloads the kernel of L1: 6.12 of Debian stable.
-    pub fn fetch_kernel(&self) -> Result<Deb> {
-        self.fetch_latest("linux-image-6.12.", "+deb13-amd64")
+    /// Downloads a kernel of Debian stable, 6.12. `flavour` is the end of its name.
+    pub fn fetch_kernel(&self, flavour: &str) -> Result<Deb> {
+        self.fetch_latest("linux-image-6.12.", &format!("+deb13-{flavour}"))
     }
 
     /// Downloads the newest package named `prefix`, digits and dots, `suffix`.
@@ -194,7 +206,8 @@ impl Debian {
 
     fn fetch_index(&self) -> Result<()> {
         let log = self.root.join("update.log");
-        progress::step(&format!("Fetch Debian's package index ({})", self.suite), &log, |log| {
+        let of = self.architecture.map_or_else(String::new, |name| format!(", {name}"));
+        progress::step(&format!("Fetch Debian's package index ({}{of})", self.suite), &log, |log| {
             // apt reports an unreachable mirror as a warning by default.
             run_logged(self.tool("apt-get").args(["-o", "APT::Update::Error-Mode=any", "update"]), log)
         })
@@ -226,7 +239,10 @@ impl Debian {
             "Acquire::Retries=3".to_owned(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
         ];
-        for option in options {
+        let architecture = self
+            .architecture
+            .map(|name| [format!("APT::Architecture={name}"), format!("APT::Architectures::={name}")]);
+        for option in options.into_iter().chain(architecture.into_iter().flatten()) {
             command.args(["-o", &option]);
         }
         command

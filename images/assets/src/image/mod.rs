@@ -14,6 +14,7 @@ pub use cpio::Cpio;
 
 use crate::cache::{Cache, Input};
 use crate::progress::{self, run_logged};
+use crate::target::{self, Target};
 
 const FIRMWARE: [&str; 4] = ["seabios", "qemu-system-data", "ovmf", "ipxe-qemu"];
 /// Firmware files that QEMU loads to boot a kernel without a display.
@@ -25,6 +26,7 @@ const OVMF_FILES: [&str; 3] =
 const L1_MODULES: [&str; 4] = ["vfio_iommu_type1", "vfio_pci", "kvm_amd", "kvm_intel"];
 /// Those of an L1 that is a Debian system: its disk, and the driver that gives up the disk under test.
 const DEBIAN_MODULES: [&str; 5] = ["crc32c_generic", "ext4", "overlay", "virtio_blk", "nvme"];
+const ARM64_MODULES: [&str; 2] = ["vfio_iommu_type1", "vfio_pci"];
 const L2_MODULES: [&str; 2] = ["nvme", "virtio_mem"];
 /// Version of the layout of [`Guest`] in the cache. Change it to invalidate old entries.
 const LAYOUT: &str = "guest 5";
@@ -39,6 +41,8 @@ pub struct Guest {
     dir: PathBuf,
     /// A kernel that L1 boots instead of Debian's; it needs no modules.
     own: Option<PathBuf>,
+    /// Whether L1 has what an L2 boots from.
+    nests: bool,
 }
 
 /// The files in L1's initrd that do not come from Debian.
@@ -64,8 +68,24 @@ impl Guest {
     /// Fetches and unpacks the files from Debian, or takes them from the cache.
     pub fn prepare(cache: &Cache, debian: &crate::debian::Debian) -> Result<Self> {
         let mut debs = debian.fetch_debs(&FIRMWARE)?;
-        debs.push(debian.fetch_kernel()?.path);
+        debs.push(debian.fetch_kernel("amd64")?.path);
         Self::from_debs(cache, &debs)
+    }
+
+    /// The same for an arm64 L1 that runs no L2, with the kernel of that flavour. `debian` has the packages for arm64.
+    pub fn prepare_arm64(cache: &Cache, debian: &crate::debian::Debian, flavour: &str) -> Result<Self> {
+        let kernel = debian.fetch_kernel(flavour)?.path;
+        let entry = cache.entry("guest-arm64", &[Input::Text(LAYOUT), Input::File(&kernel)])?;
+        let dir = entry.get_or_build(|dir| {
+            progress::step(&format!("Unpack the {flavour} kernel"), &entry.log(), |log| {
+                let debian = dir.join("debian");
+                crate::debian::unpack_debs(std::slice::from_ref(&kernel), &debian, log)?;
+                fs::copy(modules::only_entry(&debian.join("boot"), "vmlinuz-")?, dir.join("vmlinuz"))?;
+                modules::unpack(&debian.join("usr/lib/modules"), &ARM64_MODULES, &dir.join("l1"))?;
+                crate::cache::remove_dir(&debian)
+            })
+        })?;
+        Ok(Self { dir, own: None, nests: false })
     }
 
     fn from_debs(cache: &Cache, debs: &[PathBuf]) -> Result<Self> {
@@ -93,7 +113,7 @@ impl Guest {
                 crate::cache::remove_dir(&debian)
             })
         })?;
-        Ok(Self { dir, own: None })
+        Ok(Self { dir, own: None, nests: true })
     }
 
     /// The same guest with another kernel for L1, which must have all drivers built in.
@@ -119,11 +139,8 @@ impl Guest {
         let modules = if payload.debian { "l1-debian" } else { "l1" };
         let mut cpio = self.machine(self.own.is_none().then_some(modules), payload.agent)?;
         cpio.file("vft/job.json", 0o644, payload.job);
-        cpio.file("vft/l2.cpio", 0o644, &self.machine(Some("l2"), payload.agent)?.finish());
-        cpio.copy("vft/vmlinuz", 0o644, &self.l2_kernel())?;
-        let ovmf: &[&str] = if payload.ovmf { &OVMF_FILES } else { &[] };
-        for file in FIRMWARE_FILES.iter().chain(ovmf) {
-            cpio.copy(file, 0o644, &self.dir.join("firmware").join(file))?;
+        if self.nests {
+            self.add_l2(&mut cpio, payload)?;
         }
         let folders = [("vft/lib", payload.libraries), ("vft", payload.programs)];
         for (folder, file) in
@@ -144,6 +161,17 @@ impl Guest {
             cpio.copy(path.trim_start_matches('/'), 0o755, &library)?;
         }
         fs::write(to, cpio.finish()).with_context(|| format!("Cannot write {}", to.display()))
+    }
+
+    /// What an L2 boots from.
+    fn add_l2(&self, cpio: &mut Cpio, payload: &Payload) -> Result<()> {
+        cpio.file("vft/l2.cpio", 0o644, &self.machine(Some("l2"), payload.agent)?.finish());
+        cpio.copy("vft/vmlinuz", 0o644, &self.l2_kernel())?;
+        let ovmf: &[&str] = if payload.ovmf { &OVMF_FILES } else { &[] };
+        for file in FIRMWARE_FILES.iter().chain(ovmf) {
+            cpio.copy(file, 0o644, &self.dir.join("firmware").join(file))?;
+        }
+        Ok(())
     }
 
     /// The contents common to both machines: the agent as init, the device nodes it needs first, and the modules of a
@@ -186,12 +214,15 @@ fn shared_libraries(program: &Path, own: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The target of the programs in the machines. With an explicit target, RUSTFLAGS do not apply to build scripts.
-pub const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The target of the programs in the machines with x86 processors.
+pub const TARGET: &str = Target::X86.triple();
 
 /// Builds the agent, linked statically because L2 has no libraries.
-pub fn build_agent(log: &Path) -> Result<PathBuf> {
-    let mut command = cargo_static("build", "vfio-fast-agent");
+pub fn build_agent(target: Target, log: &Path) -> Result<PathBuf> {
+    if target != Target::X86 {
+        target::add(target.triple(), log)?;
+    }
+    let mut command = cargo_static("build", "vfio-fast-agent", target);
     command
         .arg("--release")
         // These settings build in seconds; the library's release profile needs a minute and a half.
@@ -199,17 +230,19 @@ pub fn build_agent(log: &Path) -> Result<PathBuf> {
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "none");
     run_logged(&mut command, log)?;
-    Ok(static_target().join(TARGET).join("release/vfio-fast-agent"))
+    Ok(static_target().join(target.triple()).join("release/vfio-fast-agent"))
 }
 
-/// Builds the conformance tests as the program `conformance`, linked statically.
-pub fn build_conformance(log: &Path) -> Result<PathBuf> {
+/// Builds the conformance tests as the program `conformance`, linked statically, for kernels with pages of that many KiB.
+pub fn build_conformance(target: Target, page_kib: u32, log: &Path) -> Result<PathBuf> {
     let build = || {
-        let mut command = cargo_static("test", "vfio-fast-engine");
+        let mut command = cargo_static("test", "vfio-fast-engine", target);
         command.args(["--test", "conformance", "--no-run"]).env("CARGO_PROFILE_DEV_DEBUG", "none");
+        command.env("VFIO_FAST_PAGE_KIB", page_kib.to_string());
         command
     };
-    build_target("conformance", build, log)
+    let folder = static_target().join(target.triple()).join(format!("{page_kib}k"));
+    build_target("conformance", build, &folder, log)
 }
 
 /// Builds the same as the program `conformance-preloaded`, linked dynamically: into a static program nothing can be
@@ -237,11 +270,11 @@ pub fn build_preloaded_conformance(log: &Path) -> Result<PathBuf> {
 /// Builds the example of the Rust crate, linked statically.
 pub fn build_example(log: &Path) -> Result<PathBuf> {
     let build = || {
-        let mut command = cargo_static("build", "vfio-fast-dma");
+        let mut command = cargo_static("build", "vfio-fast-dma", Target::X86);
         command.args(["--example", EXAMPLE]).env("CARGO_PROFILE_DEV_DEBUG", "none");
         command
     };
-    build_target(EXAMPLE, build, log)
+    build_target(EXAMPLE, build, &static_target(), log)
 }
 
 /// Builds the examples for C programs against the library below `prefix`.
@@ -266,7 +299,7 @@ pub fn build_c_examples(prefix: &Path, log: &Path) -> Result<Vec<PathBuf>> {
 /// Builds one of the measuring programs, linked statically.
 pub fn build_measure(name: &str, log: &Path) -> Result<PathBuf> {
     let build = || {
-        let mut command = cargo_static("build", "vfio-fast-measure");
+        let mut command = cargo_static("build", "vfio-fast-measure", Target::X86);
         command
             .args(["--release", "--bin", name])
             // Most of the time is spent in the kernel, so LTO would not be worth the minute it takes.
@@ -274,17 +307,18 @@ pub fn build_measure(name: &str, log: &Path) -> Result<PathBuf> {
             .env("CARGO_PROFILE_RELEASE_DEBUG", "none");
         command
     };
-    build_target(name, build, log)
+    build_target(name, build, &static_target(), log)
 }
 
-/// Builds the test or program `name`, and copies it to a file of that name.
-fn build_target(name: &str, build: impl Fn() -> Command, log: &Path) -> Result<PathBuf> {
+/// Builds the test or program `name`, and copies it to a file of that name in the folder.
+fn build_target(name: &str, build: impl Fn() -> Command, folder: &Path, log: &Path) -> Result<PathBuf> {
     run_logged(&mut build(), log)?;
     // A second, immediate run prints the path of the executable.
     let messages = progress::output(build().args(["--quiet", "--message-format", "json"]))?;
     let built =
         executable(&messages, name).with_context(|| format!("cargo reports no executable of {name}"))?;
-    let program = static_target().join(name);
+    let program = folder.join(name);
+    fs::create_dir_all(folder)?;
     fs::copy(&built, &program).with_context(|| format!("Cannot copy {}", built.display()))?;
     Ok(program)
 }
@@ -298,13 +332,15 @@ fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     })
 }
 
-fn cargo_static(verb: &str, package: &str) -> Command {
+/// Cargo for a program of the machines. With an explicit target, RUSTFLAGS do not apply to build scripts.
+fn cargo_static(verb: &str, package: &str, target: Target) -> Command {
     let mut command = Command::new(crate::paths::cargo());
     command
         .current_dir(crate::paths::root())
-        .args([verb, "--locked", "--package", package, "--target", TARGET])
+        .args([verb, "--locked", "--package", package, "--target", target.triple()])
         .arg("--target-dir")
         .arg(static_target())
+        .envs(target.variables().iter().copied())
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
     command
 }

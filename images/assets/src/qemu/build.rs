@@ -15,30 +15,42 @@ use crate::debian::{self, Debian, STABLE, Source};
 use crate::progress::{output, run_logged, step};
 use crate::{library, packages};
 
-const BINARY: &str = "qemu-system-x86_64";
-
 /// The devices of the test machines; no others are built.
 const DEVICES: &str = include_str!("devices.mak");
 
 /// What else 10.2 has to build: without it, code of the devices above has undefined symbols.
 const DEVICES_10_2: &str = "CONFIG_SPDM_SOCKET=y\nCONFIG_CXL=y\nCONFIG_CXL_MEM_DEVICE=y\nCONFIG_PXB=y\n";
 
-/// The devices of a series.
-fn devices(of: QemuSeries) -> String {
-    match of {
-        QemuSeries::V10_0 => DEVICES.to_owned(),
-        QemuSeries::V10_2 => [DEVICES, DEVICES_10_2].concat(),
+/// The devices of arm64 test machines.
+const DEVICES_ARM64: &str = include_str!("devices-arm64.mak");
+
+/// The devices of a series and kind.
+fn devices(of: QemuSeries, kind: Kind) -> String {
+    match (kind, of) {
+        (Kind::EmulatorArm64, _) => DEVICES_ARM64.to_owned(),
+        (_, QemuSeries::V10_0) => DEVICES.to_owned(),
+        (_, QemuSeries::V10_2) => [DEVICES, DEVICES_10_2].concat(),
     }
+}
+
+/// The arguments of configure that depend on the emulated processor. KVM exists only for this machine's.
+fn configure_target(kind: Kind) -> Vec<String> {
+    let processor = kind.processor();
+    let mut arguments = vec![
+        format!("--target-list={processor}-softmmu"),
+        "--without-default-features".to_owned(),
+        "--without-default-devices".to_owned(),
+        format!("--with-devices-{processor}=vfio-fast"),
+    ];
+    if kind != Kind::EmulatorArm64 {
+        arguments.push("--enable-kvm".to_owned());
+    }
+    arguments
 }
 
 /// The features of QEMU that the test machines need. Others would add libraries to the images. `-sandbox` requires
 /// seccomp.
 const CONFIGURE: &[&str] = &[
-    "--target-list=x86_64-softmmu",
-    "--without-default-features",
-    "--without-default-devices",
-    "--with-devices-x86_64=vfio-fast",
-    "--enable-kvm",
     "--enable-tcg",
     "--enable-seccomp",
     "--enable-trace-backends=log",
@@ -84,8 +96,11 @@ pub fn binary(cache: &Cache, of: QemuSeries, kind: Kind, keep: bool) -> Result<P
             let commit = if kind == Kind::Stock { &commits[0] } else { &commits[commits.len() - 1] };
             let objects = Objects::new(&bench, kind)?;
             objects.build(commit, log)?;
-            let binary = dir.join(BINARY);
-            run_logged(Command::new("strip").arg("-o").arg(&binary).arg(objects.dir.join(BINARY)), log)?;
+            let binary = dir.join(kind.binary());
+            run_logged(
+                Command::new("strip").arg("-o").arg(&binary).arg(objects.dir.join(kind.binary())),
+                log,
+            )?;
             if kind.has_library() {
                 // Meson records the path of the library it linked with. At run time the caller chooses the library.
                 run_logged(Command::new(FORGET_PATH[0]).args(&FORGET_PATH[1..]).arg(&binary), log)?;
@@ -99,7 +114,7 @@ pub fn binary(cache: &Cache, of: QemuSeries, kind: Kind, keep: bool) -> Result<P
             remove_dir(&objects.dir)
         })
     })?;
-    Ok(dir.join(BINARY))
+    Ok(dir.join(kind.binary()))
 }
 
 /// Checks that every patch applies exactly.
@@ -176,7 +191,7 @@ impl Bench {
         let dir = folder(of);
         Ok(Bench {
             cache: cache.clone(),
-            devices: devices(of),
+            devices: devices(of, kind),
             source: fetch(cache, of)?,
             series: Series::open(&kind.patches(of))?,
             meson: Debian::open(cache, STABLE)?.fetch_debs(&["meson"])?,
@@ -187,7 +202,8 @@ impl Bench {
 
     /// Everything that a build with the first `patches` patches depends on.
     fn recipe(&self, kind: Kind, patches: usize) -> Result<Vec<String>> {
-        let mut recipe = CONFIGURE.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let mut recipe = configure_target(kind);
+        recipe.extend(CONFIGURE.iter().map(ToString::to_string));
         recipe.push(self.devices.clone());
         recipe.push(fs::read_to_string(&self.source.dsc)?);
         // Stands for the host's compiler and libraries.
@@ -252,20 +268,25 @@ impl<'a> Objects<'a> {
     /// Builds the tree at a commit, and runs configure first if needed.
     fn build(&self, commit: &str, log: &Path) -> Result<()> {
         tree::checkout(&self.bench.tree, commit, log)?;
-        fs::write(self.bench.tree.join("configs/devices/x86_64-softmmu/vfio-fast.mak"), &self.bench.devices)?;
+        let devices = format!("configs/devices/{}-softmmu/vfio-fast.mak", self.kind.processor());
+        fs::write(self.bench.tree.join(devices), &self.bench.devices)?;
         if self.kind.has_library() && !self.bench.has_option(commit) {
             bail!("the series adds no option `{OPTION}` to meson_options.txt: the feature cannot be enabled");
         }
         if !self.dir.join("build.ninja").exists() {
             self.configure(log)?;
         }
-        run_logged(self.command("ninja").arg(BINARY), log)
+        run_logged(self.command("ninja").arg(self.kind.binary()), log)
     }
 
     fn configure(&self, log: &Path) -> Result<()> {
         let python = venv(&self.bench.cache, &self.bench.meson)?;
         let mut command = self.command("../tree/configure");
-        command.args(CONFIGURE).arg("--cc=ccache gcc").arg(format!("--python={}", python.display()));
+        command
+            .args(configure_target(self.kind))
+            .args(CONFIGURE)
+            .arg("--cc=ccache gcc")
+            .arg(format!("--python={}", python.display()));
         if self.kind == Kind::Sanitized {
             command.args(SANITIZED);
         }

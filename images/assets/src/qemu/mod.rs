@@ -33,6 +33,8 @@ pub enum Kind {
     Sanitized,
     /// Unpatched except for fixes to its SVM emulation; runs the test machines
     Emulator,
+    /// The same for arm64
+    EmulatorArm64,
 }
 
 impl Kind {
@@ -44,6 +46,7 @@ impl Kind {
             Kind::On => "on",
             Kind::Sanitized => "sanitized",
             Kind::Emulator => "emulator",
+            Kind::EmulatorArm64 => "emulator-arm64",
         }
     }
 
@@ -52,10 +55,23 @@ impl Kind {
         matches!(self, Kind::On | Kind::Sanitized)
     }
 
+    /// The processor that it emulates, as QEMU names it.
+    fn processor(self) -> &'static str {
+        match self {
+            Kind::EmulatorArm64 => "aarch64",
+            _ => "x86_64",
+        }
+    }
+
+    /// The name of the binary.
+    fn binary(self) -> String {
+        format!("qemu-system-{}", self.processor())
+    }
+
     /// The folder with the patches: those of the emulator, or those for users of the library.
     fn patches(self, of: QemuSeries) -> PathBuf {
         match self {
-            Kind::Emulator => paths::root().join("images/emulator"),
+            Kind::Emulator | Kind::EmulatorArm64 => paths::root().join("images/emulator"),
             _ => paths::root().join("qemu-patches").join(of.name()),
         }
     }
@@ -63,7 +79,7 @@ impl Kind {
     /// The git tree in which a developer edits the patches.
     fn work_tree(self, of: QemuSeries) -> PathBuf {
         match self {
-            Kind::Emulator => target().join("emulator"),
+            Kind::Emulator | Kind::EmulatorArm64 => target().join("emulator"),
             _ => target().join(of.name()),
         }
     }

@@ -67,7 +67,7 @@ pub fn specs() -> Vec<ScenarioSpec> {
             Check::expected_names,
         )
     };
-    Host::ALL.map(on).into()
+    Host::all().map(on).collect()
 }
 
 #[cfg(test)]

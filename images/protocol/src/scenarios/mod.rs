@@ -100,9 +100,9 @@ mod tests {
     }
 
     #[test]
-    fn the_main_scenario_runs_on_every_host() {
+    fn the_main_scenario_runs_on_every_host_that_runs_a_guest() {
         let hosts = all().into_iter().filter(|spec| spec.scenario == nvme::NAME);
         let hosts: Vec<String> = hosts.map(|spec| spec.host.to_string()).collect();
-        assert!(Host::ALL.iter().all(|host| hosts.contains(&host.to_string())), "{hosts:?}");
+        assert!(Host::X86.iter().all(|host| hosts.contains(&host.to_string())), "{hosts:?}");
     }
 }
