@@ -182,11 +182,7 @@ impl<'a> CommandLine<'a> {
 
     /// Boots L2's Linux with that job, and with kernel options besides the usual ones.
     pub fn linux(self, job: &L2Job, options: &str) -> Self {
-        let append = format!(
-            "console=ttyS0 earlycon=uart8250,io,0x3f8 loglevel=6 panic=0 nokaslr mitigations=off \
-             init_on_alloc=0 tsc=reliable no_timer_check random.trust_cpu=on pci=lastbus=0 vft.role=l2 {} {options}",
-            job.to_option()
-        );
+        let append = kernel_options(job, options);
         self.args(["-kernel", "/vft/vmlinuz", "-initrd", "/vft/l2.cpio", "-append", &append])
     }
 
@@ -246,4 +242,13 @@ impl<'a> CommandLine<'a> {
     pub fn is_real_time(&self) -> bool {
         self.real_time
     }
+}
+
+/// The command line of L2's kernel with that job, and with options besides the usual ones.
+pub fn kernel_options(job: &L2Job, options: &str) -> String {
+    format!(
+        "console=ttyS0 earlycon=uart8250,io,0x3f8 loglevel=6 panic=0 nokaslr mitigations=off init_on_alloc=0 \
+         tsc=reliable no_timer_check random.trust_cpu=on pci=lastbus=0 vft.role=l2 {} {options}",
+        job.to_option()
+    )
 }

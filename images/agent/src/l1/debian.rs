@@ -22,6 +22,8 @@ const FOLDER: &str = "/debian";
 pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 /// The program of the package vfio-fast-tools.
 pub const RUN: &str = "/usr/bin/vfio-fast-run";
+/// The library of the same package.
+pub const PRELOADED: &str = "/usr/lib/vfio-fast/libvfio_fast_preload.so";
 
 /// Enters it. The kernel's file systems stay where they are, and so does `/vft`.
 pub fn enter() -> Result<()> {

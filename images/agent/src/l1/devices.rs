@@ -56,3 +56,12 @@ pub fn give_to_vfio(address: &str) -> Result<()> {
     ensure!(bound.ends_with("vfio-pci"), "{address} went to {}", bound.display());
     Ok(())
 }
+
+/// Gives the device back to the driver that the kernel has for it.
+pub fn give_back(address: &str) -> Result<()> {
+    let device = Path::new("/sys/bus/pci/devices").join(address);
+    fs::write(device.join("driver/unbind"), address).with_context(|| format!("cannot unbind {address}"))?;
+    fs::write(device.join("driver_override"), "\n")
+        .with_context(|| format!("cannot clear driver_override of {address}"))?;
+    fs::write("/sys/bus/pci/drivers_probe", address).with_context(|| format!("cannot probe {address}"))
+}

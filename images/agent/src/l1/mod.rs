@@ -12,6 +12,7 @@ mod faults;
 mod firmware;
 mod huge_pages;
 mod lab;
+mod libvirt;
 mod limits;
 mod numbers;
 mod preload;
