@@ -241,10 +241,11 @@ pub fn assert_untouched(before: &Space, after: &Space, kernel_before: &[Mapping]
     }
 }
 
-/// The host address of an object's unit, in a range that nothing else uses and in which ThreadSanitizer and
-/// AddressSanitizer permit mappings.
+/// The host address of an object's unit, in a range that nothing else uses and in which both ThreadSanitizer and
+/// AddressSanitizer permit mappings: below 2 GiB. The heap of a program that is linked statically begins somewhere in the
+/// first GiB.
 pub fn hva_of(object: u64, offset: u64) -> u64 {
-    0x2000_0000 + (object << 27) + offset * UNIT
+    0x5000_0000 + (object << 27) + offset * UNIT
 }
 
 /// A host address that is never read from or written to.
