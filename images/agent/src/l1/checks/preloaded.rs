@@ -1,14 +1,35 @@
-//! Checks of a program that ran twice: without the library and preloaded with it.
+//! A program that runs twice, without the library and preloaded with it, and the checks of both runs.
 
 use vfio_fast_protocol::checks::CheckName;
+use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::Event;
 use vfio_fast_protocol::witness::{self, Call};
 
+use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
 use crate::l1::preload;
 
 /// The number of differences that a failure shows.
 const SHOWN: usize = 6;
+
+/// A QEMU with the device under test, whose L2 boots and moves data.
+pub fn line(lab: &Lab, preloaded: bool) -> CommandLine<'_> {
+    let data = lab.disk_job(lab.job.l2_memory_mib * 3 / 4);
+    let line = CommandLine::new(lab)
+        .q35_with_ram()
+        .args(["-smp", "1"])
+        .root_port(0)
+        .device_behind(0, "dut", 0)
+        .linux(&L2Job::Disk(data), "");
+    if preloaded { line.preloaded() } else { line }
+}
+
+/// The summary of the run with the library, which is also logged.
+pub fn summary(lab: &Lab) -> String {
+    let summary = preload::summary(preload::SUMMARY);
+    summary.lines().for_each(|line| lab.report.log("preload", line));
+    summary
+}
 
 /// Checks that both runs made the same calls in the same order, with the same answers.
 pub fn same_calls(lab: &Lab, check: impl CheckName, without: &[Call], with: &[Call]) {

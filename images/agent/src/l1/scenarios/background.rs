@@ -371,7 +371,7 @@ fn unplug(lab: &Lab) -> Result<()> {
     let mut vm = Vm::start(lab, &line.fault(Fault::Slow, 0..=0, ALWAYS))?;
     vm.qmp.run("cont", json!({}))?;
     vm.wait_ready(|_| ())?;
-    hotplug::plug(lab, &mut vm, 1, None)?;
+    hotplug::plug(lab, &mut vm, 1, hotplug::DIMM_MIB, None)?;
     let address = hotplug::address(&mut vm)?;
     // Of its first memory, the kernel keeps some for itself.
     hotplug::guest_has(&mut vm, lab.job.l2_memory_mib)?;

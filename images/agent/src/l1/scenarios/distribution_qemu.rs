@@ -4,16 +4,15 @@
 
 use anyhow::Result;
 use serde_json::json;
-use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::Event;
 use vfio_fast_protocol::scenarios::distribution_qemu::Check;
 use vfio_fast_protocol::witness::Call;
 
 use crate::l1::checks::{mappings, preloaded};
 use crate::l1::command_line::CommandLine;
+use crate::l1::huge_pages;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
-use crate::l1::{huge_pages, preload};
 
 pub fn run(lab: &Lab) -> Result<()> {
     huge_pages::allow(true)?;
@@ -26,8 +25,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let with = one(lab, true, &mut moved)?;
     let ratio = without.built_s / with.built_s;
     lab.report.log("times", &format!("a machine is built without the library in {ratio:.2} times the time"));
-    let summary = preload::summary(preload::SUMMARY);
-    summary.lines().for_each(|line| lab.report.log("preload", line));
+    let summary = preloaded::summary(lab);
 
     preloaded::same_calls(lab, Check::SameCalls, &without.calls, &with.calls);
     preloaded::summary_agrees(lab, Check::SummaryAgrees, &with.calls, &summary);
@@ -51,15 +49,7 @@ struct Ran {
 }
 
 fn one(lab: &Lab, preloaded: bool, moved: &mut Vec<Event>) -> Result<Ran> {
-    let data = lab.disk_job(lab.job.l2_memory_mib * 3 / 4);
-    let line = CommandLine::new(lab)
-        .q35_with_ram()
-        .args(["-smp", "1"])
-        .root_port(0)
-        .device_behind(0, "dut", 0)
-        .linux(&L2Job::Disk(data), "");
-    let line = if preloaded { line.preloaded() } else { line };
-    let mut vm = Vm::start(lab, &line)?;
+    let mut vm = Vm::start(lab, &preloaded::line(lab, preloaded))?;
     let built_s = vm.greeting().as_secs_f64();
     let version = vm.qmp.run("query-version", json!({}))?;
     let debians = version["package"].as_str().is_some_and(|package| package.starts_with("Debian "));

@@ -29,8 +29,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let without = one(lab, false)?;
     lab.report.step("preloaded");
     let with = one(lab, true)?;
-    let summary = preload::summary(preload::SUMMARY);
-    summary.lines().for_each(|line| lab.report.log("preload", line));
+    let summary = preloaded::summary(lab);
     preloaded::same_calls(lab, Check::SameCalls, &without, &with);
     preloaded::summary_agrees(lab, Check::SummaryAgrees, &with, &summary);
     let left: Vec<String> = exit::still_pinned(pinned)?.into_iter().collect();

@@ -18,7 +18,7 @@ use crate::l1::vm::Vm;
 use crate::l1::{proc, requests};
 use crate::wait::{Seen, wait_for};
 
-const DIMM_MIB: u64 = 256;
+pub(super) const DIMM_MIB: u64 = 256;
 pub(super) const DIMM: u64 = DIMM_MIB << 20;
 /// Far longer than an RCU grace period.
 const FREED_WITHIN: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.wait_ready(|_| ())?;
 
     lab.report.step("plug");
-    plug(lab, &mut vm, 1, None)?;
+    plug(lab, &mut vm, 1, DIMM_MIB, None)?;
     let address = address(&mut vm)?;
     mappings::mappings(lab, &mut vm, Check::MappingsAfterPlug)?;
     guest_has(&mut vm, lab.job.l2_memory_mib + DIMM_MIB / 2)?;
@@ -57,7 +57,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.check(Check::MemoryFreed, &problems, "QEMU has neither the memory nor its file any more");
 
     lab.report.step("plug again");
-    plug(lab, &mut vm, 2, Some(address))?;
+    plug(lab, &mut vm, 2, DIMM_MIB, Some(address))?;
     let wanted = mappings::mappings(lab, &mut vm, Check::MappingsAfterReuse)?;
     mappings::no_threads(lab, &vm, Check::NoThreadsAfterReuse)?;
     mappings::every_commit(lab, &vm, Check::MappingsAtEveryCommit)?;
@@ -77,11 +77,13 @@ pub(super) fn address(vm: &mut Vm) -> Result<u64> {
     devices[0]["data"]["addr"].as_u64().context("the memory device has no address")
 }
 
-pub(super) fn plug(lab: &Lab, vm: &mut Vm, n: u64, address: Option<u64>) -> Result<()> {
+/// Plugs memory device `n`, of that size.
+pub(super) fn plug(lab: &Lab, vm: &mut Vm, n: u64, mib: u64, address: Option<u64>) -> Result<()> {
     let backend = format!("mem{n}");
     // Shared memory is a memfd, which iommufd can map by file.
     let share = lab.job.container == Container::Iommufd;
-    let memory = json!({ "qom-type": "memory-backend-ram", "id": backend, "size": DIMM, "share": share });
+    let memory =
+        json!({ "qom-type": "memory-backend-ram", "id": backend, "size": mib << 20, "share": share });
     vm.qmp.run("object-add", memory)?;
     let mut dimm = json!({ "driver": "pc-dimm", "id": format!("dimm{n}"), "memdev": backend });
     if let Some(address) = address {

@@ -3,16 +3,14 @@
 
 use anyhow::Result;
 use serde_json::json;
-use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::Event;
 use vfio_fast_protocol::scenarios::preload::Check;
 use vfio_fast_protocol::witness::Call;
 
 use crate::l1::checks::{mappings, preloaded};
-use crate::l1::command_line::CommandLine;
+use crate::l1::huge_pages;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
-use crate::l1::{huge_pages, preload};
 
 pub fn run(lab: &Lab) -> Result<()> {
     huge_pages::allow(true)?;
@@ -21,8 +19,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     let without = one(lab, false, &mut moved)?;
     lab.report.step("preloaded");
     let with = one(lab, true, &mut moved)?;
-    let summary = preload::summary(preload::SUMMARY);
-    summary.lines().for_each(|line| lab.report.log("preload", line));
+    let summary = preloaded::summary(lab);
 
     preloaded::same_calls(lab, Check::SameCalls, &without, &with);
     preloaded::summary_agrees(lab, Check::SummaryAgrees, &with, &summary);
@@ -33,15 +30,7 @@ pub fn run(lab: &Lab) -> Result<()> {
 
 /// One QEMU; returns every call that it made.
 fn one(lab: &Lab, preloaded: bool, moved: &mut Vec<Event>) -> Result<Vec<Call>> {
-    let data = lab.disk_job(lab.job.l2_memory_mib * 3 / 4);
-    let line = CommandLine::new(lab)
-        .q35_with_ram()
-        .args(["-smp", "1"])
-        .root_port(0)
-        .device_behind(0, "dut", 0)
-        .linux(&L2Job::Disk(data), "");
-    let line = if preloaded { line.preloaded() } else { line };
-    let mut vm = Vm::start(lab, &line)?;
+    let mut vm = Vm::start(lab, &preloaded::line(lab, preloaded))?;
     if preloaded {
         mappings::no_threads(lab, &vm, Check::NoThreadsAfterRealize)?;
     }

@@ -11,7 +11,9 @@ use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::{Event, Record};
 use vfio_fast_protocol::scenarios::soak::Check;
 
+use super::hotplug;
 use super::virtio_mem::{self, BLOCK, MIB, Region};
+use crate::l1::checks::mappings::Compared;
 use crate::l1::checks::{count, exit, mappings};
 use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
@@ -203,12 +205,7 @@ impl Soak<'_> {
         self.dimms_made += 1;
         let n = self.dimms_made;
         self.dimms.push(n);
-        let share = self.lab.job.container == Container::Iommufd;
-        let memory = json!({ "qom-type": "memory-backend-ram", "id": format!("mem{n}"), "size": DIMM_MIB << 20,
-            "share": share });
-        self.command("object-add", memory)?;
-        let dimm = json!({ "driver": "pc-dimm", "id": format!("dimm{n}"), "memdev": format!("mem{n}") });
-        self.command("device_add", dimm)
+        hotplug::plug(self.lab, &mut self.vm, n, DIMM_MIB, None)
     }
 
     fn command(&mut self, command: &str, arguments: serde_json::Value) -> Result<()> {
@@ -216,10 +213,14 @@ impl Soak<'_> {
     }
 
     /// Compares what is mapped with the guest's memory.
-    fn look(&mut self, step: Step) -> Result<()> {
+    fn compare(&mut self) -> Result<Compared> {
         let plugged = virtio_mem::plugged(&qemu_trace::text()?)?;
-        let there = |memory| self.region.without_unplugged(memory, &plugged);
-        let compared = mappings::compare(self.lab, &mut self.vm, 1, there)?;
+        mappings::compare(self.lab, &mut self.vm, 1, |memory| self.region.without_unplugged(memory, &plugged))
+    }
+
+    /// Notes what is wrong after a step.
+    fn look(&mut self, step: Step) -> Result<()> {
+        let compared = self.compare()?;
         let times = self.happened[&step];
         self.wrong
             .extend(compared.problems.into_iter().map(|problem| format!("{step:?} {times}: {problem}")));
@@ -259,9 +260,7 @@ impl Soak<'_> {
 
     fn finish(mut self, pinned: u64) -> Result<()> {
         let lab = self.lab;
-        let plugged = virtio_mem::plugged(&qemu_trace::text()?)?;
-        let there = |memory| self.region.without_unplugged(memory, &plugged);
-        let wanted = mappings::compare(lab, &mut self.vm, 1, there)?.wanted;
+        let wanted = self.compare()?.wanted;
         let mut facts = count::facts(&self.vm, &wanted)?;
         count::witnesses_agree(lab, &self.vm, &facts, Check::WitnessesAgree)?;
         if lab.job.mode == Mode::Fast {
