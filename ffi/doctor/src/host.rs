@@ -124,6 +124,11 @@ impl Host {
         !sees_kernel && files.iter().any(|file| self.has(file))
     }
 
+    /// Whether the CPU is of the Arm architecture.
+    pub fn is_arm(&self) -> bool {
+        self.read("proc/cpuinfo").is_some_and(|cpuinfo| !field(&cpuinfo, "CPU implementer").is_empty())
+    }
+
     /// Whether the CPU says that it is a virtual machine's.
     pub fn is_virtual_machine(&self) -> bool {
         let cpuinfo = self.read("proc/cpuinfo").unwrap_or_default();

@@ -32,12 +32,14 @@ pub fn check(host: &Host, ask: &Ask) -> Vec<Finding> {
     }
     let units = host.list("sys/class/iommu");
     let of = |prefix: &str| units.iter().filter(|unit| unit.starts_with(prefix)).count();
-    let kind = match (of("dmar"), of("ivhd"), of("virtio")) {
-        (1.., _, _) => "VT-d",
-        (_, 1.., _) => "AMD-Vi",
-        (_, _, 1..) => "virtio-iommu",
-        _ => "an IOMMU",
-    };
+    let names = [
+        ("dmar", "VT-d"),
+        ("ivhd", "AMD-Vi"),
+        ("smmu3.", "SMMUv3"),
+        ("smmu.", "SMMU"),
+        ("virtio", "virtio-iommu"),
+    ];
+    let kind = names.into_iter().find(|(prefix, _)| of(prefix) > 0).map_or("an IOMMU", |(_, name)| name);
     let translation = intel(host, &units).or_else(|| amd(host, &units));
     let plural = |number: usize, one: &str| format!("{number} {one}{}", if number == 1 { "" } else { "s" });
     let mut what = format!("{kind}: {}, {}", plural(units.len(), "unit"), plural(groups, "group"));
@@ -89,6 +91,12 @@ fn why_none(host: &Host) -> (String, String) {
             "dmesg | grep -i -e amd-vi -e ivrs".into(),
         );
     }
+    if table("IORT") && host.is_arm() {
+        return (
+            "the firmware describes the interrupts or the SMMU of devices (IORT), but the kernel uses no SMMU".into(),
+            "dmesg | grep -i -e smmu -e iort".into(),
+        );
+    }
     if host.is_virtual_machine() {
         return (
             "this is a virtual machine without one".into(),
@@ -97,6 +105,9 @@ fn why_none(host: &Host) -> (String, String) {
              -device intel-iommu,intremap=on,caching-mode=on"
                 .into(),
         );
+    }
+    if host.is_arm() {
+        return ("the firmware offers none".into(), "enable the SMMU in the setup of the firmware".into());
     }
     (
         "the firmware offers none".into(),
@@ -154,18 +165,27 @@ fn width(guest: u64, bits: u64) -> Option<Finding> {
     })
 }
 
-/// Whether interrupts are remapped: the names of their controllers then begin with IR.
+/// Whether interrupts are remapped: the names of their controllers then begin with IR. On arm64 it is the interrupt
+/// controller that keeps those of devices apart, if it has an ITS.
 fn interrupts(host: &Host) -> Option<Finding> {
     const TOPIC: &str = "interrupts";
     let table = host.read("proc/interrupts")?;
-    if table.split_whitespace().any(|word| word.starts_with("IR-")) {
+    let has = |prefix: &str| table.split_whitespace().any(|word| word.starts_with(prefix));
+    if has("IR-") {
         return Some(Finding::fine(TOPIC, "the IOMMU remaps interrupts"));
+    }
+    if has("ITS-") {
+        return Some(Finding::fine(TOPIC, "the interrupt controller has an ITS, which remaps interrupts"));
     }
     let allowed = ["vfio_iommu_type1", "iommufd"].into_iter().find(|module| {
         let file = format!("sys/module/{module}/parameters/allow_unsafe_interrupts");
         host.read(&file).is_some_and(|value| value == "Y" || value == "1")
     });
-    let fix = "remove intremap=off from the kernel's parameters, or enable x2APIC in the firmware";
+    let fix = if host.is_arm() {
+        "use a machine whose interrupt controller has an ITS"
+    } else {
+        "remove intremap=off from the kernel's parameters, or enable x2APIC in the firmware"
+    };
     Some(match allowed {
         Some(module) => Finding::better(
             TOPIC,

@@ -130,6 +130,32 @@ fn addresses_that_a_group_reserves_block() {
 }
 
 #[test]
+fn an_arm64_server_can_work() {
+    let tree = Tree::new("smmu", "ready");
+    let better = ("vfio", "better", "iommufd: no /dev/iommu", "modprobe iommufd");
+    expect(
+        &tree,
+        &["--guest", "200G"],
+        &[
+            ("iommu", "fine", "SMMUv3: 2 units, 4 groups", ""),
+            ("interrupts", "fine", "has an ITS, which remaps interrupts", ""),
+            better,
+        ],
+    );
+    let without = tree.with("file proc/interrupts\n   11:  1210  GICv2  27 Level  arch_timer\n");
+    let blocks = ("interrupts", "blocks", "interrupts are not remapped", "has an ITS");
+    expect(&without, &[], &[blocks, better]);
+}
+
+#[test]
+fn an_arm64_server_without_its_smmu_cannot_work() {
+    let tree = Tree::new("smmu", "no-groups").with("remove sys/kernel/iommu_groups\n");
+    let blocks = |fix| ("iommu", "blocks", "no IOMMU groups", fix);
+    expect(&tree, &[], &[blocks("smmu")]);
+    expect(&tree.with("remove sys/firmware/acpi/tables/IORT\n"), &[], &[blocks("enable the SMMU")]);
+}
+
+#[test]
 fn a_server_with_pools_on_two_nodes_can_work() {
     let tree = Tree::new("amd-pools", "ready");
     expect(
