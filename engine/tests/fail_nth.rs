@@ -313,6 +313,23 @@ fn a_mapping_that_has_grown_is_found_out() {
     }
 }
 
+/// The same, found out only when the engine is closed: what is mapped is not known, so all of it is unmapped.
+#[test]
+fn a_close_that_is_contradicted_leaves_nothing() {
+    for rules in [Rules::Type1, Rules::Iommufd] {
+        let (engine, sim) = engine(keeping(rules));
+        let space = Space::new(0);
+        engine.map_region(space.region(piece(8, 12))).unwrap();
+        let second = space.range(16, 4);
+        assert!(sim.steal(second.start()));
+        let region = space.region(piece(16, 8));
+        sim.ask_to_map(second.start(), 8 * common::UNIT, region.hva, region.perm).unwrap();
+        let error = engine.close().expect_err("the kernel's mapping is longer");
+        assert_eq!(error.op, Op::Unmap, "{rules:?}");
+        assert!(sim.mappings().is_empty(), "{rules:?}: close left something mapped");
+    }
+}
+
 /// A mapping that is in use stays, and the unmap returns an error.
 #[test]
 fn a_busy_mapping_is_an_error() {

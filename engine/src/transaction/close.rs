@@ -12,7 +12,7 @@ use crate::timeline;
 
 impl Engine {
     /// Unmaps everything that is still mapped. A poisoned engine does not know what that is, and unmaps the whole
-    /// container.
+    /// container. So does one that the kernel contradicts now, which is an error as well.
     ///
     /// If the entries are handed over to another process, nothing is unmapped.
     ///
@@ -47,11 +47,14 @@ impl Engine {
         }
         let emptied = if state.poison.take().is_some() {
             state.table = MapTable::default();
-            timeline::call("unmap all", IovaRange::ALL, || self.backend.unmap_all())
-                .map(drop)
-                .map_err(|errno| Error::kernel(Op::Unmap, errno))
+            self.unmap_container()
         } else {
-            self.unmap_table(state)
+            self.unmap_table(state).inspect_err(|_| {
+                if state.contradicted && self.unmap_container().is_ok() {
+                    state.table = MapTable::default();
+                    self.record_state(state);
+                }
+            })
         };
         // Descriptors are needed for map calls only.
         state.objects = Objects::default();
@@ -63,6 +66,12 @@ impl Engine {
             }
             emptied => emptied,
         }
+    }
+
+    /// Unmaps everything in the container, whoever mapped it.
+    fn unmap_container(&self) -> Result<()> {
+        let unmapped = timeline::call("unmap all", IovaRange::ALL, || self.backend.unmap_all());
+        unmapped.map(drop).map_err(|errno| Error::kernel(Op::Unmap, errno))
     }
 
     /// Unmaps everything in the table.
