@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use vfio_fast_assets::image::TARGET;
+use crate::sanitizer;
 use vfio_fast_assets::once;
 use vfio_fast_assets::paths;
 use vfio_fast_assets::progress::run_logged;
@@ -28,7 +28,8 @@ const REPORTS: [(&str, &str); 2] = [
 const OPTIONS: &str = "allocator_may_return_null=1:detect_stack_use_after_return=0";
 
 /// What the check depends on besides the toolchain.
-const INPUTS: &[&str] = &["Cargo.lock", "Cargo.toml", "engine", "ffi", "xtask/src/asan"];
+const INPUTS: &[&str] =
+    &["Cargo.lock", "Cargo.toml", "engine", "ffi", "xtask/src/asan", "xtask/src/sanitizer.rs"];
 
 /// Runs the check unless it has passed with these sources and this toolchain.
 pub fn check_once(log: &Path) -> Result<()> {
@@ -68,22 +69,9 @@ fn engine_tests() -> Result<Vec<String>> {
 
 /// Runs tests of a package, compiled for the sanitizer.
 fn tests(package: &str) -> Command {
-    let mut command = Command::new(paths::cargo());
-    command
-        .current_dir(paths::root())
-        .args(["test", "--locked", "--package", package, "--target", TARGET, "--target-dir"])
-        .arg(paths::target().join("asan"))
-        .env("CARGO_TERM_COLOR", "never")
-        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
-        .args(["--config", "profile.dev.package.\"*\".opt-level=0"])
-        .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
-        .env("ASAN_OPTIONS", OPTIONS)
-        .env(
-            "LSAN_OPTIONS",
-            format!("suppressions={}", paths::root().join("xtask/src/asan/leaks.txt").display()),
-        )
-        // Sanitizers are not a stable option yet.
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Zsanitizer=address");
+    let mut command = sanitizer::tests(package, "address", &[]);
+    let suppressions = paths::root().join("xtask/src/asan/leaks.txt");
+    command.env("ASAN_OPTIONS", OPTIONS);
+    command.env("LSAN_OPTIONS", format!("suppressions={}", suppressions.display()));
     command
 }

@@ -12,6 +12,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
+use crate::sanitizer;
 use vfio_fast_assets::cache::remove_dir;
 use vfio_fast_assets::image::TARGET;
 use vfio_fast_assets::outcome::CannotRun;
@@ -30,7 +31,7 @@ const PLANTED: &str = "a_planted_race_is_reported";
 const REPORT: &str = "WARNING: ThreadSanitizer: data race";
 
 /// What the check depends on besides the toolchain.
-const INPUTS: &[&str] = &["Cargo.lock", "engine", "xtask/src/tsan"];
+const INPUTS: &[&str] = &["Cargo.lock", "engine", "xtask/src/tsan", "xtask/src/sanitizer.rs"];
 
 /// Runs the check unless it has passed with this engine and this toolchain.
 pub fn check_once(log: &Path) -> Result<()> {
@@ -53,30 +54,19 @@ fn check(log: &Path) -> Result<()> {
 
 /// Runs tests of the engine, compiled for ThreadSanitizer and linked with these libraries.
 fn cargo(sysroot: &Path) -> Command {
-    let mut command = Command::new(paths::cargo());
-    command
-        .current_dir(paths::root())
-        .args(["test", "--locked", "--package", "vfio-fast-engine", "--target", TARGET, "--target-dir"])
-        .arg(paths::target().join("tsan"))
-        .env("CARGO_TERM_COLOR", "never")
-        // Unoptimized code shows the same races, but runs several times as long.
-        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
-        .args(["--config", "profile.dev.package.\"*\".opt-level=0"])
-        .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
-        .env_remove("TSAN_OPTIONS")
-        // Sanitizers are not a stable option yet.
-        .env("RUSTC_BOOTSTRAP", "1");
+    let [sysroot, fence] =
+        [format!("--sysroot={}", sysroot.display()), format!("-Clink-arg={}", sysroot.join(FENCE).display())];
     let flags = [
-        &format!("--sysroot={}", sysroot.display()),
-        &format!("-Clink-arg={}", sysroot.join(FENCE).display()),
+        sysroot.as_str(),
+        &fence,
         "-Clink-arg=-Wl,--wrap=__tsan_atomic64_fetch_sub,--wrap=__tsan_atomic_thread_fence",
-        "-Zsanitizer=thread",
         // The other precompiled libraries have no locks.
         "-Cunsafe-allow-abi-mismatch=sanitizer",
         // Generics instantiated in other crates are not instrumented.
         "-Zshare-generics=no",
     ];
-    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    let mut command = sanitizer::tests("vfio-fast-engine", "thread", &flags);
+    command.env_remove("TSAN_OPTIONS");
     command
 }
 
