@@ -109,6 +109,17 @@ impl RealMemory {
         }
     }
 
+    /// Faults in the first bytes of each object.
+    pub fn populate(&self, bytes: usize) {
+        assert!(bytes <= Self::BYTES);
+        for object in Self::OBJECTS {
+            let address = hva_of(object, 0) as *mut libc::c_void;
+            // SAFETY: the range is one of the mappings, and the advice changes no byte of it.
+            let populated = unsafe { libc::madvise(address, bytes, libc::MADV_POPULATE_WRITE) };
+            assert_eq!(populated, 0, "{}", std::io::Error::last_os_error());
+        }
+    }
+
     /// Discards all of the memory, so that it has to be faulted in again.
     pub fn cool(&self) {
         for object in Self::OBJECTS {

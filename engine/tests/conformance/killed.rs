@@ -184,7 +184,7 @@ fn kills() -> usize {
 }
 
 /// The pages that anybody has pinned.
-fn pinned() -> u64 {
+pub fn pinned() -> u64 {
     // Each processor counts for itself for a while.
     fs::write("/proc/sys/vm/stat_refresh", "1").expect("root");
     let counters = fs::read_to_string("/proc/vmstat").unwrap();

@@ -79,7 +79,7 @@ fn set(limit: &libc::rlimit, capabilities: [Capabilities; 2]) {
 }
 
 /// VmLck in bytes.
-fn locked() -> u64 {
+pub fn locked() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024

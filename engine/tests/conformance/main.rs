@@ -2,7 +2,9 @@
 //! kernels where there is a device.
 #![allow(unsafe_code, reason = "naming host addresses is unsafe")]
 
+mod allocations;
 mod attacks;
+mod boundaries;
 mod canaries;
 mod cases;
 mod dirty;
@@ -14,6 +16,7 @@ mod killed;
 mod left;
 mod limits;
 mod memory;
+mod plan;
 mod process;
 mod refused;
 mod replaced;
@@ -312,6 +315,18 @@ fn type1_holds_nothing_stale_after_a_failure() {
 }
 
 #[test]
+#[ignore = "needs VT-d, a kernel that injects faults and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn allocations_for_type1_may_fail() {
+    allocations::may_fail(Driver::Type1);
+}
+
+#[test]
+#[ignore = "needs VT-d, a kernel that injects faults and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn allocations_for_iommufd_may_fail() {
+    allocations::may_fail(Driver::Iommufd);
+}
+
+#[test]
 #[ignore = "needs a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
 fn type1_is_closed_after_its_last_group_has_left() {
     left::is_closed_after_its_last_group();
@@ -402,6 +417,19 @@ fn killed_adopters_lose_nothing() {
 fn type1_names_its_limits() {
     refused::ranges_are_named(Driver::Type1);
     refused::entries_are_named();
+}
+
+#[test]
+#[ignore = "needs a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn type1_is_exact_at_each_boundary() {
+    boundaries::of_locked_memory(Driver::Type1);
+    boundaries::of_entries();
+}
+
+#[test]
+#[ignore = "needs a kernel with iommufd and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn iommufd_is_exact_at_each_boundary() {
+    boundaries::of_locked_memory(Driver::Iommufd);
 }
 
 #[test]

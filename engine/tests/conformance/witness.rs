@@ -34,10 +34,12 @@ pub struct PageTables {
 }
 
 impl PageTables {
-    /// The page tables of the device with that PCI address. AMD-Vi's driver shows none.
+    /// The page tables of the device with that PCI address. AMD-Vi's driver shows none, nor does that of VT-d if it was
+    /// not built to.
     pub fn of(device: &str) -> Option<Self> {
-        let file = ["/sys/kernel/debug/iommu/intel", device, "domain_translation_struct"].iter().collect();
-        Path::new("/sys/class/iommu/dmar0").exists().then_some(Self { file })
+        let folder = Path::new("/sys/kernel/debug/iommu/intel");
+        let file = folder.join(device).join("domain_translation_struct");
+        folder.exists().then_some(Self { file })
     }
 
     /// The current translations.

@@ -78,7 +78,7 @@ fn compiled(log: &Path) -> Option<(u64, u64)> {
 }
 
 /// Unpacks the source package, which contains an archive.
-fn unpack(source: &Deb, tree: &Path, log: &Path) -> Result<()> {
+pub(crate) fn unpack(source: &Deb, tree: &Path, log: &Path) -> Result<()> {
     remove_dir(tree)?;
     let outer = tree.join("deb");
     debian::unpack_debs(std::slice::from_ref(&source.path), &outer, log)?;
@@ -113,7 +113,7 @@ fn configure(cache: &Cache, tree: &Path, log: &Path) -> Result<()> {
     Ok(())
 }
 
-fn make(cache: &Cache, tree: &Path) -> Command {
+pub(crate) fn make(cache: &Cache, tree: &Path) -> Command {
     let mut command = Command::new("make");
     command.arg("-C").arg(tree).args(MAKE);
     cache.share_objects(&mut command, tree);
