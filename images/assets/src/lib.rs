@@ -18,6 +18,7 @@ pub mod debian_packages;
 pub mod image;
 pub mod interrupt;
 pub mod kernel;
+pub mod kernel_tests;
 pub mod library;
 pub mod once;
 pub mod outcome;

@@ -36,6 +36,9 @@ pub const NEEDED: &[&str] = &[
     "bc",
     "libelf-dev",
     "make",
+    // The kernel's own tests.
+    "libcap-dev",
+    "uuid-dev",
     // Sources, patches and images.
     "cpio",
     "dpkg-dev",

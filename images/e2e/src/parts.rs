@@ -10,7 +10,7 @@ use vfio_fast_assets::debian::{Debian, STABLE};
 use vfio_fast_assets::image::{self, Guest};
 use vfio_fast_assets::qemu::{self, Kind};
 use vfio_fast_assets::target::Target;
-use vfio_fast_assets::{apparmor, debian_host, kernel, library, packages, progress};
+use vfio_fast_assets::{apparmor, debian_host, kernel, kernel_tests, library, packages, progress};
 use vfio_fast_protocol::host::{Host, Kernel};
 use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::qemu::QemuSeries;
@@ -128,6 +128,9 @@ impl Parts {
         }
         if spec.program == Program::CExamples {
             return Ok((None, [std::slice::from_ref(&self.library), &self.c_examples].concat()));
+        }
+        if spec.program == Program::KernelTests {
+            return Ok((None, [preload, kernel_tests::built(&Cache::open()?)?].concat()));
         }
         let Some(kind) = kind_of(spec, mode) else { return Ok((None, preload)) };
         let built = self.under_test.iter().find(|(series, built, _)| (*series, *built) == (spec.qemu, kind));
@@ -267,6 +270,7 @@ fn kind_of(spec: &ScenarioSpec, mode: Mode) -> Option<Kind> {
             Program::Conformance
             | Program::Example
             | Program::CExamples
+            | Program::KernelTests
             | Program::Debian
             | Program::Bench(_),
             _,

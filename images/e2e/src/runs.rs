@@ -136,9 +136,11 @@ impl Runs<'_> {
         let bar = folder.join("bar.img");
         let moved = plan.bar_mib().map(|mib| Bar::create(&bar, mib, &disk)).transpose()?;
         let (tests, bench) = match &plan.program {
-            Program::Qemu | Program::Example | Program::CExamples | Program::Debian => {
-                (Vec::new(), Vec::new())
-            }
+            Program::Qemu
+            | Program::Example
+            | Program::CExamples
+            | Program::KernelTests
+            | Program::Debian => (Vec::new(), Vec::new()),
             Program::Conformance => (plan.expected_checks(mode), Vec::new()),
             Program::Bench(command) => (Vec::new(), command.clone()),
         };
@@ -164,7 +166,7 @@ impl Runs<'_> {
         };
         let initrd = folder.join("initrd.cpio");
         let program = match plan.program {
-            Program::Qemu | Program::CExamples | Program::Debian => None,
+            Program::Qemu | Program::CExamples | Program::KernelTests | Program::Debian => None,
             Program::Conformance => parts.conformance_for(plan.host).filter(|_| !plan.preload),
             Program::Example => parts.example.clone(),
             Program::Bench(_) => parts.bench.clone(),

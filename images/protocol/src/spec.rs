@@ -111,6 +111,8 @@ pub enum Program {
     Example,
     /// The examples for C programs.
     CExamples,
+    /// The tests that the newest kernel's source has.
+    KernelTests,
     /// Programs that Debian ships, in a Debian system with the library's packages.
     Debian,
     /// A bench of the engine's: its name, then its arguments.
@@ -263,6 +265,7 @@ impl ScenarioSpec {
             | Program::Conformance
             | Program::Example
             | Program::CExamples
+            | Program::KernelTests
             | Program::Debian => None,
         }
     }
