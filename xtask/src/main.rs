@@ -19,6 +19,7 @@ mod other_targets;
 mod pages;
 mod qemu;
 mod reproducible;
+mod rpm_packages;
 mod sanitizer;
 mod setup;
 mod test;

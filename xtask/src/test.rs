@@ -11,7 +11,7 @@ use clap::builder::PossibleValuesParser;
 
 use crate::{
     asan, browser, crates, debian_packages, dependencies, documents, exports, fuzz, header, interleavings,
-    lab, oldest_rust, other_targets, pages, reproducible, tidy, tsan,
+    lab, oldest_rust, other_targets, pages, reproducible, rpm_packages, tidy, tsan,
 };
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
@@ -95,6 +95,7 @@ const CHECKS: &[Check] = &[
     }),
     slow("every patch builds off and on", |_| qemu::check_each_patch(QemuSeries::USUAL)),
     by_name("Debian package of QEMU", debian_packages::qemu::check_once),
+    by_name("RPM packages", rpm_packages::check),
     by_name("every patch of 10.2 builds", |_| qemu::check_each_patch(QemuSeries::V10_2)),
     slow("newest kernel builds", |_| kernel::built().map(drop)),
     slow("commands of the documents", documents::check_once),

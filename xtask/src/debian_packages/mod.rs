@@ -10,7 +10,7 @@ use vfio_fast_assets::once;
 
 const INSTALL: &str = "xtask/src/debian_packages/install.sh";
 /// What a developer has who uses the library.
-const USERS: &[&str] = &["gcc", "libc6-dev", "pkgconf"];
+const USERS: &[&str] = &["gcc", "libc6-dev", "pkgconf", "valgrind"];
 
 /// Runs the check unless it has passed with the same packages and the same versions of Debian's packages.
 pub fn check_once(log: &Path) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Checks that Debian's files describe this archive.
+//! Checks that the files of Debian, and the spec of RPM, describe this archive.
 
 use std::fs;
 use std::path::Path;
@@ -7,11 +7,13 @@ use anyhow::{Context, Result, ensure};
 
 use super::VERSION;
 
-/// Fails if the changelog is of another version, or a vendored crate has no licence in `debian/copyright`.
+/// Fails if the changelog or the spec is of another version, or a vendored crate has no licence in `debian/copyright`.
 pub fn check(tree: &Path) -> Result<()> {
     let debian = tree.join("debian");
     let read = |name: &str| fs::read_to_string(debian.join(name)).with_context(|| format!("debian/{name}"));
     check_changelog(&read("changelog")?)?;
+    let spec = tree.join("packaging/rpm/vfio-fast.spec");
+    check_spec(&fs::read_to_string(&spec).with_context(|| format!("Cannot read {}", spec.display()))?)?;
     let mut crates = Vec::new();
     for entry in fs::read_dir(tree.join("vendor"))? {
         crates.push(entry?.file_name().to_string_lossy().into_owned());
@@ -19,7 +21,6 @@ pub fn check(tree: &Path) -> Result<()> {
     check_copyright(&read("copyright")?, &crates)
 }
 
-/// Debian's changelog is the only file with a second copy of the version.
 fn check_changelog(text: &str) -> Result<()> {
     let first = text.lines().next().unwrap_or_default();
     let rest = first.strip_prefix("vfio-fast (").and_then(|rest| rest.strip_prefix(VERSION));
@@ -27,6 +28,15 @@ fn check_changelog(text: &str) -> Result<()> {
     ensure!(
         right,
         "packaging/debian/changelog begins with `{first}`, and Cargo.toml has the version {VERSION}"
+    );
+    Ok(())
+}
+
+fn check_spec(text: &str) -> Result<()> {
+    let version = text.lines().find_map(|line| line.strip_prefix("Version:")).map(str::trim);
+    ensure!(
+        version == Some(VERSION),
+        "packaging/rpm/vfio-fast.spec has the version {version:?}, and Cargo.toml {VERSION}"
     );
     Ok(())
 }
@@ -62,6 +72,14 @@ mod tests {
             check_changelog("vfio-fast (0.0.9-1) unstable; urgency=medium\n").unwrap_err().to_string();
         assert!(error.contains("begins with `vfio-fast (0.0.9-1)"), "{error}");
         assert!(check_changelog(&format!("vfio-fast ({VERSION}1-1) unstable\n")).is_err());
+    }
+
+    #[test]
+    fn the_spec_has_the_version_of_the_crates() {
+        let committed = fs::read_to_string(paths::root().join("packaging/rpm/vfio-fast.spec")).unwrap();
+        check_spec(&committed).unwrap();
+        assert!(check_spec(&committed.replace(VERSION, "0.0.9")).is_err());
+        assert!(check_spec("Name: vfio-fast\n").is_err());
     }
 
     #[test]
