@@ -14,6 +14,7 @@ mod install;
 mod interleavings;
 mod lab;
 mod machine;
+mod miri;
 mod oldest_rust;
 mod other_targets;
 mod pages;
