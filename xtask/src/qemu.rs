@@ -24,7 +24,7 @@ pub enum Args {
     Build {
         #[command(flatten)]
         series: OfSeries,
-        /// Binaries to build; all four by default
+        /// Binaries to build; by default all but `sanitized` and `on-arm64`
         #[arg(value_enum)]
         kinds: Vec<Kind>,
         /// Keep the object trees of new builds for inspection

@@ -6,9 +6,11 @@
 //! | 0 | [`paths`], [`interrupt`] |
 //! | 1 | [`progress`] |
 //! | 2 | [`outcome`], [`cache`] |
-//! | 3 | [`packages`], [`debian`], [`library`], [`once`], [`release`], [`target`] |
-//! | 4 | [`apparmor`], [`debian_packages`], [`kernel`], [`qemu`], [`image`], [`rustc`] |
-//! | 5 | [`debian_host`] |
+//! | 3 | [`packages`], [`debian`], [`once`], [`release`], [`target`] |
+//! | 4 | [`sysroot`] |
+//! | 5 | [`library`] |
+//! | 6 | [`apparmor`], [`debian_packages`], [`kernel`], [`qemu`], [`image`], [`rustc`] |
+//! | 7 | [`debian_host`] |
 
 pub mod apparmor;
 pub mod cache;
@@ -28,5 +30,6 @@ pub mod progress;
 pub mod qemu;
 pub mod release;
 pub mod rustc;
+pub mod sysroot;
 pub mod target;
 pub mod tree;

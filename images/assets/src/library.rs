@@ -10,6 +10,8 @@ use xshell::{Shell, cmd};
 
 use crate::paths;
 use crate::progress::{run_logged, step};
+use crate::sysroot::Sysroot;
+use crate::target::{self, Target};
 
 /// Version of the library, which is that of the workspace.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -65,6 +67,12 @@ pub fn into(prefix: &Path, log: &Path) -> Result<()> {
     copy(&build(log)?, &header(), prefix, None).map(drop)
 }
 
+/// The same for arm64.
+pub fn into_arm64(sysroot: &Sysroot, prefix: &Path, log: &Path) -> Result<()> {
+    crate::cache::remove_dir(prefix)?;
+    copy(&build_arm64(sysroot, log)?, &header(), prefix, None).map(drop)
+}
+
 /// The interface that programs are compiled against: header without comments, pkg-config file, SONAME.
 pub fn interface() -> Result<Vec<String>> {
     let header = header();
@@ -106,6 +114,20 @@ pub fn preload(log: &Path) -> Result<PathBuf> {
 /// Builds the library.
 fn build(log: &Path) -> Result<PathBuf> {
     build_package("vfio-fast", "libvfio_fast.so", log)
+}
+
+/// Builds the library for arm64.
+fn build_arm64(sysroot: &Sysroot, log: &Path) -> Result<PathBuf> {
+    let triple = Target::Arm64.triple();
+    target::add(triple, log)?;
+    let sh = Shell::new()?;
+    sh.change_dir(paths::root());
+    let cargo = paths::cargo();
+    let flags = format!("-C link-arg={} -C link-arg={}", sysroot.option(), sysroot.link_option());
+    let build = cmd!(sh, "{cargo} build --package vfio-fast --release --locked --target {triple}");
+    let build = build.env("RUSTFLAGS", flags).envs(Target::Arm64.variables().iter().copied());
+    run_logged(&mut build.into(), log)?;
+    Ok(paths::target().join(triple).join("release/libvfio_fast.so"))
 }
 
 /// Builds the static library.

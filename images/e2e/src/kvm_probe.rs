@@ -41,6 +41,7 @@ pub fn choose(parts: &Parts, run: &Path) -> Result<Accel> {
         debian: false,
         qemu: None,
         libraries: &[],
+        sysroot: None,
         programs: &[],
         job: b"",
     };

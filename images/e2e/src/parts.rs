@@ -9,6 +9,7 @@ use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::debian::{Debian, STABLE};
 use vfio_fast_assets::image::{self, Guest};
 use vfio_fast_assets::qemu::{self, Kind};
+use vfio_fast_assets::sysroot::Sysroot;
 use vfio_fast_assets::target::Target;
 use vfio_fast_assets::{apparmor, debian_host, kernel, kernel_tests, library, packages, progress};
 use vfio_fast_protocol::host::{Host, Kernel};
@@ -16,7 +17,7 @@ use vfio_fast_protocol::job::Mode;
 use vfio_fast_protocol::qemu::QemuSeries;
 use vfio_fast_protocol::spec::{Program, ScenarioSpec};
 
-use super::arm64::Arm64;
+use super::arm64::{Arm64, ForQemu};
 
 /// The parts of the test machines.
 #[derive(Debug)]
@@ -136,8 +137,18 @@ impl Parts {
         let built = self.under_test.iter().find(|(series, built, _)| (*series, *built) == (spec.qemu, kind));
         let (.., qemu) =
             built.with_context(|| format!("QEMU {} ({}) was not built", spec.qemu, kind.name()))?;
-        let library = kind.has_library().then(|| self.library.clone());
-        Ok((Some(qemu), [self.witness.clone()].into_iter().chain(library).chain(preload).collect()))
+        let (witness, library) = match spec.host.is_arm64() {
+            true => self.arm64_qemu().map(|parts| (&parts.witness, &parts.library))?,
+            false => (&self.witness, &self.library),
+        };
+        let library = kind.has_library().then(|| library.clone());
+        Ok((Some(qemu), [witness.clone()].into_iter().chain(library).chain(preload).collect()))
+    }
+
+    /// Where the libraries are that a QEMU under test needs on that host, if not those of this machine.
+    pub fn sysroot_for(&self, spec: &ScenarioSpec) -> Result<Option<&Sysroot>> {
+        let needs = spec.host.is_arm64() && spec.program == Program::Qemu;
+        needs.then(|| self.arm64_qemu().map(|parts| &parts.sysroot)).transpose()
     }
 
     /// The files that L1 boots from on that host.
@@ -169,6 +180,10 @@ impl Parts {
 
     fn arm64(&self) -> Result<&Arm64> {
         self.arm64.as_ref().context("nothing was built for arm64")
+    }
+
+    fn arm64_qemu(&self) -> Result<&ForQemu> {
+        self.arm64()?.for_qemu.as_ref().context("nothing was built for a QEMU on arm64")
     }
 }
 
@@ -258,7 +273,7 @@ impl Rest {
 fn under_test(specs: &[ScenarioSpec]) -> Vec<(QemuSeries, Kind)> {
     let runs = specs.iter().flat_map(|spec| spec.modes.iter().map(move |mode| (spec, *mode)));
     let needed: Vec<_> = runs.filter_map(|(spec, mode)| Some((spec.qemu, kind_of(spec, mode)?))).collect();
-    let kinds = [Kind::Stock, Kind::Off, Kind::On, Kind::Sanitized];
+    let kinds = [Kind::Stock, Kind::Off, Kind::On, Kind::Sanitized, Kind::OnArm64];
     let all = QemuSeries::ALL.into_iter().flat_map(|series| kinds.map(|kind| (series, kind)));
     all.filter(|qemu| needed.contains(qemu)).collect()
 }
@@ -275,6 +290,7 @@ fn kind_of(spec: &ScenarioSpec, mode: Mode) -> Option<Kind> {
             | Program::Bench(_),
             _,
         ) => None,
+        (Program::Qemu, _) if spec.host.is_arm64() => Some(Kind::OnArm64),
         (Program::Qemu, Mode::Reference) => Some(Kind::Stock),
         (Program::Qemu, Mode::NotBuilt) => Some(Kind::Off),
         (Program::Qemu, Mode::Stock | Mode::Fast) if spec.sanitized => Some(Kind::Sanitized),

@@ -180,6 +180,7 @@ impl Runs<'_> {
             debian: job.debian,
             qemu,
             libraries: &libraries,
+            sysroot: parts.sysroot_for(plan)?,
             programs: &programs,
             job: &serde_json::to_vec(&job)?,
         };

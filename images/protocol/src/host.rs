@@ -40,11 +40,12 @@ impl Host {
         Self { iommu: Iommu::Amd, kernel: Kernel::Newest },
         Self { iommu: Iommu::Virtio, kernel: Kernel::Newest },
     ];
-    /// Every host with arm64 processors. They run no L2.
+    /// Every host with arm64 processors.
     pub const ARM64: [Self; 2] = [
         Self { iommu: Iommu::Smmu, kernel: Kernel::Debian },
         Self { iommu: Iommu::Smmu, kernel: Kernel::Debian16k },
     ];
+    pub const SMMU_DEBIAN: Self = Self::ARM64[0];
     pub const INTEL_DEBIAN: Self = Self::X86[0];
     pub const AMD_DEBIAN: Self = Self::X86[1];
     pub const AMD_NEWEST: Self = Self::X86[3];
@@ -75,8 +76,12 @@ impl Host {
 
     /// The machine as an argument of QEMU.
     pub fn machine(self) -> &'static str {
-        // The interrupt controller remaps the devices' interrupts, without which the kernel hands out no device.
-        if self.is_arm64() { "virt,iommu=smmuv3,gic-version=3" } else { "q35,kernel-irqchip=split" }
+        match self.is_arm64() {
+            // The interrupt controller remaps the devices' interrupts, without which the kernel hands out no device.
+            // KVM needs processors with virtualization.
+            true => "virt,virtualization=on,iommu=smmuv3,gic-version=3",
+            false => "q35,kernel-irqchip=split",
+        }
     }
 
     /// The IOMMU as an argument of QEMU, with addresses of that many bits, unless the machine has it. AMD's has no such

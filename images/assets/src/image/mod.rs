@@ -14,6 +14,7 @@ pub use cpio::Cpio;
 
 use crate::cache::{Cache, Input};
 use crate::progress::{self, run_logged};
+use crate::sysroot::{self, Sysroot};
 use crate::target::{self, Target};
 
 const FIRMWARE: [&str; 4] = ["seabios", "qemu-system-data", "ovmf", "ipxe-qemu"];
@@ -27,9 +28,10 @@ const L1_MODULES: [&str; 4] = ["vfio_iommu_type1", "vfio_pci", "kvm_amd", "kvm_i
 /// Those of an L1 that is a Debian system: its disk, and the driver that gives up the disk under test.
 const DEBIAN_MODULES: [&str; 5] = ["crc32c_generic", "ext4", "overlay", "virtio_blk", "nvme"];
 const ARM64_MODULES: [&str; 2] = ["vfio_iommu_type1", "vfio_pci"];
+const ARM64_L2_MODULES: [&str; 1] = ["nvme"];
 const L2_MODULES: [&str; 2] = ["nvme", "virtio_mem"];
 /// Version of the layout of [`Guest`] in the cache. Change it to invalidate old entries.
-const LAYOUT: &str = "guest 5";
+const LAYOUT: &str = "guest 6";
 /// The example of the Rust crate.
 const EXAMPLE: &str = "guest_memory";
 /// The examples for C programs.
@@ -41,8 +43,8 @@ pub struct Guest {
     dir: PathBuf,
     /// A kernel that L1 boots instead of Debian's; it needs no modules.
     own: Option<PathBuf>,
-    /// Whether L1 has what an L2 boots from.
-    nests: bool,
+    /// What its programs are compiled for.
+    target: Target,
 }
 
 /// The files in L1's initrd that do not come from Debian.
@@ -58,6 +60,8 @@ pub struct Payload<'a> {
     pub qemu: Option<&'a Path>,
     /// Libraries, and programs that need libraries of this machine, to install in `/vft/lib`.
     pub libraries: &'a [PathBuf],
+    /// Where the libraries are that they need, if not those of this machine.
+    pub sysroot: Option<&'a Sysroot>,
     /// Statically linked programs, and other files, to install in `/vft`.
     pub programs: &'a [PathBuf],
     /// The job, as JSON.
@@ -72,7 +76,7 @@ impl Guest {
         Self::from_debs(cache, &debs)
     }
 
-    /// The same for an arm64 L1 that runs no L2, with the kernel of that flavour. `debian` has the packages for arm64.
+    /// The same for arm64, which needs no firmware, with the kernel of that flavour. `debian` has the packages for arm64.
     pub fn prepare_arm64(cache: &Cache, debian: &crate::debian::Debian, flavour: &str) -> Result<Self> {
         let kernel = debian.fetch_kernel(flavour)?.path;
         let entry = cache.entry("guest-arm64", &[Input::Text(LAYOUT), Input::File(&kernel)])?;
@@ -81,11 +85,13 @@ impl Guest {
                 let debian = dir.join("debian");
                 crate::debian::unpack_debs(std::slice::from_ref(&kernel), &debian, log)?;
                 fs::copy(modules::only_entry(&debian.join("boot"), "vmlinuz-")?, dir.join("vmlinuz"))?;
-                modules::unpack(&debian.join("usr/lib/modules"), &ARM64_MODULES, &dir.join("l1"))?;
+                for (machine, wanted) in [("l1", &ARM64_MODULES[..]), ("l2", &ARM64_L2_MODULES)] {
+                    modules::unpack(&debian.join("usr/lib/modules"), wanted, &dir.join(machine))?;
+                }
                 crate::cache::remove_dir(&debian)
             })
         })?;
-        Ok(Self { dir, own: None, nests: false })
+        Ok(Self { dir, own: None, target: Target::Arm64 })
     }
 
     fn from_debs(cache: &Cache, debs: &[PathBuf]) -> Result<Self> {
@@ -113,7 +119,7 @@ impl Guest {
                 crate::cache::remove_dir(&debian)
             })
         })?;
-        Ok(Self { dir, own: None, nests: true })
+        Ok(Self { dir, own: None, target: Target::X86 })
     }
 
     /// The same guest with another kernel for L1, which must have all drivers built in.
@@ -139,7 +145,7 @@ impl Guest {
         let modules = if payload.debian { "l1-debian" } else { "l1" };
         let mut cpio = self.machine(self.own.is_none().then_some(modules), payload.agent)?;
         cpio.file("vft/job.json", 0o644, payload.job);
-        if self.nests {
+        if self.target == Target::X86 || payload.qemu.is_some() {
             self.add_l2(&mut cpio, payload)?;
         }
         let folders = [("vft/lib", payload.libraries), ("vft", payload.programs)];
@@ -152,12 +158,7 @@ impl Guest {
         if let Some(qemu) = payload.qemu {
             cpio.copy("vft/qemu", 0o755, qemu)?;
         }
-        let mut needed = BTreeSet::new();
-        for program in payload.qemu.into_iter().chain(payload.libraries.iter().map(PathBuf::as_path)) {
-            needed.extend(shared_libraries(program, payload.libraries)?);
-        }
-        for library in needed {
-            let path = library.to_string_lossy();
+        for (library, path) in needed(payload)? {
             cpio.copy(path.trim_start_matches('/'), 0o755, &library)?;
         }
         fs::write(to, cpio.finish()).with_context(|| format!("Cannot write {}", to.display()))
@@ -167,6 +168,9 @@ impl Guest {
     fn add_l2(&self, cpio: &mut Cpio, payload: &Payload) -> Result<()> {
         cpio.file("vft/l2.cpio", 0o644, &self.machine(Some("l2"), payload.agent)?.finish());
         cpio.copy("vft/vmlinuz", 0o644, &self.l2_kernel())?;
+        if self.target == Target::Arm64 {
+            return Ok(());
+        }
         let ovmf: &[&str] = if payload.ovmf { &OVMF_FILES } else { &[] };
         for file in FIRMWARE_FILES.iter().chain(ovmf) {
             cpio.copy(file, 0o644, &self.dir.join("firmware").join(file))?;
@@ -192,6 +196,20 @@ impl Guest {
         cpio.file("vft/modules.list", 0o644, list.as_bytes());
         Ok(cpio)
     }
+}
+
+/// The libraries that the dynamically linked programs need, and where they belong in L1.
+fn needed(payload: &Payload) -> Result<Vec<(PathBuf, String)>> {
+    let programs: Vec<&Path> =
+        payload.qemu.into_iter().chain(payload.libraries.iter().map(PathBuf::as_path)).collect();
+    if let Some(sysroot) = payload.sysroot {
+        return sysroot.needed_by(&programs, payload.libraries);
+    }
+    let mut needed = BTreeSet::new();
+    for program in programs {
+        needed.extend(shared_libraries(program, payload.libraries)?);
+    }
+    Ok(needed.into_iter().map(|path| (path.clone(), path.to_string_lossy().into_owned())).collect())
 }
 
 /// The libraries of this machine that a program needs, except those in `own`.
@@ -351,12 +369,23 @@ fn static_target() -> PathBuf {
 
 /// Builds the ioctl witness, which is preloaded into QEMU.
 pub fn build_witness(log: &Path) -> Result<PathBuf> {
+    compile_witness(Command::new("cc"), "witness", log)
+}
+
+/// The same for arm64.
+pub fn build_witness_arm64(sysroot: &Sysroot, log: &Path) -> Result<PathBuf> {
+    let mut compiler = Command::new(format!("{}gcc", sysroot::TOOLS));
+    compiler.args([sysroot.option(), sysroot.link_option()]);
+    compile_witness(compiler, "witness-arm64", log)
+}
+
+fn compile_witness(mut compiler: Command, folder: &str, log: &Path) -> Result<PathBuf> {
     let source = crate::paths::root().join("images/witness/witness.c");
-    let folder = crate::paths::target().join("witness");
+    let folder = crate::paths::target().join(folder);
     fs::create_dir_all(&folder)?;
     let library = folder.join("libwitness.so");
     let flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"];
-    run_logged(Command::new("cc").args(flags).arg("-o").arg(&library).arg(source), log)?;
+    run_logged(compiler.args(flags).arg("-o").arg(&library).arg(source), log)?;
     Ok(library)
 }
 

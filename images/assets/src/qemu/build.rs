@@ -13,6 +13,7 @@ use super::{Kind, fetch, target, tree};
 use crate::cache::{Cache, Input, remove_dir};
 use crate::debian::{self, Debian, STABLE, Source};
 use crate::progress::{output, run_logged, step};
+use crate::sysroot::{self, Sysroot};
 use crate::{library, packages};
 
 /// The devices of the test machines; no others are built.
@@ -21,13 +22,15 @@ const DEVICES: &str = include_str!("devices.mak");
 /// What else 10.2 has to build: without it, code of the devices above has undefined symbols.
 const DEVICES_10_2: &str = "CONFIG_SPDM_SOCKET=y\nCONFIG_CXL=y\nCONFIG_CXL_MEM_DEVICE=y\nCONFIG_PXB=y\n";
 
-/// The devices of arm64 test machines.
+/// The devices of arm64 test machines, and those that their QEMU under test has.
 const DEVICES_ARM64: &str = include_str!("devices-arm64.mak");
+const DEVICES_ON_ARM64: &str = include_str!("devices-on-arm64.mak");
 
 /// The devices of a series and kind.
 fn devices(of: QemuSeries, kind: Kind) -> String {
     match (kind, of) {
         (Kind::EmulatorArm64, _) => DEVICES_ARM64.to_owned(),
+        (Kind::OnArm64, _) => DEVICES_ON_ARM64.to_owned(),
         (_, QemuSeries::V10_0) => DEVICES.to_owned(),
         (_, QemuSeries::V10_2) => [DEVICES, DEVICES_10_2].concat(),
     }
@@ -72,6 +75,10 @@ const SANITIZED: &[&str] = &[
     "--extra-ldflags=-static-libasan -static-libubsan",
 ];
 
+/// What a QEMU that runs on arm64 is configured with in addition. Its L1 has KVM, and without TCG it is built in half of
+/// the time.
+const ON_ARM64: &[&str] = &["--disable-tcg", "--host-cc=gcc"];
+
 /// Debian's Python, even if another one comes first in PATH.
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -97,10 +104,8 @@ pub fn binary(cache: &Cache, of: QemuSeries, kind: Kind, keep: bool) -> Result<P
             let objects = Objects::new(&bench, kind)?;
             objects.build(commit, log)?;
             let binary = dir.join(kind.binary());
-            run_logged(
-                Command::new("strip").arg("-o").arg(&binary).arg(objects.dir.join(kind.binary())),
-                log,
-            )?;
+            let strip = format!("{}strip", kind.tools());
+            run_logged(Command::new(strip).arg("-o").arg(&binary).arg(objects.dir.join(kind.binary())), log)?;
             if kind.has_library() {
                 // Meson records the path of the library it linked with. At run time the caller chooses the library.
                 run_logged(Command::new(FORGET_PATH[0]).args(&FORGET_PATH[1..]).arg(&binary), log)?;
@@ -181,6 +186,8 @@ struct Bench {
     series: Series,
     meson: Vec<PathBuf>,
     devices: String,
+    /// What it is compiled against, if it is not for this machine.
+    sysroot: Option<Sysroot>,
     /// The folder of the tree and of the objects beside it.
     dir: PathBuf,
     tree: PathBuf,
@@ -192,6 +199,7 @@ impl Bench {
         Ok(Bench {
             cache: cache.clone(),
             devices: devices(of, kind),
+            sysroot: (kind == Kind::OnArm64).then(|| Sysroot::prepare(cache)).transpose()?,
             source: fetch(cache, of)?,
             series: Series::open(&kind.patches(of))?,
             meson: Debian::open(cache, STABLE)?.fetch_debs(&["meson"])?,
@@ -215,6 +223,10 @@ impl Bench {
         }
         if kind == Kind::Sanitized {
             recipe.extend(SANITIZED.iter().map(ToString::to_string));
+        }
+        if let Some(sysroot) = &self.sysroot {
+            recipe.extend(ON_ARM64.iter().map(ToString::to_string));
+            recipe.push(sysroot.key());
         }
         if kind.has_library() {
             // The C interface is an input, but the code is not: an edit of the engine does not rebuild QEMU.
@@ -285,14 +297,24 @@ impl<'a> Objects<'a> {
         command
             .args(configure_target(self.kind))
             .args(CONFIGURE)
-            .arg("--cc=ccache gcc")
             .arg(format!("--python={}", python.display()));
         if self.kind == Kind::Sanitized {
             command.args(SANITIZED);
         }
+        if let Some(sysroot) = &self.bench.sysroot {
+            command.args(ON_ARM64).arg(format!("--cross-prefix={}", sysroot::TOOLS));
+            command.arg(format!("--cc=ccache {}gcc {}", sysroot::TOOLS, sysroot.option()));
+            command.arg(format!("--extra-ldflags={}", sysroot.link_option()));
+            command.env("PKG_CONFIG", "pkg-config").env("PKG_CONFIG_LIBDIR", sysroot.pkg_config());
+        } else {
+            command.arg("--cc=ccache gcc");
+        }
         if self.kind.has_library() {
             let prefix = self.dir.with_file_name("prefix");
-            library::into(&prefix, log)?;
+            match &self.bench.sysroot {
+                Some(sysroot) => library::into_arm64(sysroot, &prefix, log)?,
+                None => library::into(&prefix, log)?,
+            }
             command.arg("--enable-vfio-fast").env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
         }
         let result = run_logged(&mut command, log);

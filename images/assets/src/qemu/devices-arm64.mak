@@ -1,5 +1,6 @@
-# The devices of an arm64 test host (L0). It runs no QEMU under test.
+# The devices of an arm64 test host (L0).
 CONFIG_ARM_VIRT=y
 CONFIG_VIRTIO_PCI=y
 CONFIG_VIRTIO_SERIAL=y
 CONFIG_EDU=y
+CONFIG_NVME_PCI=y

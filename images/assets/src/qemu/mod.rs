@@ -17,7 +17,7 @@ use vfio_fast_protocol::qemu::QemuSeries;
 
 use crate::cache::Cache;
 use crate::debian::{Debian, STABLE, Source, UNSTABLE};
-use crate::paths;
+use crate::{paths, sysroot};
 
 use series::Series;
 
@@ -35,6 +35,8 @@ pub enum Kind {
     Emulator,
     /// The same for arm64
     EmulatorArm64,
+    /// `on` for machines with arm64 processors, which it needs KVM for
+    OnArm64,
 }
 
 impl Kind {
@@ -47,20 +49,26 @@ impl Kind {
             Kind::Sanitized => "sanitized",
             Kind::Emulator => "emulator",
             Kind::EmulatorArm64 => "emulator-arm64",
+            Kind::OnArm64 => "on-arm64",
         }
     }
 
     /// Whether it has the feature.
     pub fn has_library(self) -> bool {
-        matches!(self, Kind::On | Kind::Sanitized)
+        matches!(self, Kind::On | Kind::Sanitized | Kind::OnArm64)
     }
 
     /// The processor that it emulates, as QEMU names it.
     fn processor(self) -> &'static str {
         match self {
-            Kind::EmulatorArm64 => "aarch64",
+            Kind::EmulatorArm64 | Kind::OnArm64 => "aarch64",
             _ => "x86_64",
         }
+    }
+
+    /// How the names of the compiler and of its tools begin.
+    fn tools(self) -> &'static str {
+        if self == Kind::OnArm64 { sysroot::TOOLS } else { "" }
     }
 
     /// The name of the binary.

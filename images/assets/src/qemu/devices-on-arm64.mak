@@ -1,0 +1,6 @@
+# The devices of the QEMU under test in an arm64 L1.
+CONFIG_ARM_VIRT=y
+CONFIG_VFIO_PCI=y
+CONFIG_PCIE_PORT=y
+CONFIG_VIRTIO_PCI=y
+CONFIG_VIRTIO_SERIAL=y
