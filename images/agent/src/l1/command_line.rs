@@ -9,6 +9,7 @@ use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::L2_PORT;
 
 use crate::l1::faults::Fault;
+use crate::l1::guest_machine::MACHINE;
 use crate::l1::lab::Lab;
 use crate::l1::qemu_files::QemuFiles;
 use crate::l1::{firmware, qemu_trace};
@@ -114,6 +115,15 @@ impl<'a> CommandLine<'a> {
     pub fn q35(self, machine: &str, memory: &str) -> Self {
         let size = format!("{}M{memory}", self.lab.job.l2_memory_mib);
         self.args(["-machine", &format!("q35{machine}"), "-m", &size])
+    }
+
+    /// A machine for L1's processors with RAM of the job's kind.
+    pub fn machine_with_ram(self) -> Self {
+        if cfg!(target_arch = "aarch64") {
+            let size = format!("{}M", self.lab.job.l2_memory_mib);
+            return self.args(["-machine", MACHINE.name, "-m", &size]);
+        }
+        self.q35_with_ram()
     }
 
     /// A q35 machine with RAM of the job's kind. iommufd can map memory by file, so it gets a file.
@@ -247,8 +257,8 @@ impl<'a> CommandLine<'a> {
 /// The command line of L2's kernel with that job, and with options besides the usual ones.
 pub fn kernel_options(job: &L2Job, options: &str) -> String {
     format!(
-        "console=ttyS0 earlycon=uart8250,io,0x3f8 loglevel=6 panic=0 nokaslr mitigations=off init_on_alloc=0 \
-         tsc=reliable no_timer_check random.trust_cpu=on pci=lastbus=0 vft.role=l2 {} {options}",
+        "{} loglevel=6 panic=0 nokaslr mitigations=off init_on_alloc=0 random.trust_cpu=on vft.role=l2 {} {options}",
+        MACHINE.kernel_options,
         job.to_option()
     )
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use vfio_fast_protocol::job::Firmware;
 use vfio_fast_protocol::witness::Call;
 
+use crate::l1::guest_machine::MACHINE;
 use crate::l1::lab::Lab;
 
 /// OVMF's code, and its variables as they are in a new machine.
@@ -29,13 +30,15 @@ pub fn arguments(lab: &Lab) -> Result<Vec<String>> {
     Ok(drives.into_iter().flat_map(|drive| ["-drive".to_owned(), drive]).collect())
 }
 
-/// Host address ranges of the flash it lies in, which no device reaches: KVM reads it as memory, but it is a device.
-/// SeaBIOS lies in ordinary memory.
+/// Host address ranges of flash, which no device reaches: KVM reads it as memory, but it is a device. SeaBIOS lies in
+/// ordinary memory.
 pub fn flash(lab: &Lab, calls: &[Call]) -> Vec<(u64, u64)> {
-    if lab.job.firmware == Firmware::SeaBios {
-        return Vec::new();
-    }
+    let flash = match lab.job.firmware {
+        Firmware::SeaBios => MACHINE.flash,
+        Firmware::Ovmf => Some(FLASH),
+    };
+    let Some(flash) = flash else { return Vec::new() };
     let slots =
-        calls.iter().filter(|call| call.gives_memory() && call.size > 0 && FLASH.contains(&call.iova));
+        calls.iter().filter(|call| call.gives_memory() && call.size > 0 && flash.contains(&call.iova));
     slots.map(|slot| (slot.vaddr, slot.vaddr + slot.size)).collect()
 }

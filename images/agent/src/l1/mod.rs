@@ -10,6 +10,7 @@ mod devices;
 mod events;
 mod faults;
 mod firmware;
+mod guest_machine;
 mod huge_pages;
 mod lab;
 mod libvirt;

@@ -24,6 +24,10 @@ const HISTOGRAMS: [(&str, &str); 3] = [
     ("iommu/unmap", "hist:keys=common_pid:vals=unmapped_size"),
 ];
 
+/// On arm64 the kernel maps for each device what receives its interrupts. Nothing else may be mapped there, so it is left
+/// out by its address.
+const NOT_OWN: &str = if cfg!(target_arch = "aarch64") { " if iova<0x8000000||iova>0x80fffff" } else { "" };
+
 /// What the kernel counted since [`start`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
@@ -40,7 +44,8 @@ pub struct Counted {
 /// Begins to count.
 pub fn start() -> Result<()> {
     for (event, trigger) in HISTOGRAMS {
-        fs::write(format!("{EVENTS}/{event}/trigger"), trigger)
+        let own = if event.starts_with("iommu/") { NOT_OWN } else { "" };
+        fs::write(format!("{EVENTS}/{event}/trigger"), format!("{trigger}{own}"))
             .with_context(|| format!("cannot count {event}"))?;
     }
     Ok(())

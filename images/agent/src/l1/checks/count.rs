@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
+use rustix::param::page_size;
 use serde_json::{Value, json};
 use vfio_fast_protocol::checks::CheckName;
 use vfio_fast_protocol::job::Container;
@@ -29,7 +30,8 @@ pub fn facts(vm: &Vm, wanted: &MappingSet) -> Result<Facts> {
     // The first group in a container makes older VFIO map two pages and unmap them, to learn how the
     // IOMMU treats superpages. The IOMMU core counts these too.
     let probes = calls.iter().filter(|c| c.sets_iommu()).count() as u64;
-    let probe_bytes = if machine::kernel_release()? < NO_PROBES { probes * 2 * 4096 } else { 0 };
+    let probe_bytes =
+        if machine::kernel_release()? < NO_PROBES { probes * 2 * page_size() as u64 } else { 0 };
     Ok(Facts {
         map_calls: kernel.map_calls,
         unmap_calls: kernel.unmap_calls,

@@ -1,5 +1,6 @@
 //! The main scenario: boot, data, reset, data again, unplug, plug again and data once more.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,14 +10,13 @@ use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::{Event, Facts, Record};
 use vfio_fast_protocol::scenarios::nvme::Check;
 
-use crate::l1::checks::{by_descriptor, count, cpr, mappings, p2p_warning, sandbox};
+use crate::l1::checks::{by_descriptor, count, cpr, exit, mappings, p2p_warning, sandbox};
 use crate::l1::command_line::CommandLine;
+use crate::l1::guest_machine::MACHINE;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
 use crate::l1::{devices, huge_pages, requests};
 use crate::wait::{Seen, wait_for};
-
-const GIB: u64 = 1 << 30;
 
 pub fn run(lab: &Lab) -> Result<()> {
     let job = &lab.job;
@@ -26,13 +26,14 @@ pub fn run(lab: &Lab) -> Result<()> {
     }
     let data = lab.disk_job(job.l2_memory_mib * 3 / 4);
     let line = CommandLine::new(lab)
-        .q35_with_ram()
+        .machine_with_ram()
         .firmware()?
         .args(["-smp", "1"])
         .root_port(0)
         .device_behind(0, "dut", 0)
         .linux(&L2Job::Disk(data), "");
 
+    let pinned = exit::pinned_pages()?;
     lab.report.step("realize");
     let mut vm = Vm::start(lab, &line)?;
     let paused_from = vm.age();
@@ -98,6 +99,10 @@ pub fn run(lab: &Lab) -> Result<()> {
 
     lab.report.step("plug again");
     plug_again(lab, &mut vm)?;
+    // On x86, two-devices shows how QEMU ends.
+    if cfg!(target_arch = "aarch64") {
+        return exit::quit(lab, vm, pinned, Check::Quit);
+    }
     vm.quit().map(drop)
 }
 
@@ -144,7 +149,7 @@ fn report_saving(lab: &Lab, vm: &Vm, facts: &Facts) -> Result<()> {
 
     // Between the legacy hole and the end of low RAM nothing ever changes, so no byte of it may
     // be mapped twice or unmapped at all.
-    let (start, end) = (1 << 20, (2 * GIB).min(lab.job.l2_memory_mib << 20));
+    let Range { start, end } = MACHINE.steady_ram(lab.job.l2_memory_mib);
     let calls = vm.witnessed()?;
     let touching = |iova: u64, size: u64| iova < end && iova + size > start;
     let mapped: u64 = calls
@@ -154,17 +159,17 @@ fn report_saving(lab: &Lab, vm: &Vm, facts: &Facts) -> Result<()> {
         .sum();
     let mut problems = Vec::new();
     if mapped != end - start {
-        problems.push(format!("[1 MiB, {end:#x}) was mapped {mapped} bytes in all"));
+        problems.push(format!("[{start:#x}, {end:#x}) was mapped {mapped} bytes in all"));
     }
     for call in calls.iter().filter(|c| c.unmapped() && c.out > 0 && touching(c.iova, c.size)) {
         problems.push(format!("unmap of {:#x} + {:#x} touches it", call.iova, call.size));
     }
-    let seen = format!("[1 MiB, {end:#x}) was mapped once and never unmapped");
+    let seen = format!("[{start:#x}, {end:#x}) was mapped once and never unmapped");
     lab.report.check(Check::EqualPiecesUntouched, &problems, &seen);
     Ok(())
 }
 
-/// Checks that L2 read the expected data, over memory on both sides of 4 GiB.
+/// Checks that L2 read the expected data, over memory on both sides of the border.
 fn report_data(lab: &Lab, moved: &[Event]) {
     let (mut reads, mut writes, mut low, mut high, mut most_slots) = (0, 0, u64::MAX, 0, 0);
     for event in moved {
@@ -187,8 +192,9 @@ fn report_data(lab: &Lab, moved: &[Event]) {
     if reads != 3 * quarter || writes < 2 * quarter - (1 << 20) {
         problems.push(format!("less data than planned: {seen}"));
     }
-    if low >= 4 * GIB || high < 4 * GIB {
-        problems.push(format!("memory on one side of 4 GiB was never used: {seen}"));
+    let border = MACHINE.border;
+    if low >= border || high < border {
+        problems.push(format!("memory on one side of {border:#x} was never used: {seen}"));
     }
     lab.report.check(Check::Data, &problems, &seen);
 }
