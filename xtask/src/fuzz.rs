@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use clap::builder::PossibleValuesParser;
 
+use crate::listener;
 use vfio_fast_assets::cache::remove_dir;
 use vfio_fast_assets::image::TARGET;
 use vfio_fast_assets::progress::{run_logged, step};
@@ -19,7 +20,7 @@ use vfio_fast_assets::{once, paths};
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// Run only these targets
-    #[arg(value_name = "TARGET", value_parser = PossibleValuesParser::new(TARGETS.map(|target| target.name)))]
+    #[arg(value_name = "TARGET", value_parser = PossibleValuesParser::new(names()))]
     targets: Vec<String>,
     /// How long to run each target
     #[arg(long, value_name = "N", default_value_t = 15)]
@@ -40,6 +41,9 @@ const TARGETS: [Target; 3] = [
     Target { name: "parsers", max_bytes: 1024, runs: 40_000 },
 ];
 
+/// QEMU's listener, which a program of its own runs.
+const LISTENER: &str = "listener";
+
 /// A target with a deliberate bug behind a comparison, and the report it must cause.
 const PLANTED: Target = Target { name: "planted", max_bytes: 64, runs: 1_000_000 };
 const REPORT: &str = "AddressSanitizer: heap-buffer-overflow";
@@ -59,19 +63,32 @@ const FLAGS: &[&str] = &[
     "-Ccodegen-units=1",
 ];
 
+fn names() -> impl Iterator<Item = &'static str> {
+    TARGETS.iter().map(|target| target.name).chain([LISTENER])
+}
+
 /// Runs the targets for some time each. What they learn is kept for the next time.
 pub fn run(args: &Args) -> Result<()> {
+    let is_chosen = |name: &str| args.targets.is_empty() || args.targets.iter().any(|chosen| chosen == name);
+    if TARGETS.iter().any(|target| is_chosen(target.name)) {
+        run_engine(args.minutes, is_chosen)?;
+    }
+    if is_chosen(LISTENER) {
+        listener::fuzz(args.minutes)?;
+    }
+    Ok(())
+}
+
+fn run_engine(minutes: u64, is_chosen: impl Fn(&str) -> bool) -> Result<()> {
     let log = paths::target().join("fuzz/build.log");
     let programs = step("Build the fuzz targets", &log, build)?;
-    let chosen =
-        |target: &&Target| args.targets.is_empty() || args.targets.iter().any(|name| name == target.name);
-    for target in TARGETS.iter().filter(chosen) {
+    for target in TARGETS.iter().filter(|target| is_chosen(target.name)) {
         let log = paths::target().join("fuzz").join(format!("{}.log", target.name));
         let learned = paths::target().join("fuzz/corpus").join(target.name);
         fs::create_dir_all(&learned)?;
         step(&format!("Fuzz {}", target.name), &log, |log| {
             let mut fuzzer = fuzzer(&programs, target, &learned)?;
-            run_logged(fuzzer.arg(format!("-max_total_time={}", args.minutes * 60)), log)
+            run_logged(fuzzer.arg(format!("-max_total_time={}", minutes * 60)), log)
         })?;
         println!("{}", sum(&fs::read_to_string(&log)?)?);
     }

@@ -13,6 +13,7 @@ mod header;
 mod install;
 mod interleavings;
 mod lab;
+mod listener;
 mod machine;
 mod miri;
 mod oldest_rust;

@@ -11,7 +11,7 @@ use clap::builder::PossibleValuesParser;
 
 use crate::{
     asan, browser, crates, debian_packages, dependencies, documents, exports, fuzz, header, interleavings,
-    lab, miri, oldest_rust, other_targets, pages, reproducible, rpm_packages, tidy, tsan,
+    lab, listener, miri, oldest_rust, other_targets, pages, reproducible, rpm_packages, tidy, tsan,
 };
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
@@ -87,6 +87,7 @@ const CHECKS: &[Check] = &[
     slow("AddressSanitizer", asan::check_once),
     slow("ThreadSanitizer", tsan::check_once),
     slow("fuzzing", fuzz::check_once),
+    slow("listener of QEMU", listener::check_once),
     slow("patch series applies", |_| qemu::check_series()),
     slow("QEMU builds stock, off and on", |_| {
         let built = |series, kind| qemu::built(series, kind).map(drop);

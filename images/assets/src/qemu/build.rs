@@ -80,7 +80,7 @@ const SANITIZED: &[&str] = &[
 const ON_ARM64: &[&str] = &["--disable-tcg", "--host-cc=gcc"];
 
 /// Debian's Python, even if another one comes first in PATH.
-const PYTHON: &str = "/usr/bin/python3";
+pub(super) const PYTHON: &str = "/usr/bin/python3";
 
 /// Removes the run path, which points to the library that the binary was linked with.
 const FORGET_PATH: &[&str] = &["chrpath", "--delete"];

@@ -4,6 +4,7 @@
 //! that the test machines run on.
 
 mod build;
+pub mod listener;
 mod series;
 #[cfg(test)]
 mod shared;
