@@ -218,7 +218,7 @@ static int map(const struct vfio_iommu_type1_dma_map *m)
     if (i < count && entries[i]->iova <= m->iova + (m->size - 1)) {
         return -EEXIST;
     }
-    if (!device && fires(&kernel_faults.map_in)) {
+    if (fires(&kernel_faults.map_in)) {
         return -kernel_faults.map_errno;
     }
     if (device && device->refused) {

@@ -20,7 +20,7 @@ typedef struct KernelPage {
 
 /* Which calls fail. All counters go down with each call that they are about; 0: never. */
 typedef struct KernelFaults {
-    unsigned map_in;      /* the map call of RAM that fails */
+    unsigned map_in;      /* the map call that fails */
     int map_errno;
     unsigned unmap_in;    /* the first unmap call that is refused */
     unsigned unmap_count; /* how many are refused from then on */

@@ -102,7 +102,7 @@ static void make_trouble(void)
         kernel_faults.unmap_count = 1 + choose(6);
         break;
     case MAP_FAILS:
-        kernel_faults.map_in = 1 + choose(60);
+        kernel_faults.map_in = 1 + choose(one_in(2) ? 4 : 60);
         kernel_faults.map_errno = errnos[choose(ARRAY_SIZE(errnos))];
         break;
     case SHORT_UNMAP:
@@ -150,6 +150,15 @@ static bool attach(void)
     return true;
 }
 
+/* Addresses that the IOMMU says it can translate. QEMU only names them in errors. */
+static void add_range(uint64_t first, uint64_t last)
+{
+    Range *range = g_new(Range, 1);
+
+    range_set_bounds(range, first, last);
+    machine.bcontainer->iova_ranges = g_list_append(machine.bcontainer->iova_ranges, range);
+}
+
 static void begin(void)
 {
     qemu_reset();
@@ -168,6 +177,10 @@ static void begin(void)
     machine.bcontainer->pgsizes = PAGE;
     machine.bcontainer->dirty_pages_supported = true;
     machine.bcontainer->dirty_pgsizes = PAGE;
+    if (one_in(2)) {
+        add_range(0, 0xfedfffff);
+        add_range(0xfef00000, (1ULL << 39) - 1);
+    }
     for (unsigned w = 0; w < WINDOWS; w++) {
         for (unsigned n = choose(3); n; n--) {
             step_plug();
@@ -205,6 +218,7 @@ static void end(bool attached)
         }
     }
     machine_end();
+    g_list_free_full(machine.bcontainer->iova_ranges, g_free);
     g_free(machine.bcontainer);
     global_dirty_tracking = 0;
 }

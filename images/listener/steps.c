@@ -12,6 +12,20 @@ bool is_filling(void)
     return vfio_dma_mapper_is_filling(machine.bcontainer);
 }
 
+/* What x-query-vfio-dma says */
+static void check_counts(void)
+{
+    Error *err = NULL;
+    VfioDmaStats *stats = vfio_dma_mapper_stats(machine.bcontainer, &err);
+    VFIODMAProgress progress;
+
+    ensure(stats, "%s", error_get_pretty(err));
+    ensure(is_filling() || stats->mapped_bytes == kernel_pages() * PAGE, "the statistics are wrong");
+    g_free(stats);
+    vfio_dma_mapper_progress(machine.bcontainer, &progress);
+    ensure(progress.filling == is_filling(), "the progress is wrong");
+}
+
 /* What must be true now */
 void check(void)
 {
@@ -26,6 +40,7 @@ void check(void)
         except |= MAY_KEEP;
     }
     check_mappings(except);
+    check_counts();
 }
 
 /* A virtio-mem device only has whole pages in the view */
@@ -230,6 +245,28 @@ static void step_unplug(void)
     }
 }
 
+/* A device with other options cannot join the container */
+static void join_with_other_options(const Device *device)
+{
+    VFIODevice other = device->vdev.vbasedev;
+    Error *err = NULL;
+
+    switch (choose(3)) {
+    case 0:
+        other.dma_mapper_threads++;
+        break;
+    case 1:
+        other.dma_mapper_background = !other.dma_mapper_background;
+        break;
+    default:
+        other.dma_mapper_p2p = other.dma_mapper_p2p == VFIO_DMA_MAPPER_P2P_ON ? VFIO_DMA_MAPPER_P2P_OFF :
+                                                                                VFIO_DMA_MAPPER_P2P_ON;
+        break;
+    }
+    ensure(!vfio_dma_mapper_check_threads(machine.bcontainer, &other, &err) && err, "other options are accepted");
+    error_free(err);
+}
+
 static void step_device(void)
 {
     Device **slot = &machine.devices[choose(MAX_DEVICES)];
@@ -243,6 +280,7 @@ static void step_device(void)
         *slot = device_new();
         ensure(vfio_dma_mapper_check_threads(machine.bcontainer, &(*slot)->vdev.vbasedev, &err),
                "%s", error_get_pretty(err));
+        join_with_other_options(*slot);
     } else if (count > 1 && one_in(2)) {
         remove_region((*slot)->bar);
         device_free(*slot);
@@ -296,12 +334,21 @@ static void expect_dirty(const Window *window, unsigned first, unsigned pages)
 static void step_translate(void)
 {
     Window *window = &machine.windows[choose(WINDOWS)];
-    const unsigned pages = 1 << choose(6), first = choose(window->pages / pages) * pages;
+    unsigned pages = 1 << choose(6), first = choose(window->pages / pages) * pages;
     Region *region = any_region(is_ram);
     bool is_free = true;
 
     if (!window->iommu) {
         return;
+    }
+    /* The next entry, as a whole */
+    for (unsigned i = first, whole = choose(2); whole && i < window->pages; i++) {
+        if (window->translations[i].pages) {
+            first = window->translations[i].first;
+            pages = window->translations[i].pages;
+            window->written[first] |= kernel_tracks() && kernel_write(window->base + first * PAGE);
+            break;
+        }
     }
     for (unsigned i = first; i < first + pages; i++) {
         is_free &= !window->translations[i].pages;
@@ -419,6 +466,15 @@ static void step_wait(void)
     Error *err = NULL;
 
     run_handler();
+    if (is_filling() && qemu.failed && one_in(2)) {
+        /* As when the guest turns on bus mastering after the job has failed */
+        if (vfio_dma_mapper_fill_again(machine.bcontainer, &err)) {
+            qemu.failed = 0;
+        } else {
+            error_free(err);
+        }
+        return;
+    }
     if (is_filling() && !qemu.failed && one_in(4) &&
         !vfio_dma_mapper_wait(machine.bcontainer, "test", &err)) {
         ensure(kernel_fired() || machine.may_fail, "%s", error_get_pretty(err));
@@ -480,4 +536,3 @@ void step(void)
     run_bottom_halves();
     check();
 }
-

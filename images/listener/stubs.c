@@ -12,6 +12,7 @@
 #include "migration/blocker.h"
 #include "migration/misc.h"
 #include "qapi/error.h"
+#include "qapi/util.h"
 #include "qemu/async-teardown.h"
 #include "qemu/error-report.h"
 #include "qemu/main-loop.h"
@@ -60,6 +61,11 @@ ObjectClass *object_class_dynamic_cast_assert(ObjectClass *klass, const char *na
 
 void register_module_init(void (*function)(void), module_init_type type)
 {
+}
+
+const char *qapi_enum_lookup(const QEnumLookup *lookup, int value)
+{
+    return lookup->array[value];
 }
 
 /* Memory regions */
