@@ -70,7 +70,7 @@ void check_mappings(unsigned except)
             const Region *region = window->halves[2 * page].region;
             /* A BAR that could not be mapped is not tried again, and QEMU only reports blocks of virtio-mem */
             const bool may_lack = hva && (region->may_lack ||
-                                          (region->mr->ram_device && (kernel_fired() || machine.may_fail)));
+                                          (region->mr->ram_device && is_troubled()));
 
             mapped += kernel_page(iova, &found);
             if (!hva && found.hva) {

@@ -119,6 +119,12 @@ typedef struct Machine {
 
 extern Machine machine;
 
+/* Whether the kernel has made trouble, so that QEMU may report errors */
+static inline bool is_troubled(void)
+{
+    return kernel_fired() || machine.may_fail;
+}
+
 /* input.c: the choices of a run */
 #define MAX_CHOICES 8192
 

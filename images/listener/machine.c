@@ -441,7 +441,7 @@ static void replay_populated(RamDiscardListener *listener, Region *region)
 
             if (ret) {
                 /* QEMU only reports it */
-                ensure(machine.may_fail || kernel_fired(), "what is plugged is refused: %d", ret);
+                ensure(is_troubled(), "what is plugged is refused: %d", ret);
                 region->may_lack = true;
                 return;
             }

@@ -67,7 +67,7 @@ void hw_error(const char *format, ...)
     va_start(list, format);
     vsnprintf(text, sizeof(text), format, list);
     va_end(list);
-    ensure(kernel_fired() || machine.may_fail, "QEMU ends: %s: %s", text, qemu.last_report);
+    ensure(is_troubled(), "QEMU ends: %s: %s", text, qemu.last_report);
     if (strstr(text, "bus mastering")) {
         for (unsigned i = 0; i < MAX_DEVICES; i++) {
             uint16_t command;
@@ -139,7 +139,7 @@ static bool attach(void)
     bcontainer->listener = vfio_memory_listener;
     view_register();
     if (bcontainer->error) {
-        ensure(kernel_fired() || machine.may_fail, "attach: %s", error_get_pretty(bcontainer->error));
+        ensure(is_troubled(), "attach: %s", error_get_pretty(bcontainer->error));
         error_free(bcontainer->error);
         bcontainer->error = NULL;
         view_unregister();

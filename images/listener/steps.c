@@ -34,7 +34,7 @@ void check(void)
 
     ensure(!vfio_fast_get_info(vfio_dma_mapper_handle(machine.bcontainer), &info) &&
            !(info.flags & VFIO_FAST_INFO_IN_TRANSACTION), "a transaction is open");
-    ensure(!qemu.unexpected || kernel_fired() || machine.may_fail, "QEMU reports: %s", qemu.last_report);
+    ensure(!qemu.unexpected || is_troubled(), "QEMU reports: %s", qemu.last_report);
 
     if (kernel_fired() && machine.trouble == UNMAP_REFUSED) {
         except |= MAY_KEEP;
@@ -384,7 +384,7 @@ static void step_dirty(void)
         if (listener->log_global_start(listener, &err)) {
             global_dirty_tracking = GLOBAL_DIRTY_MIGRATION;
         } else {
-            ensure(kernel_fired() || machine.may_fail, "%s", error_get_pretty(err));
+            ensure(is_troubled(), "%s", error_get_pretty(err));
             error_free(err);
         }
     } else if (kernel_tracks() && one_in(8)) {
@@ -432,7 +432,7 @@ static void step_check_plug(void)
         return;
     }
     if (notify_plug(&plug, &err)) {
-        ensure(err && (kernel_fired() || machine.may_fail), "plugging is refused: %s", error_get_pretty(err));
+        ensure(err && (is_troubled()), "plugging is refused: %s", error_get_pretty(err));
         error_free(err);
     }
     ensure(is_filling() || kernel_calls() == before, "a check before plugging has made calls");
@@ -477,7 +477,7 @@ static void step_wait(void)
     }
     if (is_filling() && !qemu.failed && one_in(4) &&
         !vfio_dma_mapper_wait(machine.bcontainer, "test", &err)) {
-        ensure(kernel_fired() || machine.may_fail, "%s", error_get_pretty(err));
+        ensure(is_troubled(), "%s", error_get_pretty(err));
         error_free(err);
         qemu.failed++;
     }

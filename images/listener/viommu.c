@@ -110,7 +110,7 @@ void translate(Window *window, unsigned first, unsigned pages, Region *region, u
                 .failed = qemu.reports != reports,
             };
         }
-        ensure(qemu.reports == reports || kernel_fired(), "an entry cannot be mapped: %s", qemu.last_report);
+        ensure(qemu.reports == reports || is_troubled(), "an entry cannot be mapped: %s", qemu.last_report);
         return;
     }
     notify(n, window, first, pages, NULL);
@@ -123,7 +123,7 @@ void translate(Window *window, unsigned first, unsigned pages, Region *region, u
             return;
         }
     }
-    ensure(qemu.reports == reports || kernel_fired(), "a range cannot be unmapped: %s", qemu.last_report);
+    ensure(qemu.reports == reports || is_troubled(), "a range cannot be unmapped: %s", qemu.last_report);
     memset(all + first, 0, pages * sizeof(*all));
 }
 
