@@ -78,6 +78,7 @@ fn check(log: &Path) -> Result<()> {
     let programs = build(QemuSeries::USUAL, &faults, log)?;
     for ((program, fault), report) in programs.faulty.iter().zip(&faults).zip(reports) {
         let log = log.with_extension(fault.name);
+        fs::write(&log, "")?;
         let failed = run_logged(seeds(program, RUNS_WITH_FAULT).arg("/dev/null"), &log).is_err();
         let reported = fs::read_to_string(&log)?.contains(report);
         ensure!(failed && reported, "the deliberate fault {} is not found", fault.name);
