@@ -196,13 +196,15 @@ pub fn pinned() -> u64 {
 }
 
 fn assert_pinned(expected: u64, killed: Step) {
+    assert_pinned_again(expected, &format!("killed in {killed:?}"));
+}
+
+/// Waits until the kernel has released what a process had that has ended.
+pub fn assert_pinned_again(expected: u64, what: &str) {
     let start = Instant::now();
     while pinned() != expected {
         let now = pinned();
-        assert!(
-            start.elapsed() < RELEASED_WITHIN,
-            "killed in {killed:?}: {now} pages pinned, not {expected}"
-        );
+        assert!(start.elapsed() < RELEASED_WITHIN, "{what}: {now} pages pinned, not {expected}");
         thread::sleep(Duration::from_millis(10));
     }
 }

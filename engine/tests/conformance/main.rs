@@ -8,6 +8,7 @@ mod boundaries;
 mod canaries;
 mod cases;
 mod dirty;
+mod dry;
 mod edu;
 mod handover;
 mod hostile;
@@ -430,6 +431,26 @@ fn type1_is_exact_at_each_boundary() {
 #[ignore = "needs a kernel with iommufd and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
 fn iommufd_is_exact_at_each_boundary() {
     boundaries::of_locked_memory(Driver::Iommufd);
+}
+
+#[test]
+#[ignore = "needs a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn type1_leaves_nothing_when_memory_runs_out() {
+    dry::pool_of_huge_pages(Driver::Type1);
+    dry::cgroup(Driver::Type1);
+}
+
+#[test]
+#[ignore = "needs a kernel with iommufd and a device bound to vfio-pci, named by VFIO_FAST_DEVICE"]
+fn iommufd_leaves_nothing_when_memory_runs_out() {
+    dry::pool_of_huge_pages(Driver::Iommufd);
+    dry::cgroup(Driver::Iommufd);
+}
+
+#[test]
+#[ignore = "another test starts it as a process"]
+fn a_process_that_a_cgroup_limits() {
+    dry::in_cgroup();
 }
 
 #[test]

@@ -35,6 +35,8 @@ checks! {
     IommufdNamesItsRanges if has_iommufd,
     Type1IsExactAtEachBoundary,
     IommufdIsExactAtEachBoundary if has_iommufd,
+    Type1LeavesNothingWhenMemoryRunsOut if has_small_pages,
+    IommufdLeavesNothingWhenMemoryRunsOut if has_iommufd,
     Type1CountsEachProcess,
     IommufdCountsAllProcessesOfAUser if has_iommufd,
     IommufdCanCountEachProcess if has_iommufd,
@@ -44,6 +46,11 @@ checks! {
 
 fn has_iommufd(run: &Run) -> bool {
     run.spec.host.kernel == Kernel::Newest
+}
+
+/// Its huge pages have 2 MiB.
+fn has_small_pages(run: &Run) -> bool {
+    run.spec.host.page_kib() == 4
 }
 
 /// Only the driver of VT-d, and only when built to, shows its page tables.
@@ -61,6 +68,7 @@ pub fn specs() -> Vec<ScenarioSpec> {
         // a second.
         devices: vec![Device::Edu; 8],
         device_faults: true,
+        kills_for_memory: true,
         program: Program::Conformance,
         // Page tables are looked at for pages of each size, also for one of 1 GiB.
         machine: (host == Host::INTEL_NEWEST)
