@@ -23,6 +23,9 @@
  * A write by QEMU to the command register of a VFIO device, which contains the bus master bit, has
  * a line as well: "cmd" is 1, "flags" the value.
  *
+ * With VFT_FAILING_ALLOCATIONS, allocations of the kernel fail in calls that change mappings only, so that the
+ * kernel's code for other things need not survive that. What fails, and how often, is set in debugfs.
+ *
  * With VFT_FAULTS, it also gives false answers. The file of that name is read at every call that
  * could get one; while it is missing or empty, all answers are the kernel's. It has one line, with
  * numbers in hex except the last:
@@ -118,6 +121,7 @@ static pthread_mutex_t dma_bufs_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int record = -1;
 static const char *faults;
+static int allocations_may_fail;
 
 /*
  * The file is opened when the library is loaded, not at the first ioctl: by then QEMU may have dropped
@@ -135,6 +139,7 @@ __attribute__((constructor)) static void open_record(void)
     }
 
     faults = getenv("VFT_FAULTS");
+    allocations_may_fail = getenv("VFT_FAILING_ALLOCATIONS") != NULL;
     if (path) {
         record = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
         if (record < 0) {
@@ -327,6 +332,33 @@ struct told {
     unsigned int flags, object;
 };
 
+/* Lets allocations fail that the kernel makes for this thread, if they are made to fail at all, or not any more. */
+static void may_fail(char may)
+{
+    ssize_t written;
+    int fd;
+
+    /* These allocate as well. The number of failures is limited. */
+    do {
+        fd = open("/proc/thread-self/make-it-fail", O_WRONLY | O_CLOEXEC);
+    } while (fd < 0 && errno == ENOMEM);
+    do {
+        written = write(fd, &may, 1);
+    } while (written < 0 && errno == ENOMEM);
+    if (written != 1) {
+        perror("witness: cannot choose whose allocations fail");
+        _exit(126);
+    }
+    close(fd);
+}
+
+/* The calls in which allocations may fail: those that map and unmap. */
+static int changes_mappings(unsigned long cmd)
+{
+    return cmd == VFIO_IOMMU_MAP_DMA || cmd == VFIO_IOMMU_UNMAP_DMA || cmd == IOMMUFD_IOAS_MAP ||
+           cmd == IOMMUFD_IOAS_MAP_FILE || cmd == IOMMUFD_IOAS_UNMAP;
+}
+
 static void tell(const struct told *told)
 {
     char line[320];
@@ -503,7 +535,17 @@ int ioctl(int fd, unsigned long cmd, ...)
     ret = -1;
     errno = false_answer == FULL ? ENOMEM : EBUSY;
     if (false_answer != BUSY && false_answer != FULL) {
+        int may = allocations_may_fail && changes_mappings(cmd);
+
+        if (may) {
+            may_fail('1');
+        }
         ret = real_ioctl(fd, cmd, arg);
+        saved = errno;
+        if (may) {
+            may_fail('0');
+        }
+        errno = saved;
     }
     saved = errno;
     end = now_ns();

@@ -43,6 +43,8 @@ const RUNS: &[(&str, &[Mode])] = &[
     ("errors-intel-debian", FAST),
     ("errors-intel-newest-iommufd", FAST),
     ("failed-unmaps-intel-newest-iommufd", FAST),
+    ("failing-kernel-intel-newest", FAST),
+    ("failing-kernel-intel-newest-iommufd", FAST),
     ("giga-intel-newest-iommufd", FAST),
     ("hotplug-intel-debian", FAST),
     ("hotplug-intel-newest-iommufd", FAST),

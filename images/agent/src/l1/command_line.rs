@@ -30,6 +30,8 @@ pub struct CommandLine<'a> {
     timeline: bool,
     /// Whether the witness can be made to give false answers.
     faults: bool,
+    /// Whether allocations of the kernel can be made to fail.
+    failing_allocations: bool,
     /// Whether vfio-fast-run starts it.
     preloaded: bool,
     /// The false answer that it gives from the beginning.
@@ -55,6 +57,7 @@ impl<'a> CommandLine<'a> {
             real_time: false,
             timeline: false,
             faults: false,
+            failing_allocations: false,
             preloaded: false,
             fault: None,
         }
@@ -105,7 +108,13 @@ impl<'a> CommandLine<'a> {
         self
     }
 
-    /// The same, and gives one from the beginning: see [`crate::l1::faults::arm`].
+    /// Lets [`crate::l1::failing_allocations`] make allocations of the kernel fail.
+    pub fn failing_allocations(mut self) -> Self {
+        self.failing_allocations = true;
+        self
+    }
+
+    /// Like [`CommandLine::faults`], and gives one from the beginning: see [`crate::l1::faults::arm`].
     pub fn fault(mut self, fault: Fault, range: RangeInclusive<u64>, count: u64) -> Self {
         self.fault = Some((fault, range, count));
         self.faults()
@@ -236,6 +245,11 @@ impl<'a> CommandLine<'a> {
     /// Whether the witness can be made to give false answers.
     pub fn has_faults(&self) -> bool {
         self.faults
+    }
+
+    /// Whether allocations of the kernel can be made to fail.
+    pub fn has_failing_allocations(&self) -> bool {
+        self.failing_allocations
     }
 
     /// Whether vfio-fast-run starts it.

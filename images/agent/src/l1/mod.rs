@@ -8,6 +8,7 @@ mod command_line;
 mod debian;
 mod devices;
 mod events;
+mod failing_allocations;
 mod faults;
 mod firmware;
 mod guest_machine;

@@ -385,6 +385,9 @@ fn command(lab: &Lab, line: &CommandLine) -> Result<Command> {
     if line.has_timeline() {
         command.env("VFIO_FAST_TIMELINE", TIMELINE);
     }
+    if line.has_failing_allocations() {
+        command.env("VFT_FAILING_ALLOCATIONS", "");
+    }
     if line.has_faults() {
         faults::disarm()?;
         if let Some((fault, range, count)) = line.first_fault() {
