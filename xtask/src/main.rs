@@ -20,6 +20,7 @@ mod oldest_rust;
 mod other_targets;
 mod pages;
 mod qemu;
+mod qemu_tests;
 mod reproducible;
 mod rpm_packages;
 mod sanitizer;

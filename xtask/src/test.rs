@@ -11,7 +11,8 @@ use clap::builder::PossibleValuesParser;
 
 use crate::{
     asan, browser, crates, debian_packages, dependencies, documents, exports, fuzz, header, interleavings,
-    lab, listener, miri, oldest_rust, other_targets, pages, reproducible, rpm_packages, tidy, tsan,
+    lab, listener, miri, oldest_rust, other_targets, pages, qemu_tests, reproducible, rpm_packages, tidy,
+    tsan,
 };
 use vfio_fast_assets::cache::Cache;
 use vfio_fast_assets::outcome::{AlreadyReported, UNAVAILABLE, code_of};
@@ -103,6 +104,7 @@ const CHECKS: &[Check] = &[
     slow("e2e", |_| e2e(&["--core"])),
     by_name("whole matrix of e2e", |_| e2e(&["--all"])),
     by_name("e2e with sanitizers", |_| e2e(&["--core", "--sanitized"])),
+    by_name("tests of QEMU", qemu_tests::check),
     by_name("Miri", miri::check),
     by_name("report in a browser", browser::check),
     by_name("reproducible library", reproducible::check),

@@ -75,6 +75,9 @@ const SANITIZED: &[&str] = &[
     "--extra-ldflags=-static-libasan -static-libubsan",
 ];
 
+/// The target that QEMU's own tests are made for, with all of its devices. Without KVM, they run alike everywhere.
+const TESTS: &[&str] = &["--target-list=x86_64-softmmu", "--without-default-features"];
+
 /// What a QEMU that runs on arm64 is configured with in addition. Its L1 has KVM, and without TCG it is built in half of
 /// the time.
 const ON_ARM64: &[&str] = &["--disable-tcg", "--host-cc=gcc"];
@@ -180,22 +183,27 @@ pub fn check_each_patch(cache: &Cache, of: QemuSeries) -> Result<()> {
 }
 
 /// The tree in which QEMU is built, separate from the working tree of the developer.
-struct Bench {
+pub(super) struct Bench {
     cache: Cache,
     source: Source,
     series: Series,
+    /// The packages that Python gets: meson, and what else a build needs.
     meson: Vec<PathBuf>,
     devices: String,
     /// What it is compiled against, if it is not for this machine.
     sysroot: Option<Sysroot>,
     /// The folder of the tree and of the objects beside it.
-    dir: PathBuf,
-    tree: PathBuf,
+    pub(super) dir: PathBuf,
+    pub(super) tree: PathBuf,
 }
 
 impl Bench {
     fn open(cache: &Cache, of: QemuSeries, kind: Kind) -> Result<Bench> {
-        let dir = folder(of);
+        Self::open_in(folder(of), cache, of, kind)
+    }
+
+    /// The same in another folder, which has a tree of its own.
+    pub(super) fn open_in(dir: PathBuf, cache: &Cache, of: QemuSeries, kind: Kind) -> Result<Bench> {
         Ok(Bench {
             cache: cache.clone(),
             devices: devices(of, kind),
@@ -245,8 +253,14 @@ impl Bench {
         Ok(())
     }
 
+    /// The Python of a build, which then has these packages of Debian besides meson.
+    pub(super) fn python(&mut self, packages: &[&str]) -> Result<PathBuf> {
+        self.meson.extend(Debian::open(&self.cache, STABLE)?.fetch_debs(packages)?);
+        venv(&self.cache, &self.meson)
+    }
+
     /// Updates the tree to the current series. Returns the commits, base first.
-    fn commits(&self, log: &Path) -> Result<Vec<String>> {
+    pub(super) fn commits(&self, log: &Path) -> Result<Vec<String>> {
         tree::prepare(&self.source, &self.tree)?;
         tree::apply_series(&self.series, &self.tree, log)
     }
@@ -263,22 +277,38 @@ pub(super) fn folder(of: QemuSeries) -> PathBuf {
     target().join("build").join(of.name())
 }
 
-struct Objects<'a> {
+pub(super) struct Objects<'a> {
     bench: &'a Bench,
     kind: Kind,
-    dir: PathBuf,
+    /// Whether they are those of QEMU's own tests, which need all devices.
+    tests: bool,
+    pub(super) dir: PathBuf,
 }
 
 impl<'a> Objects<'a> {
     fn new(bench: &'a Bench, kind: Kind) -> Result<Objects<'a>> {
-        let dir = bench.dir.join(kind.name());
-        remove_dir(&dir)?;
-        fs::create_dir_all(&dir)?;
-        Ok(Objects { bench, kind, dir })
+        Self::in_folder(bench, kind, false, kind.name())
     }
 
-    /// Builds the tree at a commit, and runs configure first if needed.
+    /// Those of QEMU's own tests.
+    pub(super) fn for_tests(bench: &'a Bench, kind: Kind) -> Result<Objects<'a>> {
+        Self::in_folder(bench, kind, true, &format!("tests-{}", kind.name()))
+    }
+
+    fn in_folder(bench: &'a Bench, kind: Kind, tests: bool, name: &str) -> Result<Objects<'a>> {
+        let dir = bench.dir.join(name);
+        remove_dir(&dir)?;
+        fs::create_dir_all(&dir)?;
+        Ok(Objects { bench, kind, tests, dir })
+    }
+
+    /// Builds the binary from the tree at a commit, and runs configure first if needed.
     fn build(&self, commit: &str, log: &Path) -> Result<()> {
+        self.build_also(commit, &[], log)
+    }
+
+    /// Builds further programs as well.
+    pub(super) fn build_also(&self, commit: &str, programs: &[String], log: &Path) -> Result<()> {
         tree::checkout(&self.bench.tree, commit, log)?;
         let devices = format!("configs/devices/{}-softmmu/vfio-fast.mak", self.kind.processor());
         fs::write(self.bench.tree.join(devices), &self.bench.devices)?;
@@ -288,16 +318,18 @@ impl<'a> Objects<'a> {
         if !self.dir.join("build.ninja").exists() {
             self.configure(log)?;
         }
-        run_logged(self.command("ninja").arg(self.kind.binary()), log)
+        run_logged(self.command("ninja").arg(self.kind.binary()).args(programs), log)
     }
 
     fn configure(&self, log: &Path) -> Result<()> {
         let python = venv(&self.bench.cache, &self.bench.meson)?;
         let mut command = self.command("../tree/configure");
-        command
-            .args(configure_target(self.kind))
-            .args(CONFIGURE)
-            .arg(format!("--python={}", python.display()));
+        if self.tests {
+            command.args(TESTS);
+        } else {
+            command.args(configure_target(self.kind));
+        }
+        command.args(CONFIGURE).arg(format!("--python={}", python.display()));
         if self.kind == Kind::Sanitized {
             command.args(SANITIZED);
         }

@@ -5,6 +5,7 @@
 
 mod build;
 pub mod listener;
+pub mod own_tests;
 mod series;
 #[cfg(test)]
 mod shared;
