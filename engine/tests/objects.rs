@@ -176,6 +176,19 @@ fn a_bar_that_cannot_be_mapped_is_no_error() {
     assert_eq!(device.opened(), 1);
 }
 
+/// Outside a transaction, where there is no outcome to report it in.
+#[test]
+fn a_refused_bar_is_let_go_of() {
+    let (engine, sim) = open(Rules::Iommufd, vec![(1, Errno(libc::ENODEV))]);
+    let device = Watched::new();
+    let bar = Region { kind: Kind::Device, ..ram(0, 16 * MIB) };
+    let named = ObjectRef { fd: device.fd(), kind: BAR, offset: 0 };
+    assert_eq!(engine.map_object(bar, &named).unwrap_err().errno, Errno(libc::ENODEV));
+    assert_eq!((device.opened(), engine.regions().len()), (1, 0), "it is not wanted");
+    engine.map_object(bar, &named).unwrap();
+    assert_eq!((device.opened(), sim.mappings().len()), (2, 1));
+}
+
 #[test]
 fn who_has_no_use_for_descriptors_takes_none() {
     let (engine, sim) = open(Rules::Type1, vec![]);

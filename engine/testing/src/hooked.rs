@@ -17,6 +17,10 @@ pub trait Hooks: Send + Sync {
         of_kernel
     }
 
+    fn memlock(&self, of_kernel: Memlock) -> Memlock {
+        of_kernel
+    }
+
     fn map(&self, kernel: &dyn Backend, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
         kernel.map(mapping, object)
     }
@@ -48,7 +52,7 @@ impl<H: Hooks> Backend for Hooked<H> {
     }
 
     fn memlock(&self) -> Memlock {
-        self.kernel.memlock()
+        self.hooks.memlock(self.kernel.memlock())
     }
 
     fn capabilities(&self) -> Capabilities {
