@@ -332,7 +332,7 @@ fn closing_tries_once_and_names_what_is_left() {
     sim.reconfigure(|config| config.busy = vec![0, 4 * GIB]);
     let calls = sim.calls().len();
     let error = engine.close().unwrap_err();
-    assert_eq!(error.errno, Errno::EBUSY);
+    assert_eq!((error.errno, left(&error).refused), (Errno::EBUSY, Some(Errno::EBUSY)));
     let still = "; still mapped, until the container itself is closed: IOVA [0x0, 0x3fffffff] and 1 more";
     assert!(error.to_string().ends_with(still), "{error}");
     assert_eq!(held(&sim), [range(0, GIB), range(4 * GIB, GIB)]);

@@ -107,6 +107,23 @@ fn what_is_kept_between_new_neighbours_is_left_out() {
     }
 }
 
+/// A transaction touches two parts of one entry, and only one of them is wanted as before.
+#[test]
+fn an_entry_is_kept_only_if_all_that_was_touched_of_it_is_wanted() {
+    let whole = ram(GIB, 16 * MIB);
+    let parts = [ram(GIB + 2 * MIB, MIB), ram(GIB + 8 * MIB, MIB)];
+    for (gone, same) in [(parts[0], parts[1]), (parts[1], parts[0])] {
+        let (engine, sim) = open(SimConfig::default());
+        transact(&engine, &[], &[whole]).unwrap();
+        assert_eq!(held(&sim).len(), 1);
+        let outcome = transact(&engine, &[gone.range, same.range], &[same]).unwrap();
+        assert_eq!((outcome.kept_entries, outcome.executed.unmap_bytes), (0, 16 * MIB));
+        let (before, after) = whole.range.without(gone.range);
+        let rests = [before, after].map(|rest| rest.map(|rest| (rest.start(), rest.length())).unwrap());
+        assert_eq!(held(&sim), rests, "devices reach what was unmapped");
+    }
+}
+
 #[test]
 fn neighbours_join_only_if_they_are_one_object() {
     let (engine, sim) = open(SimConfig::default());

@@ -254,6 +254,17 @@ fn much_memory_is_let_go_of_in_bounded_calls() {
 }
 
 #[test]
+fn an_engine_that_is_dropped_leaves_nothing() {
+    for rules in [Rules::Type1, Rules::Iommufd] {
+        let (engine, sim) = open(SimConfig { rules, ..SimConfig::default() }, Config::default());
+        scattered(&engine, 3);
+        engine.map_region(ram(GIB, GIB)).unwrap();
+        drop(engine);
+        assert!(sim.mappings().is_empty(), "{rules:?}");
+    }
+}
+
+#[test]
 fn an_ioas_may_have_others_in_it() {
     let (engine, sim) = open(SimConfig { rules: Rules::Iommufd, ..SimConfig::default() }, Config::default());
     scattered(&engine, 100);
@@ -281,6 +292,7 @@ fn a_wrong_number_of_bytes_is_told_at_the_end_too() {
     let calls = sim.calls().len();
     let error = engine.close().unwrap_err();
     assert_eq!(error.kind, ErrorKind::ByteCount { expected: 10 * PAGE, got: 9 * PAGE });
+    assert!(error.unfinished.is_none(), "nobody knows what is still mapped: {error}");
     assert_eq!(
         sim.calls().len(),
         calls + 2,

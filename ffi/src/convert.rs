@@ -330,6 +330,28 @@ mod tests {
 
     #[test]
     #[allow(unsafe_code)]
+    fn flags_of_pages_say_what_they_say() {
+        // SAFETY: all fields of the struct may be zero.
+        let zeros: vfio_fast_pages = unsafe { std::mem::zeroed() };
+        let of = |flags| pages_flags(&vfio_fast_pages { flags, ..zeros });
+        let (write, join) = (VFIO_FAST_REGION_WRITE, VFIO_FAST_REGION_JOIN);
+        assert_eq!(of(0).unwrap(), (Perm::Read, false));
+        assert_eq!(of(write).unwrap(), (Perm::ReadWrite, false));
+        assert_eq!(of(join).unwrap(), (Perm::Read, true));
+        assert_eq!(of(write | join).unwrap(), (Perm::ReadWrite, true));
+        assert_eq!(of(VFIO_FAST_REGION_EXACT).unwrap_err().errno, libc::EOPNOTSUPP);
+    }
+
+    #[test]
+    fn superpages_have_the_numbers_of_the_header() {
+        let all = [Superpages::Unknown, Superpages::Coarse, Superpages::Fine];
+        let numbers = [VFIO_FAST_SUPERPAGES_UNKNOWN, VFIO_FAST_SUPERPAGES_COARSE, VFIO_FAST_SUPERPAGES_FINE];
+        assert_eq!(all.map(superpages), numbers);
+        assert_eq!(all.map(Number::number), numbers.map(u64::from));
+    }
+
+    #[test]
+    #[allow(unsafe_code)]
     fn memory_declared_as_ram_is_reported_before_bars() {
         let at = |start: u64, declared| {
             let region = IovaRange::from_bounds(start, start + 0xfff).unwrap();

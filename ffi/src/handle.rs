@@ -182,3 +182,40 @@ fn log(sink: Option<Sink>, max_level: u32) -> Log {
         _ => Log::none(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A handle on the model, with these flags and this level.
+    fn open(flags: u32, log_level: u32) -> Result<vfio_fast> {
+        // SAFETY: all fields of the struct may be zero.
+        let zeros: vfio_fast_config = unsafe { std::mem::zeroed() };
+        let config = vfio_fast_config {
+            size: size_of::<vfio_fast_config>() as u32,
+            flags,
+            log_level,
+            backend: VFIO_FAST_BACKEND_SIM,
+            container_fd: -1,
+            iommufd_fd: -1,
+            ..zeros
+        };
+        // SAFETY: the configuration points to nothing, and names no open descriptor.
+        vfio_fast::open(unsafe { Settings::read(&raw const config) }?)
+    }
+
+    #[test]
+    fn huge_pages_are_requested_unless_the_caller_says_otherwise() {
+        for (flags, huge_pages) in [(0, true), (VFIO_FAST_CONFIG_NO_HUGEPAGE, false)] {
+            let handle = open(flags, 0).unwrap();
+            let text = format!("{:?}", handle.engine);
+            assert!(text.contains(&format!("huge_pages: {huge_pages}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_most_verbose_level_is_the_last_one() {
+        assert!(open(0, VFIO_FAST_LOG_DEBUG).is_ok());
+        assert!(open(0, VFIO_FAST_LOG_DEBUG + 1).is_err());
+    }
+}

@@ -26,3 +26,17 @@ fn message(payload: &(dyn Any + Send)) -> String {
         _ => "a panic without a message".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_of_a_panic_is_kept() {
+        assert_eq!(caught(|| 1), Ok(1));
+        assert_eq!(caught(|| panic!("fixed")), Err::<(), _>("fixed".to_owned()));
+        assert_eq!(caught(|| panic!("number {}", 1)), Err::<(), _>("number 1".to_owned()));
+        let other = caught(|| std::panic::panic_any(7));
+        assert_eq!(other, Err::<(), _>("a panic without a message".to_owned()));
+    }
+}

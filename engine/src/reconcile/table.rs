@@ -219,12 +219,14 @@ mod tests {
         table.insert(entry(1 << 30, 1 << 30, 7 << 30));
         table.insert(entry(2 << 30, 1 << 21, (9 << 30) + (1 << 21)));
         table.insert(entry(0, 0x1000, 0x5000));
+        // Both addresses have the same offset in their superpages.
+        table.insert(entry((4 << 30) + 0x5000, 0x2000, (9 << 30) + 0x5000));
         assert_eq!(
             table.totals(),
             Totals {
-                bytes: (1 << 30) + (1 << 21) + 0x1000,
-                congruent_2m: (1 << 30) + (1 << 21),
-                congruent_1g: 1 << 30,
+                bytes: (1 << 30) + (1 << 21) + 0x3000,
+                congruent_2m: (1 << 30) + (1 << 21) + 0x2000,
+                congruent_1g: (1 << 30) + 0x2000,
                 leftovers: 0
             }
         );

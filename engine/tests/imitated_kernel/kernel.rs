@@ -39,6 +39,8 @@ pub struct Settings {
     pub api_version: i32,
     /// VFIO_UNMAP_ALL
     pub unmaps_all: bool,
+    /// Whether dirty pages are tracked in the smallest pages of the IOMMU.
+    pub tracks_smallest: bool,
     /// VFIO_UPDATE_VADDR
     pub updates_vaddr: bool,
     /// The errno of IOMMU_IOAS_MAP_FILE, if it fails.
@@ -83,6 +85,7 @@ impl Opened {
         let settings = Settings {
             api_version: 0,
             unmaps_all: true,
+            tracks_smallest: true,
             updates_vaddr: true,
             map_file: None,
             rlimit_mode: Ok(0),
@@ -240,7 +243,8 @@ impl Kernel {
         }
         if let Some(tracking) = self.sim.dirty_tracking().filter(|_| is_type1) {
             let page = self.page()?;
-            let words = [0, page, tracking.max_bytes() / 8 / page];
+            let tracked = if self.settings().tracks_smallest { page } else { page << 1 };
+            let words = [0, tracked, tracking.max_bytes() / 8 / page];
             capabilities.push((vfio::VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, bytes(&words)));
         }
         let avail = limits.entries.map_or(u64::from(u32::MAX), |entries| entries);

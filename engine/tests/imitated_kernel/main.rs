@@ -193,6 +193,13 @@ fn dirty_pages_are_those_that_were_written_to() {
 }
 
 #[test]
+fn dirty_pages_of_another_size_are_not_tracked() {
+    let opened = Opened::new(Kind::Type1, SimConfig::default());
+    opened.set(|settings| settings.tracks_smallest = false);
+    assert!(Type1::open(opened.fd()).unwrap().dirty_tracking().is_none());
+}
+
+#[test]
 fn addresses_are_dropped_and_set() {
     let (opened, backend) = open(Kind::Type1);
     for start in [0, MIB, 2 * MIB] {

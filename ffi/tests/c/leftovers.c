@@ -70,9 +70,22 @@ static void one_failure(void)
     }
 }
 
+/* The handle is freed, and the error says that something is still mapped. */
+static void a_failed_close(void)
+{
+    struct vfio_fast_region r = region(0, 16 * MIB, memory(16 * MIB), VFIO_FAST_REGION_WRITE);
+    struct vfio_fast *vf = with_failure(2, &r);
+
+    CHECK_RC(vfio_fast_close(&vf), -EFAULT);
+    CHECK(vf == NULL);
+    CHECK_TEXT("still mapped, until the container itself is closed");
+    CHECK(failure().op == VFIO_FAST_OP_UNMAP && failure().iova == 0 && failure().length == 16 * MIB);
+}
+
 int main(void)
 {
     no_room_for_the_rest();
     one_failure();
+    a_failed_close();
     return 0;
 }
