@@ -8,16 +8,19 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use common::files::{file_ram, mount, run_in_own_mounts};
+use common::hooked::{Hooked, Hooks};
 use common::memory::{RealMemory, ZeroPages, resident, time_data};
 use common::seccomp::Kernel;
 use common::{UNIT, UNITS, assert_table, hva_of, keeping, range};
 use memfd::MemfdOptions;
 use std::os::fd::AsFd;
-use vfio_fast_engine::backend::PopulatePolicy;
+use vfio_fast_engine::addr::IovaRange;
 use vfio_fast_engine::backend::sim::{Call, Rules, Sim, SimConfig};
+use vfio_fast_engine::backend::{Backend, Mapping, PopulatePolicy};
+use vfio_fast_engine::error::KernelResult;
 use vfio_fast_engine::host_va;
 use vfio_fast_engine::log::Log;
-use vfio_fast_engine::object::{ObjectKind, ObjectRef};
+use vfio_fast_engine::object::{Object, ObjectKind, ObjectRef};
 use vfio_fast_engine::populate::{
     self, CHUNK_BYTES, HostRange, Method, PopulateOptions, Report, SHORT_CHUNK_BYTES,
 };
@@ -130,6 +133,60 @@ fn ram(iova: u64, object: u64) -> Region {
     let hva = unsafe { host_va(hva_of(object, 0)) };
     let (perm, kind, backing) = (Perm::ReadWrite, Kind::Ram, Backing(object));
     Region { range: range(iova, BYTES), hva, perm, kind, backing, join: false, exact: false }
+}
+
+/// Notes how much memory of objects 2 and 3 is present at each call: of a map call, `true`.
+#[derive(Default)]
+struct Noting(Arc<Mutex<Vec<(bool, [u64; 2])>>>);
+
+impl Noting {
+    fn note(&self, maps: bool) {
+        let present = [2, 3].map(|object| resident(hva_of(object, 0), BYTES));
+        self.0.lock().unwrap().push((maps, present));
+    }
+}
+
+impl Hooks for Noting {
+    fn map(&self, kernel: &dyn Backend, mapping: &Mapping, object: Option<Object<'_>>) -> KernelResult<()> {
+        self.note(true);
+        kernel.map(mapping, object)
+    }
+
+    fn unmap(&self, kernel: &dyn Backend, range: IovaRange) -> KernelResult<u64> {
+        self.note(false);
+        kernel.unmap(range)
+    }
+}
+
+/// Devices lose the rest of a cut entry for a moment, which must not take as long as faulting in.
+#[test]
+fn memory_is_there_before_anything_is_unmapped() {
+    let memory = RealMemory::new();
+    for rules in [Rules::Type1, Rules::Iommufd] {
+        for (populate, unmaps) in [
+            (PopulatePolicy::Upfront, false),
+            (PopulatePolicy::Upfront, true),
+            (PopulatePolicy::Overlapped, true),
+        ] {
+            memory.cool();
+            let sim = Sim::new(SimConfig { populate, ..keeping(rules) });
+            let noting = Noting::default();
+            let notes = Arc::clone(&noting.0);
+            let config = Config { threads: 1, ..Config::default() };
+            let engine =
+                Engine::new(Box::new(Hooked { kernel: Box::new(sim), hooks: noting }), config).unwrap();
+            engine.map_region(ram(0, 1)).unwrap();
+            notes.lock().unwrap().clear();
+            engine.begin().unwrap();
+            if unmaps {
+                engine.unmap(range(0, UNIT)).unwrap();
+            }
+            engine.map_region(ram(1 << 40, 2)).unwrap();
+            engine.map_region(ram(2 << 40, 3)).unwrap();
+            engine.commit().unwrap();
+            assert_eq!(notes.lock().unwrap()[0], (!unmaps, [BYTES; 2]), "{rules:?} {populate:?}");
+        }
+    }
 }
 
 /// Without the advice the map calls fault in, and the threads of iommufd share them: the entries are cut.

@@ -300,6 +300,17 @@ fn a_wrong_number_of_bytes_is_told_at_the_end_too() {
     );
 }
 
+/// A list of what is still mapped would be wrong, and everything is unmapped once more.
+#[test]
+fn a_contradicted_close_names_nothing_as_still_mapped() {
+    let (engine, sim) = open(SimConfig::default(), Config::default());
+    engine.map_region(ram(GIB, 8 * GIB)).unwrap();
+    assert!(sim.steal(2 * GIB));
+    let error = engine.close().unwrap_err();
+    assert_eq!(error.kind, ErrorKind::ByteCount { expected: 4 * GIB, got: 3 * GIB });
+    assert!(error.unfinished.is_none() && sim.mappings().is_empty(), "{error}");
+}
+
 #[test]
 fn the_style_of_superpages_and_the_longest_call_are_told() {
     let (engine, sim) = open(SimConfig::default(), Config::default());
