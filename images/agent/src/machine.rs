@@ -71,11 +71,20 @@ pub fn load_modules() -> Result<Vec<String>> {
     Ok(refused)
 }
 
-/// Opens the virtio-serial port of that name, which appears shortly after its driver.
+/// Opens the virtio-serial port of that name for writing. It appears shortly after its driver.
 pub fn open_port(name: &str) -> Result<File> {
+    open_port_with(name, OpenOptions::new().write(true))
+}
+
+/// Opens it for reading.
+pub fn open_port_to_read(name: &str) -> Result<File> {
+    open_port_with(name, OpenOptions::new().read(true))
+}
+
+fn open_port_with(name: &str, options: &OpenOptions) -> Result<File> {
     let what = format!("the virtio-serial port {name}");
     let path = wait_for(&what, PORT_WITHIN, || Ok(Seen::of(find_port(name), || "no such port".to_owned())))?;
-    OpenOptions::new().write(true).open(&path).with_context(|| format!("cannot open {}", path.display()))
+    options.open(&path).with_context(|| format!("cannot open {}", path.display()))
 }
 
 fn find_port(name: &str) -> Option<PathBuf> {

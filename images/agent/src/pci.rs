@@ -33,6 +33,13 @@ impl Device {
 
     /// The only device of that vendor and type.
     pub fn of_type(vendor: u16, device: u16) -> Result<Self> {
+        let mut found = Self::all_of_type(vendor, device)?;
+        ensure!(found.len() == 1, "{} devices are {vendor:04x}:{device:04x}", found.len());
+        found.pop().context("no such device")
+    }
+
+    /// All devices of that vendor and type.
+    pub fn all_of_type(vendor: u16, device: u16) -> Result<Vec<Self>> {
         let is = |path: &Path, file: &str, wanted: u16| {
             let text = fs::read_to_string(path.join(file)).unwrap_or_default();
             text.trim() == format!("{wanted:#06x}")
@@ -41,11 +48,10 @@ impl Device {
         for entry in fs::read_dir(DEVICES)? {
             let path = entry?.path();
             if is(&path, "vendor", vendor) && is(&path, "device", device) {
-                found.push(path);
+                found.push(Self(path));
             }
         }
-        ensure!(found.len() == 1, "{} devices are {vendor:04x}:{device:04x}", found.len());
-        found.pop().map(Self).context("no such device")
+        Ok(found)
     }
 
     /// One of its BARs.

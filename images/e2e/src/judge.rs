@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use vfio_fast_protocol::host::Kernel;
 use vfio_fast_protocol::job::{Firmware, Mode};
-use vfio_fast_protocol::record::{Facts, Start, Traffic};
-use vfio_fast_protocol::spec::ScenarioSpec;
+use vfio_fast_protocol::record::{DEVICE_FAULTS, Facts, Start, Traffic};
+use vfio_fast_protocol::spec::{Program, ScenarioSpec};
 use vfio_fast_protocol::witness;
 
 use super::iommu_trace;
@@ -116,13 +116,18 @@ pub fn one(plan: &ScenarioSpec, mode: Mode, told: RunRecord, folder: &Path) -> R
     if plan.l2_boots {
         logs.extend(["l2-dmesg", "l2-console"]);
     }
+    let page = u64::from(plan.host.page_kib()) << 10;
+    let windows = match plan.program {
+        Program::Conformance => splat::conformance_faults(page),
+        _ => splat::announced_faults(&log_text(folder, DEVICE_FAULTS), page),
+    };
     let read = |name: &str| {
         let mut log = log_text(folder, name);
         if plan.kills_for_memory {
             log = splat::without_memory_kills(&log);
         }
         if plan.device_faults {
-            log = splat::without_wanted_faults(&log, u64::from(plan.host.page_kib()) << 10);
+            log = splat::without_wanted_faults(&log, &windows);
         }
         log
     };

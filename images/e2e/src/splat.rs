@@ -91,12 +91,15 @@ pub fn without_memory_kills(log: &str) -> String {
     kept.join("\n")
 }
 
-/// Where a scenario lets devices fault, by the page of its IOMMU: first and last byte. These are the windows of
-/// `engine/tests/conformance/`, `rest.rs` and `attacks.rs`, and what is next to the first and the last page of the address
-/// spaces of 39, 48 and 64 bits.
-fn wanted_faults(page: u64) -> [(u64, u64); 6] {
+/// First and last byte of where a scenario lets devices fault.
+pub type Window = (u64, u64);
+
+/// Those of the conformance tests, by the page of the IOMMU. These are the windows of `engine/tests/conformance/`,
+/// `rest.rs` and `attacks.rs`, and what is next to the first and the last page of the address spaces of 39, 48 and 64
+/// bits.
+pub fn conformance_faults(page: u64) -> Vec<Window> {
     let from = |start: u64, pages| (start, start + (pages * page - 1));
-    [
+    vec![
         from(0x5a00_0000, 16),
         from(0x5a_0000_0000, 4096),
         from(page, 2),
@@ -123,10 +126,14 @@ fn last_number(line: &str) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
-/// A log of the kernel or of the emulator without their reports of faults that a scenario causes, where the IOMMU's pages
-/// have that many bytes.
-pub fn without_wanted_faults(log: &str, page: u64) -> String {
-    let windows = wanted_faults(page);
+/// The pages of that many bytes that a scenario has announced in a log. A line that is no address announces nothing.
+pub fn announced_faults(log: &str, page: u64) -> Vec<Window> {
+    let address = |line: &str| u64::from_str_radix(line.trim().strip_prefix("0x")?, 16).ok();
+    log.lines().filter_map(address).map(|at| (at, at + (page - 1))).collect()
+}
+
+/// A log of the kernel or of the emulator without their reports of faults in these windows.
+pub fn without_wanted_faults(log: &str, windows: &[Window]) -> String {
     let is_wanted = |address| windows.iter().any(|(first, last)| (*first..=*last).contains(&address));
     let is_wanted_fault =
         |line: &str| BEFORE_ADDRESS.iter().filter_map(|before| number(line, before)).any(is_wanted);
@@ -264,7 +271,7 @@ mod tests {
             let words: String = words.into_iter().map(word).collect();
             format!("<6> arm-smmu-v3 9050000.smmuv3: event 0x10 received:\n<6> of another driver\n{words}")
         };
-        let left = |log: &str, page| scan("l1", &without_wanted_faults(log, page)).len();
+        let left = |log: &str, page| scan("l1", &without_wanted_faults(log, &conformance_faults(page))).len();
         for tab in ["\t", "\\x09"] {
             let both = format!("{CLEAN}{}{}", event(tab, 0x5a00_2000), event(tab, 0x5b00_2000));
             assert_eq!((scan("l1", &both).len(), left(&both, 4096)), (2, 1));
@@ -274,6 +281,20 @@ mod tests {
             let cut: Vec<&str> = both.lines().take(CLEAN.lines().count() + 4).collect();
             assert_eq!(left(&cut.join("\n"), 4096), 1);
         }
+    }
+
+    #[test]
+    fn faults_are_wanted_where_they_were_announced() {
+        let windows = announced_faults("0x20000000\n0xfffffffffffff000\nnone\n", 4096);
+        assert_eq!(windows, [(0x2000_0000, 0x2000_0fff), (u64::MAX - 0xfff, u64::MAX)]);
+        let fault = |at: &str| {
+            format!(
+                "{CLEAN}<3> DMAR: DRHD: handling fault status reg 2\n\
+                 <3> DMAR: [DMA Read NO_PASID] Request device [00:04.0] fault addr {at} [fault reason 0x06] PTE\n"
+            )
+        };
+        let left = |at: &str| scan("l1", &without_wanted_faults(&fault(at), &windows)).len();
+        assert_eq!((left("0x20000000"), left("0x20001000"), left("0x1ffff000")), (0, 2, 2));
     }
 
     #[test]
@@ -290,17 +311,19 @@ mod tests {
                 <3> virtio_iommu virtio0: page fault from EP 32 at {address} [W]\n"
             )
         };
-        let found = |log: &str| (scan("l1", log).len(), scan("l1", &without_wanted_faults(log, 4096)).len());
+        let windows = conformance_faults(4096);
+        let found =
+            |log: &str| (scan("l1", log).len(), scan("l1", &without_wanted_faults(log, &windows)).len());
         assert_eq!(wanted.map(|address| found(&faults(address))), [(4, 0); 6]);
         assert_eq!(other.map(|address| found(&faults(address))), [(4, 4); 7]);
         let log = "vtd_iommu_translate: detected translation failure (dev=00:04:00, iova=0x5a000000)\n";
         assert_eq!(
-            (scan_emulator(log).len(), scan_emulator(&without_wanted_faults(log, 4096)).len()),
+            (scan_emulator(log).len(), scan_emulator(&without_wanted_faults(log, &windows)).len()),
             (1, 0)
         );
         let log = "virtio_iommu_translate permission error on 0x5a006e0000(2): allowed=1\n";
         assert_eq!(
-            (scan_emulator(log).len(), scan_emulator(&without_wanted_faults(log, 4096)).len()),
+            (scan_emulator(log).len(), scan_emulator(&without_wanted_faults(log, &windows)).len()),
             (1, 0)
         );
         let log = "qemu-system-x86_64: vtd_iova_to_slpte: detected slpte permission error (iova=0x1000)\n";

@@ -21,6 +21,8 @@ pub enum L2Job {
     /// Lets a device write to memory, and compares once it was migrated. The seed is that of the memory that the device
     /// does not write to.
     Migration { seed: u64 },
+    /// Lets `edu` devices access what L1 orders. The seed is that of the bytes.
+    Attack { seed: u64 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +68,7 @@ mod tests {
             L2Job::Stream(disk),
             L2Job::Peer { image_seed: 1, write_seed: 2 },
             L2Job::Migration { seed: 3 },
+            L2Job::Attack { seed: 4 },
         ] {
             let option = job.to_option();
             assert!(!option.contains(char::is_whitespace), "{option}");

@@ -4,6 +4,7 @@
 //!
 //! Kernel options, ports and files of the machines begin with `vft`, which stands for vfio-fast test.
 
+pub mod attack;
 pub mod bar_layout;
 pub mod bench;
 pub mod checks;

@@ -12,6 +12,9 @@ pub const HEARTBEAT_MS: u64 = 2000;
 /// Name of the virtio-serial port the events of L2 leave through.
 pub const L2_PORT: &str = "vft.events";
 
+/// The log of the pages where a scenario lets the IOMMU report faults, one address per line.
+pub const DEVICE_FAULTS: &str = "device-faults";
+
 /// What L1 reports to the host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -278,6 +281,12 @@ pub enum Event {
         first_lost: Option<u64>,
         /// Words elsewhere that are not what L2 wrote before the migration.
         changed: u64,
+    },
+    /// An order of that number was carried out.
+    Attacked {
+        order: u64,
+        /// What each access has read, if it reads.
+        found: Vec<Vec<u8>>,
     },
     /// A message of L2's kernel, from /dev/kmsg.
     Dmesg {

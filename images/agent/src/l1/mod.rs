@@ -1,6 +1,7 @@
 //! L1: hands devices to vfio-pci, runs QEMU, and judges what it maps.
 
 mod apparmor;
+mod attacker;
 mod bus_master;
 mod cgroups;
 mod checks;

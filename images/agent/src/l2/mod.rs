@@ -1,7 +1,9 @@
 //! L2: real DMA. Reads the known image through the passthrough disk and compares it, writes data
 //! the host compares later, and does so into memory spread over all of L2.
 
+mod attack;
 mod disk;
+mod edu;
 mod migration;
 mod mmio;
 mod peer;
@@ -32,6 +34,7 @@ pub fn run(options: &BTreeMap<String, String>) -> Result<()> {
         L2Job::Read(job) => disk::read(job, &mut port).map(|()| 0),
         L2Job::Peer { image_seed, write_seed } => peer::work(*image_seed, *write_seed, &mut port),
         L2Job::Migration { seed } => migration::work(*seed, &mut port),
+        L2Job::Attack { seed } => attack::work(*seed, &mut port, |port| send_messages(&mut messages, port)),
     };
     send_messages(&mut messages, &mut port)?;
     match outcome {

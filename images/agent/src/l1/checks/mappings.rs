@@ -99,6 +99,15 @@ pub fn compare(
 /// address space `space`. See above for its price.
 pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, check: impl CheckName) -> Result<()> {
     let (rows, mapped) = flat_view_rows(lab, vm, space, &check)?;
+    let printed = reachable(lab, &rows);
+    let seen = format!("{} rows, {} mappings, the same memory", rows.len(), mapped.len());
+    let problems = ranges::differences("printed", printed, "mapped", mapped);
+    lab.report.check(check, &problems, &seen);
+    Ok(())
+}
+
+/// What devices may reach of the rows of a flat view.
+pub fn reachable<'a>(lab: &Lab, rows: impl IntoIterator<Item = &'a Row>) -> Vec<Reach> {
     let small = |row: &Row| {
         row.bar().is_some_and(|(device, n)| Device::at(device).bar(n).is_ok_and(|bar| bar.bytes < PAGE))
     };
@@ -107,11 +116,7 @@ pub fn flat_view(lab: &Lab, vm: &mut Vm, space: &str, check: impl CheckName) -> 
         (Container::Iommufd, true) => !small(row),
         (Container::Iommufd, false) => !row.is_device(),
     };
-    let printed: Vec<Reach> = rows.iter().filter(mappable).filter_map(Row::reach).collect();
-    let seen = format!("{} rows, {} mappings, the same memory", rows.len(), mapped.len());
-    let problems = ranges::differences("printed", printed, "mapped", mapped);
-    lab.report.check(check, &problems, &seen);
-    Ok(())
+    rows.into_iter().filter(mappable).filter_map(Row::reach).collect()
 }
 
 /// The moment that a check is about: the end of its name.

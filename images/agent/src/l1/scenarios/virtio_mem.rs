@@ -152,6 +152,10 @@ impl Region {
         Ok(Self { address })
     }
 
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+
     fn contains(&self, address: u64) -> bool {
         (self.address..self.address + MAX_MIB * MIB).contains(&address)
     }
