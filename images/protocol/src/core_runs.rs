@@ -65,6 +65,7 @@ const RUNS: &[(&str, &[Mode])] = &[
     ("replaced-intel-debian", FAST),
     ("rust-example-intel-debian", FAST),
     ("soak-intel-debian", FAST),
+    ("soak-viommu-intel-debian", FAST),
     ("viommu-intel-debian", FAST),
     ("viommu-intel-newest-iommufd", FAST),
     ("virtio-mem-intel-debian", FAST),

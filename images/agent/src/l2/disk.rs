@@ -85,14 +85,15 @@ pub fn stream(
     port: &mut File,
     mut between: impl FnMut(&mut File) -> Result<()>,
 ) -> Result<u64> {
-    const BYTES: u64 = 4 << 20;
+    const MOST: u64 = 4 << 20;
+    let bytes = ((job.disk_mib << 20) / 2).min(MOST);
     let disk = open(FIRST)?;
     let mut memory = Memory::of(job);
     send(port, &Event::Up { boot: 0 })?;
     let mut seed = job.write_seed;
     loop {
-        memory.write(&disk, seed, 0, BYTES)?;
-        let moved = memory.verify(&disk, seed, 0, BYTES)?;
+        memory.write(&disk, seed, 0, bytes)?;
+        let moved = memory.verify(&disk, seed, 0, bytes)?;
         send(port, &moved)?;
         between(port)?;
         seed = seed.wrapping_add(1);

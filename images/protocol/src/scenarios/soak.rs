@@ -15,7 +15,8 @@ checks! {
     NoThreadsThroughout,
     EverythingHappened,
     WitnessesAgree,
-    StatsAgree if |run| run.is_fast(),
+    // With an IOMMU of the guest's, each device has a container, and the second one's is gone in the end.
+    StatsAgree if |run| run.is_fast() && run.spec.scenario == NAME,
     NothingLeft,
 }
 

@@ -149,6 +149,11 @@ impl Call {
         self.cmd == DESTROY && self.ret == 0
     }
 
+    /// Whether something that holds mappings was made here: a container's IOMMU, or an IOAS.
+    pub fn makes_space(&self) -> bool {
+        self.sets_iommu() || self.cmd == IOAS_ALLOC && self.ret == 0
+    }
+
     /// Whether a container got its IOMMU, and its first group a domain, here.
     pub fn sets_iommu(&self) -> bool {
         self.cmd == SET_IOMMU && self.ret == 0

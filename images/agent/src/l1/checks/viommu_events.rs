@@ -61,26 +61,57 @@ pub struct Comparison {
 
 /// Compares QEMU's trace of events with the ioctls that it made.
 pub fn compare(trace: &str, calls: &[Call]) -> Result<Comparison> {
-    let distances = witness::memory_distances(calls);
-    let mut state = State { events: events(trace)?, ..State::default() };
-    for (n, call) in calls.iter().enumerate() {
-        if call.gives_memory() {
-            state.memory = witness::guest_memory(&calls[..=n]);
-        } else if call.is_map() && distances.contains(&call.distance()) {
-            state.map_section(call);
-        } else if call.is_map() {
-            state.map(call);
-        } else if call.unmapped() && call.out > 0 {
-            state.unmap(call);
+    let mut follower = Follower::default();
+    follower.follow(trace, calls)?;
+    Ok(follower.state.seen)
+}
+
+/// Compares events with ioctls from time to time, while no event waits for its ioctl.
+#[derive(Default)]
+pub struct Follower {
+    state: State,
+    /// How much of the trace and of the calls was compared.
+    traced: usize,
+    called: usize,
+}
+
+impl Follower {
+    /// How many maps and unmaps were compared.
+    pub fn counts(&self) -> String {
+        let Comparison { maps, unmaps, other, .. } = &self.state.seen;
+        format!("{maps} maps, {unmaps} unmaps, {other} others")
+    }
+
+    /// Compares what is new in the trace and among the calls, both of which are given from their beginning.
+    pub fn follow(&mut self, trace: &str, calls: &[Call]) -> Result<&mut Comparison> {
+        let distances = witness::memory_distances(calls);
+        let (state, traced, called) = (&mut self.state, self.traced, self.called);
+        (self.traced, self.called) = (trace.len(), calls.len());
+        state.events.drain(..std::mem::take(&mut state.next));
+        state.events.extend(events(&trace[traced..])?);
+        for call in &calls[called..] {
+            if call.gives_memory() {
+                state.given.push(call.clone());
+                state.memory = witness::guest_memory(&state.given);
+            } else if call.makes_space() {
+                // Large pieces may be of a device for which nothing was ever mapped.
+                state.held.entry(call.space()).or_default();
+            } else if call.is_map() && distances.contains(&call.distance()) {
+                state.map_section(call);
+            } else if call.is_map() {
+                state.map(call);
+            } else if call.unmapped() && call.out > 0 {
+                state.unmap(call);
+            }
         }
+        state.skip();
+        state.done();
+        if let Some(event) = state.events.get(state.next) {
+            state.problem(&format!("nothing was made of {event:x?}"));
+        }
+        state.seen.problems.truncate(5);
+        Ok(&mut state.seen)
     }
-    state.skip();
-    state.done();
-    if let Some(event) = state.events.get(state.next) {
-        state.seen.problems.push(format!("nothing was made of {event:x?}"));
-    }
-    state.seen.problems.truncate(5);
-    Ok(state.seen)
 }
 
 /// Compares only the maps, by address and size and in order: what QEMU's AMD IOMMU traces does not name a page table.
@@ -108,6 +139,8 @@ struct State {
     /// What events have mapped, and the sizes.
     held: BTreeMap<Space, BTreeMap<u64, u64>>,
     domains: BTreeMap<u64, Space>,
+    /// The calls that gave memory to KVM, and what it has.
+    given: Vec<Call>,
     memory: MappingSet,
     seen: Comparison,
 }
@@ -282,6 +315,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_new_is_compared() {
+        let mut follower = Follower::default();
+        let (mut trace, mut lines) = (String::new(), START.to_owned());
+        for (events, calls) in [(MAPS, MAP), (UNMAPS, UNMAP), ("", ""), (MAPS, MAP)] {
+            trace.push_str(events);
+            lines.push_str(calls);
+            let seen = follower.follow(&trace, &witness::parse(&lines).unwrap()).unwrap();
+            assert!(seen.problems.is_empty(), "{seen:?}");
+        }
+        assert_eq!((follower.state.seen.maps, follower.state.seen.unmaps), (2, 1));
+        trace.push_str(UNMAPS);
+        assert_eq!(follower.follow(&trace, &witness::parse(&lines).unwrap()).unwrap().problems.len(), 1);
+    }
+
+    #[test]
     fn maps_alone_are_compared() {
         let problems = |trace: &str, calls: &str| {
             let calls = witness::parse(&format!("{START}{calls}")).unwrap();
@@ -307,6 +355,9 @@ mod tests {
         wrong(&[MAPS], &[&MAP.replace("1000 3", "1000 1")]);
         wrong(&[MAPS, UNMAPS], &[MAP, &UNMAP.replace("fffff000 1000", "ffffe000 2000")]);
         wrong(&[MAPS, PIECE], &[MAP]);
+        // Of another container everything goes that was never mapped there.
+        const OTHER: &str = "3b66 b 0 0 0 0 0 0 0 1 1 7 0\n";
+        assert!(compared(&[MAPS, PIECE], &[OTHER, MAP]).problems.is_empty());
         // In another container than before.
         wrong(&[MAPS, MAPS], &[MAP, &MAP.replace("3b71 9", "3b71 b")]);
     }

@@ -1,5 +1,8 @@
 //! Memory devices, blocks of a memory device, and a second device come and go in random order, and the guest is stopped and
 //! reset, while its disk moves data. After each step the kernel has to hold exactly the guest's memory.
+//!
+//! With an IOMMU of its own, the guest decides itself what its disk reaches. Then each map and unmap has to be one that the
+//! guest has asked for.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,10 +13,12 @@ use vfio_fast_protocol::job::{Container, Mode};
 use vfio_fast_protocol::l2_job::L2Job;
 use vfio_fast_protocol::record::{Event, Record};
 use vfio_fast_protocol::scenarios::soak::Check;
+use vfio_fast_protocol::witness::{self, MappingSet};
 
 use super::hotplug;
 use super::virtio_mem::{self, BLOCK, MIB, Region};
 use crate::l1::checks::mappings::Compared;
+use crate::l1::checks::viommu_events::{Follower, TRACED};
 use crate::l1::checks::{count, exit, mappings};
 use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
@@ -27,8 +32,12 @@ const DIMM_MIB: u64 = 128;
 const DIMMS: usize = 3;
 /// The maximum of the virtio-mem device.
 const BLOCKS_MIB: u64 = 256;
+/// Options of a kernel that unmaps at once what its devices have used.
+const IN_SINGLE_PAGES: &str = "intel_iommu=on iommu=nopt iommu.strict=1";
 /// Transfers of data after each step.
 const TRANSFERS: u64 = 2;
+/// More than an IOMMU of the guest's ever maps of its memory at the same time. RAM is larger.
+const FEW: u64 = 16 * MIB;
 /// Every step has to be made that often, however short the run is.
 const AT_LEAST: u32 = 1;
 
@@ -74,6 +83,8 @@ struct Soak<'a> {
     lab: &'a Lab,
     vm: Vm,
     region: Region,
+    /// Compares what the guest's IOMMU is asked for with what is mapped, if the guest has one.
+    viommu: Option<Follower>,
     numbers: Numbers,
     /// The memory devices that are plugged, by number.
     dimms: Vec<u64>,
@@ -89,10 +100,25 @@ struct Soak<'a> {
 }
 
 pub fn run(lab: &Lab) -> Result<()> {
+    with(lab, None)
+}
+
+/// The same, with an IOMMU of the guest's if it is followed.
+pub fn with(lab: &Lab, viommu: Option<Follower>) -> Result<()> {
     let pinned = exit::pinned_pages()?;
     let share = if lab.job.container == Container::Iommufd { "on" } else { "off" };
-    let line = CommandLine::new(lab)
-        .q35("", &format!(",slots={},maxmem=8G", DIMMS + 1))
+    let memory = format!(",slots={},maxmem=8G", DIMMS + 1);
+    let line = CommandLine::new(lab);
+    let (line, options) = match viommu {
+        None => (line.q35("", &memory), ""),
+        Some(_) => {
+            let line = line.q35(",kernel-irqchip=split", &memory);
+            (line.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]), IN_SINGLE_PAGES)
+        }
+    };
+    let mut traced = vec!["virtio_mem_*"];
+    traced.extend(viommu.iter().flat_map(|_| TRACED));
+    let line = line
         .args([
             "-object",
             &format!("memory-backend-ram,id=blocks,size={BLOCKS_MIB}M,reserve=off,share={share}"),
@@ -103,9 +129,12 @@ pub fn run(lab: &Lab) -> Result<()> {
         ])
         .root_port(1)
         .device(0, "dut")
-        .trace(&["virtio_mem_*"])
+        .trace(&traced)
         // Memory that is unplugged later must hold nothing that cannot move.
-        .linux(&L2Job::Stream(lab.disk_job(lab.job.l2_memory_mib / 2)), "memhp_default_state=online_movable");
+        .linux(
+            &L2Job::Stream(lab.disk_job(lab.job.l2_memory_mib / 2)),
+            &format!("memhp_default_state=online_movable {options}"),
+        );
     let mut vm = Vm::start(lab, &line)?;
     let region = Region::of(&mut vm)?;
     vm.qmp.run("cont", json!({}))?;
@@ -114,6 +143,7 @@ pub fn run(lab: &Lab) -> Result<()> {
         lab,
         vm,
         region,
+        viommu,
         numbers,
         dimms: Vec::new(),
         dimms_made: 0,
@@ -218,12 +248,33 @@ impl Soak<'_> {
         mappings::compare(self.lab, &mut self.vm, 1, |memory| self.region.without_unplugged(memory, &plugged))
     }
 
+    /// What is wrong with what is mapped.
+    fn problems(&mut self) -> Result<Vec<String>> {
+        let Some(follower) = &mut self.viommu else { return Ok(self.compare()?.problems) };
+        let (trace, calls) =
+            mappings::quietly(&mut self.vm, |vm| Ok((qemu_trace::text()?, vm.witnessed()?)))?;
+        let mut problems = std::mem::take(&mut follower.follow(&trace, &calls)?.problems);
+        let bytes: u64 = witness::replay(&calls)?.values().flatten().map(|(_, held)| held.size).sum();
+        if bytes >= FEW {
+            problems.push(format!("{bytes} bytes are mapped although the guest's IOMMU is on"));
+        }
+        Ok(problems)
+    }
+
+    /// What has to be mapped in the end. Only the guest's driver knows what it wants mapped, so what is mapped stands for
+    /// it.
+    fn wanted(&mut self) -> Result<MappingSet> {
+        if self.viommu.is_none() {
+            return Ok(self.compare()?.wanted);
+        }
+        Ok(witness::replay(&self.vm.witnessed()?)?.into_values().next().unwrap_or_default())
+    }
+
     /// Notes what is wrong after a step.
     fn look(&mut self, step: Step) -> Result<()> {
-        let compared = self.compare()?;
+        let problems = self.problems()?;
         let times = self.happened[&step];
-        self.wrong
-            .extend(compared.problems.into_iter().map(|problem| format!("{step:?} {times}: {problem}")));
+        self.wrong.extend(problems.into_iter().map(|problem| format!("{step:?} {times}: {problem}")));
         let threads = proc::threads(self.vm.pid)?;
         let ours = threads.iter().filter(|thread| thread.is_of_library());
         self.threads.extend(ours.map(|thread| format!("{step:?} {times}: thread {} is alive", thread.name)));
@@ -247,7 +298,9 @@ impl Soak<'_> {
         let (lab, happened) = (self.lab, format!("{:?}", self.happened));
         self.wrong.truncate(20);
         self.threads.truncate(20);
-        lab.report.check(Check::MappingsThroughout, &self.wrong, &happened);
+        let maps = self.viommu.as_ref().map(|follower| format!(", {}", follower.counts()));
+        let seen = format!("{happened}{}", maps.unwrap_or_default());
+        lab.report.check(Check::MappingsThroughout, &self.wrong, &seen);
         lab.report.check(Check::NoThreadsThroughout, &self.threads, "none after any step");
         let steps: u32 = self.happened.values().sum();
         let all = self.transfers == TRANSFERS * u64::from(steps + 1);
@@ -260,10 +313,13 @@ impl Soak<'_> {
 
     fn finish(mut self, pinned: u64) -> Result<()> {
         let lab = self.lab;
-        let wanted = self.compare()?.wanted;
+        // A guest with an IOMMU maps and unmaps as long as it runs.
+        self.command("stop", json!({}))?;
+        let wanted = self.wanted()?;
         let mut facts = count::facts(&self.vm, &wanted)?;
         count::witnesses_agree(lab, &self.vm, &facts, Check::WitnessesAgree)?;
-        if lab.job.mode == Mode::Fast {
+        // What was mapped for the second device is counted in the library of another container then.
+        if lab.job.mode == Mode::Fast && self.viommu.is_none() {
             count::stats_agree(lab, &mut self.vm, &mut facts, Check::StatsAgree)?;
         }
         lab.report.send(&Record::Facts(facts));
