@@ -18,9 +18,9 @@ pub enum L2Job {
     Read(DiskJob),
     /// Moves data between L2's memory and a BAR, through another device.
     Peer { image_seed: u64, write_seed: u64 },
-    /// Lets a device write to memory, and compares once it was migrated. The seed is that of the memory that the device
-    /// does not write to.
-    Migration { seed: u64 },
+    /// Lets a device write to memory, and compares each time that it was migrated, so many times. The seed is that of the
+    /// memory that the device does not write to.
+    Migration { seed: u64, times: u32 },
     /// Lets `edu` devices access what L1 orders. The seed is that of the bytes.
     Attack { seed: u64 },
 }
@@ -67,7 +67,7 @@ mod tests {
             L2Job::Disk(disk.clone()),
             L2Job::Stream(disk),
             L2Job::Peer { image_seed: 1, write_seed: 2 },
-            L2Job::Migration { seed: 3 },
+            L2Job::Migration { seed: 3, times: 1 },
             L2Job::Attack { seed: 4 },
         ] {
             let option = job.to_option();

@@ -30,11 +30,9 @@ const BUSY: usize = 4 << 20;
 /// The device has to go on for so long at the destination: every page is written to again.
 const FURTHER: u32 = 4 * PAGES as u32;
 
-/// Starts the device, waits until it is another one, stops that and compares.
-pub fn work(seed: u64, port: &mut File) -> Result<u64> {
+/// Starts the device, waits so many times until it is another one, and each time stops that, compares, and starts it again.
+pub fn work(seed: u64, times: u32, port: &mut File) -> Result<u64> {
     send(port, &Event::Up { boot: 0 })?;
-    let mut pattern = vec![0; PATTERN];
-    test_data::fill(seed, 0, &mut pattern);
     machine::set("/proc/sys/vm/nr_hugepages", "1")?;
     let buffer = Window::huge(BUFFER)?;
     for page in unwritten() {
@@ -46,20 +44,40 @@ pub fn work(seed: u64, port: &mut File) -> Result<u64> {
     let device = Writer(Device::of_type(0x4348, 0x3253)?.open_config()?);
     device.start(at)?;
     let written = device.wait(2 * PAGES as u32)?;
-    send(port, &Event::Writing { at, pages: PAGES as u64, written: written.into() })?;
-
     let mut busy = vec![0u8; BUSY];
-    wait_for("a migration", WITHIN, || {
-        busy.iter_mut().step_by(PAGE).for_each(|byte| *byte = byte.wrapping_add(1));
-        hint::black_box(&mut busy);
-        let moves = device.read(Writer::MOVES)?;
-        Ok(Seen::of((moves > 0).then_some(()), || "the device was never loaded".to_owned()))
-    })?;
-    let loaded = device.read(Writer::LOADED)?;
-    device.wait(loaded + FURTHER)?;
-    let written = device.stop()?;
-    ensure!(physical_address(&pagemap, buffer.address())? == at, "the buffer has moved");
+    for time in 0..times {
+        // Memory that is plugged by now is used first.
+        let mut pattern = vec![0; PATTERN];
+        test_data::fill(seed, 0, &mut pattern);
+        if time == 0 {
+            send(port, &Event::Writing { at, pages: PAGES as u64, written: written.into() })?;
+        } else {
+            device.go_on()?;
+        }
+        wait_for("a migration", WITHIN, || {
+            busy.iter_mut().step_by(PAGE).for_each(|byte| *byte = byte.wrapping_add(1));
+            hint::black_box(&mut busy);
+            let moves = device.read(Writer::MOVES)?;
+            Ok(Seen::of((moves > time).then_some(()), || format!("loaded {moves} times")))
+        })?;
+        let loaded = device.read(Writer::LOADED)?;
+        device.wait(loaded + FURTHER)?;
+        let written = device.stop()?;
+        ensure!(physical_address(&pagemap, buffer.address())? == at, "the buffer has moved");
+        send(port, &compared(seed, at, &buffer, &pattern, (loaded, written))?)?;
+    }
+    Ok(0)
+}
 
+/// Compares what the device and L2 itself have written with what is there. The device had written so often when it was
+/// loaded, and when it was stopped.
+fn compared(
+    seed: u64,
+    at: u64,
+    buffer: &Window,
+    pattern: &[u8],
+    (loaded, written): (u32, u32),
+) -> Result<Event> {
     let mut lost = Vec::new();
     for page in 0..PAGES {
         for word in 0..PAGE / WORD {
@@ -69,16 +87,20 @@ pub fn work(seed: u64, port: &mut File) -> Result<u64> {
             }
         }
     }
-    let mut changed = differences(seed, &pattern);
+    let mut changed = differences(seed, pattern);
     for page in unwritten() {
         let mut now = [0; PAGE];
         buffer.load_at(page * PAGE, &mut now)?;
         changed += differences(seed ^ page as u64, &now);
     }
     let (loaded, written) = (loaded.into(), written.into());
-    let first_lost = lost.first().copied();
-    send(port, &Event::Migrated { loaded, written, lost: lost.len() as u64, first_lost, changed })?;
-    Ok(0)
+    Ok(Event::Migrated {
+        loaded,
+        written,
+        lost: lost.len() as u64,
+        first_lost: lost.first().copied(),
+        changed,
+    })
 }
 
 /// The pages of the buffer that the device leaves alone.
@@ -128,6 +150,10 @@ impl Writer {
         self.write(Self::BASE_LOW, at as u32)?;
         self.write(Self::BASE_HIGH, (at >> 32) as u32)?;
         self.write(Self::PAGES, PAGES as u32)?;
+        self.go_on()
+    }
+
+    fn go_on(&self) -> Result<()> {
         self.write(Self::RUN, 1)
     }
 

@@ -33,7 +33,7 @@ pub fn run(options: &BTreeMap<String, String>) -> Result<()> {
         L2Job::Stream(job) => disk::stream(job, &mut port, |port| send_messages(&mut messages, port)),
         L2Job::Read(job) => disk::read(job, &mut port).map(|()| 0),
         L2Job::Peer { image_seed, write_seed } => peer::work(*image_seed, *write_seed, &mut port),
-        L2Job::Migration { seed } => migration::work(*seed, &mut port),
+        L2Job::Migration { seed, times } => migration::work(*seed, *times, &mut port),
         L2Job::Attack { seed } => attack::work(*seed, &mut port, |port| send_messages(&mut messages, port)),
     };
     send_messages(&mut messages, &mut port)?;

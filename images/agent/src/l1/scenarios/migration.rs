@@ -25,15 +25,15 @@ use crate::wait::{Seen, wait_for};
 const SOURCE: &str = "5c0e3a52-0000-4000-8000-000000000001";
 const DESTINATION: &str = "5c0e3a52-0000-4000-8000-000000000002";
 /// The kernel's sample does not let KVM handle its interrupts.
-const MIGRATABLE: &str = "enable-migration=on,x-no-kvm-intx=on";
-const SOCKET: &str = "unix:/run/migration";
+pub(super) const MIGRATABLE: &str = "enable-migration=on,x-no-kvm-intx=on";
+pub(super) const SOCKET: &str = "unix:/run/migration";
 /// How often QEMU looks for dirty pages before it may stop L2.
 const ROUNDS: u64 = 6;
 /// Bytes sent each second, and milliseconds that L2 may stand still: too little for what L2 writes to meanwhile, so
 /// QEMU does not stop L2.
 const SLOW: (u64, u64) = (32 << 20, 1);
 /// Enough for that.
-const QUICK: (u64, u64) = (1 << 30, 10_000);
+pub(super) const QUICK: (u64, u64) = (1 << 30, 10_000);
 
 pub fn run(lab: &Lab) -> Result<()> {
     let pinned = exit::pinned_pages()?;
@@ -73,10 +73,10 @@ fn line<'a>(lab: &'a Lab, files: QemuFiles, uuid: &str) -> Result<CommandLine<'a
     Ok(CommandLine::with_files(lab, files)
         .q35("", "")
         .args(["-device", &format!("vfio-pci,id=dut,sysfsdev={folder},{MIGRATABLE}{properties}")])
-        .linux(&L2Job::Migration { seed: lab.job.write_seed }, ""))
+        .linux(&L2Job::Migration { seed: lab.job.write_seed, times: 1 }, ""))
 }
 
-fn limit(vm: &mut Vm, (bytes, ms): (u64, u64)) -> Result<()> {
+pub(super) fn limit(vm: &mut Vm, (bytes, ms): (u64, u64)) -> Result<()> {
     let limits = json!({ "max-bandwidth": bytes, "downtime-limit": ms });
     vm.qmp.run("migrate-set-parameters", limits).map(drop)
 }
@@ -100,7 +100,7 @@ fn cancel(lab: &Lab, vm: &mut Vm) -> Result<()> {
 
 /// Waits for the end of a migration; returns how often QEMU looked for dirty pages. After `slow` times, the limits are
 /// lifted.
-fn migrated(lab: &Lab, vm: &mut Vm, mut slow: Option<u64>) -> Result<u64> {
+pub(super) fn migrated(lab: &Lab, vm: &mut Vm, mut slow: Option<u64>) -> Result<u64> {
     wait_for("the end of the migration", lab.wait(), || {
         let state = vm.qmp.run("query-migrate", json!({}))?;
         ensure!(
