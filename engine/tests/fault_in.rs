@@ -135,9 +135,12 @@ fn ram(iova: u64, object: u64) -> Region {
     Region { range: range(iova, BYTES), hva, perm, kind, backing, join: false, exact: false }
 }
 
-/// Notes how much memory of objects 2 and 3 is present at each call: of a map call, `true`.
+/// A call: whether it maps, and how much memory of objects 2 and 3 was present.
+type Note = (bool, [u64; 2]);
+
+/// Notes each call.
 #[derive(Default)]
-struct Noting(Arc<Mutex<Vec<(bool, [u64; 2])>>>);
+struct Noting(Arc<Mutex<Vec<Note>>>);
 
 impl Noting {
     fn note(&self, maps: bool) {

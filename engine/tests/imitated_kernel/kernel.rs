@@ -1,5 +1,6 @@
 //! A kernel with VFIO and iommufd, as far as the library calls it: this program's own `ioctl`, which takes the place of
 //! the C library's, and answers by the rules of the model. What is no descriptor of [`Opened`] goes to the real kernel.
+#![allow(clippy::multiple_unsafe_ops_per_block, reason = "the fields of one argument, for one reason")]
 
 use std::collections::BTreeMap;
 use std::fs::File;
