@@ -65,6 +65,41 @@ fn what_cannot_be_mapped_again_is_an_error() {
     assert!(!engine.info().poisoned);
 }
 
+/// A part of an entry is no longer wanted, and stays mapped because its rests would be an entry too many. If such an
+/// entry were unmapped, what is wanted of it could not be mapped again.
+#[test]
+fn nothing_is_unmapped_that_does_not_fit_again() {
+    let (engine, sim) = open(SimConfig { dma_avail: 1, ..SimConfig::default() });
+    let low = ram(0, 4 * MIB);
+    engine.map_region(low).unwrap();
+    assert_eq!(engine.unmap(common::range(MIB, MIB)).unwrap_err().errno, Errno::ENOSPC);
+    let (entries, mappings) = (engine.entries(), sim.mappings());
+
+    let error = engine.remap(low.hva, PAGE).unwrap_err();
+    assert_eq!((error.errno, error.needed_and_available()), (Errno::ENOSPC, Some((2, 1))), "{error}");
+    assert_eq!((engine.entries(), sim.mappings()), (entries, mappings), "it had to stay");
+    assert_eq!(engine.info().missing_bytes, 0);
+
+    sim.reconfigure(|config| config.dma_avail = 2);
+    assert_eq!(engine.remap(low.hva, PAGE).unwrap(), 3 * MIB);
+    assert_eq!(sim.mappings().len(), 2);
+    assert_eq!(engine.info().leftover_entries, 0);
+}
+
+#[test]
+fn nothing_is_unmapped_that_a_lower_limit_of_locked_memory_refuses() {
+    let (engine, sim) = open(SimConfig { memlock_limit: Some(16 * MIB), ..SimConfig::default() });
+    let low = ram(0, 8 * MIB);
+    engine.map_region(low).unwrap();
+    sim.reconfigure(|config| config.memlock_limit = Some(4 * MIB));
+    let before = sim.calls().len();
+    let error = engine.remap(low.hva, PAGE).unwrap_err();
+    assert_eq!(error.errno, Errno::ENOMEM, "{error}");
+    assert_eq!((sim.calls().len(), sim.mappings().len()), (before, 1), "it had to stay");
+    sim.reconfigure(|config| config.memlock_limit = Some(8 * MIB));
+    assert_eq!(engine.remap(low.hva, PAGE).unwrap(), 8 * MIB);
+}
+
 #[test]
 fn what_another_user_has_unmapped_poisons() {
     for rules in [Rules::Type1, Rules::Iommufd] {

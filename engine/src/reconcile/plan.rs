@@ -84,40 +84,39 @@ pub fn plan(
     gaps: Gaps,
     capacity: Option<u64>,
 ) -> Result<Plan, NoRoom> {
-    plan_around(wanted, table, touched, grid, gaps, capacity, |_| false)
+    plan_keeping(wanted, table, touched, grid, gaps, capacity, |_, whole| whole)
 }
 
-/// The same, but keeps the entries that `stays` names. Where they map something that is wanted, they map it as it is
-/// wanted.
-pub fn plan_around(
+/// The same, but keeps the entries for which `keeps` returns true. Its second argument says whether an entry is still
+/// wanted as a whole. Where an entry that is kept maps something that is wanted, it maps that as it is wanted.
+pub fn plan_keeping(
     wanted: &WantedSet,
     table: &MapTable,
     touched: &[IovaRange],
     grid: &Grid,
     gaps: Gaps,
     capacity: Option<u64>,
-    stays: impl Fn(&Entry) -> bool,
+    keeps: impl Fn(&Entry, bool) -> bool,
 ) -> Result<Plan, NoRoom> {
     let mut plan = Plan::default();
     if touched.is_empty() {
         return Ok(plan);
     }
-    // The entries that overlap what was touched, and whether each is still wanted as a whole.
+    // The entries that overlap what was touched, and whether each is kept.
     let mut found: Vec<(&Entry, bool)> = Vec::new();
     let touched = merged(touched.to_vec());
     for range in &touched {
         for entry in table.overlapping(*range) {
-            let covered = wanted.covers(entry, *range) || stays(entry);
+            let kept = keeps(entry, wanted.covers(entry, *range));
             match found.last_mut() {
                 // An entry that overlaps two ranges is found twice in succession.
-                Some((last, whole)) if last.range.start() == entry.range.start() => *whole &= covered,
-                _ => found.push((entry, covered)),
+                Some((last, always)) if last.range.start() == entry.range.start() => *always &= kept,
+                _ => found.push((entry, kept)),
             }
         }
     }
-    let kept: Vec<IovaRange> =
-        found.iter().filter(|(_, whole)| *whole).map(|(entry, _)| entry.range).collect();
-    let gone: Vec<&Entry> = found.iter().filter(|(_, whole)| !*whole).map(|(entry, _)| *entry).collect();
+    let kept: Vec<IovaRange> = found.iter().filter(|(_, kept)| *kept).map(|(entry, _)| entry.range).collect();
+    let gone: Vec<&Entry> = found.iter().filter(|(_, kept)| !*kept).map(|(entry, _)| *entry).collect();
     plan.kept_entries = kept.len() as u64;
     plan.kept_bytes = kept.iter().fold(0, |sum, range| sum.saturating_add(range.length()));
     plan.scope = with_entries(touched, &gone);

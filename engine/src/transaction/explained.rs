@@ -1,9 +1,10 @@
 //! Adds the reason to the error of a commit.
 
 use super::{Engine, State};
-use crate::error::{Errno, Error, Op};
+use crate::error::{Errno, Error, ErrorKind, Op};
 use crate::execute::Executed;
 use crate::explain::{self, Failed};
+use crate::reconcile::plan::NoRoom;
 use crate::reconcile::table::Entry;
 
 impl Engine {
@@ -27,5 +28,13 @@ impl Engine {
         let error = explain::map(error, &Failed { backend, table, wanted, maps, unpins, mapped, unmapped });
         self.counters.preflight_refusals.add(u64::from(kernels && error.op == Op::Check));
         error
+    }
+}
+
+impl State {
+    /// The error of a plan that needs too many entries.
+    pub(super) fn no_room(&self, room: NoRoom) -> Error {
+        let held = explain::entries(&self.table, &self.wanted, &self.limits, room);
+        Error::check(Errno::ENOSPC, ErrorKind::Entries(held))
     }
 }

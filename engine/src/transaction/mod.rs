@@ -26,7 +26,6 @@ use crate::addr::IovaRange;
 use crate::backend::{Backend, PopulatePolicy};
 use crate::error::{Errno, Error, ErrorKind, Op, Result};
 use crate::execute::{Batch, Executed, Executor};
-use crate::explain;
 use crate::limits::{Limits, Memlock};
 use crate::log::{Level, Log};
 use crate::object::Objects;
@@ -461,10 +460,7 @@ impl Engine {
         let capacity = state.limits.entries;
         let plan = |scope: &[IovaRange]| {
             let plan = plan::plan(&state.wanted, &state.table, scope, &self.grid, self.gaps(state), capacity)
-                .map_err(|room| {
-                    let held = explain::entries(&state.table, &state.wanted, &state.limits, room);
-                    Error::check(Errno::ENOSPC, ErrorKind::Entries(held))
-                })?;
+                .map_err(|room| state.no_room(room))?;
             preflight::check(&plan, &state.limits, &*self.backend)?;
             Ok(plan)
         };

@@ -1,9 +1,10 @@
 //! Maps memory again whose pages were replaced.
 
-use super::{Engine, State};
+use super::{Engine, State, memory};
 use crate::addr::{HostVa, IovaRange};
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::reconcile::plan::Unmap;
+use crate::preflight;
+use crate::reconcile::plan::{self, Unmap};
 use crate::reconcile::table::Entry;
 use crate::region::Kind;
 use crate::timeline;
@@ -12,7 +13,8 @@ impl Engine {
     /// Unmaps every entry that maps a byte of the `bytes` bytes at `hva`, and maps it again: the pages there were
     /// replaced, and devices still access the old ones. Returns the number of bytes that were mapped again.
     ///
-    /// What is wanted does not change. A commit cannot do this, because it keeps what is mapped as wanted.
+    /// What is wanted does not change. A commit cannot do this, because it keeps what is mapped as wanted. Nothing is
+    /// unmapped if the limits would not let all that is wanted of these entries be mapped again.
     pub fn remap(&self, hva: HostVa, bytes: u64) -> Result<u64> {
         let _operation = timeline::operation("remap");
         let mut state = self.changing()?;
@@ -29,6 +31,7 @@ impl Engine {
             return Ok(0);
         }
         let mut scope: Vec<IovaRange> = unmaps.iter().map(|unmap| unmap.range).collect();
+        self.check_again(&mut state, &scope)?;
         let unmapped = self.execute_unmaps(&mut state, &unmaps);
         match unmapped.and_then(|()| self.attempt(&mut state, &mut scope, None)) {
             Ok(outcome) => {
@@ -38,6 +41,27 @@ impl Engine {
                 Ok(outcome.executed.map_bytes)
             }
             Err(error) => Err(self.fail(&mut state, &scope, error)),
+        }
+    }
+
+    /// Fails if not all that is wanted of these entries could be mapped again: a part that is no longer wanted may have
+    /// stayed mapped for want of entries, or a limit may have been lowered. Devices then keep their access.
+    fn check_again(&self, state: &mut State, entries: &[IovaRange]) -> Result<()> {
+        let check = |state: &State| {
+            memory::check_for_plan(self.planned(state, entries))?;
+            let State { wanted, table, limits, .. } = state;
+            let (gaps, capacity) = (self.gaps(state), limits.entries);
+            let plan = plan::plan_keeping(wanted, table, entries, &self.grid, gaps, capacity, |_, _| false)
+                .map_err(|room| state.no_room(room))?;
+            preflight::check(&plan, limits, &*self.backend)
+        };
+        match check(state) {
+            Err(Error { kind: ErrorKind::Entries(_), .. }) => {
+                // An administrator can have raised the limit.
+                self.ask_limits(state);
+                check(state)
+            }
+            checked => checked,
         }
     }
 

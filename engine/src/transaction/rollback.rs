@@ -50,7 +50,9 @@ impl Engine {
             // What is left may map a part of what is wanted.
             let plan_for = |capacity| {
                 let (wanted, table, grid) = (executor.wanted, &*executor.table, &self.grid);
-                plan::plan_around(wanted, table, &plan.scope, grid, gaps, capacity, Entry::is_leftover)
+                plan::plan_keeping(wanted, table, &plan.scope, grid, gaps, capacity, |entry, whole| {
+                    whole || entry.is_leftover()
+                })
             };
             if let Ok(mut plan) = plan_for(capacity).or_else(|_| plan_for(None)) {
                 // What is left to the job was not mapped before.
@@ -100,8 +102,8 @@ impl Engine {
         let State { table, wanted, limits, .. } = state;
         let has_rest = |entry: &Entry| wanted.overlapping(entry.range).next().is_some();
         let around = |capacity, hold: bool| {
-            plan::plan_around(wanted, table, scope, &self.grid, gaps, capacity, |entry| {
-                hold && has_rest(entry)
+            plan::plan_keeping(wanted, table, scope, &self.grid, gaps, capacity, |entry, whole| {
+                whole || hold && has_rest(entry)
             })
         };
         match around(limits.entries, false) {

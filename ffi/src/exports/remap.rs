@@ -26,8 +26,9 @@ use crate::{convert, out, sized};
 /// 0, a common error, or
 /// - -EBUSY: a transaction is open, of this thread or of another one
 /// - -EINVAL: length is 0; the range extends past the end of the address space
-/// - any error of vfio_fast_commit(). The library then tries to map the entries as they were; what cannot be mapped
-///   stays wanted (see Failed commits).
+/// - any error of vfio_fast_commit(). Nothing is unmapped if a limit would not let the entries be mapped again. After
+///   another error, the library tries to map the entries as they were; what cannot be mapped stays wanted (see Failed
+///   commits).
 ///
 /// # Threads
 /// Any thread; waits for other calls on the same handle. The call may start threads, which block all signals and end
