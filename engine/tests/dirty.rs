@@ -115,6 +115,32 @@ fn what_is_mapped_again_stays_dirty() {
     assert_eq!(read(&engine, range(0x20_0000, 2 * MIB)), [512, 520].into());
 }
 
+/// QEMU wants its memory again after a commit that has failed because the kernel has refused an unmap elsewhere.
+#[test]
+fn what_is_wanted_again_after_a_commit_that_failed_is_still_dirty() {
+    let (engine, sim) = open(exact());
+    let (other, whole, half) = (range(0, 2 * MIB), range(8 * MIB, 2 * MIB), range(8 * MIB, MIB));
+    engine.map_region(ram(other, false)).unwrap();
+    engine.map_region(ram(whole, false)).unwrap();
+    engine.track_dirty(true).unwrap();
+    sim.write(8 * MIB + 5 * PAGE);
+    // Every call from the next one on: an unmap.
+    let next = sim.calls().len() as u64 + 1;
+    sim.reconfigure(|config| config.failures = vec![(next, Errno::EBUSY), (next + 1, Errno::EBUSY)]);
+    engine.begin().unwrap();
+    engine.unmap(other).unwrap();
+    engine.unmap(whole).unwrap();
+    engine.map_region(ram(half, false)).unwrap();
+    assert_eq!(engine.commit().unwrap_err().errno, Errno::EBUSY);
+    sim.reconfigure(|config| config.failures.clear());
+    engine.retry_unmap().unwrap();
+    assert!(sim.mappings().is_empty(), "{:?}", sim.mappings());
+
+    engine.map_region(ram(half, false)).unwrap();
+    assert_eq!(read(&engine, half), [2048 + 5].into());
+    assert!(read(&engine, half).is_empty());
+}
+
 #[test]
 fn what_is_unmapped_by_itself_is_clean_when_it_is_mapped_again() {
     let (engine, sim) = open(exact());

@@ -350,9 +350,10 @@ impl Engine {
         later: Option<&mut Vec<IovaRange>>,
     ) -> Result<Outcome> {
         let mut scope = state.wanted.touched().to_vec();
-        let reconciled = self.reconcile_with_dirty(state, &mut scope, later);
+        let outcome = self.reconcile_with_dirty(state, &mut scope, later)?;
+        // After a failure, the caller can want the same memory there again, whose dirty pages nobody else knows.
         state.forget_dirty(&scope);
-        reconciled
+        Ok(outcome)
     }
 
     /// The same, but keeps dirty pages that are no longer wanted. `scope` is what the transaction touched; it is
