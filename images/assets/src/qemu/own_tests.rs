@@ -16,7 +16,7 @@ use crate::packages;
 
 /// The packages with the firmware that QEMU loads, because Debian's source has none, and their folders.
 const FIRMWARE: [&str; 3] = ["seabios", "qemu-system-data", "ipxe-qemu"];
-const FIRMWARE_FOLDERS: [&str; 3] = ["usr/share/seabios", "usr/share/qemu", "usr/lib/ipxe/qemu"];
+const FIRMWARE_FOLDERS: [&str; 2] = ["usr/share/seabios", "usr/share/qemu"];
 /// Where a QEMU that was not installed looks for firmware.
 const BUNDLE: &str = "qemu-bundle/usr/local/share/qemu";
 
@@ -37,6 +37,7 @@ impl Built {
     pub fn program(&self, name: &str) -> Command {
         let mut command = self.environment(&self.dir.join(name));
         command.env("QTEST_QEMU_BINARY", "./qemu-system-x86_64").args(["--tap", "-k"]);
+        command.env("PYTHON", &self.python);
         command
     }
 
@@ -100,7 +101,8 @@ fn add_firmware(cache: &Cache, dir: &Path, log: &Path) -> Result<()> {
     let bundle = dir.join(BUNDLE);
     fs::create_dir_all(&bundle)?;
     for folder in FIRMWARE_FOLDERS {
-        for file in fs::read_dir(unpacked.join(folder))? {
+        let folder = unpacked.join(folder);
+        for file in fs::read_dir(&folder).with_context(|| format!("no {}", folder.display()))? {
             let file = file?;
             let link = bundle.join(file.file_name());
             // Some are links to files of other packages.
