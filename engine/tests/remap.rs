@@ -79,6 +79,8 @@ fn nothing_is_unmapped_that_does_not_fit_again() {
     assert_eq!((error.errno, error.needed_and_available()), (Errno::ENOSPC, Some((2, 1))), "{error}");
     assert_eq!((engine.entries(), sim.mappings()), (entries, mappings), "it had to stay");
     assert_eq!(engine.info().missing_bytes, 0);
+    // One for the unmap, one for this.
+    assert_eq!(engine.stats().preflight_refusals, 2);
 
     sim.reconfigure(|config| config.dma_avail = 2);
     assert_eq!(engine.remap(low.hva, PAGE).unwrap(), 3 * MIB);

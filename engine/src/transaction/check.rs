@@ -19,7 +19,7 @@ impl Engine {
         let mut scope = state.wanted.touched().to_vec();
         state.extend_scope(&mut scope);
         self.ask_limits(&mut state);
-        let plan = self.plan(&state, &mut scope)?;
+        let plan = self.plan(&state, &scope)?;
         self.check_all(&plan)
     }
 

@@ -440,31 +440,32 @@ impl Engine {
         }
     }
 
-    /// Plans what the transaction touched. If the limits would refuse the plan, reads them again first.
+    /// Plans what the transaction touched, and sets `scope` to the plan's.
     fn plan_or_ask_limits(&self, state: &mut State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
+        let plan = self.asking_limits(state, |state| self.plan(state, scope))?;
+        scope.clone_from(&plan.scope);
+        Ok(plan)
+    }
+
+    /// Makes a plan. If the limits would refuse it, reads them again first.
+    fn asking_limits(&self, state: &mut State, make: impl Fn(&State) -> Result<Plan>) -> Result<Plan> {
         let _span = timeline::span("plan");
         let start = Instant::now();
-        let mut plan = self.plan(state, scope);
+        let mut plan = make(state);
         if let Err(Error { kind: ErrorKind::Entries(_) | ErrorKind::OutsideIova { .. }, .. }) = &plan {
             // Groups can join and leave the container, and an administrator can raise a limit.
             self.ask_limits(state);
-            plan = self.plan(state, scope);
+            plan = make(state);
         }
         self.counters.plan_ns.add(counters::nanoseconds(start.elapsed()));
         self.counters.preflight_refusals.add(u64::from(plan.is_err()));
         plan
     }
 
-    /// Plans what the transaction touched, and checks the plan against the limits. Sets `scope` to the plan's.
-    fn plan(&self, state: &State, scope: &mut Vec<IovaRange>) -> Result<Plan> {
+    /// Plans what the transaction touched, and checks the plan against the limits.
+    fn plan(&self, state: &State, scope: &[IovaRange]) -> Result<Plan> {
+        let plan = |scope: &[IovaRange]| self.plan_keeping(state, scope, |_, whole| whole);
         memory::check_for_plan(self.planned(state, scope))?;
-        let capacity = state.limits.entries;
-        let plan = |scope: &[IovaRange]| {
-            let plan = plan::plan(&state.wanted, &state.table, scope, &self.grid, self.gaps(state), capacity)
-                .map_err(|room| state.no_room(room))?;
-            preflight::check(&plan, &state.limits, &*self.backend)?;
-            Ok(plan)
-        };
         let own = plan(scope)?;
         let mapped = own.maps.iter().fold(0u64, |sum, entry| sum.saturating_add(entry.range.length()));
         if mapped > own.remapped_bytes && state.backlog.iter().any(|range| !scope.contains(&range)) {
@@ -472,8 +473,22 @@ impl Engine {
             let all: Vec<IovaRange> = scope.iter().copied().chain(state.backlog.iter()).collect();
             plan(&all)?;
         }
-        scope.clone_from(&own.scope);
         Ok(own)
+    }
+
+    /// A plan for `scope` that is within the limits. See [`plan::plan_keeping`].
+    fn plan_keeping(
+        &self,
+        state: &State,
+        scope: &[IovaRange],
+        keeps: impl Fn(&Entry, bool) -> bool,
+    ) -> Result<Plan> {
+        let State { wanted, table, limits, .. } = state;
+        let (gaps, capacity) = (self.gaps(state), limits.entries);
+        let plan = plan::plan_keeping(wanted, table, scope, &self.grid, gaps, capacity, keeps)
+            .map_err(|room| state.no_room(room))?;
+        preflight::check(&plan, limits, &*self.backend)?;
+        Ok(plan)
     }
 
     /// The number of entries that a plan for `scope` can map, or more.

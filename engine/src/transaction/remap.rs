@@ -3,8 +3,7 @@
 use super::{Engine, State, memory};
 use crate::addr::{HostVa, IovaRange};
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::preflight;
-use crate::reconcile::plan::{self, Unmap};
+use crate::reconcile::plan::Unmap;
 use crate::reconcile::table::Entry;
 use crate::region::Kind;
 use crate::timeline;
@@ -47,22 +46,11 @@ impl Engine {
     /// Fails if not all that is wanted of these entries could be mapped again: a part that is no longer wanted may have
     /// stayed mapped for want of entries, or a limit may have been lowered. Devices then keep their access.
     fn check_again(&self, state: &mut State, entries: &[IovaRange]) -> Result<()> {
-        let check = |state: &State| {
+        let plan = |state: &State| {
             memory::check_for_plan(self.planned(state, entries))?;
-            let State { wanted, table, limits, .. } = state;
-            let (gaps, capacity) = (self.gaps(state), limits.entries);
-            let plan = plan::plan_keeping(wanted, table, entries, &self.grid, gaps, capacity, |_, _| false)
-                .map_err(|room| state.no_room(room))?;
-            preflight::check(&plan, limits, &*self.backend)
+            self.plan_keeping(state, entries, |_, _| false)
         };
-        match check(state) {
-            Err(Error { kind: ErrorKind::Entries(_), .. }) => {
-                // An administrator can have raised the limit.
-                self.ask_limits(state);
-                check(state)
-            }
-            checked => checked,
-        }
+        self.asking_limits(state, plan).map(drop)
     }
 
     fn execute_unmaps(&self, state: &mut State, unmaps: &[Unmap]) -> Result<()> {
