@@ -1,13 +1,12 @@
 //! Limits of the kernel at every number up to what a transaction needs: locked memory, and entries of a container.
 
 use super::common::memory::RealMemory;
-use super::kernel::{self, Driver, device_name};
+use super::kernel::{self, Driver};
 use super::killed::pinned;
 use super::plan::{
-    ENTRIES, MAPPED, PREPARED, PREPARED_ENTRIES, after, pages, prepare, table, transact, undone,
+    ENTRIES, MAPPED, PREPARED, PREPARED_ENTRIES, after, assert_left, prepare, transact, undone,
 };
 use super::run::Needs;
-use super::witness::{self, PageTables, assert_same};
 use vfio_fast_engine::{Config, Engine, Error, Result};
 
 /// With as much locked memory as the transaction needs it succeeds. With less it says how much, and adds nothing.
@@ -58,12 +57,8 @@ fn transacted(driver: Driver, needs: Needs) -> Result<()> {
         let engine = Engine::new(backend, config).unwrap();
         prepare(&engine).unwrap_or_else(|error| panic!("{driver:?}, {needs:?}: {error}"));
         let transacted = transact(&engine);
-        let found = table(&engine);
         let expected = if transacted.is_ok() { after() } else { undone() };
-        assert!(pages(&found) == expected, "{driver:?}, {needs:?}: {transacted:?}: {found:x?}");
-        if let Some(tables) = PageTables::of(&device_name()) {
-            assert_same(&format!("{needs:?}"), &witness::mapped(&found), &tables.read());
-        }
+        assert_left(&format!("{driver:?}, {needs:?}: {transacted:?}"), &engine, &expected);
         engine.close().unwrap();
         result = Some(transacted);
     });

@@ -7,16 +7,14 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 
 use super::common::memory::RealMemory;
-use super::common::range;
-use super::kernel::{self, Driver, device_name};
+use super::kernel::{self, Driver};
 use super::killed::{assert_pinned_again, pinned};
-use super::plan::{PREPARED, pages, prepare, table};
+use super::plan::{PREPARED, assert_left, mapping, pages, prepare, table};
 use super::process::{ram, running};
 use super::refused;
 use super::run::Needs;
-use super::witness::{self, PageTables, assert_same};
-use vfio_fast_engine::region::{Backing, Kind, Perm, Region};
-use vfio_fast_engine::{Config, Engine, Result, host_va};
+use super::superpages::HugePages;
+use vfio_fast_engine::{Config, Engine, Result};
 
 const HUGE: u64 = 2 << 20;
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
@@ -24,41 +22,6 @@ const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 const PAGES: u64 = 3;
 /// Beyond what [`prepare`] maps.
 const START: u64 = 0x10_0000_0000;
-
-/// Huge pages that are not reserved: each is taken from the pool when it is touched first.
-struct Unreserved {
-    address: *mut libc::c_void,
-}
-
-impl Unreserved {
-    const BYTES: usize = (PAGES * HUGE) as usize;
-
-    fn new() -> Self {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_HUGETLB;
-        let size = (HUGE.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: without MAP_FIXED a mapping replaces nothing.
-        let address =
-            unsafe { libc::mmap(std::ptr::null_mut(), Self::BYTES, protection, flags | size, -1, 0) };
-        assert_ne!(address, libc::MAP_FAILED, "{}", IoError::last_os_error());
-        Self { address }
-    }
-
-    fn region(&self) -> Region {
-        // SAFETY: the memory stays mapped until the engine is closed, and no reference into it exists.
-        let hva = unsafe { host_va(self.address as u64) };
-        let (range, perm, kind) = (range(START, PAGES * HUGE), Perm::ReadWrite, Kind::Ram);
-        Region { range, hva, perm, kind, backing: Backing::UNKNOWN, join: false, exact: false }
-    }
-}
-
-impl Drop for Unreserved {
-    fn drop(&mut self) {
-        // SAFETY: the range is this mapping's, and nothing refers to it.
-        let result = unsafe { libc::munmap(self.address, Self::BYTES) };
-        assert_eq!(result, 0, "{}", IoError::last_os_error());
-    }
-}
 
 fn read_pool(name: &str) -> u64 {
     fs::read_to_string(format!("{POOL}/{name}")).unwrap().trim().parse().unwrap()
@@ -98,30 +61,20 @@ fn in_huge_pages(driver: Driver, threads: usize, what: &str) -> Result<()> {
     let pinned_before = pinned();
     let mut result = None;
     kernel::owned_with(Needs::default(), driver, |backend, _| {
-        let huge = Unreserved::new();
+        // Each is taken from the pool when it is touched first.
+        let huge = HugePages::map(HUGE, PAGES, libc::MAP_NORESERVE).expect("it takes none from the pool");
         let config = Config { threads, oversubscribe: true, ..Config::default() };
         let engine = Engine::new(backend, config).unwrap();
         prepare(&engine).unwrap();
-        let prepared = pages(&table(&engine));
-        assert_eq!(prepared.len() as u64, PREPARED);
+        let mut expected = pages(&table(&engine));
+        assert_eq!(expected.len() as u64, PREPARED);
         engine.begin().unwrap();
-        engine.map_region(huge.region()).unwrap();
+        engine.map_region(huge.region(START)).unwrap();
         let transacted = engine.commit().map(drop);
-        let found = table(&engine);
-        let mut expected = prepared;
         if transacted.is_ok() {
-            let region = huge.region();
-            let whole = [vfio_fast_engine::backend::Mapping {
-                range: region.range,
-                hva: region.hva,
-                perm: region.perm,
-            }];
-            expected.extend(pages(&whole));
+            expected.extend(pages(&[mapping(&huge.region(START))]));
         }
-        assert!(pages(&found) == expected, "{what}: {transacted:?}: {found:x?}");
-        if let Some(tables) = PageTables::of(&device_name()) {
-            assert_same(what, &witness::mapped(&found), &tables.read());
-        }
+        assert_left(&format!("{what}: {transacted:?}"), &engine, &expected);
         engine.close().unwrap();
         result = Some(transacted);
     });
@@ -215,13 +168,12 @@ pub fn cgroup(driver: Driver) {
 
 /// The process in the cgroup.
 pub fn in_cgroup() {
-    let driver = std::env::var(USES).expect("another test's process");
-    let driver = [Driver::Type1, Driver::Iommufd].into_iter().find(|one| format!("{one:?}") == driver);
+    let driver = Driver::named(&std::env::var(USES).expect("another test's process"));
     // Until it is in the cgroup.
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
     let memory = RealMemory::new();
     memory.small_pages();
-    kernel::owned_with(Needs::default(), driver.expect("a driver"), |backend, _| {
+    kernel::owned_with(Needs::default(), driver, |backend, _| {
         let config = Config { threads: 3, oversubscribe: true, huge_pages: false, ..Config::default() };
         let engine = Engine::new(backend, config).unwrap();
         engine.begin().unwrap();

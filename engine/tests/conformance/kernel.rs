@@ -54,6 +54,12 @@ pub enum Driver {
 }
 
 impl Driver {
+    /// The one that another process of this program names.
+    pub fn named(name: &str) -> Self {
+        let all = [Self::Type1, Self::Iommufd];
+        all.into_iter().find(|driver| format!("{driver:?}") == name).expect("a driver")
+    }
+
     pub fn answers_as(self) -> Kernel {
         if self == Self::Type1 { Kernel::Type1 } else { Kernel::Iommufd }
     }

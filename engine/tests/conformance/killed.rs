@@ -89,9 +89,7 @@ fn engine(backend: Box<dyn vfio_fast_engine::backend::Backend>) -> Arc<Engine> {
 pub fn work() {
     let memory = RealMemory::new();
     memory.small_pages();
-    let driver = uses();
-    let driver = [Driver::Type1, Driver::Iommufd].into_iter().find(|one| format!("{one:?}") == driver);
-    let driver = driver.expect("a driver");
+    let driver = Driver::named(&uses());
     let regions =
         |start: u64, offset| (1..4).map(move |object| ram(start + object * LENGTH, object, offset, LENGTH));
     kernel::reopening(driver, |open| {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use super::cases::PAGE;
 use super::common::range;
+use super::kernel::device_name;
 use super::process::ram;
+use super::witness::{self, PageTables, assert_same};
 use vfio_fast_engine::backend::Mapping;
 use vfio_fast_engine::region::{Perm, Region};
 use vfio_fast_engine::{Engine, Result};
@@ -75,7 +77,7 @@ pub fn undone() -> Pages {
     pages
 }
 
-fn mapping(region: &Region) -> Mapping {
+pub fn mapping(region: &Region) -> Mapping {
     Mapping { range: region.range, hva: region.hva, perm: region.perm }
 }
 
@@ -86,6 +88,15 @@ pub fn pages(mappings: &[Mapping]) -> Pages {
         (0..mapping.range.length()).step_by(PAGE as usize).map(move |at| (start + at, (hva + at, perm)))
     };
     mappings.iter().flat_map(of).collect()
+}
+
+/// Checks that the engine, and the IOMMU if it shows that, have these pages.
+pub fn assert_left(what: &str, engine: &Engine, expected: &Pages) {
+    let found = table(engine);
+    assert!(pages(&found) == *expected, "{what}: {found:x?}");
+    if let Some(tables) = PageTables::of(&device_name()) {
+        assert_same(what, &witness::mapped(&found), &tables.read());
+    }
 }
 
 /// What the engine says is mapped.
