@@ -21,5 +21,6 @@ pub mod ranges;
 pub mod record;
 pub mod scenarios;
 pub mod spec;
+pub mod tap;
 pub mod test_data;
 pub mod witness;

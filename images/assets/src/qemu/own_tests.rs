@@ -17,6 +17,8 @@ use crate::packages;
 /// The packages with the firmware that QEMU loads, because Debian's source has none, and their folders.
 const FIRMWARE: [&str; 3] = ["seabios", "qemu-system-data", "ipxe-qemu"];
 const FIRMWARE_FOLDERS: [&str; 2] = ["usr/share/seabios", "usr/share/qemu"];
+/// How long a test program may take.
+const SECONDS: &str = "1800";
 /// Where a QEMU that was not installed looks for firmware.
 const BUNDLE: &str = "qemu-bundle/usr/local/share/qemu";
 
@@ -54,8 +56,8 @@ impl Built {
     }
 
     fn environment(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
-        command.current_dir(&self.dir);
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=10", SECONDS]).arg(program).current_dir(&self.dir);
         if let Some(library) = &self.library {
             command.env("LD_LIBRARY_PATH", library);
         }

@@ -1,10 +1,10 @@
 //! The kernel's own tests: programs of its harness, which print a line for each test.
 
-use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use vfio_fast_protocol::scenarios::kernel_tests::Check;
+use vfio_fast_protocol::tap::{self, Outcome, Outcomes};
 
 use crate::l1::lab::Lab;
 use crate::l1::preload;
@@ -20,16 +20,6 @@ const PROGRAMS: [(&str, bool); 6] = [
 ];
 /// What the harness exits with if all tests passed, or if all were skipped.
 const EXITS: [i32; 2] = [0, 4];
-
-/// The result of one test of a program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Outcome {
-    Passed,
-    Skipped,
-    Failed,
-}
-
-type Outcomes = BTreeMap<String, Outcome>;
 
 pub fn run(lab: &Lab) -> Result<()> {
     let (mut failed, mut different, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
@@ -81,36 +71,5 @@ fn outcomes(lab: &Lab, mut command: Command, log: &str) -> Result<(Outcomes, i32
     for line in text.lines().chain(String::from_utf8_lossy(&output.stderr).lines()) {
         lab.report.log(log, line);
     }
-    Ok((text.lines().filter_map(outcome).collect(), output.status.code().unwrap_or(-1)))
-}
-
-/// What a line says of a test, as in `ok 3 fixture.variant.test # SKIP why`.
-fn outcome(line: &str) -> Option<(String, Outcome)> {
-    let (ok, rest) = match line.strip_prefix("not ok ") {
-        Some(rest) => (false, rest),
-        None => (true, line.strip_prefix("ok ")?),
-    };
-    let (_, rest) = rest.split_once(' ')?;
-    let (test, remark) = rest.split_once(" # ").unwrap_or((rest, ""));
-    let outcome = match (ok, remark.starts_with("SKIP")) {
-        (_, true) => Outcome::Skipped,
-        (true, false) => Outcome::Passed,
-        (false, false) => Outcome::Failed,
-    };
-    Some((test.trim().to_owned(), outcome))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_of_the_harness_are_understood() {
-        let of = |line| outcome(line).map(|(test, outcome)| format!("{test}: {outcome:?}"));
-        assert_eq!(of("ok 1 iommufd.simple_close").as_deref(), Some("iommufd.simple_close: Passed"));
-        assert_eq!(of("not ok 2 a.b.c").as_deref(), Some("a.b.c: Failed"));
-        assert_eq!(of("ok 3 a.b.c # SKIP no huge pages").as_deref(), Some("a.b.c: Skipped"));
-        assert_eq!(of("#  RUN           iommufd.simple_close ..."), None);
-        assert_eq!(of("# PASSED: 3 / 3 tests passed."), None);
-    }
+    Ok((tap::outcomes(&text), output.status.code().unwrap_or(-1)))
 }
