@@ -72,6 +72,12 @@ impl Qmp {
         Ok(reply.as_str().context("the human monitor returned no text")?.to_owned())
     }
 
+    /// The run state of the VM, such as `running`.
+    pub fn status(&mut self) -> Result<String> {
+        let status = self.run("query-status", json!({}))?;
+        Ok(status["status"].as_str().context("the status is no text")?.to_owned())
+    }
+
     /// Waits for an event for which `wanted` is true; `None` if it does not come within that time.
     pub fn event_within(
         &mut self,

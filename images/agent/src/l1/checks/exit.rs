@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::json;
 use vfio_fast_protocol::checks::CheckName;
 use vfio_fast_protocol::job::Mode;
 
@@ -46,7 +45,7 @@ pub fn quit(lab: &Lab, vm: Vm, pinned: u64, check: impl CheckName) -> Result<()>
 pub fn kill(lab: &Lab, line: &CommandLine, killed: impl CheckName, after: impl CheckName) -> Result<()> {
     let before = pinned_pages()?;
     let mut vm = Vm::start(lab, line)?;
-    vm.qmp.run("query-status", json!({}))?;
+    vm.qmp.status()?;
     let mut problems = Vec::new();
     let held = pinned_pages()?.saturating_sub(before);
     if held < (lab.job.l2_memory_mib << 20) / PAGE {

@@ -179,7 +179,7 @@ pub fn without(bars: &[(u64, u64)], mut memory: MappingSet) -> MappingSet {
 
 /// Runs `look` while the VM is paused.
 pub fn quietly<T>(vm: &mut Vm, look: impl FnOnce(&mut Vm) -> Result<T>) -> Result<T> {
-    let running = vm.qmp.run("query-status", json!({}))?["running"] == true;
+    let running = vm.qmp.status()? == "running";
     if running {
         vm.qmp.run("stop", json!({}))?;
     }

@@ -99,14 +99,9 @@ fn resumed(vm: &mut Vm, within: Duration) -> Result<bool> {
 fn wait_until_waiting(vm: &mut Vm) -> Result<()> {
     let stopped = vm.qmp.event_within("STOP", SOON, |_| true)?;
     ensure!(stopped.is_some(), "the guest did not have to wait: {}", vm.qmp.events_seen());
-    let status = status(vm)?;
+    let status = vm.qmp.status()?;
     ensure!(status == WAITING, "the guest was stopped, but its state is {status}");
     Ok(())
-}
-
-pub(super) fn status(vm: &mut Vm) -> Result<String> {
-    let status = vm.qmp.run("query-status", json!({}))?;
-    Ok(status["status"].as_str().context("the status is no text")?.to_owned())
 }
 
 /// How far the device is, as the human monitor says it.
@@ -199,7 +194,7 @@ fn each_width(lab: &Lab, width: Width, check: Check) -> Result<()> {
         other => problems.push(format!("cont: {other:?}")),
     }
     // It takes seconds; a monitor that waited for it would be silent.
-    let state = status(&mut vm)?;
+    let state = vm.qmp.status()?;
     if state != WAITING {
         problems.push(format!("it is {state} after a refused cont"));
     }
@@ -214,7 +209,7 @@ fn each_width(lab: &Lab, width: Width, check: Check) -> Result<()> {
     }
     // The guest accesses them directly again.
     problems.extend(wrong_mirrors(&mut vm, (0, mirrors))?);
-    let state = status(&mut vm)?;
+    let state = vm.qmp.status()?;
     if state != "running" || !progress(&mut vm)?.ends_with("gate open") {
         problems.push(format!("{state}, {}", progress(&mut vm)?));
     }
@@ -288,7 +283,7 @@ fn stop(lab: &Lab) -> Result<()> {
     faults::disarm()?;
     mapped(&mut vm)?;
     let resumed = resumed(&mut vm, Duration::from_secs(2))?;
-    let state = status(&mut vm)?;
+    let state = vm.qmp.status()?;
     let started = first_start(&vm.witnessed()?).is_some();
     let right = !resumed && state == "paused" && started && vm.first_output().is_none();
     let seen = format!("{state}, runs again: {resumed}, bus mastering is on: {started}");
@@ -302,7 +297,7 @@ fn stop(lab: &Lab) -> Result<()> {
     vm.qmp.run("stop", json!({}))?;
     vm.qmp.run("cont", json!({}))?;
     // It waits again, and the monitor does not.
-    let state = status(&mut vm)?;
+    let state = vm.qmp.status()?;
     let started = first_start(&vm.witnessed()?).is_some();
     faults::disarm()?;
     vm.wait_first_output()?;
@@ -351,7 +346,7 @@ fn fail(lab: &Lab) -> Result<()> {
     let stopped = vm.qmp.event_within("STOP", SOON, |_| true)?.is_some();
     // It can wait for the second attempt, if the event was that of the first one.
     let state = wait_for("the second attempt to fail", SOON, || {
-        let state = status(&mut vm)?;
+        let state = vm.qmp.status()?;
         let ended = state != WAITING && state != "running";
         Ok(Seen::of(ended.then(|| state.clone()), || state))
     })?;

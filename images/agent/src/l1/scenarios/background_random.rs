@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use vfio_fast_protocol::scenarios::background_random::Check;
 use vfio_fast_protocol::witness;
 
-use super::background::{self, status};
+use super::background;
 use crate::l1::bus_master::{self, SLOT, Width};
 use crate::l1::checks::{exit, exit_calls};
 use crate::l1::command_line::CommandLine;
@@ -93,7 +93,7 @@ fn one(lab: &Lab, round: u64, numbers: &mut Numbers, found: &mut Found) -> Resul
     for _ in 0..numbers.below(MOST_REQUESTS + 1) {
         thread::sleep(Duration::from_millis(numbers.below(LONGEST_PAUSE_MS)));
         random_request(lab, &mut vm, numbers, &mut dimms)?;
-        if status(&mut vm)? == "dma-mapping" {
+        if vm.qmp.status()? == "dma-mapping" {
             found.count("held");
         }
     }
@@ -180,7 +180,7 @@ fn request(vm: &mut Vm, command: &str, arguments: Value) -> Result<()> {
 fn finish(vm: &mut Vm) -> Result<bool> {
     faults::disarm()?;
     let has_device = wait_for("a guest that runs with all its memory mapped", SOON, || {
-        let status = status(vm)?;
+        let status = vm.qmp.status()?;
         if status != "running" && status != "dma-mapping" {
             request(vm, "cont", json!({}))?;
         }

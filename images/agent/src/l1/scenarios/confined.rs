@@ -153,8 +153,8 @@ fn as_user(lab: &Lab) -> Result<()> {
     vm.qmp.run("cont", json!({}))?;
     vm.wait_firmware(1)?;
     mappings::mappings(lab, &mut vm, Check::UserMappings)?;
-    let status = vm.qmp.run("query-status", json!({}))?;
-    lab.report.expect(Check::UserRunsOn, status["status"] == "running", &format!("the VM is {status}"));
+    let status = vm.qmp.status()?;
+    lab.report.expect(Check::UserRunsOn, status == "running", &format!("the VM is {status}"));
     mappings::no_threads(lab, &vm, Check::NoThreads)?;
     vm.quit().map(drop)
 }

@@ -55,9 +55,9 @@ pub fn run(lab: &Lab) -> Result<()> {
     wait_for("the end of the migration", lab.wait(), || {
         let state = source.qmp.run("query-migrate", json!({}))?;
         ensure!(state["status"] != "failed", "the migration failed: {state}");
-        let running = destination.qmp.run("query-status", json!({}))?;
-        let done = state["status"] == "completed" && running["status"] != "inmigrate";
-        Ok(Seen::of(done.then_some(()), || format!("{state}, {running}")))
+        let status = destination.qmp.status()?;
+        let done = state["status"] == "completed" && status != "inmigrate";
+        Ok(Seen::of(done.then_some(()), || format!("{state}, {status}")))
     })?;
     let held = compared(lab, &source, before, &destination)?;
     mappings::no_threads(lab, &destination, Check::NoThreads)?;
@@ -145,7 +145,7 @@ fn refused(lab: &Lab, source: &mut Vm) -> Result<()> {
     let mut problems = taken_over(&held, &calls[before..]);
     problems.extend(touched(&calls[before..]));
     lab.report.check(Check::SourceTakesBack, &problems, &format!("{} mappings", held.len()));
-    if source.qmp.run("query-status", json!({}))?["running"] != true {
+    if source.qmp.status()? != "running" {
         source.qmp.run("cont", json!({}))?;
     }
     let moved = transfers(source)?;

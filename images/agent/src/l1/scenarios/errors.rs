@@ -40,8 +40,8 @@ pub fn run(lab: &Lab) -> Result<()> {
     let refusal = vm.qmp.attempt("device_add", device(lab))?;
     let text = refusal.err().map(|refusal| refusal.0).unwrap_or_default();
     lab.report.check(Check::RealizeError, &judge_realize(lab, &text, memory), &text);
-    let status = vm.qmp.run("query-status", json!({}))?;
-    let alive = status["status"] == "prelaunch";
+    let status = vm.qmp.status()?;
+    let alive = status == "prelaunch";
     lab.report.expect(Check::AliveAfterRefusal, alive, &format!("the VM is {status}"));
     mappings::nothing_mapped(lab, &vm, Check::NothingMappedAfterRefusal)?;
     mappings::no_threads(lab, &vm, Check::NoThreadsAfterRefusal)?;
@@ -109,11 +109,11 @@ fn refused_plugs(lab: &Lab, vm: &mut Vm, dimm: Value, allowed: u64) -> Result<()
         let explained = text.contains("-28 (No space left on device)") && text.contains("dma_entry_limit");
         lab.report.expect(Check::BlocksRefused, explained, &text);
     }
-    let status = vm.qmp.run("query-status", json!({}))?;
+    let status = vm.qmp.status()?;
     let calls = vm.witnessed()?.split_off(before);
     let calls = calls.iter().filter(|call| call.mapped() || call.unmapped()).count();
     let seen = format!("the VM is {status}, after {calls} map and unmap calls");
-    let alive = status["status"] == "prelaunch" && calls == 0;
+    let alive = status == "prelaunch" && calls == 0;
     lab.report.expect(Check::AliveAfterRefusedPlug, alive, &seen);
 
     limits::set_memlock(Some(vm.pid), allowed + DIMM)?;

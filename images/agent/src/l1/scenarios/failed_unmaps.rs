@@ -317,9 +317,9 @@ impl Before {
     /// What is wrong after refusals, except for what is mapped: the VM runs, and QEMU has said so in one line. Also the
     /// number of refusals.
     fn problems(&self, vm: &mut Vm) -> Result<(Vec<String>, usize)> {
-        let status = vm.qmp.run("query-status", json!({}))?;
+        let status = vm.qmp.status()?;
         let mut problems = Vec::new();
-        if status["running"] != true {
+        if status != "running" {
             problems.push(format!("the VM is {status}"));
         }
         let lines = reported(vm)?.split_off(self.lines);

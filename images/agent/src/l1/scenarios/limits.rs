@@ -133,8 +133,8 @@ fn plug_refused(lab: &Lab, folder: &str, check: Check) -> Result<()> {
     if used >= MIB {
         problems.push(format!("{used} bytes are used"));
     }
-    let status = vm.qmp.run("query-status", json!({}))?;
-    if status["status"] != "prelaunch" {
+    let status = vm.qmp.status()?;
+    if status != "prelaunch" {
         problems.push(format!("the VM is {status}"));
     }
     lab.report.check(check, &problems, &fast.text);

@@ -58,8 +58,8 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.check(Check::FlatViewAfterFirmware, &problems, &seen);
     mappings::no_threads(lab, &vm, Check::NoThreadsAfterFirmware)?;
 
-    let status = vm.qmp.run("query-status", json!({}))?;
-    lab.report.expect(Check::Alive, status["running"] == true, &status.to_string());
+    let status = vm.qmp.status()?;
+    lab.report.expect(Check::Alive, status == "running", &status);
 
     let facts = count::facts(&vm, &slots.into_iter().filter(|(at, _)| *at < BEYOND).collect())?;
     count::witnesses_agree(lab, &vm, &facts, Check::WitnessesAgree)?;
