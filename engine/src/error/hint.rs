@@ -87,8 +87,8 @@ impl PageFault {
                  there, for a huge page in place of all of it"
             ),
             Self::Bus => format!(
-                "an access to host address {at:?} would raise SIGBUS: the file ends before this page, or its file system \
-                 has no space for the page"
+                "an access to host address {at:?} would raise SIGBUS: the file ends before this page, its file system has \
+                 no space for the page, or the cgroup may have no more huge pages (hugetlb.*.max)"
             ),
         }
     }

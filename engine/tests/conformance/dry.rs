@@ -1,4 +1,4 @@
-//! Memory that runs out while it is mapped: a pool of huge pages, and a cgroup's limit.
+//! Memory that runs out while it is mapped: a pool of huge pages, and a cgroup's limits of memory and of huge pages.
 
 use std::fs;
 use std::io::{Error as IoError, Read, Write};
@@ -14,7 +14,7 @@ use super::process::{ram, running};
 use super::refused;
 use super::run::Needs;
 use super::superpages::HugePages;
-use vfio_fast_engine::{Config, Engine, Result};
+use vfio_fast_engine::{Config, Engine, Errno, Result};
 
 const HUGE: u64 = 2 << 20;
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
@@ -85,17 +85,20 @@ fn in_huge_pages(driver: Driver, threads: usize, what: &str) -> Result<()> {
 
 /// What the process in a cgroup uses: a [`Driver`].
 const USES: &str = "VFIO_FAST_CGROUP_USES";
+/// The limit of its group.
+const LIMIT: &str = "VFIO_FAST_CGROUP_LIMIT";
 /// The limits in MiB. The process maps 24 MiB.
 const LIMITS: [u64; 6] = [6, 10, 14, 18, 22, 64];
 const LENGTH: u64 = 8 << 20;
 
-/// A cgroup, in a file system of its own.
+/// A cgroup with one controller, in a file system of its own.
 struct Cgroup {
     root: PathBuf,
 }
 
 impl Cgroup {
-    fn new() -> Self {
+    /// `None` if the kernel does not have the controller.
+    fn new(controller: &str) -> Option<Self> {
         let root = std::env::temp_dir().join(format!("vfio-fast-cgroup-{}", std::process::id()));
         fs::create_dir_all(&root).unwrap();
         let target = std::ffi::CString::new(root.to_str().unwrap()).unwrap();
@@ -104,20 +107,30 @@ impl Cgroup {
             libc::mount(c"cgroup2".as_ptr(), target.as_ptr(), c"cgroup2".as_ptr(), 0, std::ptr::null())
         };
         assert_eq!(result, 0, "{}", IoError::last_os_error());
-        fs::write(root.join("cgroup.subtree_control"), "+memory").unwrap();
         fs::create_dir(root.join("limited")).unwrap();
-        Self { root }
+        let cgroup = Self { root };
+        let all = fs::read_to_string(cgroup.root.join("cgroup.controllers")).unwrap();
+        if !all.split_whitespace().any(|one| one == controller) {
+            return None;
+        }
+        fs::write(cgroup.root.join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
+        Some(cgroup)
     }
 
     fn file(&self, name: &str) -> PathBuf {
         self.root.join("limited").join(name)
     }
 
-    /// Runs the process with a limit. Returns how it ended.
-    fn run(&self, driver: Driver, mib: u64) -> ExitStatus {
-        fs::write(self.file("memory.max"), (mib << 20).to_string()).unwrap();
-        let mut process = running("a_process_that_a_cgroup_limits")
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.file(name)).unwrap()
+    }
+
+    /// Runs one of this program's tests as a process with a limit. Returns how it ended.
+    fn run(&self, test: &str, driver: Driver, file: &str, limit: u64) -> ExitStatus {
+        fs::write(self.file(file), limit.to_string()).unwrap();
+        let mut process = running(test)
             .env(USES, format!("{driver:?}"))
+            .env(LIMIT, limit.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
@@ -127,10 +140,15 @@ impl Cgroup {
         process.wait().unwrap()
     }
 
+    /// How often that has happened to the group.
+    fn count(&self, events: &str, what: &str) -> u64 {
+        let events = self.read(events);
+        let value = events.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
+        value.expect("a counter").parse().unwrap()
+    }
+
     fn killed(&self) -> u64 {
-        let events = fs::read_to_string(self.file("memory.events")).unwrap();
-        let line = events.lines().find_map(|line| line.strip_prefix("oom_kill ")).expect("a counter");
-        line.parse().unwrap()
+        self.count("memory.events", "oom_kill")
     }
 }
 
@@ -148,10 +166,10 @@ impl Drop for Cgroup {
 /// and a process with enough memory then maps it.
 pub fn cgroup(driver: Driver) {
     let before = pinned();
-    let cgroup = Cgroup::new();
+    let cgroup = Cgroup::new("memory").expect("every kernel has it");
     for mib in LIMITS {
         let killed = cgroup.killed();
-        let status = cgroup.run(driver, mib);
+        let status = cgroup.run("a_process_that_a_cgroup_limits", driver, "memory.max", mib << 20);
         let what = format!("{driver:?}, {mib} MiB: {status}");
         if (mib << 20) < 3 * LENGTH {
             assert_eq!(status.signal(), Some(libc::SIGKILL), "{what}");
@@ -166,11 +184,16 @@ pub fn cgroup(driver: Driver) {
     }
 }
 
+/// What the process uses, as soon as it is in the cgroup.
+fn entered() -> Driver {
+    let driver = Driver::named(&std::env::var(USES).expect("another test's process"));
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    driver
+}
+
 /// The process in the cgroup.
 pub fn in_cgroup() {
-    let driver = Driver::named(&std::env::var(USES).expect("another test's process"));
-    // Until it is in the cgroup.
-    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    let driver = entered();
     let memory = RealMemory::new();
     memory.small_pages();
     kernel::owned_with(Needs::default(), driver, |backend, _| {
@@ -184,4 +207,47 @@ pub fn in_cgroup() {
         engine.close().unwrap();
     });
     drop(memory);
+}
+
+/// Limits of huge pages up to what the transaction needs, in a cgroup whose process could have more from the pool. With
+/// less, the kernel has no page for it, which is an error and no signal.
+pub fn cgroup_of_huge_pages(driver: Driver) {
+    let Some(cgroup) = Cgroup::new("hugetlb") else {
+        // Debian's kernels have the controller.
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        assert!(!release.contains("deb"), "{release}");
+        return println!("{driver:?}: this kernel has no limits of huge pages");
+    };
+    let (pinned, pool) = (pinned(), read_pool("nr_hugepages"));
+    set_pool(PAGES + 1);
+    for pages in 0..=PAGES + 1 {
+        let refused = || cgroup.count("hugetlb.2MB.events", "max");
+        let before = refused();
+        let test = "a_process_that_a_cgroup_limits_in_huge_pages";
+        let status = cgroup.run(test, driver, "hugetlb.2MB.max", pages * HUGE);
+        let what = format!("{driver:?}, {pages} huge pages: {status}");
+        assert!(status.success(), "{what}");
+        assert_eq!(refused() > before, pages < PAGES, "{what}: refused by the cgroup");
+        assert_eq!(cgroup.read("hugetlb.2MB.current").trim(), "0", "{what}: counted and gone");
+        assert_eq!(read_pool("free_hugepages"), PAGES + 1, "{what}: pages are missing in the pool");
+        assert_pinned_again(pinned, &what);
+    }
+    set_pool(pool);
+}
+
+/// The process in that cgroup.
+pub fn in_cgroup_of_huge_pages() {
+    let driver = entered();
+    let limit: u64 = std::env::var(LIMIT).unwrap().parse().unwrap();
+    for threads in [1, 4] {
+        let what = format!("{driver:?}, {threads} threads, {limit} bytes of huge pages");
+        match in_huge_pages(driver, threads, &what) {
+            Ok(()) => assert!(limit >= PAGES * HUGE, "{what}: sufficed for {PAGES}"),
+            Err(error) => {
+                assert!(limit < PAGES * HUGE, "{what}: {error}");
+                assert_eq!(error.errno, Errno::EFAULT, "{what}: {error}");
+                assert!(error.to_string().contains("(hugetlb.*.max)"), "{what}: {error}");
+            }
+        }
+    }
 }

@@ -438,6 +438,7 @@ fn iommufd_is_exact_at_each_boundary() {
 fn type1_leaves_nothing_when_memory_runs_out() {
     dry::pool_of_huge_pages(Driver::Type1);
     dry::cgroup(Driver::Type1);
+    dry::cgroup_of_huge_pages(Driver::Type1);
 }
 
 #[test]
@@ -445,12 +446,19 @@ fn type1_leaves_nothing_when_memory_runs_out() {
 fn iommufd_leaves_nothing_when_memory_runs_out() {
     dry::pool_of_huge_pages(Driver::Iommufd);
     dry::cgroup(Driver::Iommufd);
+    dry::cgroup_of_huge_pages(Driver::Iommufd);
 }
 
 #[test]
 #[ignore = "another test starts it as a process"]
 fn a_process_that_a_cgroup_limits() {
     dry::in_cgroup();
+}
+
+#[test]
+#[ignore = "another test starts it as a process"]
+fn a_process_that_a_cgroup_limits_in_huge_pages() {
+    dry::in_cgroup_of_huge_pages();
 }
 
 #[test]
