@@ -148,6 +148,7 @@ impl Runs<'_> {
             scenario: plan.scenario.to_owned(),
             mode,
             container: plan.container,
+            iommu: plan.host.iommu,
             devices: plan.addresses(),
             l2_memory_mib: plan.l2_memory_mib,
             ram: plan.ram,

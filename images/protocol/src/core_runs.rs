@@ -47,6 +47,7 @@ const RUNS: &[(&str, &[Mode])] = &[
     ("failing-kernel-intel-newest-iommufd", FAST),
     ("giga-intel-newest-iommufd", FAST),
     ("guest-attacks-intel-debian", FAST),
+    ("guest-attacks-amd-debian", FAST),
     ("guest-attacks-intel-newest-iommufd", FAST),
     ("hotplug-intel-debian", FAST),
     ("hotplug-intel-newest-iommufd", FAST),

@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The IOMMU that L0 emulates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Iommu {
     Intel,
     Amd,
@@ -50,6 +53,7 @@ impl Host {
     pub const AMD_DEBIAN: Self = Self::X86[1];
     pub const AMD_NEWEST: Self = Self::X86[3];
     pub const INTEL_NEWEST: Self = Self::X86[2];
+    pub const VIRTIO_NEWEST: Self = Self::X86[4];
 
     /// Every host.
     pub fn all() -> impl Iterator<Item = Self> {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::Iommu;
 use crate::memory::MemoryKind;
 
 /// The job's file in L1.
@@ -90,6 +91,8 @@ pub struct Job {
     /// A measurement of boot times alternates between both patched modes instead.
     pub mode: Mode,
     pub container: Container,
+    /// That of L1.
+    pub iommu: Iommu,
     /// PCI addresses in L1 of the devices that vfio-pci gets.
     pub devices: Vec<String>,
     pub l2_memory_mib: u64,
@@ -199,6 +202,7 @@ mod tests {
             scenario: "p2p-range".into(),
             mode: Mode::Fast,
             container: Container::Iommufd,
+            iommu: Iommu::Virtio,
             devices: vec!["0000:00:04.0".into()],
             l2_memory_mib: 3072,
             ram: Ram::Usual,

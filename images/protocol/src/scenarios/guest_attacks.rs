@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::checks::checks;
 use crate::host::Host;
-use crate::spec::{Device, ScenarioSpec};
+use crate::spec::{Device, Run, ScenarioSpec, remaps_interrupts};
 
 pub const NAME: &str = "guest-attacks";
 
@@ -20,7 +20,7 @@ checks! {
     DeviceRegisters,
     MemoryOfDevice,
     AroundInterrupts,
-    InterruptsAreNotRead,
+    InterruptsAreNotRead if has_interrupts_remapped,
     EndsOfAddressSpace,
     Blocks,
     Dimm,
@@ -29,6 +29,12 @@ checks! {
     OtherDimmInItsPlace,
     RemovedBlocks,
     MappingsInTheEnd,
+}
+
+/// A device behind an IOMMU that does not remap interrupts reads in their range what the machine has there: no memory,
+/// but registers of the interrupt controller. QEMU's model of that reads bytes of its own stack for a device.
+fn has_interrupts_remapped(run: &Run) -> bool {
+    remaps_interrupts(&run.spec.host)
 }
 
 pub fn specs() -> Vec<ScenarioSpec> {
@@ -44,6 +50,14 @@ pub fn specs() -> Vec<ScenarioSpec> {
             Check::expected_names,
         )
     };
-    let iommufd = type1.through_iommufd(Host::INTEL_NEWEST);
-    vec![type1, iommufd]
+    let on = |host| ScenarioSpec { host, ..type1.clone() };
+    let through_iommufd = |host| type1.through_iommufd(host);
+    vec![
+        on(Host::INTEL_DEBIAN),
+        on(Host::AMD_DEBIAN),
+        on(Host::VIRTIO_NEWEST),
+        through_iommufd(Host::INTEL_NEWEST),
+        through_iommufd(Host::AMD_NEWEST),
+        through_iommufd(Host::VIRTIO_NEWEST),
+    ]
 }
