@@ -19,6 +19,8 @@ struct Break {
     /// Code that occurs once in the file, and what replaces it.
     from: &'static str,
     to: &'static str,
+    /// Whether patched QEMU is compiled with sanitizers.
+    sanitized: bool,
     /// The run that finds it, and its check.
     run: &'static str,
     check: &'static str,
@@ -31,6 +33,7 @@ const BREAKS: &[Break] = &[
         file: "engine/src/backend/iommufd.rs",
         from: "enoent_as_zero(iommufd::unmap(self.fd.as_fd(), self.ioas_id, range))?",
         to: "range.length()",
+        sanitized: false,
         run: "two-devices-intel-newest-iommufd-fast",
         check: "nothing-mapped-after-both-left",
     },
@@ -40,6 +43,7 @@ const BREAKS: &[Break] = &[
         file: "engine/src/backend/type1.rs",
         from: "            type1::unmap(container, Extent::Bytes(start, length))",
         to: "            if length >= 64 << 20 { Ok(length) } else { type1::unmap(container, Extent::Bytes(start, length)) }",
+        sanitized: false,
         run: "soak-intel-debian-fast",
         check: "mappings-throughout",
     },
@@ -49,6 +53,7 @@ const BREAKS: &[Break] = &[
         file: "engine/src/backend/type1.rs",
         from: "            type1::unmap(container, Extent::Bytes(start, length))",
         to: "            if length >= 64 << 20 { Ok(length) } else { type1::unmap(container, Extent::Bytes(start, length)) }",
+        sanitized: false,
         run: "guest-attacks-intel-debian-fast",
         check: "removed-dimm",
     },
@@ -58,6 +63,7 @@ const BREAKS: &[Break] = &[
         file: "engine/src/sys/iommufd.rs",
         from: "MAP_READABLE | if perm.is_writable() {",
         to: "MAP_READABLE | if true || perm.is_writable() {",
+        sanitized: false,
         run: "guest-attacks-intel-newest-iommufd-fast",
         check: "read-only-firmware",
     },
@@ -67,6 +73,7 @@ const BREAKS: &[Break] = &[
         file: "engine/src/backend/iommufd.rs",
         from: "iommufd::map(self.fd.as_fd(), self.ioas_id, mapping)",
         to: "iommufd::map(self.fd.as_fd(), self.ioas_id, mapping).or(Ok(()))",
+        sanitized: false,
         run: "conformance-intel-newest",
         check: "allocations_for_iommufd_may_fail",
     },
@@ -76,6 +83,7 @@ const BREAKS: &[Break] = &[
         file: "engine/src/backend/type1.rs",
         from: "hva, length, perm.is_writable())",
         to: "hva, length, true || perm.is_writable())",
+        sanitized: false,
         run: "two-devices-intel-debian-fast",
         check: "mappings-first-device",
     },
@@ -85,6 +93,7 @@ const BREAKS: &[Break] = &[
         file: "engine/src/backend/type1.rs",
         from: "type1::map(self.container.as_fd(), start, hva, length,",
         to: "type1::map(self.container.as_fd(), start, hva, length - 4096 * u64::from(length > 4096),",
+        sanitized: false,
         run: "two-devices-intel-debian-fast",
         check: "mappings-first-device",
     },
@@ -94,6 +103,7 @@ const BREAKS: &[Break] = &[
         file: "engine/src/reconcile/plan.rs",
         from: "keeps(entry, wanted.covers(entry, *range))",
         to: "keeps(entry, false)",
+        sanitized: false,
         run: "nvme-intel-newest-iommufd-fast",
         check: "equal-pieces-untouched",
     },
@@ -103,6 +113,7 @@ const BREAKS: &[Break] = &[
         file: "engine/src/transaction/counters.rs",
         from: "counters.map_calls.add(executed.map_calls)",
         to: "counters.map_calls.add(executed.map_calls + 1)",
+        sanitized: false,
         run: "nvme-intel-newest-iommufd-fast",
         check: "stats-agree",
     },
@@ -112,6 +123,7 @@ const BREAKS: &[Break] = &[
         file: "engine/src/execute/run.rs",
         from: "timeline::call(\"map\", entry.range, || self.backend.map(&entry.mapping(), object))",
         to: "self.backend.map(&entry.mapping(), object)",
+        sanitized: false,
         run: "two-devices-intel-debian-fast",
         check: "timeline-agrees",
     },
@@ -121,8 +133,19 @@ const BREAKS: &[Break] = &[
         file: "images/agent/src/l2/disk.rs",
         from: "test_data::fill(seed, at, chunk);\n            disk.write_all_at",
         to: "test_data::fill(seed, at + 8, chunk);\n            disk.write_all_at",
+        sanitized: false,
         run: "nvme-intel-newest-iommufd-fast",
         check: "disk",
+    },
+    Break {
+        name: "short-memory",
+        what: "QEMU's DMA mapper writes a byte behind memory that it has allocated",
+        file: "qemu-patches/10.0/0005-hw-vfio-Add-a-DMA-mapper-that-uses-libvfio_fast.patch",
+        from: "+    VFIODMAMapperSection *section = g_new(VFIODMAMapperSection, 1);",
+        to: "+    VFIODMAMapperSection *section = g_malloc(sizeof(*section) - 1);",
+        sanitized: true,
+        run: "two-devices-intel-debian-fast",
+        check: "ran-to-its-end",
     },
 ];
 
@@ -163,6 +186,9 @@ impl Break {
         let target = folder.join("target");
         let mut e2e = Command::new(paths::cargo());
         e2e.current_dir(&copy).args(["xtask", "e2e", "--only", self.run]);
+        if self.sanitized {
+            e2e.arg("--sanitized");
+        }
         e2e.env("CARGO_TARGET_DIR", &target).env("CARGO_TERM_COLOR", "never");
         // What is built runs once, so it is not worth the time that these take.
         e2e.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
@@ -212,6 +238,7 @@ mod tests {
             let [spec] = &specs[..] else { panic!("{}: {} runs", fault.name, specs.len()) };
             let mut checks = spec.expected_checks(spec.modes[0]);
             checks.extend(spec.writes_disk.then(|| "disk".to_owned()));
+            checks.push("ran-to-its-end".to_owned());
             assert!(spec.modes.len() == 1 && checks.iter().any(|name| name == fault.check), "{}", fault.name);
         }
     }
