@@ -16,6 +16,13 @@ pub enum Iommu {
     Smmu,
 }
 
+impl Iommu {
+    /// Whether it can remap interrupts.
+    pub fn remaps_interrupts(self) -> bool {
+        self != Self::Virtio
+    }
+}
+
 /// The kernel that L1 runs. L2's is always Debian's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {

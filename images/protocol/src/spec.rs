@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::host::{Host, Iommu};
+use crate::host::Host;
 use crate::job::{Container, Firmware, Mode, Ram};
 use crate::machine::Machine;
 use crate::memory::MemoryKind;
@@ -273,8 +273,3 @@ impl ScenarioSpec {
 
 /// The slot of the first device under test.
 pub const FIRST_SLOT: u8 = 4;
-
-/// Whether the IOMMU of that host can remap interrupts.
-pub fn remaps_interrupts(host: &Host) -> bool {
-    host.iommu != Iommu::Virtio
-}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::checks::checks;
 use crate::host::Host;
-use crate::spec::{Device, Run, ScenarioSpec, remaps_interrupts};
+use crate::spec::{Device, Run, ScenarioSpec};
 
 pub const NAME: &str = "guest-attacks";
 
@@ -34,7 +34,7 @@ checks! {
 /// A device behind an IOMMU that does not remap interrupts reads in their range what the machine has there: no memory,
 /// but registers of the interrupt controller. QEMU's model of that reads bytes of its own stack for a device.
 fn has_interrupts_remapped(run: &Run) -> bool {
-    remaps_interrupts(&run.spec.host)
+    run.spec.host.iommu.remaps_interrupts()
 }
 
 pub fn specs() -> Vec<ScenarioSpec> {
@@ -51,13 +51,12 @@ pub fn specs() -> Vec<ScenarioSpec> {
         )
     };
     let on = |host| ScenarioSpec { host, ..type1.clone() };
-    let through_iommufd = |host| type1.through_iommufd(host);
     vec![
         on(Host::INTEL_DEBIAN),
         on(Host::AMD_DEBIAN),
         on(Host::VIRTIO_NEWEST),
-        through_iommufd(Host::INTEL_NEWEST),
-        through_iommufd(Host::AMD_NEWEST),
-        through_iommufd(Host::VIRTIO_NEWEST),
+        type1.through_iommufd(Host::INTEL_NEWEST),
+        type1.through_iommufd(Host::AMD_NEWEST),
+        type1.through_iommufd(Host::VIRTIO_NEWEST),
     ]
 }

@@ -3,7 +3,7 @@
 use crate::checks::checks;
 use crate::host::{Host, Kernel};
 use crate::job::Ram;
-use crate::spec::{Device, Run, ScenarioSpec, remaps_interrupts};
+use crate::spec::{Device, Run, ScenarioSpec};
 
 pub const NAME: &str = "p2p-data";
 
@@ -28,7 +28,8 @@ fn maps_bars(run: &Run) -> bool {
 }
 
 pub fn specs() -> Vec<ScenarioSpec> {
-    let mut specs: Vec<ScenarioSpec> = Host::X86.into_iter().filter(remaps_interrupts).map(on).collect();
+    let mut specs: Vec<ScenarioSpec> =
+        Host::X86.into_iter().filter(|host| host.iommu.remaps_interrupts()).map(on).collect();
     specs.push(on(Host::INTEL_NEWEST).through_iommufd(Host::INTEL_NEWEST));
     specs
 }

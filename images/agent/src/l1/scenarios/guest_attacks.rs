@@ -258,7 +258,7 @@ fn of_the_ends(iommu: Iommu) -> Vec<Case<Check>> {
     // A write there is a request to interrupt a processor, which the IOMMU does not look up in its page tables. One
     // that remaps no interrupts does not look up reads there either.
     let inside = [(first, 4), (first + PAGE, SLOT), (next - 4, 4)];
-    if iommu != Iommu::Virtio {
+    if iommu.remaps_interrupts() {
         cases.push(Case {
             check: Check::InterruptsAreNotRead,
             accesses: inside.map(access).to_vec(),
