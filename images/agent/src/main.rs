@@ -3,6 +3,7 @@
 mod l1;
 mod l2;
 mod machine;
+mod pagemap;
 mod pci;
 mod wait;
 

@@ -15,6 +15,7 @@ use vfio_fast_protocol::test_data;
 
 use super::{physical_address, send};
 use crate::machine;
+use crate::pagemap::Pagemap;
 use crate::wait::{Seen, wait_for};
 
 /// The serial numbers of the disks there may be.
@@ -202,7 +203,7 @@ impl Memory {
         length: u64,
         mut work: impl FnMut(&mut [u8], u64) -> Result<()>,
     ) -> Result<Event> {
-        let pagemap = File::open("/proc/self/pagemap")?;
+        let pagemap = Pagemap::own()?;
         let (mut lowest, mut highest, mut slots) = (u64::MAX, 0, BTreeSet::new());
         for at in (start..start + length).step_by(CHUNK) {
             let place = self.take();

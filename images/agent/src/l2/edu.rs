@@ -1,12 +1,13 @@
 //! The DMA engine of an `edu`, which copies between its own buffer and any address.
 
-use std::fs::File;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use super::mmio::Window;
 use super::physical_address;
+use crate::machine;
+use crate::pagemap::Pagemap;
 use crate::pci::Device;
 use crate::wait::{Seen, wait_for};
 
@@ -64,7 +65,7 @@ impl Engine {
     }
 }
 
-/// A page of L2's memory.
+/// A page of L2's memory that stays where it is.
 pub struct Page {
     pub window: Window,
     pub physical: u64,
@@ -72,12 +73,14 @@ pub struct Page {
 
 impl Page {
     pub fn new() -> Result<Self> {
+        // The kernel compacts locked memory too, unless it is told not to: the device would access another's page.
+        machine::set("/proc/sys/vm/compact_unevictable_allowed", "0")?;
         let window = Window::memory(PAGE)?;
         let physical = where_is(&window)?;
         Ok(Self { window, physical })
     }
 
-    /// The kernel may move a page; it has not.
+    /// The kernel has not moved it.
     pub fn still_there(&self) -> Result<()> {
         let now = where_is(&self.window)?;
         ensure!(now == self.physical, "the page was moved from {:#x} to {now:#x}", self.physical);
@@ -86,5 +89,5 @@ impl Page {
 }
 
 fn where_is(window: &Window) -> Result<u64> {
-    physical_address(&File::open("/proc/self/pagemap")?, window.address())
+    physical_address(&Pagemap::own()?, window.address())
 }

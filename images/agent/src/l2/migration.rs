@@ -13,6 +13,7 @@ use vfio_fast_protocol::test_data;
 use super::mmio::Window;
 use super::{physical_address, send};
 use crate::machine;
+use crate::pagemap::Pagemap;
 use crate::pci::Device;
 use crate::wait::{Seen, wait_for};
 
@@ -38,7 +39,7 @@ pub fn work(seed: u64, times: u32, port: &mut File) -> Result<u64> {
     for page in unwritten() {
         buffer.store_at(page * PAGE, &stream::<PAGE>(seed ^ page as u64))?;
     }
-    let pagemap = File::open("/proc/self/pagemap")?;
+    let pagemap = Pagemap::own()?;
     let at = physical_address(&pagemap, buffer.address())?;
 
     let device = Writer(Device::of_type(0x4348, 0x3253)?.open_config()?);

@@ -11,14 +11,14 @@ mod peer;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use vfio_fast_protocol::l2_job::{self, L2Job};
 use vfio_fast_protocol::record::{Event, L2_PORT};
 
 use crate::machine::{self, KernelLog};
+use crate::pagemap::Pagemap;
 
 /// Runs L2 until the machine is reset or stopped from outside.
 pub fn run(options: &BTreeMap<String, String>) -> Result<()> {
@@ -74,11 +74,7 @@ fn send(port: &mut File, event: &Event) -> Result<()> {
     port.write_all(&line).context("cannot write to the event port")
 }
 
-/// The physical address of the page at `address`.
-fn physical_address(pagemap: &File, address: u64) -> Result<u64> {
-    let mut entry = [0u8; 8];
-    pagemap.read_exact_at(&mut entry, address / 4096 * 8)?;
-    let entry = u64::from_le_bytes(entry);
-    ensure!(entry >> 63 == 1, "the page at {address:#x} is not present");
-    Ok((entry & ((1 << 55) - 1)) * 4096)
+/// The physical address of this process's page at `address`.
+fn physical_address(pagemap: &Pagemap, address: u64) -> Result<u64> {
+    pagemap.physical(address)?.with_context(|| format!("the page at {address:#x} is not present"))
 }

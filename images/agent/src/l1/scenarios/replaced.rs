@@ -1,9 +1,6 @@
 //! A page of L2's RAM gets a memory error: the kernel of L1 is told that the page is bad. QEMU replaces the page when L2
 //! is reset, and the device has to access the new one. L2 does not run.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vfio_fast_protocol::scenarios::replaced::Check;
@@ -14,16 +11,11 @@ use crate::l1::command_line::CommandLine;
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
 use crate::machine;
+use crate::pagemap::Pagemap;
 use crate::wait::{Seen, wait_for};
 
 /// The address of the page in L2: amid a mapping.
 const ADDRESS: u64 = 256 << 20;
-const PAGE: u64 = 4096;
-
-/// An entry of `/proc/<pid>/pagemap`: the frame, if the page is present.
-const ENTRY: u64 = 8;
-const PRESENT: u64 = 1 << 63;
-const FRAME: u64 = (1 << 55) - 1;
 
 const BAD_PAGE: &str = "/sys/devices/system/memory/hard_offline_page";
 const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
@@ -36,10 +28,11 @@ pub fn run(lab: &Lab) -> Result<()> {
     let wanted = mappings::mappings(lab, &mut vm, Check::MappingsBeforeError)?;
     let (start, slot) = wanted.range(..=ADDRESS).next_back().context("L2 has no memory there")?;
     let vaddr = slot.vaddr + (ADDRESS - start);
-    let old = frame(&vm, vaddr)?.context("the page is mapped but not present")?;
+    let pagemap = Pagemap::of(vm.pid)?;
+    let old = pagemap.physical(vaddr)?.context("the page is mapped but not present")?;
 
     lab.report.step("memory error");
-    machine::set(BAD_PAGE, &format!("{:#x}", old * PAGE))?;
+    machine::set(BAD_PAGE, &format!("{old:#x}"))?;
     wait_for("QEMU to notice the memory error", lab.wait(), || {
         let text = vm.stderr()?;
         Ok(Seen::of(text.contains("MCE Memory Error").then_some(()), || format!("QEMU says `{text}`")))
@@ -50,8 +43,8 @@ pub fn run(lab: &Lab) -> Result<()> {
     vm.qmp.run("system_reset", json!({}))?;
     let reset = vm.qmp.event_within("RESET", lab.wait(), |_| true)?;
     ensure!(reset.is_some(), "QEMU was not reset");
-    let new = frame(&vm, vaddr)?;
-    let seen = format!("page frame {old:#x} before, {new:#x?} after");
+    let new = pagemap.physical(vaddr)?;
+    let seen = format!("page at {old:#x} before, {new:#x?} after");
     lab.report.expect(Check::PageReplaced, new.is_some_and(|new| new != old), &seen);
     let calls = vm.witnessed()?.split_off(before);
     let covers = |call: &&Call| call.iova <= ADDRESS && ADDRESS - call.iova < call.size;
@@ -62,13 +55,4 @@ pub fn run(lab: &Lab) -> Result<()> {
     mappings::mappings(lab, &mut vm, Check::MappingsAfterReset)?;
     mappings::no_threads(lab, &vm, Check::NoThreadsAfterReset)?;
     vm.quit().map(drop)
-}
-
-/// The frame of a page of QEMU, if it is present.
-fn frame(vm: &Vm, vaddr: u64) -> Result<Option<u64>> {
-    let mut entry = [0u8; ENTRY as usize];
-    let pagemap = File::open(format!("/proc/{}/pagemap", vm.pid))?;
-    pagemap.read_exact_at(&mut entry, vaddr / PAGE * ENTRY)?;
-    let entry = u64::from_ne_bytes(entry);
-    Ok((entry & PRESENT != 0).then_some(entry & FRAME))
 }

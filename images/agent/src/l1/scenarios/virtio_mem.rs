@@ -3,8 +3,6 @@
 //! request is undone, and the guest has to wait.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::Duration;
 
@@ -23,6 +21,7 @@ use crate::l1::lab::Lab;
 use crate::l1::requests::{self, Progress};
 use crate::l1::vm::Vm;
 use crate::l1::{limits, proc, qemu_trace};
+use crate::pagemap::Pagemap;
 use crate::wait::{Seen, wait_for};
 
 pub(super) const MIB: u64 = 1 << 20;
@@ -30,10 +29,7 @@ pub(super) const MIB: u64 = 1 << 20;
 const MAX_MIB: u64 = 1024;
 /// What is mapped and unmapped at once.
 pub(super) const BLOCK: u64 = 2 * MIB;
-
-/// A page, and its entry in `/proc/<pid>/pagemap`.
 const PAGE: u64 = 4096;
-const ENTRY: u64 = 8;
 
 /// Plugged while L2 boots; then fewer, which ends amid a memory block of Linux (128 MiB); then more, with the hole filled.
 const FIRST_MIB: u64 = 256;
@@ -206,15 +202,10 @@ impl Region {
     fn filled(&self, lab: &Lab, vm: &Vm) -> Result<()> {
         let memory = witness::guest_memory(&vm.witnessed()?);
         let start = memory.get(&self.address).context("KVM does not have the device's memory")?.vaddr;
-        let mut entries = vec![0u8; (MAX_MIB * MIB / PAGE * ENTRY) as usize];
-        let pagemap = File::open(format!("/proc/{}/pagemap", vm.pid))?;
-        pagemap.read_exact_at(&mut entries, start / PAGE * ENTRY)?;
-        // The highest bit of the highest byte is set if the page is present.
-        let there =
-            |block: &[u8]| block.chunks(ENTRY as usize).any(|entry| entry[ENTRY as usize - 1] & 0x80 != 0);
-        let blocks =
-            entries.chunks((BLOCK / PAGE * ENTRY) as usize).zip((self.address..).step_by(BLOCK as usize));
-        let filled: BTreeSet<u64> = blocks.filter(|(block, _)| there(block)).map(|(_, at)| at).collect();
+        let pages = Pagemap::of(vm.pid)?.exist(start..start + MAX_MIB * MIB)?;
+        let blocks = pages.chunks((BLOCK / PAGE) as usize).zip((self.address..).step_by(BLOCK as usize));
+        let filled: BTreeSet<u64> =
+            blocks.filter(|(block, _)| block.contains(&true)).map(|(_, at)| at).collect();
         let plugged = plugged(&qemu_trace::text()?)?;
         let mut problems: Vec<String> =
             filled.difference(&plugged).take(5).map(|at| format!("{at:#x} is filled")).collect();
