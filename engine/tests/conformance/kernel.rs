@@ -132,12 +132,13 @@ pub fn map_file_anew(memory: Memory, flags: libc::c_int, protection: libc::c_int
     assert_eq!(got, address, "{}", Error::last_os_error());
 }
 
-/// Whether the process's page tables have the page at `address`.
+/// Whether the process has the page at `address`, even if the kernel is moving it.
 pub fn is_present(address: u64) -> bool {
     const PRESENT: u64 = 1 << 63;
+    const MOVING: u64 = 1 << 62;
     let mut entry = [0; 8];
     open_for_reading("/proc/self/pagemap").read_exact_at(&mut entry, address / PAGE * 8).expect("an entry");
-    u64::from_ne_bytes(entry) & PRESENT != 0
+    u64::from_ne_bytes(entry) & (PRESENT | MOVING) != 0
 }
 
 fn open_for_reading(path: &str) -> File {

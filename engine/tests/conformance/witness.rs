@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use super::cases::PAGE;
 use super::common::{Space, UNIT};
@@ -16,6 +18,8 @@ const FRAME: u64 = 0x000f_ffff_ffff_f000;
 const WRITABLE: u64 = 2;
 /// Maximum number of differences to report.
 const SHOWN: usize = 8;
+/// The kernel moves a page within milliseconds, or longer on a busy host.
+const MOVED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The translation of one page of IOVAs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,12 +143,23 @@ pub fn physical_of(address: u64) -> u64 {
 }
 
 fn physical(pagemap: &File, address: u64) -> u64 {
-    let mut entry = [0; 8];
-    pagemap.read_exact_at(&mut entry, address / PAGE * 8).unwrap();
-    let entry = u64::from_ne_bytes(entry);
-    let frame = entry & ((1 << 55) - 1);
-    assert!(entry >> 63 == 1 && frame != 0, "no page at {address:#x}, or none that may be seen");
-    frame * PAGE
+    let start = Instant::now();
+    loop {
+        let mut entry = [0; 8];
+        pagemap.read_exact_at(&mut entry, address / PAGE * 8).unwrap();
+        let entry = u64::from_ne_bytes(entry);
+        // Not present, and yet there: the kernel is moving the page.
+        if entry >> 62 == 1 && start.elapsed() < MOVED_WITHIN {
+            sleep(Duration::from_millis(1));
+            continue;
+        }
+        let frame = entry & ((1 << 55) - 1);
+        assert!(
+            entry >> 63 == 1 && frame != 0,
+            "no page at {address:#x}, or none that may be seen: {entry:#x}"
+        );
+        return frame * PAGE;
+    }
 }
 
 /// Pages that are translated but not wanted, wanted but not translated, or translated to something else.
