@@ -89,19 +89,19 @@ mod tests {
 
     #[test]
     fn pages_exist_once_they_are_written_to() {
-        const PAGES: usize = 64;
-        // Zeroed memory of this size comes untouched from the kernel, and is too small for a huge page.
-        let mut memory = vec![0u8; (PAGES + 1) * PAGE as usize];
+        const MIB: usize = 1 << 20;
+        // Zeroed memory of this size comes untouched from the kernel. Between what is written to and what is not there
+        // is more than a huge page.
+        let mut memory = vec![0u8; 8 * MIB + PAGE as usize];
         let first = memory.as_ptr().align_offset(PAGE as usize);
         let start = memory.as_ptr().addr() as u64 + first as u64;
-        for page in [7, 31] {
-            memory[first + page * PAGE as usize] = 1;
-        }
+        let (written, untouched) = ([MIB, 7 * MIB], 4 * MIB);
+        written.into_iter().for_each(|at| memory[first + at] = 1);
         let pagemap = Pagemap::own().unwrap();
-        let exist = pagemap.exist(start..start + PAGES as u64 * PAGE).unwrap();
-        let found: Vec<usize> = (1..PAGES - 1).filter(|page| exist[*page]).collect();
-        assert_eq!(found, [7, 31]);
-        assert!(pagemap.physical(start + 7 * PAGE).unwrap().is_some());
-        assert_eq!(pagemap.physical(start + 8 * PAGE).unwrap(), None);
+        let exist = pagemap.exist(start..start + 8 * MIB as u64).unwrap();
+        let [low, high, between] = [written[0], written[1], untouched].map(|at| exist[at / PAGE as usize]);
+        assert_eq!((low, high, between), (true, true, false));
+        assert!(pagemap.physical(start + written[0] as u64).unwrap().is_some());
+        assert_eq!(pagemap.physical(start + untouched as u64).unwrap(), None);
     }
 }
