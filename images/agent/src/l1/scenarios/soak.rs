@@ -159,8 +159,8 @@ pub fn with(lab: &Lab, viommu: Option<Follower>) -> Result<()> {
     lab.report.step(&format!("steps of the seed {:#x}", lab.job.image_seed));
     let end = Instant::now() + Duration::from_secs(lab.job.soak_s);
     let mut made = Ok(());
-    while made.is_ok() && (Instant::now() < end || Step::ALL.iter().any(|step| !soak.enough(*step))) {
-        made = soak.step();
+    while made.is_ok() && (Instant::now() < end || soak.missing().next().is_some()) {
+        made = soak.step(Instant::now() >= end);
     }
     // What was wrong before is often why a step fails.
     soak.report();
@@ -169,25 +169,39 @@ pub fn with(lab: &Lab, viommu: Option<Follower>) -> Result<()> {
 }
 
 impl Soak<'_> {
-    fn enough(&self, step: Step) -> bool {
-        self.happened.get(&step).is_some_and(|times| *times >= AT_LEAST)
+    /// The steps that were not made often enough.
+    fn missing(&self) -> impl Iterator<Item = Step> {
+        let enough = |step: &Step| self.happened.get(step).is_some_and(|times| *times >= AT_LEAST);
+        Step::ALL.into_iter().filter(move |step| !enough(step))
     }
 
-    /// Makes a step that is possible now, and looks at the result.
-    fn step(&mut self) -> Result<()> {
-        let step = loop {
-            let step = Step::draw(&mut self.numbers);
-            let possible = match step {
-                Step::Plug => self.dimms.len() < DIMMS,
-                Step::Unplug => !self.dimms.is_empty(),
-                Step::AddDevice => !self.has_second,
-                Step::RemoveDevice => self.has_second,
-                Step::Resize | Step::Pause | Step::Reset => true,
-            };
-            if possible {
-                break step;
+    fn is_possible(&self, step: Step) -> bool {
+        match step {
+            Step::Plug => self.dimms.len() < DIMMS,
+            Step::Unplug => !self.dimms.is_empty(),
+            Step::AddDevice => !self.has_second,
+            Step::RemoveDevice => self.has_second,
+            Step::Resize | Step::Pause | Step::Reset => true,
+        }
+    }
+
+    /// A step that is possible now. When the time is up, chance decides only where no missing one is possible: a rare
+    /// step would come too late.
+    fn choose(&mut self, time_is_up: bool) -> Step {
+        let missing = self.missing().find(|step| time_is_up && self.is_possible(*step));
+        missing.unwrap_or_else(|| {
+            loop {
+                let step = Step::draw(&mut self.numbers);
+                if self.is_possible(step) {
+                    break step;
+                }
             }
-        };
+        })
+    }
+
+    /// Makes a step, and looks at the result.
+    fn step(&mut self, time_is_up: bool) -> Result<()> {
+        let step = self.choose(time_is_up);
         self.make(step).with_context(|| format!("{step:?}, after {:?}", self.happened))?;
         *self.happened.entry(step).or_default() += 1;
         self.look(step)?;
@@ -306,8 +320,7 @@ impl Soak<'_> {
         let all = self.transfers == TRANSFERS * u64::from(steps + 1);
         let seen = format!("{} transfers of {} bytes in all, {steps} steps", self.transfers, self.moved);
         lab.report.expect(Check::DataThroughout, all, &seen);
-        let never = Step::ALL.iter().filter(|step| !self.enough(**step));
-        let never: Vec<String> = never.map(|step| format!("never: {step:?}")).collect();
+        let never: Vec<String> = self.missing().map(|step| format!("never: {step:?}")).collect();
         lab.report.check(Check::EverythingHappened, &never, &happened);
     }
 
