@@ -6,6 +6,7 @@ mod bus_master;
 mod cgroups;
 mod checks;
 mod command_line;
+mod cpus;
 mod debian;
 mod devices;
 mod events;

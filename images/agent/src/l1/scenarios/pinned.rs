@@ -3,12 +3,12 @@
 //! not run.
 
 use anyhow::{Context, Result};
-use rustix::thread::{CpuSet, sched_setaffinity};
 use vfio_fast_protocol::scenarios::pinned::Check;
 
 use crate::l1::cgroups::{self, Group};
 use crate::l1::checks::{count, mappings};
 use crate::l1::command_line::CommandLine;
+use crate::l1::cpus::{self, BOTH_CONTEXT, BOTH_PROPERTY};
 use crate::l1::lab::Lab;
 use crate::l1::vm::Vm;
 use crate::l1::{devices, proc, qemu_trace};
@@ -16,8 +16,6 @@ use crate::l1::{devices, proc, qemu_trace};
 /// Scheduling policies.
 const USUAL: &str = "0";
 const FIFO: &str = "1";
-/// A thread context whose threads may use both CPUs.
-const CONTEXT: [&str; 2] = ["-object", "thread-context,id=tc0,cpu-affinity=0-1"];
 
 pub fn run(lab: &Lab) -> Result<()> {
     let both = one(lab, "")?;
@@ -27,7 +25,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     one(lab, ",x-dma-mapper-threads=1")?.threads(lab, Check::ThreadsPropertyUsesOne, 1);
 
     // QEMU inherits what this thread may use.
-    allow(&[0])?;
+    cpus::allow(&[0])?;
     let pinned = one(lab, "")?;
     pinned.threads(lab, Check::PinnedUsesOne, 1);
     let says_why =
@@ -35,8 +33,8 @@ pub fn run(lab: &Lab) -> Result<()> {
     lab.report.expect(Check::PinnedSaysWhy, says_why, &format!("{:?}", pinned.said));
     // More threads than CPUs would be slower.
     one(lab, ",x-dma-mapper-threads=2")?.threads(lab, Check::ThreadsPropertyAddsNone, 1);
-    one(lab, ",x-dma-mapper-context=tc0")?.threads(lab, Check::ContextPropertyUsesBoth, 2);
-    allow(&[0, 1])?;
+    one(lab, BOTH_PROPERTY)?.threads(lab, Check::ContextPropertyUsesBoth, 2);
+    cpus::allow(&[0, 1])?;
 
     cgroups::enable(&["cpu", "cpuset"])?;
     let quota = Group::new("quota")?;
@@ -99,7 +97,7 @@ fn one(lab: &Lab, properties: &str) -> Result<Seen> {
     lab.report.step(&format!("start{properties}"));
     let line = CommandLine::new(lab)
         .trace(&["vfio_dma_mapper_log"])
-        .args(CONTEXT)
+        .args(BOTH_CONTEXT)
         .q35_on("memory-backend-ram", lab.job.l2_memory_mib)
         .root_port(0)
         .device_with(0, &format!("id=dut,bus=rp0{properties}"), lab.job.mode);
@@ -109,11 +107,4 @@ fn one(lab: &Lab, properties: &str) -> Result<Seen> {
     let said = qemu_trace::text()?.lines().filter(|line| line.contains(" CPUs")).map(str::to_owned).collect();
     vm.quit()?;
     Ok(Seen { threads: threads.context("the library reports no threads_peak")?, said })
-}
-
-/// Lets this thread, and what it starts from now on, use these CPUs.
-fn allow(cpus: &[usize]) -> Result<()> {
-    let mut set = CpuSet::new();
-    cpus.iter().for_each(|cpu| set.set(*cpu));
-    sched_setaffinity(None, &set).context("cannot choose CPUs")
 }
